@@ -1,0 +1,854 @@
+/* The sentinel: watching Python's own threads without the GIL.
+
+   One native thread per CPU, pinned to it, with policy SCHED_IDLE.  The kernel runs it only when that CPU
+   has nothing better to do, so *being scheduled is the event*: the last runnable worker there blocked.
+
+   What this file knows: which threads are workers (Slot), whether work waits (Lookout.reserve is set), and
+   how many may run (Lookout.target).  What it does: look at the workers, mark those that sleep, and wake the one
+   reserve worker it was given.  Policy stays in Python: the woken worker reads the marks and decides.
+
+   Guarantees
+   - Never touches the GIL or a Python object from a native thread.
+   - No lock is shared with Python threads: a SCHED_IDLE thread may be off the CPU for as long as others are busy,
+     and whoever waited for its lock would wait as long.  All sharing is by atomics; memory the native threads
+     may reach is freed by the last of them to leave.
+   - Asleep on one futex (Watch.bell) whenever no lookout is armed.  No periodic wake-up then.
+   - Level-triggered: while a lookout is armed the sentinels look again and again (backing off to 1 ms), so a report
+     that came too early or too late is only a late one, never a lost one.
+
+   Letters: A atomic, any thread; I set before it is shared; G with the GIL (or the pool's lock) held; N native threads
+   only.  The words of struct Slot are argued in README.md beside this file.  */
+
+#define _GNU_SOURCE
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#ifndef __linux__
+#error "the sentinel needs Linux; cmwq works without it"
+#endif
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <limits.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define US 1000LL
+#define MS (1000 * US)
+
+enum {
+    BACKOFF_MIN = 20 * US,      /* first pause after a look that found nothing to start */
+    BACKOFF_MAX = 1 * MS,
+    TICK = 10 * MS,             /* the plain tick, should every sentinel be starved by other processes */
+    SHORT_WAIT = 50 * US,       /* a lock wait must last so long, times (1 + young ones), to count as blocked */
+    YOUNG = 10 * MS,            /* a lock wait older than this no longer damps the next */
+    RELOOK = 4,                 /* workers believed blocked that one look visits */
+    MAX_LOOKOUTS = 4096,
+};
+
+static long long now_ns(clockid_t clock)
+{
+    struct timespec t;
+    return clock_gettime(clock, &t) ? -1 : t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static long futex(atomic_uint *word, int op, unsigned value, const struct timespec *timeout)
+{
+    return syscall(SYS_futex, word, op | FUTEX_PRIVATE_FLAG, value, timeout, NULL, 0);
+}
+
+static struct timespec timespec_of(long long ns)
+{
+    return (struct timespec){.tv_sec = ns / 1000000000LL, .tv_nsec = ns % 1000000000LL};
+}
+
+/* ---------------------------------------------------------------------------------------------- state */
+
+/* A worker as the sentinel sees it.  `word` is sequence << 2 | state, so that a verdict (compare and swap)
+   fails if the worker parked, woke or ended its item since it was looked at. */
+enum { AWAY = 0, RUNNING = 1, BLOCKED = 2, STATE = 3, STEP = 4 };
+
+typedef struct {
+    atomic_uint token;          /* A: the parker: 0 empty, 1 unparked, 2 somebody waits */
+    atomic_uint word;           /* A */
+    atomic_int tid;             /* A: 0 while the slot is free */
+    bool told;                  /* G: Python was told that it sleeps */
+    bool used;                  /* G */
+    atomic_bool on_lock;        /* A: the wait in question is for a lock */
+    atomic_llong wait_key;      /* A: which wait: address of the futex */
+    atomic_llong wait_since;    /* A: when it was first seen */
+    atomic_llong wait_cpu;      /* A: the thread's CPU time then: unchanged means it did not run in between */
+} Slot;
+
+typedef struct {
+    cpu_set_t cpus;             /* I */
+    int capacity;               /* I */
+    Slot *slots;                /* I: type-stable: a slot is reused, never freed while the watch lives */
+    atomic_int nr_slots;        /* A: slots[0:nr_slots] have been used */
+    atomic_int target;          /* A: how many may run */
+    atomic_int reserve;         /* A: slot to wake + 1; 0: nothing to do here (no work, or nobody to wake) */
+    atomic_bool changed;        /* A: marks that Python has not read */
+    atomic_int cursor;          /* A: where the next re-look starts */
+    atomic_llong last_look;     /* A */
+} Lookout;
+
+typedef struct {
+    atomic_int refs;            /* A: the Python object and every native thread */
+    atomic_bool stop;           /* A */
+    atomic_uint bell;           /* A: futex; changes when a lookout is armed */
+    atomic_int sleepers;        /* A: threads at the bell */
+    atomic_llong gil_low, gil_high;     /* A: futexes in this range are the GIL's; empty range: no GIL */
+    atomic_int nr_lookouts;     /* A */
+    _Atomic(Lookout *) lookouts[MAX_LOOKOUTS];  /* A: set once */
+    atomic_long looks, wakes;   /* A: statistics */
+} Watch;
+
+static void watch_release(Watch *watch)
+{
+    if (atomic_fetch_sub(&watch->refs, 1) > 1)
+        return;
+    for (int i = 0; i < atomic_load(&watch->nr_lookouts); i++) {
+        Lookout *lookout = atomic_load(&watch->lookouts[i]);
+        free(lookout->slots);
+        free(lookout);
+    }
+    free(watch);
+}
+
+static void ring(Watch *watch)
+{
+    atomic_fetch_add(&watch->bell, 1);
+    if (atomic_load(&watch->sleepers))
+        futex(&watch->bell, FUTEX_WAKE, INT_MAX, NULL);
+}
+
+static void unpark(Slot *slot)
+{
+    unsigned before = atomic_exchange(&slot->token, 1);
+    unsigned word = atomic_load(&slot->word);
+    /* On its way counts as running: else the next look would start another for the same work. */
+    if ((word & STATE) == AWAY)
+        atomic_compare_exchange_strong(&slot->word, &word, (word + STEP) | RUNNING);
+    if (before == 2)
+        futex(&slot->token, FUTEX_WAKE, 1, NULL);
+}
+
+/* The worker's own transitions (park, end of an item, exempt): whatever was concluded of it before is void. */
+static void slot_become(Slot *slot, unsigned state)
+{
+    unsigned word = atomic_load(&slot->word);
+    while (!atomic_compare_exchange_weak(&slot->word, &word, ((word & ~STATE) + STEP) | state))
+        ;
+    atomic_store(&slot->wait_since, 0);
+}
+
+/* ---------------------------------------------------------------------------------------------- looking */
+
+typedef enum { RUNS, WAITS_FOR_GIL, WAITS_FOR_LOCK, SLEEPS, GONE } Doing;
+
+/* What a thread does right now, by /proc/self/task/TID/syscall: "running", "-1 sp pc" (asleep outside a system
+   call: a page fault), or the number and arguments of the call it sleeps in.  Opened each time: 1.3 us against
+   0.5 with a descriptor kept, and a pool of a thousand threads must not hold a thousand descriptors. */
+static Doing look_at(Watch *watch, int tid, long long *key)
+{
+    char path[48], text[128];
+    snprintf(path, sizeof path, "/proc/self/task/%d/syscall", tid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return GONE;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (n <= 0)
+        return GONE;
+    text[n] = 0;
+    if (text[0] == 'r')
+        return RUNS;
+    *key = 0;
+    char *rest;
+    long number = strtol(text, &rest, 10);
+    switch (number) {
+    case -1:                            /* a page fault, or a lock of the address space: short, or it is I/O */
+    case SYS_mmap:
+    case SYS_munmap:
+    case SYS_mprotect:
+    case SYS_madvise:
+    case SYS_brk:
+        return WAITS_FOR_LOCK;
+    case SYS_futex:
+        *key = (long long)strtoull(rest, NULL, 16);
+        if (*key >= atomic_load(&watch->gil_low) && *key < atomic_load(&watch->gil_high))
+            return WAITS_FOR_GIL;
+        return WAITS_FOR_LOCK;
+    default:
+        return SLEEPS;
+    }
+}
+
+static clockid_t cpu_clock_of(int tid)
+{
+    return (clockid_t)(((unsigned)~tid << 3) | 6);      /* CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED */
+}
+
+static void mark_blocked(Lookout *lookout, Slot *slot, unsigned word, bool on_lock)
+{
+    atomic_store(&slot->on_lock, on_lock);
+    if (atomic_compare_exchange_strong(&slot->word, &word, (word & ~STATE) | BLOCKED))
+        atomic_store(&lookout->changed, true);
+}
+
+/* The lasting-futex rule.  A contended lock looks like a blocked worker; starting another for it makes more
+   contention, and so on without end.  So the wait must have lasted, without the thread having run in between, and the
+   longer the more others were counted as waiting for locks of late.  With nobody running at all, the first counts at once:
+   whoever holds that lock is not about to let go of it. */
+static bool has_lasted(Slot *slot, long long key, long long now, int runnable, int young)
+{
+    long long cpu = now_ns(cpu_clock_of(atomic_load(&slot->tid)));
+    long long since = atomic_load(&slot->wait_since);
+    if (!since || atomic_load(&slot->wait_key) != key || atomic_load(&slot->wait_cpu) != cpu) {
+        atomic_store(&slot->wait_key, key);
+        atomic_store(&slot->wait_cpu, cpu);
+        atomic_store(&slot->wait_since, since = now);
+    }
+    return now - since >= SHORT_WAIT * ((runnable > 0) + young);
+}
+
+/* One look at a pool's workers.  Returns whether a worker was woken. */
+static bool look(Watch *watch, Lookout *lookout, bool tick)
+{
+    struct { Slot *slot; unsigned word; long long key; } waiting[32];
+    int nr_waiting = 0, runnable = 0, gil_waiters = 0, young = 0, relooked = 0;
+    long long now = now_ns(CLOCK_MONOTONIC), key;
+    int n = atomic_load(&lookout->nr_slots), first = n ? atomic_load(&lookout->cursor) % n : 0;
+
+    atomic_store(&lookout->last_look, now);
+    atomic_fetch_add_explicit(&watch->looks, 1, memory_order_relaxed);
+    for (int k = 0; k < n; k++) {
+        int i = (first + k) % n;
+        Slot *slot = &lookout->slots[i];
+        unsigned word = atomic_load(&slot->word);
+        if ((word & STATE) == AWAY)
+            continue;
+        if ((word & STATE) == BLOCKED) {
+            if (relooked == RELOOK || look_at(watch, atomic_load(&slot->tid), &key) != RUNS) {
+                if (atomic_load(&slot->on_lock) && now - atomic_load(&slot->wait_since) < YOUNG)
+                    young++;
+                relooked += relooked < RELOOK;
+                continue;
+            }
+            relooked++;
+            atomic_store(&slot->wait_since, 0);
+            if (atomic_compare_exchange_strong(&slot->word, &word, (word & ~STATE) | RUNNING)) {
+                atomic_store(&lookout->changed, true);
+                runnable++;
+            }
+            continue;
+        }
+        switch (look_at(watch, atomic_load(&slot->tid), &key)) {
+        case WAITS_FOR_GIL:
+            gil_waiters++;
+            runnable++;
+            break;
+        case WAITS_FOR_LOCK:
+            if (nr_waiting < (int)(sizeof waiting / sizeof *waiting)) {
+                waiting[nr_waiting].slot = slot;
+                waiting[nr_waiting].word = word;
+                waiting[nr_waiting++].key = key;
+            }
+            break;
+        case SLEEPS:
+            mark_blocked(lookout, slot, word, false);
+            break;
+        case RUNS:
+            atomic_store(&slot->wait_since, 0);
+            runnable++;
+            break;
+        case GONE:
+            break;
+        }
+    }
+    if (n)
+        atomic_store(&lookout->cursor, (first + RELOOK) % n);
+    for (int i = 0, running = runnable; i < nr_waiting; i++) {
+        if (has_lasted(waiting[i].slot, waiting[i].key, now, running, young)) {
+            mark_blocked(lookout, waiting[i].slot, waiting[i].word, true);
+            young++;
+        } else
+            runnable++;
+    }
+    /* The GIL rule: while one waits for the GIL, another could only join the queue. */
+    if (gil_waiters || runnable >= (tick ? 1 : atomic_load(&lookout->target)))
+        return false;
+    int reserve = atomic_exchange(&lookout->reserve, 0);
+    if (!reserve)
+        return false;
+    atomic_fetch_add_explicit(&watch->wakes, 1, memory_order_relaxed);
+    unpark(&lookout->slots[reserve - 1]);       /* may preempt this thread for good: it holds nothing */
+    return true;
+}
+
+typedef struct { Watch *watch; int cpu; } Post;         /* cpu -1: the tick */
+
+static void *sentinel_main(void *arg)
+{
+    Post post = *(Post *)arg;
+    Watch *watch = post.watch;
+    bool tick = post.cpu < 0;
+    long long backoff = BACKOFF_MIN;
+    unsigned last_bell = 0;
+    free(arg);
+    prctl(PR_SET_NAME, tick ? "cmwq/tick" : "cmwq/sentinel");
+    prctl(PR_SET_TIMERSLACK, 1);
+    while (!atomic_load(&watch->stop)) {
+        unsigned bell = atomic_load(&watch->bell);
+        bool armed = false, woke = false;
+        for (int i = 0, n = atomic_load(&watch->nr_lookouts); i < n; i++) {
+            Lookout *lookout = atomic_load(&watch->lookouts[i]);
+            if (!atomic_load(&lookout->reserve) || (!tick && !CPU_ISSET(post.cpu, &lookout->cpus)))
+                continue;
+            armed = true;
+            if (!tick || now_ns(CLOCK_MONOTONIC) - atomic_load(&lookout->last_look) > TICK)
+                woke |= look(watch, lookout, tick);
+        }
+        if (woke && !tick) {
+            backoff = BACKOFF_MIN;
+            continue;
+        }
+        if (bell != last_bell)
+            backoff = BACKOFF_MIN;
+        last_bell = bell;
+        struct timespec pause = timespec_of(tick ? TICK : backoff);
+        if (backoff < BACKOFF_MAX)
+            backoff *= 2;
+        /* The tick does not hear the bell while armed: its period is the point. */
+        atomic_fetch_add(&watch->sleepers, 1);
+        if (tick && armed)
+            clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
+        else
+            futex(&watch->bell, FUTEX_WAIT, bell, armed ? &pause : NULL);
+        atomic_fetch_sub(&watch->sleepers, 1);
+    }
+    watch_release(watch);
+    return NULL;
+}
+
+static int start_thread(Watch *watch, int cpu)
+{
+    Post *post = malloc(sizeof *post);
+    pthread_attr_t attr;
+    pthread_t thread;
+    sigset_t all, before;
+    if (!post)
+        return ENOMEM;
+    *post = (Post){watch, cpu};
+    pthread_attr_init(&attr);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attr, PTHREAD_STACK_MIN > 65536 ? PTHREAD_STACK_MIN : 65536);
+    if (cpu >= 0) {
+        struct sched_param param = {0};
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        CPU_SET(cpu, &set);
+        pthread_attr_setaffinity_np(&attr, sizeof set, &set);
+        pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
+        pthread_attr_setschedpolicy(&attr, SCHED_IDLE);
+        pthread_attr_setschedparam(&attr, &param);
+    }
+    sigfillset(&all);                   /* signals are for Python's main thread */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    atomic_fetch_add(&watch->refs, 1);
+    int error = pthread_create(&thread, &attr, sentinel_main, post);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
+    if (error) {
+        free(post);
+        watch_release(watch);
+    }
+    return error;
+}
+
+/* ---------------------------------------------------------------------------------------------- Python: Slot */
+
+typedef struct {
+    PyObject_HEAD
+    Watch *watch;
+    Lookout *lookout;
+    Slot *slot;
+    int index;
+} SlotObject;
+
+static PyObject *slot_attach(SlotObject *self, PyObject *Py_UNUSED(none))
+{
+    atomic_store(&self->slot->tid, (int)syscall(SYS_gettid));
+    Py_RETURN_NONE;
+}
+
+static PyObject *slot_park(SlotObject *self, PyObject *args)
+{
+    double timeout = -1;
+    Slot *slot = self->slot;
+    if (!PyArg_ParseTuple(args, "|d", &timeout))
+        return NULL;
+    slot_become(slot, AWAY);
+    unsigned token = 0;
+    if (atomic_compare_exchange_strong(&slot->token, &token, 2)) {
+        Py_BEGIN_ALLOW_THREADS
+        long long deadline = timeout < 0 ? 0 : now_ns(CLOCK_MONOTONIC) + (long long)(timeout * 1e9);
+        while (atomic_load(&slot->token) == 2) {
+            struct timespec left;
+            if (timeout >= 0) {
+                long long ns = deadline - now_ns(CLOCK_MONOTONIC);
+                if (ns <= 0)
+                    break;
+                left = timespec_of(ns);
+            }
+            futex(&slot->token, FUTEX_WAIT, 2, timeout < 0 ? NULL : &left);
+        }
+        Py_END_ALLOW_THREADS
+    }
+    bool unparked = atomic_exchange(&slot->token, 0) == 1;
+    slot_become(slot, RUNNING);
+    return PyBool_FromLong(unparked);
+}
+
+static PyObject *slot_unpark(SlotObject *self, PyObject *Py_UNUSED(none))
+{
+    unpark(self->slot);
+    Py_RETURN_NONE;
+}
+
+static PyObject *slot_ended(SlotObject *self, PyObject *Py_UNUSED(none))
+{
+    if ((atomic_load(&self->slot->word) & STATE) == BLOCKED)
+        slot_become(self->slot, RUNNING);
+    self->slot->told = false;
+    Py_RETURN_NONE;
+}
+
+static PyObject *slot_exempt(SlotObject *self, PyObject *flag)
+{
+    int exempt = PyObject_IsTrue(flag);
+    if (exempt < 0)
+        return NULL;
+    slot_become(self->slot, exempt ? AWAY : RUNNING);
+    Py_RETURN_NONE;
+}
+
+static PyObject *slot_free(SlotObject *self, PyObject *Py_UNUSED(none))
+{
+    if (self->slot->used) {
+        slot_become(self->slot, AWAY);
+        atomic_store(&self->slot->tid, 0);
+        self->slot->told = self->slot->used = false;
+    }
+    Py_RETURN_NONE;
+}
+
+static void slot_dealloc(SlotObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    watch_release(self->watch);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *slot_get_index(SlotObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(self->index);
+}
+
+static PyGetSetDef slot_getset[] = {
+    {"index", (getter)slot_get_index, NULL, "the slot's number on its lookout", NULL},
+    {NULL},
+};
+
+static PyMethodDef slot_methods[] = {
+    {"attach", (PyCFunction)slot_attach, METH_NOARGS, "The calling thread is the worker."},
+    {"park", (PyCFunction)slot_park, METH_VARARGS,
+     "park([timeout]): wait for an unpark, one that came before included. True if there was one."},
+    {"unpark", (PyCFunction)slot_unpark, METH_NOARGS, "Let park() return, now or next time."},
+    {"ended", (PyCFunction)slot_ended, METH_NOARGS, "The worker ended an item: what was seen of it is void."},
+    {"exempt", (PyCFunction)slot_exempt, METH_O, "exempt(flag): do not look at this worker until exempt(False)."},
+    {"free", (PyCFunction)slot_free, METH_NOARGS, "The thread is ending: give the place to another."},
+    {NULL},
+};
+
+static PyType_Slot slot_slots[] = {
+    {Py_tp_doc, "A worker's parker, and its place on a lookout."},
+    {Py_tp_dealloc, slot_dealloc},
+    {Py_tp_methods, slot_methods},
+    {Py_tp_getset, slot_getset},
+    {0, NULL},
+};
+
+static PyType_Spec slot_spec = {
+    .name = "cmwq._sensor._sentinel.Slot",
+    .basicsize = sizeof(SlotObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = slot_slots,
+};
+
+/* ---------------------------------------------------------------------------------------------- Python: Lookout */
+
+typedef struct {
+    PyTypeObject *slot_type, *lookout_type, *watch_type;
+} State;
+
+typedef struct {
+    PyObject_HEAD
+    Watch *watch;
+    Lookout *lookout;
+} LookoutObject;
+
+static PyObject *lookout_slot(LookoutObject *self, PyObject *Py_UNUSED(none))
+{
+    Lookout *lookout = self->lookout;
+    int n = atomic_load(&lookout->nr_slots), i = 0;
+    while (i < n && lookout->slots[i].used)
+        i++;
+    if (i == lookout->capacity) {
+        PyErr_SetString(PyExc_RuntimeError, "every place on this lookout is taken");
+        return NULL;
+    }
+    State *state = PyType_GetModuleState(Py_TYPE(self));
+    SlotObject *slot = PyObject_New(SlotObject, state->slot_type);
+    if (!slot)
+        return NULL;
+    slot->watch = self->watch;
+    slot->lookout = lookout;
+    slot->slot = &lookout->slots[i];
+    slot->index = i;
+    slot->slot->used = true;
+    atomic_store(&slot->slot->token, 0);
+    atomic_fetch_add(&self->watch->refs, 1);
+    if (i == n)
+        atomic_store(&lookout->nr_slots, n + 1);
+    return (PyObject *)slot;
+}
+
+static PyObject *lookout_arm(LookoutObject *self, PyObject *reserve)
+{
+    if (reserve == Py_None) {
+        atomic_store(&self->lookout->reserve, 0);
+        Py_RETURN_NONE;
+    }
+    State *state = PyType_GetModuleState(Py_TYPE(self));
+    if (!Py_IS_TYPE(reserve, state->slot_type) || ((SlotObject *)reserve)->lookout != self->lookout) {
+        PyErr_SetString(PyExc_TypeError, "arm() takes a slot of this lookout, or None");
+        return NULL;
+    }
+    if (!atomic_exchange(&self->lookout->reserve, ((SlotObject *)reserve)->index + 1))
+        ring(self->watch);
+    Py_RETURN_NONE;
+}
+
+static PyObject *lookout_deliver(LookoutObject *self, PyObject *Py_UNUSED(none))
+{
+    Lookout *lookout = self->lookout;
+    if (!atomic_load(&lookout->changed) || !atomic_exchange(&lookout->changed, false))
+        return PyTuple_New(0);
+    PyObject *list = PyList_New(0);
+    if (!list)
+        return NULL;
+    for (int i = 0, n = atomic_load(&lookout->nr_slots); i < n; i++) {
+        Slot *slot = &lookout->slots[i];
+        bool sleeps = (atomic_load(&slot->word) & STATE) == BLOCKED;
+        if (sleeps == slot->told)
+            continue;
+        slot->told = sleeps;
+        PyObject *entry = Py_BuildValue("(iO)", i, sleeps ? Py_True : Py_False);
+        if (!entry || PyList_Append(list, entry)) {
+            Py_XDECREF(entry);
+            Py_DECREF(list);
+            return NULL;
+        }
+        Py_DECREF(entry);
+    }
+    return list;
+}
+
+static PyObject *lookout_set_target(LookoutObject *self, PyObject *value)
+{
+    long target = PyLong_AsLong(value);
+    if (target == -1 && PyErr_Occurred())
+        return NULL;
+    atomic_store(&self->lookout->target, (int)target);
+    Py_RETURN_NONE;
+}
+
+static void lookout_dealloc(LookoutObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    atomic_store(&self->lookout->reserve, 0);
+    watch_release(self->watch);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef lookout_methods[] = {
+    {"slot", (PyCFunction)lookout_slot, METH_NOARGS, "A place for one more worker."},
+    {"arm", (PyCFunction)lookout_arm, METH_O,
+     "arm(slot | None): work waits, and this is whom to wake for it; None: nothing to look out for."},
+    {"deliver", (PyCFunction)lookout_deliver, METH_NOARGS, "What changed: pairs of slot number and 'sleeps'."},
+    {"set_target", (PyCFunction)lookout_set_target, METH_O, "How many may run."},
+    {NULL},
+};
+
+static PyType_Slot lookout_slots[] = {
+    {Py_tp_doc, "What the sentinels know of one worker pool."},
+    {Py_tp_dealloc, lookout_dealloc},
+    {Py_tp_methods, lookout_methods},
+    {0, NULL},
+};
+
+static PyType_Spec lookout_spec = {
+    .name = "cmwq._sensor._sentinel.Lookout",
+    .basicsize = sizeof(LookoutObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = lookout_slots,
+};
+
+/* ---------------------------------------------------------------------------------------------- Python: Watch */
+
+typedef struct {
+    PyObject_HEAD
+    Watch *watch;
+} WatchObject;
+
+static PyObject *watch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    if (!PyArg_ParseTuple(args, "") || (kwargs && PyDict_GET_SIZE(kwargs)))
+        return NULL;
+    WatchObject *self = (WatchObject *)type->tp_alloc(type, 0);
+    if (self && !(self->watch = calloc(1, sizeof(Watch)))) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    if (self)
+        atomic_store(&self->watch->refs, 1);
+    return (PyObject *)self;
+}
+
+static void watch_dealloc(WatchObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    if (self->watch) {
+        atomic_store(&self->watch->stop, true);
+        ring(self->watch);
+        watch_release(self->watch);
+    }
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *watch_start(WatchObject *self, PyObject *arg)
+{
+    long cpu = PyLong_AsLong(arg);
+    if (cpu == -1 && PyErr_Occurred())
+        return NULL;
+    int error = start_thread(self->watch, (int)cpu);
+    if (error) {
+        errno = error;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *watch_stop(WatchObject *self, PyObject *Py_UNUSED(none))
+{
+    atomic_store(&self->watch->stop, true);
+    ring(self->watch);
+    Py_RETURN_NONE;
+}
+
+static PyObject *watch_lookout(WatchObject *self, PyObject *args)
+{
+    PyObject *cpus;
+    int target, capacity;
+    if (!PyArg_ParseTuple(args, "Oii", &cpus, &target, &capacity))
+        return NULL;
+    PyObject *fast = PySequence_Tuple(cpus);
+    if (!fast)
+        return NULL;
+    Lookout *lookout = calloc(1, sizeof *lookout);
+    Slot *slots = calloc((size_t)capacity, sizeof *slots);
+    int n = atomic_load(&self->watch->nr_lookouts);
+    State *state = PyType_GetModuleState(Py_TYPE(self));
+    LookoutObject *object = NULL;
+    if (!lookout || !slots) {
+        PyErr_NoMemory();
+        goto fail;
+    }
+    if (n == MAX_LOOKOUTS) {
+        PyErr_SetString(PyExc_RuntimeError, "too many pools for one watch");
+        goto fail;
+    }
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(fast); i++) {
+        long cpu = PyLong_AsLong(PyTuple_GET_ITEM(fast, i));
+        if (cpu == -1 && PyErr_Occurred())
+            goto fail;
+        if (cpu >= 0 && cpu < CPU_SETSIZE)
+            CPU_SET((int)cpu, &lookout->cpus);
+    }
+    if (!(object = PyObject_New(LookoutObject, state->lookout_type)))
+        goto fail;
+    lookout->slots = slots;
+    lookout->capacity = capacity;
+    atomic_store(&lookout->target, target);
+    object->watch = self->watch;
+    object->lookout = lookout;
+    atomic_fetch_add(&self->watch->refs, 1);
+    atomic_store(&self->watch->lookouts[n], lookout);
+    atomic_store(&self->watch->nr_lookouts, n + 1);
+    Py_DECREF(fast);
+    return (PyObject *)object;
+fail:
+    free(lookout);
+    free(slots);
+    Py_DECREF(fast);
+    return NULL;
+}
+
+/* Where the GIL's futexes are, learnt without any CPython internals: while this thread holds the GIL, a
+   helper asks for it, and /proc tells on which address it waits.  The GIL keeps two condition variables and two
+   mutexes side by side, hence a range and not one word. */
+typedef struct { PyInterpreterState *interpreter; atomic_int tid; } Helper;
+
+static void *helper_main(void *arg)
+{
+    Helper *helper = arg;
+    PyThreadState *tstate = PyThreadState_New(helper->interpreter);
+    atomic_store(&helper->tid, (int)syscall(SYS_gettid));
+    PyEval_AcquireThread(tstate);
+    PyThreadState_Clear(tstate);
+    PyThreadState_DeleteCurrent();
+    return NULL;
+}
+
+static PyObject *watch_learn_gil(WatchObject *self, PyObject *Py_UNUSED(none))
+{
+    Helper helper = {.interpreter = PyInterpreterState_Get()};
+    pthread_t thread;
+    long long key = 0, seen = 0, deadline = now_ns(CLOCK_MONOTONIC) + 50 * MS;
+    int sightings = 0, error = pthread_create(&thread, NULL, helper_main, &helper);
+    if (error) {
+        errno = error;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    atomic_store(&self->watch->gil_high, 0);
+    while (sightings < 3 && now_ns(CLOCK_MONOTONIC) < deadline) {
+        struct timespec pause = timespec_of(BACKOFF_MIN);
+        clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
+        int tid = atomic_load(&helper.tid);
+        if (!tid || look_at(self->watch, tid, &key) != WAITS_FOR_LOCK || !key)
+            continue;
+        sightings = key == seen ? sightings + 1 : 1;
+        seen = key;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    pthread_join(thread, NULL);
+    Py_END_ALLOW_THREADS
+    if (sightings < 3)
+        Py_RETURN_FALSE;
+    atomic_store(&self->watch->gil_low, seen - (long long)sizeof(pthread_cond_t));
+    atomic_store(&self->watch->gil_high,
+                 seen + (long long)(sizeof(pthread_cond_t) + 2 * sizeof(pthread_mutex_t)));
+    Py_RETURN_TRUE;
+}
+
+static PyObject *watch_statistics(WatchObject *self, PyObject *Py_UNUSED(none))
+{
+    return Py_BuildValue("{sl,sl}", "looks", atomic_load(&self->watch->looks), "wakes",
+                         atomic_load(&self->watch->wakes));
+}
+
+static PyMethodDef watch_methods[] = {
+    {"start", (PyCFunction)watch_start, METH_O, "start(cpu): post a sentinel on that CPU; -1: the plain tick."},
+    {"stop", (PyCFunction)watch_stop, METH_NOARGS, "Every native thread leaves, each when it next runs."},
+    {"lookout", (PyCFunction)watch_lookout, METH_VARARGS, "lookout(cpus, target, capacity) for one pool."},
+    {"learn_gil", (PyCFunction)watch_learn_gil, METH_NOARGS, "Find the GIL's futexes. Call it with the GIL on."},
+    {"statistics", (PyCFunction)watch_statistics, METH_NOARGS, "Looks and wakes so far."},
+    {NULL},
+};
+
+static PyType_Slot watch_slots[] = {
+    {Py_tp_doc, "The sentinels of one runtime."},
+    {Py_tp_new, watch_new},
+    {Py_tp_dealloc, watch_dealloc},
+    {Py_tp_methods, watch_methods},
+    {0, NULL},
+};
+
+static PyType_Spec watch_spec = {
+    .name = "cmwq._sensor._sentinel.Watch",
+    .basicsize = sizeof(WatchObject),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = watch_slots,
+};
+
+/* ---------------------------------------------------------------------------------------------- module */
+
+static PyObject *get_cpu(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
+{
+    return PyLong_FromLong(sched_getcpu());
+}
+
+static PyObject *set_name(PyObject *Py_UNUSED(self), PyObject *name)
+{
+    const char *text = PyUnicode_AsUTF8(name);
+    if (!text)
+        return NULL;
+    prctl(PR_SET_NAME, text);           /* cut to 15 bytes by the kernel */
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"get_cpu", get_cpu, METH_NOARGS, "The CPU this thread runs on, as sched_getcpu(3)."},
+    {"set_name", set_name, METH_O, "set_name(text): the calling thread's name for top, ps and debuggers."},
+    {NULL},
+};
+
+static int exec(PyObject *m)
+{
+    State *state = PyModule_GetState(m);
+    if (!(state->slot_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &slot_spec, NULL)) ||
+        !(state->lookout_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &lookout_spec, NULL)) ||
+        !(state->watch_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &watch_spec, NULL)))
+        return -1;
+    return PyModule_AddType(m, state->watch_type);
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, exec},
+#ifdef Py_MOD_PER_INTERPRETER_GIL_SUPPORTED
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#ifdef Py_MOD_GIL_NOT_USED
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_sentinel",
+    .m_doc = "An idle-priority sentinel per CPU that notices when a worker blocks. See README.md beside it.",
+    .m_size = sizeof(State),
+    .m_methods = functions,
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__sentinel(void)
+{
+    return PyModuleDef_Init(&module);
+}
