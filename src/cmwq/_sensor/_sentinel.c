@@ -441,6 +441,7 @@ static PyObject *slot_exempt(SlotObject *self, PyObject *flag)
     if (exempt < 0)
         return NULL;
     slot_become(self->slot, exempt ? AWAY : RUNNING);
+    self->slot->told = false;
     Py_RETURN_NONE;
 }
 

@@ -1,0 +1,260 @@
+"""cmwq against ThreadPoolExecutor tuned by hand: every workload, every size, in one process.
+
+Its one job: for each workload find the best ThreadPoolExecutor size, and compare. How: (1) one screening round over all
+sizes, and one of cmwq in which the threads that ran items are counted; (2) the best 3 sizes and cmwq take turns, in a
+new random (seeded) order each round; medians. Pools are made once per workload and kept, so neither side pays for
+starting threads in the rounds that count. The ratio is best ThreadPoolExecutor time / cmwq time: above 1, cmwq was
+faster than the best number anyone could have chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import gc
+import json
+import math
+import os
+import platform
+import random
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import geometric_mean, median
+from typing import Any
+
+from workloads import WORKLOADS, Run, Workload
+
+FINALISTS = 3
+HANG = 120.0  # seconds one workload may take before all stacks are printed and the suite gives up
+
+
+@dataclass
+class Samples:
+    """One contender on one workload."""
+
+    name: str
+    seconds: list[float] = field(default_factory=list)
+    switches: list[int] = field(default_factory=list)
+    threads: int = 0
+
+    @property
+    def time(self) -> float:
+        return median(self.seconds)
+
+
+@dataclass
+class Comparison:
+    workload: str
+    summary: str
+    items: int
+    screening: dict[int, float]
+    finalists: dict[int, Samples]
+    cmwq: Samples
+
+    @property
+    def best(self) -> int:
+        return min(self.finalists, key=lambda size: self.finalists[size].time)
+
+    @property
+    def ratio(self) -> float:
+        return self.finalists[self.best].time / self.cmwq.time
+
+    def to_dict(self) -> dict[str, Any]:
+        best = self.finalists[self.best]
+        return asdict(self) | {
+            "best_size": self.best,
+            "best_seconds": best.time,
+            "cmwq_seconds": self.cmwq.time,
+            "ratio": self.ratio,
+        }
+
+
+class Census(Executor):
+    """Counts the threads that run items. Used in an extra round only: it costs a little for each item."""
+
+    def __init__(self, pool: Executor) -> None:
+        self.pool, self.threads = pool, set[int]()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        def counted() -> Any:
+            self.threads.add(threading.get_ident())
+            return fn(*args, **kwargs)
+
+        return self.pool.submit(counted)
+
+
+def measure(run: Run, pool: Executor, samples: Samples) -> None:
+    gc.collect()
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    samples.seconds.append(run(pool))
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    samples.switches.append(after.ru_nvcsw + after.ru_nivcsw - before.ru_nvcsw - before.ru_nivcsw)
+
+
+def compare(workload: Workload, contender: Callable[[], Executor], rounds: int, quick: bool) -> Comparison:
+    faulthandler.dump_traceback_later(HANG, exit=True)
+    pools: dict[int, ThreadPoolExecutor] = {}
+    rng = random.Random(workload.name)
+    try:
+        with workload.load(quick=quick) as run, contender() as pool:
+            screening = {}
+            for size in workload.sizes:
+                pools[size] = ThreadPoolExecutor(size)
+                gc.collect()
+                screening[size] = run(pools[size])
+            for size in sorted(pools, key=screening.__getitem__)[FINALISTS:]:
+                pools.pop(size).shutdown()
+            census = Census(pool)
+            run(census)
+
+            cmwq = Samples("cmwq", threads=len(census.threads))
+            finalists = {size: Samples(f"ThreadPoolExecutor({size})") for size in pools}
+            turns: list[tuple[Executor, Samples]] = [(pools[size], finalists[size]) for size in pools]
+            turns.append((pool, cmwq))
+            for _ in range(rounds):
+                rng.shuffle(turns)
+                for executor, samples in turns:
+                    measure(run, executor, samples)
+            for size, tpe in pools.items():
+                finalists[size].threads = len(tpe._threads)
+    finally:
+        for tpe in pools.values():
+            tpe.shutdown(cancel_futures=True)
+        faulthandler.cancel_dump_traceback_later()
+    items = max(1, workload.items // 5) if quick else workload.items
+    return Comparison(workload.name, workload.summary, items, screening, finalists, cmwq)
+
+
+def contender_named(text: str) -> Callable[[], Executor]:
+    """`cmwq`, or `threads:N` to see what the suite says of a fixed pool (`nested` deadlocks below 201 threads)."""
+    if text == "cmwq":
+        try:
+            import cmwq
+        except ImportError as error:
+            raise argparse.ArgumentTypeError(f"cannot import cmwq: {error}") from None
+        return cmwq.Executor
+    kind, _, number = text.partition(":")
+    if kind != "threads" or not number.isdecimal() or not int(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'cmwq' nor 'threads:N'")
+    return lambda: ThreadPoolExecutor(int(number))
+
+
+def machine() -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if "cmwq" in sys.modules:
+        snapshot = sys.modules["cmwq"].snapshot()
+        facts |= {"sensor": snapshot.sensor, "sensor_reason": snapshot.sensor_reason}
+    return facts
+
+
+HEADER = f"{'workload':<14} {'items':>6} | {'best N':>6} {'ms':>7} {'thr':>4} {'switches':>8} | " + (
+    f"{'cmwq ms':>7} {'thr':>4} {'switches':>8} | {'ratio':>6}"
+)
+
+
+def row(c: Comparison) -> str:
+    best = c.finalists[c.best]
+    return (
+        f"{c.workload:<14} {c.items:>6} | {c.best:>6} {best.time * 1e3:>7.1f} {best.threads:>4} "
+        f"{median(best.switches):>8.0f} | {c.cmwq.time * 1e3:>7.1f} {c.cmwq.threads:>4} "
+        f"{median(c.cmwq.switches):>8.0f} | {c.ratio:>6.3f}"
+    )
+
+
+def draw(comparisons: list[Comparison], path: Path) -> None:
+    """Left: the ratio per workload. Right: what every fixed size costs, relative to cmwq."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 0.42 * len(comparisons) + 2.2), layout="constrained")
+    names = [c.workload for c in comparisons]
+    bars = left.barh(names, [c.ratio for c in comparisons], color="#4477aa")
+    labels = [f" {c.ratio:.2f} (N={c.best}, {c.cmwq.threads} threads here)" for c in comparisons]
+    left.bar_label(bars, labels=labels, fontsize=8)
+    left.axvline(1.0, color="black", linewidth=0.8)
+    left.set_xlim(0, 1.6 * max(c.ratio for c in comparisons))
+    left.invert_yaxis()
+    left.set_title("best hand-tuned ThreadPoolExecutor time / cmwq time (higher: cmwq faster)", fontsize=9)
+    for c in comparisons:
+        right.plot(
+            list(c.screening),
+            [s / c.cmwq.time for s in c.screening.values()],
+            marker=".",
+            linewidth=1,
+            label=c.workload,
+        )
+    right.axhline(1.0, color="black", linewidth=0.8)
+    right.set_xscale("log", base=2)
+    right.set_yscale("log")
+    right.set_xlabel("ThreadPoolExecutor size N (screening round)")
+    right.set_title("time of every fixed size / cmwq time (above 1: N was the wrong number)", fontsize=9)
+    right.legend(fontsize=7, ncols=2)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", action="append", choices=list(WORKLOADS), metavar="NAME", help=", ".join(WORKLOADS))
+    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds (default 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="svg or png, by its name (needs matplotlib)")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the items: a smoke test, not a measurement")
+    parser.add_argument("--contender", type=contender_named, default="cmwq", metavar="cmwq|threads:N")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if options.chart:
+        if options.chart.suffix not in (".svg", ".png"):
+            parser.error("--chart must end in .svg or .png")
+        try:
+            import matplotlib  # noqa: F401  -- told now, not after minutes of measuring
+        except ImportError:
+            parser.error("--chart needs matplotlib: pip install 'cmwq[bench]'")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    began = time.monotonic()
+    facts = machine()
+    print(", ".join(f"{key} {value}" for key, value in facts.items()), flush=True)
+    print(HEADER + "\n" + "-" * len(HEADER), flush=True)
+    comparisons = []
+    for name in options.only or WORKLOADS:
+        comparisons.append(compare(WORKLOADS[name], options.contender, options.rounds, options.quick))
+        print(row(comparisons[-1]), flush=True)
+    mean = geometric_mean([c.ratio for c in comparisons])
+    worst = min(comparisons, key=lambda c: c.ratio)
+    print("-" * len(HEADER))
+    print(f"geometric mean of the ratios {mean:.3f}, lowest {worst.ratio:.3f} ({worst.workload})")
+    print(f"medians of {options.rounds} alternating rounds; {time.monotonic() - began:.0f} s in all")
+    if options.json:
+        document = {
+            "machine": facts,
+            "rounds": options.rounds,
+            "quick": options.quick,
+            "geometric_mean": mean,
+            "workloads": [c.to_dict() for c in comparisons],
+        }
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    if options.chart:
+        draw(comparisons, options.chart)
+    return 0 if math.isfinite(mean) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

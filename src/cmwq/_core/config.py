@@ -1,0 +1,20 @@
+"""The constants of the rules, named as the kernel names them. One frozen value per runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DFL_ACTIVE = 256
+"""E1: works of one queue that may be active on one pool, unless the queue says otherwise (WQ_DFL_ACTIVE)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of a runtime. Durations in seconds."""
+
+    idle_worker_timeout: float = 300.0
+    """B3: how long a surplus worker stays idle before it is culled."""
+    max_idle_workers_ratio: int = 4
+    """B3: one surplus idle worker is kept for so many busy ones."""
+    create_cooldown: float = 1.0
+    """B2: pause after a thread was refused before the next try."""

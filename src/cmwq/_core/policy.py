@@ -1,0 +1,41 @@
+"""The rules of a worker pool, each a question with a name (semantics.md, A and B). No threads, no clock, no I/O.
+
+Nobody spells these conditions out anywhere else. Context of all: pool.lock held.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cmwq._core.pool import WorkerPool
+
+
+def need_more_worker(pool: WorkerPool) -> bool:
+    """A3, A4: is there work that nobody runs or is on the way to run? Asked by whoever queued, woke, or saw one sleep.
+
+    With the GIL, one worker on its way is enough: it will wait for the GIL, and a second could only wait behind it.
+    """
+    return bool(pool.worklist) and pool.nr_running < pool.target and not (pool.nr_waking and pool.gil)
+
+
+def may_start_working(pool: WorkerPool) -> bool:
+    """B1: is somebody left in reserve? Asked by a worker about to leave the idle list for work."""
+    return bool(pool.idle_list)
+
+
+def need_to_create_worker(pool: WorkerPool) -> bool:
+    """B2: must I become the manager? Not while there is one, nor within the cool-down after a refusal (B6)."""
+    return not may_start_working(pool) and not pool.managing and not pool.refused
+
+
+def keep_working(pool: WorkerPool) -> bool:
+    """A5: shall I take another item? Asked by a running worker that just ended one, itself counted."""
+    return bool(pool.worklist) and pool.nr_running <= pool.target
+
+
+def too_many_workers(pool: WorkerPool) -> bool:
+    """B3: more idle than the busy ones justify? Two may always stay; the manager counts as idle."""
+    idle = len(pool.idle_list) + pool.managing
+    busy = len(pool.workers) - idle
+    return idle > 2 and (idle - 2) * pool.config.max_idle_workers_ratio >= busy

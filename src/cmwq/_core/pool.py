@@ -1,0 +1,355 @@
+"""WorkerPool: one worklist, the workers that serve it, and how many of them run.
+
+Guarantees: `nr_running` is the number of workers that are counted and not asleep (A2); at most one manager (B2); nobody
+is asleep while `need_more_worker` and an idle worker exists, except between a decision under the lock and the `unpark` that follows
+it. A decision is made under the lock, the waking is done outside it.
+
+# Locking legend. Each shared field names its guard:
+#
+#   I    set while being built, never rebound; read freely
+#   L    pool.lock
+#   S    the worker's own thread alone
+#   Q    wq.lock
+#   R    runtime.lock
+#   F    written only in the child of a fork, while it has one thread
+#   ~    statistic: changed under L, readers may see a stale value, never decides anything
+#
+# Order: R < Q < L. Two pool locks are never held together. User code and system calls that may sleep run under none.
+# No letter stands for the GIL.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+from cmwq._core.policy import need_more_worker, too_many_workers
+from cmwq._core.worker import Worker, worker_thread
+from cmwq._errors import ThreadLimit
+
+if TYPE_CHECKING:
+    from cmwq._core.config import Config
+    from cmwq._core.ports import Host, Parker, Sensor, Timer
+    from cmwq._core.queue import PoolWorkQueue
+    from cmwq._core.runtime import Runtime
+    from cmwq._core.work import Item, Work
+
+
+class WorkerPool:
+    """The workers of one scope (A1): one CPU or several."""
+
+    def __init__(
+        self,
+        name: str,
+        cpus: tuple[int, ...],
+        target: int,
+        *,
+        bound: bool,
+        host: Host,
+        sensor: Sensor,
+        config: Config,
+        max_workers: int,
+        runtime: Runtime,
+    ) -> None:
+        self.name = name  # I
+        self.cpus = cpus  # I
+        self.bound = bound  # I: workers are bound to `cpus`
+        self.host = host  # I
+        self.runtime = runtime  # I
+        self.config = config  # I
+        self.max_workers = max_workers  # I: the runtime's own cap (B6)
+        self.lock = host.lock()  # I
+        self.target = target  # L: how many may run
+        self.gil = host.gil_enabled()  # L: looked at again with each new worker
+        self.worklist: deque[Item] = deque()  # L: active items in order of activation (E10)
+        self.idle_list: list[Worker] = []  # L: last in, first woken (A7); the coldest at the front
+        self.workers: set[Worker] = set()  # L
+        self.pwqs: WeakSet[PoolWorkQueue] = WeakSet()  # L: to be seen; kept alive by its queue, or by its works
+        self.busy_works: dict[Work, Worker] = {}  # L: which worker runs a Work (E3)
+        self.nr_running = 0  # L: counted and not asleep; whoever wakes a worker counts it
+        self.nr_waking = 0  # L: counted, woken by us, and not yet arrived
+        self.managing = False  # L: somebody is the manager
+        self.refused = False  # L: no thread could be had; a retry is due (B2)
+        self.closing = False  # L: the runtime ends: no worker is created any more
+        self.lost = False  # F: it was the parent's
+        self.drainer: Parker | None = None  # L: who waits for quiet
+        self.armed_with: Worker | None = None  # L: the reserve the sensor was given
+        self.cull_timer: Timer | None = None  # L: exists only while there is something to cull (B3)
+        self.next_worker = 0  # L
+        self.nr_created = self.nr_culled = self.nr_wakeups = self.nr_started = self.nr_completed = 0  # ~
+        self.nr_refused = self.peak_workers = 0  # ~
+        self.lookout = sensor.lookout(self)  # I
+
+    def __repr__(self) -> str:
+        flags = " managing" * self.managing + " refused" * self.refused
+        return (
+            f"<WorkerPool {self.name} workers={len(self.workers)} idle={len(self.idle_list)} "
+            f"running={self.nr_running} pending={len(self.worklist)}{flags}>"
+        )
+
+    # ------------------------------------------------------------------------------------- waking
+
+    def need_more_worker(self) -> bool:
+        """`policy.need_more_worker` for sensors.  Context: lock held."""
+        return need_more_worker(self)
+
+    def kick(self) -> Worker | None:
+        """Take the warmest idle worker if one is needed, and count it. The caller unparks it, outside the lock.
+
+        Context: lock held.
+        """
+        if not (self.idle_list and need_more_worker(self)):
+            return None
+        worker = self.idle_list.pop()
+        worker.idle = False
+        worker.kicked = True
+        self.nr_running += 1
+        self.nr_waking += 1
+        self.nr_wakeups += 1
+        self.look_out()
+        return worker
+
+    def kick_or_look_out(self) -> Worker | None:
+        """The worklist grew: take whom that needs, or leave it to the sensor to see when that changes.
+
+        Context: lock held. At the target (A3) this costs two comparisons: the sensor is armed already.
+        """
+        if self.nr_running < self.target:
+            woken = self.kick()
+            if woken is not None:
+                return woken
+            self.look_out()
+        elif self.armed_with is None:
+            self.look_out()
+        return None
+
+    def look_out(self) -> None:
+        """Tell the sensor whom to wake when it sees that fewer run than may: the warmest idle worker, while work waits that
+        nobody is on the way to.
+
+        Context: lock held. Called after every change of the worklist's emptiness, the idle list's top, or nr_waking.
+        """
+        reserve = self.idle_list[-1] if self.worklist and self.idle_list and not self.nr_waking else None
+        if reserve is not self.armed_with:
+            self.armed_with = reserve
+            self.lookout.arm(reserve)
+
+    def count(self, worker: Worker) -> None:
+        """It runs, from now on (A2).  Context: lock held."""
+        worker.counted = True
+        self.nr_running += 1
+
+    def uncount(self, worker: Worker) -> None:
+        """It is none of those that run, from now on (A8).  Context: lock held."""
+        self.worker_running(worker)
+        worker.counted = False
+        self.nr_running -= 1
+
+    def worker_sleeping(self, worker: Worker) -> None:
+        """The kernel's wq_worker_sleeping. May be told twice, or of a worker that isn't counted.  Context: lock held."""
+        if worker.counted and not worker.sleeping:
+            worker.sleeping = True
+            self.nr_running -= 1
+
+    def worker_running(self, worker: Worker) -> None:
+        """The kernel's wq_worker_running.  Context: lock held."""
+        if worker.sleeping:
+            worker.sleeping = False
+            self.nr_running += 1
+
+    def set_target(self, target: int) -> None:
+        """D6: the CPUs changed."""
+        with self.lock:
+            self.target = target
+            self.lookout.set_target(target)
+            woken = self.kick()
+        if woken is not None:
+            woken.parker.unpark()
+
+    # ------------------------------------------------------------------------------------- idle list
+
+    def enter_idle(self, worker: Worker) -> None:
+        """Context: lock held."""
+        worker.idle = True
+        worker.last_active = self.host.monotonic() if len(self.idle_list) > 1 or self.cull_timer else None
+        self.idle_list.append(worker)
+        self.refused = False
+        if self.drainer is not None and self.is_quiet():
+            self.drainer.unpark()
+        if self.cull_timer is None and too_many_workers(self) and not self.closing:
+            self.cull_timer = self.host.call_later(self.config.idle_worker_timeout, self.cull)
+        self.look_out()
+
+    def leave_idle(self, worker: Worker) -> None:
+        """Context: lock held. The worker is not the one kick() took: the sensor woke it, or nobody did."""
+        if self.armed_with is worker:
+            self.armed_with = None
+            self.lookout.arm(None)
+        worker.idle = False
+        self.idle_list.remove(worker)
+
+    def cull(self) -> None:
+        """B3: the coldest idle workers die, one by one, while there are too many.  Context: the timer."""
+        dying = []
+        with self.lock:
+            self.cull_timer = None
+            now = self.host.monotonic()
+            while too_many_workers(self) and self.idle_list and not self.closing:
+                coldest = self.idle_list[0]
+                # One of the two that always stay has no time noted; its idleness begins now.
+                if coldest.last_active is None:
+                    coldest.last_active = now
+                expires = coldest.last_active + self.config.idle_worker_timeout
+                if expires > now:
+                    self.cull_timer = self.host.call_later(expires - now, self.cull)
+                    break
+                del self.idle_list[0]
+                coldest.idle = False
+                coldest.dying = True
+                self.workers.discard(coldest)
+                self.nr_culled += 1
+                dying.append(coldest)
+            self.look_out()
+        for worker in dying:
+            worker.parker.unpark()
+
+    # ------------------------------------------------------------------------------------- creating
+
+    def create_worker(self) -> None:
+        """One more worker, idle.  Context: lock not held.  Raises ThreadLimit: refused, or a cap is reached (B6)."""
+        with self.lock:
+            room = self.max_workers - len(self.workers)
+            number = self.next_worker
+            self.next_worker += 1
+            self.gil = self.host.gil_enabled()
+        if room <= 0 or self.host.thread_headroom() <= 0:
+            raise ThreadLimit(f"pool {self.name}: no room for one more thread below the caps; see `cmwq doctor`")
+        worker = Worker(self, number, self.lookout.parker())
+        # In the set before the thread is there, so that the thread finds itself listed; idle only once it exists.
+        with self.lock:
+            self.workers.add(worker)
+        try:
+            worker.thread = self.host.spawn(worker.name, lambda: worker_thread(worker))
+        except BaseException:
+            with self.lock:
+                self.workers.discard(worker)
+            worker.discard_parker()
+            raise
+        with self.lock:
+            self.nr_created += 1
+            self.peak_workers = max(self.peak_workers, len(self.workers))
+            if self.closing:
+                worker.dying = True
+                self.workers.discard(worker)
+                woken: Worker | None = worker
+            else:
+                self.enter_idle(worker)
+                self.lookout.deliver()
+                woken = self.kick()
+        if woken is not None:
+            woken.parker.unpark()
+
+    def worker_died(self, worker: Worker) -> None:
+        """Context: lock held, the worker's own thread."""
+        self.workers.discard(worker)
+        if worker.kicked:
+            worker.kicked = False
+            self.nr_waking -= 1
+            self.nr_running -= 1
+
+    def creation_refused(self) -> None:
+        """B2, B6: go on with what there is, and try again after the cool-down.  Context: lock held."""
+        self.nr_refused += 1
+        if not self.refused and not self.closing:
+            self.refused = True
+            self.host.call_later(self.config.create_cooldown, self.retry_creation)
+
+    def retry_creation(self) -> None:
+        """The cool-down is over. Stops when an idle worker appeared.  Context: the timer.
+
+        The worker that was refused went on to work, so the timer is the manager meanwhile: were nobody left to try, a
+        first item waiting for a second would wait for ever although threads can be had again.
+        """
+        with self.lock:
+            if not self.refused or self.idle_list or self.managing or self.closing:
+                self.refused = False
+                return
+            self.refused = False
+            self.managing = True
+        try:
+            self.create_worker()
+        except ThreadLimit:
+            with self.lock:
+                self.managing = False
+                self.creation_refused()
+        else:
+            with self.lock:
+                self.managing = False
+
+    # ------------------------------------------------------------------------------------- end
+
+    def is_quiet(self) -> bool:
+        """No work waits or runs. (What waits inactive has an active one before it.)  Context: lock held."""
+        return not self.worklist and not any(worker.item for worker in self.workers)
+
+    def quiet_or_tell(self, parker: Parker | None) -> bool:
+        """Whether it is quiet; if not, `parker` is unparked when it is."""
+        with self.lock:
+            quiet = self.is_quiet()
+            self.drainer = None if quiet else parker
+            return quiet
+
+    def abandon(self) -> None:
+        """In the child of a fork: the threads are the parent's, the locks may be held by them for ever (G2).
+
+        The forking thread may be one of our workers, in the middle of an item: it ends when that ends.
+        """
+        self.lost = self.closing = True
+        self.lock = self.host.reinit_lock(self.lock)
+        for worker in self.workers:
+            worker.dying = True
+        for pwq in list(self.pwqs):
+            pwq.inactive.clear()
+        self.worklist.clear()
+        self.idle_list.clear()
+
+    def close(self) -> list[Worker]:
+        """Every worker ends after its item. Returns them, for the caller to join."""
+        with self.lock:
+            self.closing = True
+            workers = list(self.workers)
+            idle, self.idle_list = self.idle_list, []
+            for worker in workers:
+                worker.dying = True
+            for worker in idle:
+                worker.idle = False
+            if self.cull_timer is not None:
+                self.cull_timer.cancel()
+                self.cull_timer = None
+            self.look_out()
+        for worker in workers:
+            worker.parker.unpark()
+        return workers
+
+    def check_invariants(self) -> None:
+        """Raise InvariantError if a rule is broken. For tests: costs O(workers).  Context: lock held."""
+        from cmwq._errors import InvariantError
+
+        running = sum(w.counted and not w.sleeping for w in self.workers) + self.nr_waking
+        facts = {
+            "A2: nr_running is the recount": self.nr_running == running,
+            "idle workers are not counted": not any(w.counted for w in self.idle_list),
+            "idle flags agree with the idle list": {w for w in self.workers if w.idle} == set(self.idle_list),
+            "B1, B2: while anything executes there is an idle worker, a manager, or a retry due": bool(
+                self.idle_list or self.managing or self.refused or self.closing or self.nr_waking
+            )
+            or not any(w.item for w in self.workers),
+            "A4: nobody rests while needed": not (need_more_worker(self) and self.idle_list),
+            "E1: nothing waits inactive while there is room": all(
+                not p.inactive or p.nr_active >= p.wq._max_active for p in self.pwqs
+            ),
+        }
+        for rule, holds in facts.items():
+            if not holds:
+                raise InvariantError(f"{rule}: {self!r}")

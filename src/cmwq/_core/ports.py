@@ -1,0 +1,143 @@
+"""The two doors through which the core meets the world: `Host` and `Sensor`.
+
+Its one job: say what the core needs of threads, locks, time and CPUs, and of whoever knows that a worker sleeps. The
+real ones are `cmwq._host.ThreadHost` and the sensors in `cmwq._sensor`; `cmwq.testing` has simulated ones. All durations
+are seconds as float, on the host's monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from cmwq._core.pool import WorkerPool
+    from cmwq._core.worker import Worker
+
+
+class Lock(Protocol):
+    """`threading.Lock`, as far as the core uses it."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    def release(self) -> None: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+class Parker(Protocol):
+    """Where one thread sleeps until told. An early unpark is kept (once); returning for no reason is allowed."""
+
+    def park(self, timeout: float = ...) -> bool: ...
+    def unpark(self) -> None: ...
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Thread(Protocol):
+    def join(self, timeout: float | None = None) -> None: ...
+
+
+class Host(Protocol):
+    """Threads, locks, time and CPUs."""
+
+    def monotonic(self) -> float: ...
+    def lock(self) -> Lock: ...
+    def reinit_lock(self, lock: Lock) -> Lock:
+        """In the child of a fork: the same lock if possible, free whoever held it."""
+        ...
+
+    def forget(self) -> None:
+        """In the child of a fork: timers and what is known of the process are void."""
+        ...
+
+    def parker(self) -> Parker: ...
+    def spawn(self, name: str, body: Callable[[], None]) -> Thread:
+        """Start a thread. Raises `ThreadLimit` where the system refuses one."""
+        ...
+
+    def thread_headroom(self) -> int:
+        """How many more threads may be created before a cap (B6) is reached."""
+        ...
+
+    def call_later(self, delay: float, fn: Callable[[], None]) -> Timer:
+        """Call fn on the host's one timer thread. fn must not block."""
+        ...
+
+    def bind(self, cpus: Iterable[int]) -> None:
+        """Bind the calling thread to these CPUs."""
+        ...
+
+    def set_thread_name(self, name: str) -> None:
+        """Name the calling thread for `top -H` and debuggers."""
+        ...
+
+    def cpus(self) -> tuple[int, ...]: ...
+    def cpu_limit(self) -> int:
+        """How many CPUs' worth of time the process may use: `cpus()`, capped by the cgroup's quota, at least 1."""
+        ...
+
+    def current_cpu(self) -> int | None: ...
+    def gil_enabled(self) -> bool: ...
+
+
+class Sensor(Protocol):
+    """Who is blocked.
+
+    A sensor may be late, may repeat itself, may miss a short sleep; the pool stays correct, only less sharp.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def reason(self) -> str:
+        """Why this one, for `cmwq doctor`."""
+        ...
+
+    def lookout(self, pool: WorkerPool) -> Lookout:
+        """Begin to watch a pool. Called once per pool, before its first worker."""
+        ...
+
+    def stop(self) -> None:
+        """End of the runtime. Nothing is reported afterwards."""
+        ...
+
+
+class Lookout(Protocol):
+    """A sensor's view of one pool. `arm`, `deliver`, `ended` and `exempt` are called with pool.lock held.
+
+    Two ways to report. A sensor that can run Python takes pool.lock, calls `pool.worker_sleeping(worker)` or
+    `pool.worker_running(worker)`, then `woken = pool.kick()`, releases the lock and unparks `woken`. One that can't (the sentinel) marks what it sees and
+    unparks the reserve it was armed with; that worker calls `deliver`, which passes the marks on.
+    """
+
+    def parker(self) -> Parker:
+        """A parker for a new worker."""
+        ...
+
+    def attach(self, worker: Worker) -> None:
+        """On the worker's own thread, before its first item."""
+        ...
+
+    def detach(self, worker: Worker) -> None:
+        """On the worker's own thread, after its last item."""
+        ...
+
+    def arm(self, reserve: Worker | None) -> None:
+        """Work waits that no worker is on its way to, and `reserve` is who to wake for it. None: stop looking."""
+        ...
+
+    def deliver(self) -> None:
+        """Call `worker_sleeping` and `worker_running` for what was marked."""
+        ...
+
+    def ended(self, worker: Worker) -> None:
+        """The worker ended an item: whatever was seen of it is void. Called for every item: must cost next to nothing."""
+        ...
+
+    def exempt(self, worker: Worker, flag: bool) -> None:
+        """While set, the pool knows better (a hint, a CPU-intensive item): do not look at this worker."""
+        ...
+
+    def set_target(self, target: int) -> None: ...

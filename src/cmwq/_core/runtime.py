@@ -1,0 +1,269 @@
+"""Runtime: a universe of pools. It owns all state; the process has a default one, tests and libraries may have their own.
+
+Guarantees: nothing starts before the first work (G1); a forked child begins anew, without a trace of the parent's works (G2); at
+interpreter exit pending works are done first, then every thread ends, and a Ctrl-C there leaves at once (G3).
+
+The letters are those of `pool`; R is `Runtime._lock`, F: written only in the child of a fork, while it has one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+from cmwq._core.config import Config
+from cmwq._core.pool import WorkerPool
+from cmwq._core.snapshot import Snapshot, view_of_pool, view_of_queue
+from cmwq._core.worker import current_worker, forget_this_thread
+from cmwq._errors import CmwqTimeout, FlushDeadlock, ForeignProcess, QueueClosed
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cmwq._core.ports import Host, Sensor
+    from cmwq._core.queue import WorkQueue
+    from cmwq._core.worker import Worker
+
+_log = logging.getLogger("cmwq")
+
+
+class Runtime:
+    """A private universe of pools, with its own CPUs, sensor, clock and caps.
+
+    host: threads, locks, time (default: the real ones). sensor: who notices blocking: a `Sensor`, or a name as in CMWQ_SENSOR
+    (default: the best that works here). cpus: which CPUs to use (default: those the process may use). max_workers: cap on the workers of
+    a pool (B6). config: the constants of the rules.
+
+    Thread-safe. Close it, or use it as a context manager; else it is closed at interpreter exit.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: Host | None = None,
+        sensor: Sensor | str | None = None,
+        cpus: Iterable[int] | None = None,
+        max_workers: int = 1024,
+        config: Config | None = None,
+    ) -> None:
+        if host is None:
+            from cmwq._host import ThreadHost
+
+            host = ThreadHost()
+        if max_workers < 2:
+            raise ValueError(f"max_workers is {max_workers}: a pool needs at least 2, one to work and one in reserve")
+        self.host = host  # I
+        self.config = config or Config()  # I
+        self.max_workers = max_workers  # I
+        self._sensor_wanted = sensor  # I
+        self._cpus_wanted = None if cpus is None else tuple(sorted(set(cpus)))  # I
+        self._lock = host.lock()
+        self._pools: dict[tuple[str, int], WorkerPool] = {}  # R to change; read freely
+        self._queues: WeakSet[WorkQueue] = WeakSet()  # R
+        self._sensor: Sensor | None = None  # R
+        self._turn = itertools.count()  # where the next per-CPU work goes when nobody knows this thread's CPU
+        self.closed = False  # R: takes no work any more
+        _live.add(self)
+
+    # ------------------------------------------------------------------------------- pools
+
+    def cpus(self) -> tuple[int, ...]:
+        return self.host.cpus() if self._cpus_wanted is None else self._cpus_wanted
+
+    def adopt(self, queue: WorkQueue) -> None:
+        with self._lock:
+            self._queues.add(queue)
+
+    def pool_here(self, scope: str) -> WorkerPool:
+        """The pool for a work queued by the calling thread. Starts it if need be: raises ThreadLimit, QueueClosed."""
+        cpu = -1 if scope == "system" else self._cpu_here()
+        return self._pools.get((scope, cpu)) or self._start_pool(scope, cpu)
+
+    def _cpu_here(self) -> int:
+        worker = current_worker()
+        if worker is not None and worker.pool.runtime is self and len(worker.pool.cpus) == 1:
+            return worker.pool.cpus[0]
+        cpus = self.cpus()
+        cpu = self.host.current_cpu()
+        return cpu if cpu is not None and cpu in cpus else cpus[next(self._turn) % len(cpus)]
+
+    def _start_pool(self, scope: str, cpu: int) -> WorkerPool:
+        with self._lock:
+            pool = self._pools.get((scope, cpu))
+            if pool is not None:
+                return pool
+            if self.closed:
+                raise QueueClosed("the runtime is closed and takes no more work")
+            if self._sensor is None:
+                self._sensor = self._choose_sensor()
+                _install_hooks()
+            cpus = self.cpus() if cpu < 0 else (cpu,)
+            pool = WorkerPool(
+                "u0" if cpu < 0 else str(cpu),
+                cpus,
+                min(len(cpus), self.host.cpu_limit()),
+                bound=cpu >= 0 or self._cpus_wanted is not None,
+                host=self.host,
+                sensor=self._sensor,
+                config=self.config,
+                max_workers=self.max_workers,
+                runtime=self,
+            )
+            # B1: the first reserve. Made by whoever brings the first work, so that it hears of a refusal.
+            pool.create_worker()
+            self._pools[scope, cpu] = pool
+            return pool
+
+    def _choose_sensor(self) -> Sensor:
+        if self._sensor_wanted is None or isinstance(self._sensor_wanted, str):
+            from cmwq._sensor import choose
+
+            return choose(self.host, self._sensor_wanted)
+        return self._sensor_wanted
+
+    # ------------------------------------------------------------------------------- to be seen
+
+    def snapshot(self) -> Snapshot:
+        """A picture of pools, queues and sensor. Each pool's part is consistent in itself. Starts nothing."""
+        with self._lock:
+            pools = list(self._pools.values())
+            queues = list(self._queues)
+            sensor = self._sensor
+        return Snapshot(
+            pools=tuple(map(view_of_pool, pools)),
+            queues=tuple(sorted(map(view_of_queue, queues), key=lambda q: q.name)),
+            sensor=sensor.name if sensor else "",
+            sensor_reason=sensor.reason if sensor else "nothing has run yet",
+            gil=self.host.gil_enabled(),
+            cpus=self.cpus(),
+            cpu_limit=self.host.cpu_limit(),
+            pid=os.getpid(),
+        )
+
+    def check_invariants(self) -> None:
+        """Raise InvariantError if a rule of a pool is broken. For tests."""
+        for pool in list(self._pools.values()):
+            with pool.lock:
+                pool.check_invariants()
+
+    # ------------------------------------------------------------------------------- end
+
+    def close(self, timeout: float | None = None) -> None:
+        """Do what is pending, then end every thread. Works queued meanwhile by running ones are done too.
+
+        timeout: seconds for the works. Raises CmwqTimeout (the runtime stays open), FlushDeadlock on one of its own workers.
+        """
+        worker = current_worker()
+        if worker is not None and worker.pool.runtime is self:
+            raise FlushDeadlock("close of a runtime from one of its own works: it would wait for itself")
+        deadline = None if timeout is None else self.host.monotonic() + timeout
+        if not self._drain(deadline):
+            raise CmwqTimeout(f"close of a runtime: works still there after {timeout} s")
+        for worker in self._end():
+            if worker.thread is not None:
+                worker.thread.join()
+        if self._sensor is not None:
+            self._sensor.stop()
+
+    def _drain(self, deadline: float | None) -> bool:
+        """Until every pool was found quiet in one round, in which nothing began. False: the deadline passed."""
+        parker = self.host.parker()
+        started = -1
+        while True:
+            pools = list(self._pools.values())
+            before, started = started, sum(pool.nr_started for pool in pools)
+            if before == started and all(pool.quiet_or_tell(None) for pool in pools):
+                return True
+            for pool in pools:
+                while not pool.quiet_or_tell(parker):
+                    if deadline is None:
+                        parker.park()
+                    elif (left := deadline - self.host.monotonic()) <= 0 or not parker.park(left):
+                        return False
+
+    def _end(self) -> list[Worker]:
+        with self._lock:
+            self.closed = True
+            pools = list(self._pools.values())
+        return [worker for pool in pools for worker in pool.close()]
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def check_alive(self, pool: WorkerPool, what: object) -> None:
+        """Raise ForeignProcess if the pool was the parent's: nobody here will ever end what is on it."""
+        if pool.lost:
+            raise ForeignProcess(f"{what!r} was queued before this process was forked; its result is the parent's alone")
+
+    def _exit(self) -> None:
+        with self._lock:
+            for queue in list(self._queues):
+                queue.refuse()
+        self.close()
+
+    def _forget(self) -> None:
+        """In the child of a fork."""
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            pool.abandon()
+        self._lock = self.host.lock()
+        self._sensor = None
+        self.host.forget()
+        for queue in list(self._queues):
+            queue.forget()
+
+
+_live: WeakSet[Runtime] = WeakSet()
+_hooks: list[str] = []
+_default: list[Runtime] = []
+_default_lock = threading.Lock()
+
+
+def default_runtime() -> Runtime:
+    """The process's runtime, made when first asked for. Making it starts nothing."""
+    if not _default:
+        with _default_lock:
+            if not _default:
+                _default.append(Runtime())
+    return _default[0]
+
+
+def _install_hooks() -> None:
+    """Fork and exit, once a process, by the first runtime that starts.
+
+    threading's own exit hook, as concurrent.futures uses: it runs before the interpreter stops threads from starting, and
+    before non-daemon threads are joined. atexit would be too late for both.
+    """
+    if _hooks:
+        return
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+    threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+    _hooks.append("installed")
+
+
+def _at_exit() -> None:
+    # Ctrl-C here means now: workers are daemon threads, the interpreter leaves them behind.
+    with contextlib.suppress(KeyboardInterrupt):
+        for runtime in list(_live):
+            try:
+                runtime._exit()
+            except Exception:
+                _log.exception("a runtime could not be closed at exit")
+
+
+def _after_fork() -> None:
+    forget_this_thread()
+    for runtime in list(_live):
+        runtime._forget()

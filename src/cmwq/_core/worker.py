@@ -1,0 +1,265 @@
+"""A worker's life: idle, managing, working, dying.
+
+Guarantees: a worker never dies of what its work does (B4); it leaves the idle list for work only when another is in reserve, or after it
+created one as the manager, or when none can be had (B1, B2, B6). Manager is a role, not a class: what a thread is doing now.
+
+Who counts a worker as running: whoever wakes it (`WorkerPool.kick`); it takes itself off the count when it goes idle. The letters are
+those of `pool`.
+"""
+
+from __future__ import annotations
+
+from threading import local
+from typing import TYPE_CHECKING, Any
+
+from cmwq._core.policy import keep_working, need_more_worker, need_to_create_worker
+from cmwq._errors import ThreadLimit
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cmwq._core.pool import WorkerPool
+    from cmwq._core.ports import Parker, Thread
+    from cmwq._core.work import Item
+
+
+class Worker:
+    """A record of one thread's role in a pool. It *has* a thread."""
+
+    __slots__ = (
+        "counted", "dying", "hinted", "idle", "index", "item", "kicked", "last_active", "name", "nr_hints", "parker", "pool",
+        "shown", "sleeping", "thread", "watched",
+    )  # fmt: skip
+
+    def __init__(self, pool: WorkerPool, index: int, parker: Parker) -> None:
+        self.pool = pool  # I
+        self.index = index  # I
+        self.parker = parker  # I
+        self.name = f"cmwq/{pool.name}:{index}"  # I
+        self.thread: Thread | None = None  # I: set by the creator once it exists
+        self.idle = False  # L: on the idle list
+        self.kicked = False  # L: taken from the idle list and counted by kick(), and not yet arrived
+        self.dying = False  # L: shall end
+        self.counted = False  # L: executing, and not exempt (A8)
+        self.sleeping = False  # L: counted, but known to be blocked
+        self.hinted = False  # L: it said so itself; no sensor knows better
+        self.item: Item | None = None  # L: what it executes
+        self.last_active: float | None = None  # L: when it went idle
+        self.nr_hints = 0  # S: depth of blocking()
+        self.shown: object = None  # S: the queue the thread is named after
+        self.watched: Any = None  # the sensor's own
+
+    def __repr__(self) -> str:
+        state = "idle" if self.idle else "blocked" if self.sleeping else "running" if self.counted else "preparing"
+        return f"<Worker {self.name} {state}>"
+
+    def discard_parker(self) -> None:
+        """Give the parker's place back. For a worker whose thread ends or never came to be."""
+        free = getattr(self.parker, "free", None)
+        if free is not None:
+            free()
+
+
+_this_thread = local()
+
+
+def current_worker() -> Worker | None:
+    return getattr(_this_thread, "worker", None)
+
+
+def forget_this_thread() -> None:
+    """In the child of a fork: the calling thread is no worker, whatever it was in the parent."""
+    _this_thread.worker = None
+
+
+def worker_thread(worker: Worker) -> None:
+    """The body of every worker's thread."""
+    pool = worker.pool
+    lock = pool.lock
+    _this_thread.worker = worker
+    pool.lookout.attach(worker)
+    pool.host.set_thread_name(worker.name)
+    if pool.bound:
+        pool.host.bind(pool.cpus)
+    try:
+        while not worker.dying:
+            worker.parker.park()
+            with lock:
+                if not worker.dying and start_working(pool, worker):
+                    process_works(pool, worker)
+                    if not worker.dying:
+                        pool.enter_idle(worker)
+    finally:
+        with lock:
+            pool.worker_died(worker)
+        pool.lookout.detach(worker)
+
+
+def start_working(pool: WorkerPool, worker: Worker) -> bool:
+    """Leave the idle list, counted, with another in reserve; or stay, if not needed after all.
+
+    Context: lock held; dropped and retaken while managing.
+    """
+    if worker.kicked:
+        worker.kicked = False
+        pool.nr_waking -= 1
+    elif not worker.idle:
+        return False  # its creator has not listed it yet
+    else:
+        # Nobody called kick() for it: the sensor saw too few running, or park() returned for nothing.
+        if pool.armed_with is not worker:
+            pool.lookout.deliver()
+            if not need_more_worker(pool):
+                return False
+            pool.leave_idle(worker)
+        else:
+            pool.leave_idle(worker)
+            pool.lookout.deliver()
+            if not need_more_worker(pool):
+                pool.enter_idle(worker)
+                return False
+        pool.nr_running += 1
+        pool.nr_wakeups += 1
+    worker.counted = True
+    pool.lookout.ended(worker)  # what was seen of it while it waited for the lock is void
+    if need_to_create_worker(pool):
+        manage_workers(pool, worker)
+    return True
+
+
+def manage_workers(pool: WorkerPool, worker: Worker) -> None:
+    """B2: be the manager: create the next reserve. The others go on working meanwhile.
+
+    Context: lock held; dropped and retaken, so re-read everything.
+    Promise: somebody is idle or was taken from the idle list since, or the refusal is noted and a retry is due.
+    """
+    pool.managing = True
+    pool.uncount(worker)
+    pool.lock.release()
+    refused = False
+    try:
+        pool.create_worker()
+    except ThreadLimit:
+        refused = True
+    finally:
+        pool.lock.acquire()
+        pool.managing = False
+        pool.count(worker)
+    if refused and not pool.idle_list:
+        pool.creation_refused()
+
+
+def process_works(pool: WorkerPool, worker: Worker) -> None:
+    """Run items back to back while the rules allow it (A3, A5). The hot path.
+
+    Context: lock held; released around each item.
+    """
+    worklist, lock, ended = pool.worklist, pool.lock, pool.lookout.ended
+    first = True
+    while worklist and (first or keep_working(pool)):
+        first = False
+        item = worklist.popleft()
+        if not item.claim(worker):
+            if not worklist:
+                pool.look_out()
+            continue
+        worker.item = item
+        pool.nr_started += 1
+        woken = None
+        if worklist:
+            if pool.nr_running < pool.target:
+                woken = pool.kick()  # A6: the wake chain
+            if pool.armed_with is None:
+                pool.look_out()
+        elif pool.armed_with is not None:
+            pool.look_out()
+        lock.release()
+        if woken is not None:
+            woken.parker.unpark()
+        if item.exempt or worker.shown is not item.queue:
+            execute_specially(pool, worker, item)
+        else:
+            item.run()
+        lock.acquire()
+        ended(worker)
+        if worker.sleeping:
+            pool.worker_running(worker)
+        worker.item = None
+        pool.nr_completed += 1
+        audience = item.retire()
+        if audience is not None:
+            lock.release()
+            audience.announce(item)
+            lock.acquire()
+        del item, audience, woken  # an idle worker must not keep a result alive
+    pool.uncount(worker)
+
+
+def execute_specially(pool: WorkerPool, worker: Worker, item: Item) -> None:
+    """Run an item of another queue than the last (B5: name the thread), or one that does not count (A8).
+
+    Context: lock not held.
+    """
+    if worker.shown is not item.queue:
+        worker.shown = item.queue
+        pool.host.set_thread_name(f"{worker.name}-{item.queue.name}")
+    if not item.exempt:
+        item.run()
+        return
+    with pool.lock:
+        pool.uncount(worker)
+        pool.lookout.exempt(worker, True)
+        woken = pool.kick()
+    if woken is not None:
+        woken.parker.unpark()
+    try:
+        item.run()
+    finally:
+        with pool.lock:
+            pool.count(worker)
+            pool.lookout.exempt(worker, False)
+
+
+class blocking:
+    """What follows blocks: let another worker run meanwhile.
+
+    A context manager, for code that knows it will wait: `with cmwq.blocking(): ...`. Exact, instantaneous, on every
+    platform. Nests. Outside a worker it does nothing. Reusable, not to be shared between threads while entered.
+    """
+
+    __slots__ = ("_worker",)
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    def __enter__(self) -> None:
+        self._worker = worker = current_worker()
+        if worker is None:
+            return
+        worker.nr_hints += 1
+        if worker.nr_hints > 1 or not worker.counted:
+            return
+        pool = worker.pool
+        with pool.lock:
+            worker.hinted = True
+            pool.lookout.exempt(worker, True)
+            pool.worker_sleeping(worker)
+            pool.lookout.deliver()
+            woken = pool.kick()
+        if woken is not None:
+            woken.parker.unpark()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        worker = self._worker
+        if worker is None:
+            return
+        worker.nr_hints -= 1
+        if worker.nr_hints or not worker.hinted:
+            return
+        pool = worker.pool
+        with pool.lock:
+            worker.hinted = False
+            pool.lookout.exempt(worker, False)
+            pool.worker_running(worker)

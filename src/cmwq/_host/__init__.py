@@ -1,0 +1,100 @@
+"""ThreadHost: the core's `Host` on the real machine. threading's locks and threads, the kernel's clock and CPUs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from cmwq._core import ports
+from cmwq._errors import ThreadLimit
+from cmwq._host import caps, topology
+from cmwq._host.parker import LockParker
+from cmwq._host.timers import Timer, Timers
+
+try:
+    from cmwq._sensor import _sentinel
+except ImportError:  # no compiler was there
+    _sentinel = None  # type: ignore[assignment]
+
+_HEADROOM_TTL = 0.1  # s: the caps are read again after so long
+
+
+class ThreadHost:
+    """Thread-safe. Its workers are daemon threads: the runtime joins them at exit, unless Ctrl-C says not to wait."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """In the child of a fork: no timer, and nothing known."""
+        self._timers = Timers()
+        self._headroom = 0
+        self._headroom_until = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def lock(self) -> ports.Lock:
+        return threading.Lock()
+
+    def reinit_lock(self, lock: ports.Lock) -> ports.Lock:
+        try:
+            lock._at_fork_reinit()  # type: ignore[attr-defined]  # as threading itself does
+        except AttributeError:
+            return threading.Lock()
+        return lock
+
+    def parker(self) -> LockParker:
+        return LockParker()
+
+    def spawn(self, name: str, body: Callable[[], None]) -> ports.Thread:
+        thread = threading.Thread(target=body, name=name, daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError, OSError) as exc:
+            raise ThreadLimit(f"the system refused thread {name}: {exc}; `cmwq doctor` lists the limits") from exc
+        return thread
+
+    def thread_headroom(self) -> int:
+        now = time.monotonic()
+        if now >= self._headroom_until:
+            self._headroom = caps.headroom()
+            self._headroom_until = now + _HEADROOM_TTL
+        self._headroom -= 1
+        return self._headroom + 1
+
+    def call_later(self, delay: float, fn: Callable[[], None]) -> Timer:
+        return self._timers.call_later(delay, fn)
+
+    def bind(self, cpus: Iterable[int]) -> None:
+        """Best effort: a CPU may have gone away between the decision and the call (D6)."""
+        if hasattr(os, "sched_setaffinity"):
+            try:
+                os.sched_setaffinity(0, cpus)
+            except OSError:
+                pass
+
+    def set_thread_name(self, name: str) -> None:
+        if _sentinel is not None:
+            _sentinel.set_name(name)
+            return
+        try:
+            with open(f"/proc/self/task/{threading.get_native_id()}/comm", "w") as comm:
+                comm.write(name[:15])
+        except OSError:
+            pass
+
+    def cpus(self) -> tuple[int, ...]:
+        return topology.cpus()
+
+    def cpu_limit(self) -> int:
+        return topology.cpu_limit()
+
+    def current_cpu(self) -> int | None:
+        return None if _sentinel is None else _sentinel.get_cpu()
+
+    def gil_enabled(self) -> bool:
+        return bool(getattr(sys, "_is_gil_enabled", lambda: True)())

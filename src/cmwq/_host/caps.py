@@ -1,0 +1,79 @@
+"""How many threads may be had (B6): RLIMIT_NPROC, the cgroup's pids.max, the kernel's threads-max.
+
+Near a cap the pool goes on with what it has. Asked before a thread is created, because some of these limits fail the whole
+process's other threads too: the last thread of a cgroup should not be ours.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmwq._host.topology import cgroup_folders
+
+SPARE = 4  # threads left to the rest of the process
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """A limit on threads; None: no limit, or not known. `used` counts against the same limit."""
+
+    name: str
+    limit: int | None
+    used: int | None
+    source: str
+
+
+def thread_caps() -> list[Cap]:
+    """Every cap that this machine has, in no order."""
+    caps = [_nproc(), _threads_max()]
+    for folder in cgroup_folders("pids"):
+        limit = _number(folder / "pids.max")
+        if limit is not None:
+            caps.append(Cap("pids.max", limit, _number(folder / "pids.current"), str(folder)))
+    return caps
+
+
+def headroom() -> int:
+    """How many more threads may be created before the tightest cap is near."""
+    rooms = [cap.limit - (cap.used or 0) - SPARE for cap in thread_caps() if cap.limit is not None]
+    return min(rooms, default=1 << 30)
+
+
+def _nproc() -> Cap:
+    source = "getrlimit(RLIMIT_NPROC)"
+    try:
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    except (ImportError, OSError, ValueError):
+        return Cap("RLIMIT_NPROC", None, None, source)
+    # Root is exempt from this limit, and others' threads count against it: unknown use is best left to the refusal itself.
+    return Cap("RLIMIT_NPROC", None if soft < 0 or os.geteuid() == 0 else soft, _own_threads(), source)
+
+
+def _threads_max() -> Cap:
+    path = Path("/proc/sys/kernel/threads-max")
+    used = None
+    try:
+        # "0.00 0.01 0.05 2/345 678": runnable / all threads of the machine
+        used = int(Path("/proc/loadavg").read_text().split()[3].split("/")[1])
+    except (OSError, ValueError, IndexError):
+        pass
+    return Cap("threads-max", _number(path), used, str(path))
+
+
+def _own_threads() -> int | None:
+    try:
+        return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[17])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _number(path: Path) -> int | None:
+    """None for "max" and for files that aren't there."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,261 @@
+"""The frame of the pure-Python sensors: one thread that ticks while work waits, and looks at the workers.
+
+Guarantees
+- No wake-up while no lookout is armed (G4): the thread then rests on a condition, without a timeout.
+- A verdict counts only if, under pool.lock, the worker still executes the item it was seen with.
+- It starts workers by `pool.kick()` alone, so never lets more run than the target (A3).
+- Level-triggered: while armed it looks again and again. A tick that came too early is a late one, never a lost one.
+
+Assumes that nobody calls `stop` with a pool.lock held.
+
+The ramp. How often blocking is noticed bounds how fast waiting work is started: up to the target per look. Starting
+more per look would break A3, so looks come closer instead: the pause halves with every look that started somebody (all
+that was started before has blocked) and doubles, up to the period, with every look that didn't.
+
+What is lost against the sentinel: the tick needs the GIL, so it is as late as the GIL is contended (the switch interval
+for every system call it makes), and its looks cost CPU time that the workers could have used.
+
+Letters as in `_core.pool`; C: sensor._bell held; T: the tick thread alone. Order: L < C.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cmwq._core.pool import WorkerPool
+    from cmwq._core.ports import Host, Parker
+    from cmwq._core.work import Item
+    from cmwq._core.worker import Worker
+
+RELOOK = 4
+"""Workers believed asleep that one look visits."""
+RAMP = 16
+"""The shortest pause is the period divided by this."""
+SHORT_WAIT = 50e-6
+"""A lock wait must last so long, times (somebody runs + young waits), to count as blocked."""
+YOUNG = 10e-3
+"""A lock wait older than this no longer damps the next."""
+
+
+class Doing(enum.Enum):
+    """What a worker's thread does right now."""
+
+    RUNS = enum.auto()
+    WAITS_FOR_GIL = enum.auto()
+    WAITS_FOR_LOCK = enum.auto()
+    SLEEPS = enum.auto()
+    GONE = enum.auto()
+
+
+class Watched:
+    """What a sensor remembers of a worker's thread. Made on that thread."""
+
+    __slots__ = ("clock", "cpu", "exempt", "item", "key", "on_lock", "since", "tid")
+
+    def __init__(self) -> None:
+        self.tid = threading.get_native_id()  # I
+        # Asked here because the thread must be alive to be asked about; the clock itself may be read at any time.
+        clock_of = getattr(time, "pthread_getcpuclockid", None)
+        self.clock: int | None = clock_of(threading.get_ident()) if clock_of else None  # I
+        self.exempt = False  # L
+        self.item: Item | None = None  # T: what it executed when last looked at
+        self.key = 0  # T: the futex it waits on
+        self.cpu = 0.0  # T: its CPU time at `since`: unchanged means it did not run in between
+        self.since: float | None = None  # T: when that was first seen
+        self.on_lock = False  # T: counted as blocked by has_lasted()
+
+    def cpu_time(self) -> float:
+        """Raises OSError once the thread is gone. Only where there is a clock."""
+        assert self.clock is not None
+        return time.clock_gettime(self.clock)
+
+    def has_lasted(self, now: float, damping: int) -> bool:
+        """The lasting-futex rule, for a thread that waits on `key`. See `_sentinel.c`: a contended lock looks like a
+        blocked worker, and starting another for it makes more contention. With nobody running and no young waits it
+        counts at once.
+        """
+        cpu = self.cpu_time()
+        if self.since is None or self.cpu != cpu:
+            self.cpu, self.since = cpu, now
+        return now - self.since >= SHORT_WAIT * damping
+
+
+class TickingSensor:
+    """A Sensor. Subclasses say what a worker is doing."""
+
+    name = "ticking"
+    period = 1e-3
+
+    def __init__(self, host: Host, reason: str = "") -> None:
+        self.host = host  # I
+        self.reason = reason  # I: why this sensor and not another
+        self._pid = os.getpid()  # I
+        self._bell = threading.Condition(threading.Lock())  # I
+        self._lookouts: list[TickingLookout] = []  # C
+        self._thread: threading.Thread | None = None  # C: started by the first arm
+        self._stopped = False  # C
+
+    def doing(self, worker: Worker, watched: Watched) -> Doing:
+        """With WAITS_FOR_LOCK, reset `watched.since` if it waits for another lock than before.
+
+        Context: the tick thread, no lock held.
+        """
+        raise NotImplementedError
+
+    def learn(self) -> None:
+        """Called before each tick: the GIL may come later.  Context: the tick thread, no lock held."""
+
+    def lookout(self, pool: WorkerPool) -> TickingLookout:
+        lookout = TickingLookout(self, pool)
+        with self._bell:
+            self._lookouts.append(lookout)
+        return lookout
+
+    def stop(self) -> None:
+        if os.getpid() != self._pid:
+            return  # forked: there is no thread here, and its lock may be held for good
+        with self._bell:
+            self._stopped = True
+            thread = self._thread
+            self._bell.notify()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def ring(self) -> None:
+        """A lookout was armed.  Context: its pool.lock held."""
+        with self._bell:
+            if self._thread is None and not self._stopped:
+                thread = threading.Thread(target=self._run, name="cmwq/tick", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return  # no thread to be had: works still run, and the next arm tries again
+                self._thread = thread
+            self._bell.notify()
+
+    def _run(self) -> None:
+        self.host.set_thread_name("cmwq/tick")
+        pause = self.period
+        while True:
+            with self._bell:
+                while not self._armed() and not self._stopped:
+                    self._bell.wait()
+                if self._stopped:
+                    return
+                lookouts = tuple(self._lookouts)
+            self.learn()
+            # Pause first: arming says that work waits, not that somebody blocked; often it is disarmed again at once.
+            time.sleep(pause)
+            started = [lookout.look() for lookout in lookouts if lookout.armed]
+            if started:  # else disarmed meanwhile: a woken worker is on its way, the ramp goes on when it arrived
+                pause = max(pause / 2, self.period / RAMP) if any(started) else min(pause * 2, self.period)
+
+    def _armed(self) -> bool:
+        return any(lookout.armed for lookout in self._lookouts)
+
+
+class TickingLookout:
+    """A Lookout. What it sees it reports itself, by `pool.kick()`; there are no marks to deliver."""
+
+    def __init__(self, sensor: TickingSensor, pool: WorkerPool) -> None:
+        self.sensor = sensor  # I
+        self.pool = pool  # I
+        self.armed = False  # L; the tick thread may see a stale value, and kick() then finds nothing to do
+        self.cursor = 0  # T: where the next re-look starts
+
+    def parker(self) -> Parker:
+        return self.sensor.host.parker()
+
+    def attach(self, worker: Worker) -> None:
+        worker.watched = Watched()
+
+    def detach(self, worker: Worker) -> None:
+        worker.watched = None
+
+    def arm(self, reserve: Worker | None) -> None:
+        before, self.armed = self.armed, reserve is not None
+        if self.armed and not before:
+            self.sensor.ring()
+
+    def deliver(self) -> None:
+        pass
+
+    def ended(self, worker: Worker) -> None:
+        pass  # the item that a verdict was about is compared instead
+
+    def exempt(self, worker: Worker, flag: bool) -> None:
+        watched: Watched | None = worker.watched
+        if watched is not None:
+            watched.exempt = flag
+            watched.since = None
+
+    def set_target(self, target: int) -> None:
+        pass  # kick() knows
+
+    def look(self) -> bool:
+        """One look at the pool's workers. Returns whether one was woken.  Context: the tick thread, no lock held."""
+        pool = self.pool
+        with pool.lock:
+            workers = [w for w in pool.workers if w.item is not None and w.counted]
+        verdicts, gil = self._judge(workers)
+        with pool.lock:
+            for worker, item, sleeps in verdicts:
+                watched: Watched | None = worker.watched
+                if worker.item is not item or watched is None or watched.exempt:
+                    continue
+                if sleeps:
+                    pool.worker_sleeping(worker)
+                else:
+                    pool.worker_running(worker)
+            # The GIL rule: while one waits for the GIL, another could only join the queue. One suffices: while it is
+            # on its way the pool disarms, and when it arrives the wake chain (A6) goes on.
+            woken = pool.kick() if self.armed and not gil else None
+        if woken is None:
+            return False
+        woken.parker.unpark()
+        return True
+
+    def _judge(self, workers: list[Worker]) -> tuple[list[tuple[Worker, Item, bool]], bool]:
+        """Verdicts (worker, what it was seen with, whether it sleeps), and whether one waits for the GIL."""
+        now = time.monotonic()
+        verdicts: list[tuple[Worker, Item, bool]] = []
+        waiting: list[tuple[Worker, Item, Watched]] = []
+        gil, running, young = False, 0, 0
+        asleep = [w for w in workers if w.sleeping]
+        first = self.cursor % len(asleep) if asleep else 0
+        self.cursor = first + RELOOK
+        visited = {*asleep[first : first + RELOOK], *asleep[: max(0, first + RELOOK - len(asleep))]}
+        for worker in workers:
+            item, watched, slept = worker.item, worker.watched, worker.sleeping
+            if item is None or watched is None or watched.exempt:
+                continue
+            doing = None if slept and worker not in visited else self.sensor.doing(worker, watched)
+            if doing is Doing.RUNS or doing is Doing.WAITS_FOR_GIL:
+                gil |= doing is Doing.WAITS_FOR_GIL
+                running += 1
+                watched.on_lock = False
+                if slept:
+                    verdicts.append((worker, item, False))
+            elif slept:
+                young += watched.on_lock and watched.since is not None and now - watched.since < YOUNG
+            elif doing is Doing.WAITS_FOR_LOCK:
+                waiting.append((worker, item, watched))
+            elif doing is Doing.SLEEPS:
+                watched.on_lock = False
+                verdicts.append((worker, item, True))
+        damping = running > 0
+        for worker, item, watched in waiting:
+            try:
+                lasted = watched.has_lasted(now, damping + young)
+            except OSError:
+                continue
+            if lasted:
+                watched.on_lock = True
+                young += 1
+                verdicts.append((worker, item, True))
+        return verdicts, gil

@@ -1,0 +1,73 @@
+"""HintsSensor: where nothing tells what a thread does (macOS, Windows, gVisor). Never pretends to know more.
+
+`cmwq.blocking()` is exact here as everywhere: the core handles it by itself. Beside it, a coarse rule:
+
+- With per-thread CPU clocks: a counted worker that used no CPU time for a whole period, with the same item, sleeps;
+  once it used some it runs again. The period is longer than the switch interval, at which a waiter for the GIL stirs.
+- Without (macOS, Windows): when no item of the pool started or ended for `STUCK` seconds and work waits, one of its
+  workers is taken to sleep, so that one more may start. Progress must not depend on a sensor.
+
+What is lost, unless the work says `blocking()`: sleeps shorter than the period go unseen, longer ones are seen 10 to 20
+ms late, so that at most about 100 works per second and CPU are started beyond the target. Waits for a lock count like
+any other sleep. Without CPU clocks long computations are taken for sleep too: one more worker per 50 ms without an end.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from cmwq._sensor._ticking import Doing, TickingSensor, Watched
+
+if TYPE_CHECKING:
+    from cmwq._core.pool import WorkerPool
+    from cmwq._core.ports import Host
+    from cmwq._core.worker import Worker
+
+STUCK = 50e-3
+"""Without CPU clocks: no item started or ended for so long."""
+
+
+def usable() -> None:
+    """Works everywhere."""
+
+
+def make(host: Host, reason: str) -> HintsSensor:
+    return HintsSensor(host, reason)
+
+
+class HintsSensor(TickingSensor):
+    """Knows only whether a thread used CPU time, or not even that."""
+
+    name = "hints"
+    period = 10e-3
+
+    def __init__(self, host: Host, reason: str = "") -> None:
+        super().__init__(host, reason)
+        self._progress: dict[WorkerPool, tuple[int, float]] = {}  # T: items started and ended, and since when no more
+
+    def doing(self, worker: Worker, watched: Watched) -> Doing:
+        if watched.clock is None:
+            return self._guess(worker)
+        try:
+            cpu = watched.cpu_time()
+        except OSError:
+            return Doing.GONE
+        now = time.monotonic()
+        if watched.since is None or watched.cpu != cpu or watched.item is not worker.item:
+            watched.cpu, watched.item, watched.since = cpu, worker.item, now
+            return Doing.RUNS
+        return Doing.SLEEPS if now - watched.since >= self.period else Doing.RUNS
+
+    def _guess(self, worker: Worker) -> Doing:
+        if worker.sleeping:
+            return Doing.SLEEPS  # until its item ends
+        pool, now = worker.pool, time.monotonic()
+        count = pool.nr_started + pool.nr_completed
+        before, since = self._progress.get(pool, (-1, now))
+        if count == before and now - since >= STUCK:
+            self._progress[pool] = count, now  # one; the next after another such while
+            return Doing.SLEEPS
+        if count != before:
+            self._progress[pool] = count, now
+        return Doing.RUNS

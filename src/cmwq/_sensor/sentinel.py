@@ -1,0 +1,114 @@
+"""The sentinel as a `Sensor`: what Python adds to `_sentinel.c` is which worker sits in which slot.
+
+Guarantees: an armed pool's blocked workers are noticed in microseconds, without the GIL; nothing wakes up while no pool is armed
+(G4). Assumes that the pool calls `arm`, `deliver`, `ended`, `exempt` with its lock held.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from cmwq._host import topology
+
+try:
+    from cmwq._sensor import _sentinel
+except ImportError as exc:
+    _sentinel = None  # type: ignore[assignment]
+    _why_not: str | None = f"its C extension was not built ({exc})"
+else:
+    _why_not = None
+
+if TYPE_CHECKING:
+    from cmwq._core.pool import WorkerPool
+    from cmwq._core.ports import Host, Parker
+    from cmwq._core.worker import Worker
+
+
+def usable() -> str | None:
+    """Why it does not work here; None: it does."""
+    if _why_not is not None:
+        return _why_not
+    try:
+        with open("/proc/self/syscall") as file:
+            file.read()
+    except OSError as exc:
+        return f"the system does not say what a thread waits for ({exc})"
+    return None
+
+
+def make(host: Host, reason: str) -> SentinelSensor:
+    return SentinelSensor(host, reason)
+
+
+class SentinelSensor:
+    """Native threads of idle priority, one per CPU, and a plain 10 ms tick should all of them be starved."""
+
+    name = "sentinel"
+
+    def __init__(self, host: Host, reason: str = "") -> None:
+        self.reason = reason
+        self._host = host
+        self._watch = _sentinel.Watch()
+        self._lock = threading.Lock()
+        self._posted: set[int] = set()
+        self._knows_gil = False
+
+    def lookout(self, pool: WorkerPool) -> SentinelLookout:
+        with self._lock:
+            if self._host.gil_enabled() and not self._knows_gil:
+                self._knows_gil = self._watch.learn_gil()
+            for cpu in (-1, *topology.cpus()):
+                if cpu not in self._posted:
+                    self._watch.start(cpu)
+                    self._posted.add(cpu)
+        return SentinelLookout(pool, self._watch.lookout(pool.cpus, pool.target, pool.max_workers + 1))
+
+    def stop(self) -> None:
+        self._watch.stop()
+
+    def statistics(self) -> dict[str, int]:
+        """Looks taken and workers woken so far."""
+        return dict(self._watch.statistics())
+
+
+class SentinelLookout:
+    """One pool's slots. A worker's parker is its slot."""
+
+    def __init__(self, pool: WorkerPool, native: Any) -> None:
+        self._pool = pool
+        self._native = native
+        self._workers: dict[int, Worker] = {}
+        self.set_target = native.set_target
+
+    def parker(self) -> Parker:
+        slot: Parker = self._native.slot()
+        return slot
+
+    def attach(self, worker: Worker) -> None:
+        self._workers[worker.parker.index] = worker  # type: ignore[attr-defined]
+        worker.parker.attach()  # type: ignore[attr-defined]
+
+    def detach(self, worker: Worker) -> None:
+        with self._pool.lock:
+            del self._workers[worker.parker.index]  # type: ignore[attr-defined]
+            worker.discard_parker()
+
+    def arm(self, reserve: Worker | None) -> None:
+        self._native.arm(None if reserve is None else reserve.parker)
+
+    def deliver(self) -> None:
+        for index, sleeps in self._native.deliver():
+            worker = self._workers.get(index)
+            if worker is None or worker.hinted:
+                continue
+            if sleeps:
+                self._pool.worker_sleeping(worker)
+            else:
+                self._pool.worker_running(worker)
+
+    def ended(self, worker: Worker) -> None:
+        worker.parker.ended()  # type: ignore[attr-defined]
+
+    def exempt(self, worker: Worker, flag: bool) -> None:
+        worker.parker.exempt(flag)  # type: ignore[attr-defined]

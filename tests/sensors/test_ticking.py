@@ -1,0 +1,467 @@
+"""The pure-Python sensors: the rules with a scripted eye and a fake pool, then the real eyes on real threads."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from cmwq._core.worker import Worker
+from cmwq._host import ThreadHost
+from cmwq._sensor import procfs
+from cmwq._sensor._ticking import RELOOK, Doing, TickingSensor, Watched
+from cmwq._sensor.hints import STUCK, HintsSensor
+from cmwq._sensor.procfs import ProcfsSensor
+
+HANG = 20.0
+linux = pytest.mark.skipif(procfs.usable() is not None, reason=str(procfs.usable()))
+
+
+class Scripted(TickingSensor):
+    """Sees what it is told, and has no thread."""
+
+    def __init__(self) -> None:
+        super().__init__(ThreadHost())
+        self.sees: dict[Worker, Doing] = {}
+        self.looked: list[Worker] = []
+        self.during: Callable[[], None] = lambda: None
+        self.rings = 0
+
+    def doing(self, worker: Worker, watched: Watched) -> Doing:
+        self.looked.append(worker)
+        self.during()
+        return self.sees.get(worker, Doing.RUNS)
+
+    def ring(self) -> None:
+        self.rings += 1
+
+
+class RecordingParker:
+    unparked = 0
+
+    def park(self, timeout: float = -1) -> bool:
+        raise AssertionError("no thread here")
+
+    def unpark(self) -> None:
+        self.unparked += 1
+
+
+class FakeWorker:
+    """What a sensor sees of a Worker."""
+
+    def __init__(self, pool: FakePool, *, busy: bool) -> None:
+        self.pool = pool
+        self.parker = RecordingParker()
+        self.item: object | None = object() if busy else None
+        self.counted = busy
+        self.sleeping = False
+        self.watched: Any = None
+
+
+class FakePool:
+    """A WorkerPool as a sensor knows it: the counts, kick() and whom it is armed with. Always with a GIL."""
+
+    def __init__(self, sensor: TickingSensor, target: int) -> None:
+        self.lock = threading.Lock()
+        self.target = target
+        self.workers: set[FakeWorker] = set()
+        self.idle_list: list[FakeWorker] = []
+        self.worklist: list[object] = []
+        self.nr_running = self.nr_waking = self.nr_started = self.nr_completed = 0
+        self.lookout = sensor.lookout(cast(Any, self))
+
+    def kick(self) -> FakeWorker | None:
+        if not (self.worklist and self.idle_list and self.nr_running < self.target and not self.nr_waking):
+            return None
+        self.nr_running += 1
+        self.nr_waking += 1
+        woken = self.idle_list.pop()
+        self.look_out()
+        return woken
+
+    def look_out(self) -> None:
+        reserve = self.idle_list[-1] if self.worklist and self.idle_list and not self.nr_waking else None
+        self.lookout.arm(cast(Any, reserve))
+
+    def worker_sleeping(self, worker: FakeWorker) -> None:
+        if worker.counted and not worker.sleeping:
+            worker.sleeping = True
+            self.nr_running -= 1
+
+    def worker_running(self, worker: FakeWorker) -> None:
+        if worker.sleeping:
+            worker.sleeping = False
+            self.nr_running += 1
+
+
+def make_pool(sensor: TickingSensor, *, target: int = 2) -> Any:
+    return FakePool(sensor, target)
+
+
+def add_worker(pool: FakePool, *, busy: bool) -> Any:
+    worker = FakeWorker(pool, busy=busy)
+    pool.lookout.attach(cast(Any, worker))
+    with pool.lock:
+        pool.workers.add(worker)
+        if busy:
+            pool.nr_running += 1
+        else:
+            pool.idle_list.append(worker)
+            pool.look_out()
+    return worker
+
+
+def queue(pool: FakePool, count: int = 1) -> None:
+    with pool.lock:
+        pool.worklist.extend(object() for _ in range(count))
+        pool.look_out()
+
+
+def look(pool: FakePool) -> bool:
+    return pool.lookout.look()
+
+
+@pytest.fixture
+def sensor() -> Scripted:
+    return Scripted()
+
+
+def test_armed_while_work_waits(sensor: Scripted) -> None:
+    pool = make_pool(sensor)
+    add_worker(pool, busy=True)
+    add_worker(pool, busy=False)
+    assert not pool.lookout.armed
+    queue(pool)
+    assert pool.lookout.armed
+    assert sensor.rings == 1
+    with pool.lock:
+        pool.worklist.clear()
+        pool.look_out()
+    assert not pool.lookout.armed
+
+
+def test_nobody_is_started_at_the_target(sensor: Scripted) -> None:
+    pool = make_pool(sensor)
+    for _ in range(2):
+        add_worker(pool, busy=True)
+    add_worker(pool, busy=False)
+    queue(pool, 10)
+    assert not look(pool)
+    assert pool.nr_running == 2
+
+
+def test_a_sleeper_is_replaced_by_one(sensor: Scripted) -> None:
+    pool = make_pool(sensor)
+    sleeper, _ = add_worker(pool, busy=True), add_worker(pool, busy=True)
+    idle = add_worker(pool, busy=False)
+    queue(pool, 10)
+    sensor.sees[sleeper] = Doing.SLEEPS
+    assert look(pool)
+    assert sleeper.sleeping
+    assert idle.parker.unparked == 1
+    assert pool.nr_running == 2
+    assert not pool.lookout.armed  # one is on its way
+
+
+def test_a_verdict_on_an_ended_item_is_void(sensor: Scripted) -> None:
+    pool = make_pool(sensor)
+    worker = add_worker(pool, busy=True)
+    add_worker(pool, busy=True)
+    add_worker(pool, busy=False)
+    queue(pool)
+    sensor.sees[worker] = Doing.SLEEPS
+
+    def next_item() -> None:
+        worker.item = object()
+
+    sensor.during = next_item
+    assert not look(pool)
+    assert not worker.sleeping
+
+
+def test_running_again_is_noticed_a_few_per_look(sensor: Scripted) -> None:
+    pool = make_pool(sensor)
+    sleepers = [add_worker(pool, busy=True) for _ in range(RELOOK * 2 + 1)]
+    with pool.lock:
+        for worker in sleepers:
+            pool.worker_sleeping(worker)
+            sensor.sees[worker] = Doing.SLEEPS
+    seen: set[Worker] = set()
+    for _ in range(3):
+        sensor.looked.clear()
+        look(pool)
+        assert len(sensor.looked) == RELOOK
+        seen.update(sensor.looked)
+    assert seen == set(sleepers)
+    sensor.sees.clear()
+    look(pool)
+    assert pool.nr_running == RELOOK
+
+
+def test_while_one_waits_for_the_gil_nobody_is_started(sensor: Scripted) -> None:
+    pool = make_pool(sensor)
+    sleeper, other = add_worker(pool, busy=True), add_worker(pool, busy=True)
+    add_worker(pool, busy=False)
+    queue(pool)
+    sensor.sees = {sleeper: Doing.SLEEPS, other: Doing.WAITS_FOR_GIL}
+    assert not look(pool)
+    assert pool.nr_running == 1
+    sensor.sees[other] = Doing.RUNS
+    assert look(pool)
+
+
+def test_exempt_workers_are_not_looked_at(sensor: Scripted) -> None:
+    pool = make_pool(sensor)
+    worker = add_worker(pool, busy=True)
+    with pool.lock:
+        pool.lookout.exempt(worker, True)
+        pool.worker_sleeping(worker)
+    look(pool)
+    assert not sensor.looked
+    assert worker.sleeping
+
+
+def test_lock_waits_must_last_while_others_run(sensor: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, cpu = 100.0, 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(Watched, "cpu_time", lambda self: cpu)
+    pool = make_pool(sensor)
+    worker = add_worker(pool, busy=True)
+    add_worker(pool, busy=True)
+    sensor.sees[worker] = Doing.WAITS_FOR_LOCK
+    look(pool)
+    assert not worker.sleeping
+    now, cpu = 100.1, 1.0  # it ran in between: another wait
+    look(pool)
+    assert not worker.sleeping
+    now = 100.2
+    look(pool)
+    assert worker.sleeping
+
+
+def test_with_nobody_running_the_first_lock_wait_counts_at_once_the_next_must_last(
+    sensor: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(Watched, "cpu_time", lambda self: 0.0)
+    pool = make_pool(sensor)
+    workers = [add_worker(pool, busy=True) for _ in range(3)]
+    sensor.sees = dict.fromkeys(workers, Doing.WAITS_FOR_LOCK)
+    look(pool)
+    assert sum(w.sleeping for w in workers) == 1
+
+
+def test_a_thread_that_is_gone_is_left_alone(sensor: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make_pool(sensor)
+    gone, detached, lost = (add_worker(pool, busy=True) for _ in range(3))
+    pool.lookout.detach(detached)
+    sensor.sees = {gone: Doing.GONE, lost: Doing.WAITS_FOR_LOCK}
+
+    def no_such_clock(self: Watched) -> float:
+        raise OSError
+
+    monkeypatch.setattr(Watched, "cpu_time", no_such_clock)
+    assert not look(pool)
+    assert pool.nr_running == 3
+
+
+# ------------------------------------------------------------------------------------- the thread
+
+
+class Counting(TickingSensor):
+    """Has a thread, and counts its looks."""
+
+    def __init__(self) -> None:
+        super().__init__(ThreadHost())
+        self.looks = threading.Semaphore(0)
+
+    def doing(self, worker: Worker, watched: Watched) -> Doing:
+        self.looks.release()
+        return Doing.RUNS
+
+
+def test_ticks_while_armed_and_rests_otherwise() -> None:
+    sensor = Counting()
+    pool = make_pool(sensor, target=1)
+    assert sensor._thread is None
+    add_worker(pool, busy=True)
+    add_worker(pool, busy=False)
+    for _ in range(3):
+        queue(pool)
+        for _ in range(5):
+            assert sensor.looks.acquire(timeout=HANG)
+        with pool.lock:
+            pool.worklist.clear()
+            pool.look_out()
+        until(lambda: bool(sensor._bell._waiters))  # type: ignore[attr-defined]
+    thread = sensor._thread
+    assert thread is not None
+    assert thread.daemon
+    sensor.stop()
+    sensor.stop()
+    assert not thread.is_alive()
+    queue(pool)  # must do nothing, and not hang
+
+
+def test_stop_before_anything_was_armed() -> None:
+    TickingSensor(ThreadHost()).stop()
+
+
+def test_no_thread_to_be_had_is_survived_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    sensor = Counting()
+    pool = make_pool(sensor, target=1)
+    add_worker(pool, busy=True)
+    add_worker(pool, busy=False)
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        queue(pool)
+    assert sensor._thread is None
+    with pool.lock:
+        pool.lookout.arm(None)
+        pool.lookout.arm(pool.idle_list[-1])
+    assert sensor.looks.acquire(timeout=HANG)
+    sensor.stop()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + HANG
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.001)
+
+
+# ------------------------------------------------------------------------------------- real eyes, real threads
+
+
+class Subject:
+    """A worker without a pool: a real thread that does one thing until told to end."""
+
+    def __init__(self, pool: FakePool, body: Callable[[Subject], None]) -> None:
+        self.worker: Any = FakeWorker(pool, busy=True)
+        self.end = False
+        self.pipe = os.pipe()
+        self.lock = threading.Lock()
+        self.lock.acquire()
+        ready = threading.Event()
+
+        def run() -> None:
+            self.worker.watched = Watched()
+            ready.set()
+            body(self)
+
+        self.thread = threading.Thread(target=run, daemon=True)
+        self.thread.start()
+        assert ready.wait(HANG)
+
+    def finish(self) -> None:
+        self.end = True
+        os.write(self.pipe[1], b"x")
+        self.lock.release()
+        self.thread.join(HANG)
+        for fd in self.pipe:
+            os.close(fd)
+        assert not self.thread.is_alive()
+
+
+def compute(subject: Subject) -> None:
+    while not subject.end:
+        pass
+
+
+def read(subject: Subject) -> None:
+    os.read(subject.pipe[0], 1)
+
+
+def wait_for_lock(subject: Subject) -> None:
+    subject.lock.acquire()
+    subject.lock.release()
+
+
+Start = Callable[[TickingSensor, Callable[[Subject], None]], Subject]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    subjects: deque[Subject] = deque()
+
+    def start(sensor: TickingSensor, body: Callable[[Subject], None]) -> Subject:
+        subjects.append(Subject(make_pool(sensor), body))
+        return subjects[-1]
+
+    yield start
+    for subject in subjects:
+        if subject.thread.is_alive():
+            subject.finish()
+
+
+@linux
+@pytest.mark.parametrize(
+    ("body", "doing"), [(read, Doing.SLEEPS), (wait_for_lock, Doing.WAITS_FOR_LOCK), (compute, Doing.RUNS)]
+)
+def test_procfs_knows(start: Start, body: Callable[[Subject], None], doing: Doing) -> None:
+    sensor = ProcfsSensor(ThreadHost())
+    sensor.learn()
+    subject = start(sensor, body)
+    until(lambda: sensor.doing(subject.worker, subject.worker.watched) is doing)
+    subject.finish()
+    until(lambda: sensor.doing(subject.worker, subject.worker.watched) is Doing.GONE)  # the kernel's part may be late
+
+
+@linux
+@pytest.mark.skipif(not ThreadHost().gil_enabled(), reason="no GIL")
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="CPython's GIL")
+def test_procfs_learns_the_gil(start: Start) -> None:
+    sensor = ProcfsSensor(ThreadHost())
+    sensor.learn()
+    assert sensor._gil
+    # Of two that compute one always waits for the GIL; and it is never taken for a lock.
+    subjects = [start(sensor, compute) for _ in range(2)]
+    seen: set[Doing] = set()
+
+    def one_waits() -> bool:
+        seen.update(sensor.doing(s.worker, s.worker.watched) for s in subjects)
+        return Doing.WAITS_FOR_GIL in seen
+
+    until(one_waits)
+    assert Doing.SLEEPS not in seen
+
+
+def test_hints_go_by_cpu_time(start: Start) -> None:
+    sensor = HintsSensor(ThreadHost())
+    sleeper = start(sensor, read)
+    if sleeper.worker.watched.clock is None:
+        pytest.skip("no per-thread CPU clocks")
+    assert sensor.doing(sleeper.worker, sleeper.worker.watched) is Doing.RUNS  # not yet known
+    until(lambda: sensor.doing(sleeper.worker, sleeper.worker.watched) is Doing.SLEEPS)
+    sleeper.worker.item = object()
+    assert sensor.doing(sleeper.worker, sleeper.worker.watched) is Doing.RUNS
+    sleeper.finish()
+
+
+def test_hints_without_clocks_start_one_more_when_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.delattr(time, "pthread_getcpuclockid", raising=False)
+    sensor = HintsSensor(ThreadHost())
+    monkeypatch.setattr(sensor, "ring", lambda: None)
+    pool = make_pool(sensor)
+    busy = [add_worker(pool, busy=True) for _ in range(2)]
+    add_worker(pool, busy=False)
+    queue(pool)
+    assert not look(pool)
+    now += 2 * STUCK
+    pool.nr_completed += 1  # something moved
+    assert not look(pool)
+    now += 2 * STUCK
+    assert look(pool)
+    assert sum(w.sleeping for w in busy) == 1
