@@ -258,10 +258,30 @@ class WorkerPool:
             self.nr_waking -= 1
             self.nr_running -= 1
 
+    def create_reserve(self) -> None:
+        """What the manager does: create workers until one stays idle, or none can be had; then leave the office.
+
+        The worker just created may be taken for work at once. It then finds a manager in office and relies on it to create the
+        next (B1). So the office is left in the very critical section in which the reserve was seen.
+        Context: lock not held, `managing` set by the caller, for itself.
+        """
+        while True:
+            refused = False
+            try:
+                self.create_worker()
+            except ThreadLimit:
+                refused = True
+            with self.lock:
+                if refused:
+                    self.creation_refused()
+                if refused or self.idle_list or self.closing:
+                    self.managing = False
+                    return
+
     def creation_refused(self) -> None:
         """B2, B6: go on with what there is, and try again after the cool-down.  Context: lock held."""
         self.nr_refused += 1
-        if not self.refused and not self.closing:
+        if not (self.refused or self.idle_list or self.closing):
             self.refused = True
             self.host.call_later(self.config.create_cooldown, self.retry_creation)
 
@@ -272,20 +292,11 @@ class WorkerPool:
         first item waiting for a second would wait for ever although threads can be had again.
         """
         with self.lock:
-            if not self.refused or self.idle_list or self.managing or self.closing:
-                self.refused = False
-                return
             self.refused = False
+            if self.idle_list or self.managing or self.closing:
+                return
             self.managing = True
-        try:
-            self.create_worker()
-        except ThreadLimit:
-            with self.lock:
-                self.managing = False
-                self.creation_refused()
-        else:
-            with self.lock:
-                self.managing = False
+        self.create_reserve()
 
     # ------------------------------------------------------------------------------------- end
 

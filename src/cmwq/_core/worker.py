@@ -13,7 +13,6 @@ from threading import local
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core.policy import keep_working, need_more_worker, need_to_create_worker
-from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -131,22 +130,14 @@ def manage_workers(pool: WorkerPool, worker: Worker) -> None:
     """B2: be the manager: create the next reserve. The others go on working meanwhile.
 
     Context: lock held; dropped and retaken, so re-read everything.
-    Promise: somebody is idle or was taken from the idle list since, or the refusal is noted and a retry is due.
+    Promise: somebody was idle since, or the refusal is noted and a retry is due.
     """
-    pool.managing = True
     pool.uncount(worker)
+    pool.managing = True
     pool.lock.release()
-    refused = False
-    try:
-        pool.create_worker()
-    except ThreadLimit:
-        refused = True
-    finally:
-        pool.lock.acquire()
-        pool.managing = False
-        pool.count(worker)
-    if refused and not pool.idle_list:
-        pool.creation_refused()
+    pool.create_reserve()
+    pool.lock.acquire()
+    pool.count(worker)
 
 
 def process_works(pool: WorkerPool, worker: Worker) -> None:

@@ -36,7 +36,7 @@ _CALLS = {
 COND, MUTEX = 48, 40
 """Sizes of glibc's pthread_cond_t and pthread_mutex_t: the GIL is two of each, side by side."""
 SIGHTINGS = 3
-LEARN_WITHIN = 0.5
+LEARN_WITHIN = 1.0
 
 
 def usable() -> str | None:

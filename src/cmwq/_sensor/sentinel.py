@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+from cmwq._errors import ThreadLimit
 from cmwq._host import topology
 
 try:
@@ -82,7 +83,10 @@ class SentinelLookout:
         self.set_target = native.set_target
 
     def parker(self) -> Parker:
-        slot: Parker = self._native.slot()
+        try:
+            slot: Parker = self._native.slot()
+        except RuntimeError as exc:
+            raise ThreadLimit(f"pool {self._pool.name}: {exc}") from exc
         return slot
 
     def attach(self, worker: Worker) -> None:
