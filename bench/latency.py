@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,11 +69,11 @@ class SocketRead:
 
 
 class Fsync:
-    """A file fsync cannot be held up, only given something to do: 64 KiB. On tmpfs it does not block at all."""
+    """A file fsync cannot be held up, only given something to do. On tmpfs it does not block at all."""
 
-    def __init__(self) -> None:
+    def __init__(self, kib: int = 64) -> None:
         self.file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 -- closed by close()
-        self.data = os.urandom(1 << 16)
+        self.data = os.urandom(kib << 10)
 
     def ready(self) -> None:
         self.file.seek(0)
@@ -140,27 +140,33 @@ KINDS: dict[str, Callable[[], Blocker]] = {
 
 def one_round(submit: Submit, blocker: Blocker, turns: int) -> tuple[float, bool]:
     """Microseconds to the probe's first line, and whether the call had ended before that."""
-    probed: Future[Future[int]] = Future()
+    probed = threading.Event()
     stamps: list[int] = []
 
+    def probe() -> None:
+        stamps.append(time.perf_counter_ns())
+        probed.set()
+
     def blocking() -> int:
+        # The main thread must be asleep before the clock runs, else it would be first in line for the GIL.
+        time.sleep(0.001)
         blocker.ready()
-        probed.set_result(submit(time.perf_counter_ns))
+        submit(probe)
         _count_down(turns)
         stamps.append(time.perf_counter_ns())
         blocker.block()
         return time.perf_counter_ns()
 
     blocked = submit(blocking)
-    probe = probed.result(30)
-    with suppress(TimeoutError):
-        probe.result(PATIENCE)
+    probed.wait(PATIENCE)
     blocker.release()
     ended = blocked.result(30)
-    began = probe.result(30)
+    if not probed.wait(30):
+        raise TimeoutError("the probe did not run within 30 s of the blocking call's end")
     if isinstance(blocker, HeldLock):
         blocker.after()
-    return (began - stamps[0]) / 1e3, began > ended
+    entered, began = stamps
+    return (began - entered) / 1e3, began > ended
 
 
 @contextmanager
@@ -209,6 +215,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="default: all")
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--fsync-kib", type=int, default=64, help="what each fsync has to write (default 64)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also every single figure")
     parser.add_argument(
         "--all-cpus",
@@ -232,7 +239,7 @@ def main() -> int:
         print(f"{'kind':<12} {'p50':>8} {'p90':>8} {'p99':>8} {'max':>8}  call ended first", flush=True)
         with busy(submit, target - 1):
             for kind in options.kind or KINDS:
-                blocker = KINDS[kind]()
+                blocker = Fsync(options.fsync_kib) if kind == "fsync" else KINDS[kind]()
                 for _ in range(10):
                     one_round(submit, blocker, turns)
                 rounds = [one_round(submit, blocker, turns) for _ in range(options.rounds)]

@@ -31,6 +31,7 @@ from typing import Any
 from workloads import WORKLOADS, Run, Workload
 
 FINALISTS = 3
+QUIET = 0.05  # share of the machine's CPUs that other processes may use before the figures are doubtful
 HANG = 120.0  # seconds one workload may take before all stacks are printed and the suite gives up
 
 
@@ -138,11 +139,26 @@ def contender_named(text: str) -> Callable[[], Executor]:
             import cmwq
         except ImportError as error:
             raise argparse.ArgumentTypeError(f"cannot import cmwq: {error}") from None
-        return cmwq.Executor
+        return lambda: cmwq.Executor()
     kind, _, number = text.partition(":")
     if kind != "threads" or not number.isdecimal() or not int(number):
         raise argparse.ArgumentTypeError(f"{text!r} is neither 'cmwq' nor 'threads:N'")
     return lambda: ThreadPoolExecutor(int(number))
+
+
+def machine_busy() -> float:
+    """CPU seconds used by anybody since boot; 0 where the system doesn't say."""
+    try:
+        with open("/proc/stat") as stat:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.readline().split()[1:9])
+    except (OSError, ValueError):
+        return 0.0
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def own_busy() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def machine() -> dict[str, Any]:
@@ -229,7 +245,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    began = time.monotonic()
+    with options.contender() as pool:
+        pool.submit(int).result()  # starts the runtime: only then is it known which sensor serves
+    began, busy, own = time.monotonic(), machine_busy(), own_busy()
     facts = machine()
     print(", ".join(f"{key} {value}" for key, value in facts.items()), flush=True)
     print(HEADER + "\n" + "-" * len(HEADER), flush=True)
@@ -241,12 +259,19 @@ def main(arguments: list[str] | None = None) -> int:
     worst = min(comparisons, key=lambda c: c.ratio)
     print("-" * len(HEADER))
     print(f"geometric mean of the ratios {mean:.3f}, lowest {worst.ratio:.3f} ({worst.workload})")
-    print(f"medians of {options.rounds} alternating rounds; {time.monotonic() - began:.0f} s in all")
+    seconds = time.monotonic() - began
+    others = max(0.0, machine_busy() - busy - (own_busy() - own)) / seconds / (os.cpu_count() or 1)
+    print(
+        f"medians of {options.rounds} alternating rounds; {seconds:.0f} s in all; others used {others:.0%} of the CPUs"
+    )
+    if others > QUIET:
+        print("warning: the machine was not quiet; repeat on a quieter one before believing small differences")
     if options.json:
         document = {
             "machine": facts,
             "rounds": options.rounds,
             "quick": options.quick,
+            "others_cpu_share": others,
             "geometric_mean": mean,
             "workloads": [c.to_dict() for c in comparisons],
         }

@@ -301,8 +301,8 @@ class WorkerPool:
     # ------------------------------------------------------------------------------------- end
 
     def is_quiet(self) -> bool:
-        """No work waits or runs. (What waits inactive has an active one before it.)  Context: lock held."""
-        return not self.worklist and not any(worker.item for worker in self.workers)
+        """No work waits or runs, nor a callback of one. (What waits inactive has an active one before it.)  Context: lock held."""
+        return not self.worklist and not any(worker.item or worker.counted for worker in self.workers)
 
     def quiet_or_tell(self, parker: Parker | None) -> bool:
         """Whether it is quiet; if not, `parker` is unparked when it is."""
@@ -356,9 +356,10 @@ class WorkerPool:
                 self.idle_list or self.managing or self.refused or self.closing or self.nr_waking
             )
             or not any(w.item for w in self.workers),
-            "A4: nobody rests while needed": not (need_more_worker(self) and self.idle_list),
+            # Who is on the way wakes the next (A6).
+            "A4: nobody rests while needed": not (need_more_worker(self) and self.idle_list and not self.nr_waking),
             "E1: nothing waits inactive while there is room": all(
-                not p.inactive or p.nr_active >= p.wq._max_active for p in self.pwqs
+                not p.inactive or p.nr_active >= p.max_active for p in self.pwqs
             ),
         }
         for rule, holds in facts.items():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
+    from cmwq._core.runtime import Runtime
     from cmwq._core.worker import Worker
 
 
@@ -80,6 +81,9 @@ class Host(Protocol):
 
     def current_cpu(self) -> int | None: ...
     def gil_enabled(self) -> bool: ...
+    def watch_process(self, runtime: Runtime) -> None:
+        """From now on: call `runtime.process_forked()` in the child of a fork, `runtime.process_exits()` at exit."""
+        ...
 
 
 class Sensor(Protocol):

@@ -70,12 +70,13 @@ class Phase:
 class PoolWorkQueue:
     """A queue's place on one pool (the kernel's pool_workqueue)."""
 
-    __slots__ = ("__weakref__", "exempt", "inactive", "nr_active", "phase", "pool", "sealed", "wq")
+    __slots__ = ("__weakref__", "exempt", "inactive", "max_active", "nr_active", "phase", "pool", "sealed", "wq")
 
     def __init__(self, wq: WorkQueue, pool: WorkerPool) -> None:
         self.wq = wq  # I
         self.pool = pool  # I
         self.exempt = wq.cpu_intensive  # I
+        self.max_active = wq._max_active  # L: the queue's, as this pool knows it
         self.nr_active = 0  # L: listed or executing, and not lent
         self.inactive: deque[Item] = deque()  # L: beyond max_active, in order
         self.phase = Phase(self)  # L: where new works are counted
@@ -88,7 +89,7 @@ class PoolWorkQueue:
 
     def activate(self) -> None:
         """List waiting works while there is room (E1).  Context: lock held. The caller wakes whom that needs."""
-        while self.inactive and self.nr_active < self.wq._max_active:
+        while self.inactive and self.nr_active < self.max_active:
             self.nr_active += 1
             self.pool.worklist.append(self.inactive.popleft())
 
@@ -106,8 +107,9 @@ class PoolWorkQueue:
         with self.pool.lock:
             self.nr_active += 1
 
-    def limit_changed(self) -> None:
+    def set_max_active(self, limit: int) -> None:
         with self.pool.lock:
+            self.max_active = limit
             self.activate()
             woken = self.pool.kick_or_look_out()
         if woken is not None:
@@ -171,7 +173,7 @@ class WorkQueue:
         self.cpu_intensive = cpu_intensive
         self.runtime = runtime
         self._on_error = on_error
-        self._max_active = _checked_limit(name, max_active)  # Q to change; read under L
+        self._max_active = _checked_limit(name, max_active)  # Q
         self._lock = runtime.host.lock()
         self._state = State.OPEN  # Q to change; read under L
         self._pwqs: dict[WorkerPool, PoolWorkQueue] = {}  # Q to change
@@ -222,9 +224,8 @@ class WorkQueue:
     def max_active(self, limit: int) -> None:
         with self._lock:
             self._max_active = _checked_limit(self.name, limit)
-            pwqs = list(self._pwqs.values())
-        for pwq in pwqs:
-            pwq.limit_changed()
+            for pwq in self._pwqs.values():
+                pwq.set_max_active(limit)
 
     def work_failed(self, work: Work, exc: BaseException) -> None:
         """A queued work raised (B4).  Context: its worker, no lock held."""

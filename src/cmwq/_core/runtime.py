@@ -8,9 +8,7 @@ The letters are those of `pool`; R is `Runtime._lock`, F: written only in the ch
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import logging
 import os
 import threading
 from collections.abc import Iterable
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from cmwq._core.ports import Host, Sensor
     from cmwq._core.queue import WorkQueue
     from cmwq._core.worker import Worker
-
-_log = logging.getLogger("cmwq")
 
 
 class Runtime:
@@ -69,7 +65,6 @@ class Runtime:
         self._sensor: Sensor | None = None  # R
         self._turn = itertools.count()  # where the next per-CPU work goes when nobody knows this thread's CPU
         self.closed = False  # R: takes no work any more
-        _live.add(self)
 
     # ------------------------------------------------------------------------------- pools
 
@@ -102,7 +97,7 @@ class Runtime:
                 raise QueueClosed("the runtime is closed and takes no more work")
             if self._sensor is None:
                 self._sensor = self._choose_sensor()
-                _install_hooks()
+                self.host.watch_process(self)
             cpus = self.cpus() if cpu < 0 else (cpu,)
             pool = WorkerPool(
                 "u0" if cpu < 0 else str(cpu),
@@ -206,14 +201,16 @@ class Runtime:
         if pool.lost:
             raise ForeignProcess(f"{what!r} was queued before this process was forked; its result is the parent's alone")
 
-    def _exit(self) -> None:
+    def process_exits(self) -> None:
+        """Do what is pending, take nothing new from outside, end every thread (G3)."""
         with self._lock:
             for queue in list(self._queues):
                 queue.refuse()
         self.close()
 
-    def _forget(self) -> None:
-        """In the child of a fork."""
+    def process_forked(self) -> None:
+        """In the child: nothing was ever started or queued (G2)."""
+        forget_this_thread()
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.abandon()
@@ -224,8 +221,6 @@ class Runtime:
             queue.forget()
 
 
-_live: WeakSet[Runtime] = WeakSet()
-_hooks: list[str] = []
 _default: list[Runtime] = []
 _default_lock = threading.Lock()
 
@@ -237,33 +232,3 @@ def default_runtime() -> Runtime:
             if not _default:
                 _default.append(Runtime())
     return _default[0]
-
-
-def _install_hooks() -> None:
-    """Fork and exit, once a process, by the first runtime that starts.
-
-    threading's own exit hook, as concurrent.futures uses: it runs before the interpreter stops threads from starting, and
-    before non-daemon threads are joined. atexit would be too late for both.
-    """
-    if _hooks:
-        return
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)
-    threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
-    _hooks.append("installed")
-
-
-def _at_exit() -> None:
-    # Ctrl-C here means now: workers are daemon threads, the interpreter leaves them behind.
-    with contextlib.suppress(KeyboardInterrupt):
-        for runtime in list(_live):
-            try:
-                runtime._exit()
-            except Exception:
-                _log.exception("a runtime could not be closed at exit")
-
-
-def _after_fork() -> None:
-    forget_this_thread()
-    for runtime in list(_live):
-        runtime._forget()

@@ -21,15 +21,17 @@ def wait_until(done: Callable[[], bool], parker: Parker, host: Host, deadline: f
     Whoever makes done() true unparks `parker` afterwards.
     """
     worker = current_worker()
-    item = worker.item if worker is not None else None
-    if item is None:
+    if worker is None:
         return _park_until(done, parker, host, deadline)
-    item.pwq.lend()
+    lender = worker.item.pwq if worker.item is not None else None
+    if lender is not None:
+        lender.lend()
     try:
         with blocking():
             return _park_until(done, parker, host, deadline)
     finally:
-        item.pwq.take_back()
+        if lender is not None:
+            lender.take_back()
 
 
 def _park_until(done: Callable[[], bool], parker: Parker, host: Host, deadline: float | None) -> bool:

@@ -345,7 +345,7 @@ def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
         pwq.check_open()
         phase = item._phase = pwq.phase
         phase.count += 1
-        if pwq.nr_active >= pwq.wq._max_active or pwq.inactive:
+        if pwq.nr_active >= pwq.max_active or pwq.inactive:
             pwq.inactive.append(item)
             return
         pwq.nr_active += 1

@@ -179,7 +179,10 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
         pool.nr_completed += 1
         audience = item.retire()
         if audience is not None:
+            woken = pool.kick_or_look_out() if worklist else None  # callbacks may take their time
             lock.release()
+            if woken is not None:
+                woken.parker.unpark()
             audience.announce(item)
             lock.acquire()
         del item, audience, woken  # an idle worker must not keep a result alive

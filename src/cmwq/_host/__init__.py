@@ -7,12 +7,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from cmwq._core import ports
 from cmwq._errors import ThreadLimit
-from cmwq._host import caps, topology
+from cmwq._host import caps, life, topology
 from cmwq._host.parker import LockParker
 from cmwq._host.timers import Timer, Timers
+
+if TYPE_CHECKING:
+    from cmwq._core.runtime import Runtime
 
 try:
     from cmwq._sensor import _sentinel
@@ -98,3 +102,6 @@ class ThreadHost:
 
     def gil_enabled(self) -> bool:
         return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
+
+    def watch_process(self, runtime: Runtime) -> None:
+        life.watch(runtime)

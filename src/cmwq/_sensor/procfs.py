@@ -130,7 +130,7 @@ class ProcfsSensor(TickingSensor):
             # Held open while learning: each system call made here costs a turn at the GIL.
             files.extend(os.open(f"/proc/self/task/{tid}/syscall", os.O_RDONLY | os.O_CLOEXEC) for tid in tids)
             while not self._gil and time.monotonic() < deadline:
-                # Reading hands the GIL to one of the two. Were they read in turns, that could be the one read each time.
+                # Reading hands the GIL to one of the two. Read in turns, that could be the one read each time.
                 for file in (files[0], *files, files[1]):
                     number, *rest = os.pread(file, 128, 0).split(b" ", 2)
                     if number == self._calls.futex:

@@ -1,0 +1,161 @@
+"""The command `cmwq`: one module per subcommand; here are the parser and the way out.
+
+Guarantees: whatever a user can cause ends in one line on stderr and an exit status, never in a traceback: 2 for what
+could not be done, 130 after Ctrl-C, 141 where the reader of stdout went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import IO, NoReturn
+
+from cmwq.cli.output import CLOSED, FAILED, INTERRUPTED, Refusal, one_line, reason, say
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        say(f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)")
+        raise SystemExit(FAILED)
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        """argparse's own hides that it could not write."""
+        if message and file is not None:
+            file.write(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with those arguments (default: the process's), return the exit status.
+
+    Where `cmwq map` is stopped while items run, it leaves the process instead of returning: nobody can take a thread
+    out of a function.
+    """
+    prog = "cmwq"
+    try:
+        try:
+            options = _options(sys.argv[1:] if argv is None else list(argv))
+            prog = f"cmwq {options.command}"
+            status = _run(options)
+        except SystemExit as leaving:
+            status = leaving.code if isinstance(leaving.code, int) else 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except Refusal as refusal:
+        say(f"{prog}: error: {one_line(str(refusal))}")
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _drop_stdout()
+        return CLOSED
+    except OSError as error:
+        _drop_stdout()
+        say(f"{prog}: error: {reason(error)}")
+        return FAILED
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Imported here: `cmwq map` should not pay for the others, nor `--help` for any.
+    status: int = import_module(f"cmwq.cli.{options.command}").run(options)
+    return status
+
+
+def _drop_stdout() -> None:
+    """What stdout still buffers can't be written: without this the interpreter would try at exit, and complain."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError, AttributeError):
+        pass
+
+
+def _options(args: list[str]) -> argparse.Namespace:
+    parser, mapping = _parsers()
+    if args[:1] != ["map"]:
+        return parser.parse_args(args)
+    # Options may stand between items, which argparse can do for a command alone, but without knowing about "--".
+    mark = args.index("--") if "--" in args else len(args)
+    before, after = args[1:mark], args[mark + 1 :]
+    options = mapping.parse_intermixed_args(before)
+    options.command = "map"
+    options.items += after
+    return options
+
+
+def _parsers() -> tuple[_Parser, _Parser]:
+    """For everything, and for `cmwq map` alone."""
+    parser: _Parser = _Parser(prog="cmwq", description="Concurrency-managed work queues: a thread pool nobody has to size.")
+    parser.add_argument("--version", action="version", version=f"cmwq {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    mapping = _add_map(commands)
+    doctor = commands.add_parser(
+        "doctor",
+        help="what works on this machine, and what limits it",
+        description="Which sensor works here and how fast, CPUs and quota, thread caps, the GIL: what limits each.",
+    )
+    doctor.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    bench = commands.add_parser(
+        "bench",
+        help="this machine, this interpreter: cmwq against ThreadPoolExecutor",
+        description="Small workloads, cmwq against ThreadPoolExecutor at several sizes, alternating, medians of 5.",
+    )
+    bench.add_argument("--quick", action="store_true", help="fewer items: under 15 s instead of under 60 s")
+    bench.add_argument("--json", metavar="FILE", help="write all times there too")
+    bench.add_argument("--svg", metavar="FILE", help="draw a chart there too (needs matplotlib)")
+    return parser, mapping
+
+
+_MAP_NOTES = """\
+TARGET is called with one argument, a str. The current directory can be imported from.
+
+items    Arguments (after --, whatever they look like), or the lines of FILE or of standard input; empty lines are items too. They are read as needed: at
+         most 1,000 items are under way or wait for their turn on stdout. Bytes that are not UTF-8 arrive as surrogate
+         escapes: os.fsencode(item) gives the very bytes back. A line may have 64 MiB.
+output   One line of ASCII JSON for each item that succeeded, in input order. What TARGET (and its child processes)
+         print goes to stderr instead; their stdin is empty where items come from there.
+failures One line on stderr each. A result that JSON cannot express (NaN too) is a failure, unless --repr is given.
+--resume LOG gets one line per completed item, before its result goes to stdout. Run again with the same log, target and
+         items: what succeeded is printed again but not run again, what failed or is missing runs. All logged items are
+         compared with the input before anything runs. The log survives the death of the process, not of the machine.
+status   0 all succeeded; 1 some items failed; 2 could not go on (one line says why); 130 Ctrl-C, 143 SIGTERM: no new
+         item starts, those running get half a second to end, and what still runs then is abandoned (and not logged);
+         141 the reader of stdout went away, quietly.
+"""
+
+
+def _add_map(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
+    parser = commands.add_parser(
+        "map",
+        help="call a function on every item",
+        description="Call a Python function on every item, with as much concurrency as pays.",
+        epilog=_MAP_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="TARGET", help="module:function, or module:Class.method")
+    parser.add_argument("items", metavar="ITEM", nargs="*", help="default: the lines of standard input")
+    parser.add_argument("-a", "--arg-file", metavar="FILE", help="items are the lines of FILE (-: standard input)")
+    parser.add_argument("-0", "--null", action="store_true", help="items end with a NUL byte, not with a newline")
+    parser.add_argument("--unordered", action="store_true", help="results as they come, not in input order")
+    parser.add_argument("--with-item", action="store_true", help='print {"item": ..., "result" or "error": ...}')
+    parser.add_argument("--repr", action="store_true", help="where JSON can't express a result, print its repr()")
+    parser.add_argument("--resume", metavar="LOG", help="note what is done in LOG, and go on from there")
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("--progress", action="store_true", help="show progress even if stderr is no terminal")
+    loudness.add_argument("--quiet", action="store_true", help="no progress and no summary, only failures")
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("cmwq")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,509 @@
+"""The simulator: see the package's docstring.
+
+Guarantees: one simulated thread runs at a time, and changes only at seams, so a run is a function of its seed; a state in which nobody
+can run and no time is due is reported as SimDeadlock, with what each thread waits for; after every step the invariants of the
+watched runtimes are checked wherever their lock is free.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cmwq._core.config import Config
+from cmwq._core.runtime import Runtime
+from cmwq._core.worker import current_worker
+from cmwq._errors import ThreadLimit
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cmwq._core.pool import WorkerPool
+    from cmwq._core.worker import Worker
+
+T = TypeVar("T")
+_TIME_BOUND = 60.0  # real seconds a thread may run without reaching a seam
+
+
+class SimDeadlock(AssertionError):
+    """Nobody can run, and no timer is due: a wake-up was lost."""
+
+
+class SimStopped(BaseException):
+    """Ends the simulated threads when the run has failed or is over."""
+
+
+class SimThread:
+    """A real thread that runs only while it has the baton."""
+
+    def __init__(self, host: SimHost, name: str, body: Callable[[], None]) -> None:
+        self.name = name
+        self.waits_for = ""
+        self.ended = False
+        self._host = host
+        self._body = body
+        self._joiners: list[SimThread] = []
+        self._baton = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def _run(self) -> None:
+        self._baton.acquire()
+        try:
+            if not self._host.stopped:
+                self._body()
+        except SimStopped:
+            pass
+        except BaseException as exc:
+            self._host.fail(exc)
+        self.ended = True
+        for joiner in self._joiners:
+            self._host.make_ready(joiner)
+        self._host.pass_on()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it ended. For simulated threads; `timeout` is not simulated."""
+        me = self._host.me()
+        while not self.ended:
+            self._joiners.append(me)
+            self._host.block(f"join of {self.name}")
+
+
+class SimLock:
+    def __init__(self, host: SimHost) -> None:
+        self._host = host
+        self.holder: SimThread | None = None
+        self._queue: deque[SimThread] = deque()
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        me = self._host.current
+        if me is None:  # before the run begins, on the test's own thread
+            return True
+        self._host.seam()
+        while self.holder is not None:
+            if not blocking:
+                return False
+            assert self.holder is not me, "the lock is not recursive"
+            self._queue.append(me)
+            self._host.block(f"a lock held by {self.holder.name}")
+        self.holder = me
+        return True
+
+    def release(self) -> None:
+        if self._host.current is None:
+            return
+        assert self.holder is self._host.current, "released by another than its holder"
+        self.holder = None
+        if self._queue:
+            self._host.make_ready(self._queue.popleft())
+        self._host.seam()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc_type is not None and issubclass(exc_type, SimStopped):
+            self.holder = None
+            return
+        self.release()
+
+
+class SimParker:
+    def __init__(self, host: SimHost) -> None:
+        self._host = host
+        self._token = False
+        self._sleeper: SimThread | None = None
+
+    def park(self, timeout: float = -1) -> bool:
+        host = self._host
+        host.seam()
+        timer = None
+        if not self._token:
+            me = self._sleeper = host.me()
+            if timeout >= 0:
+                timer = host.wake_later(timeout, me)
+            host.block("unpark")
+            self._sleeper = None
+        if timer is not None:
+            timer.cancel()
+        token, self._token = self._token, False
+        return token
+
+    def unpark(self) -> None:
+        self._token = True
+        if self._sleeper is not None:
+            self._host.make_ready(self._sleeper)
+        self._host.seam()
+
+
+class SimTimer:
+    def __init__(self, fn: Callable[[], None]) -> None:
+        self.fn: Callable[[], None] | None = fn
+
+    def cancel(self) -> None:
+        self.fn = None
+
+
+class SimHost:
+    """The core's `Host`, simulated. Not for several tests at a time: one run, one host."""
+
+    def __init__(self, cpus: int = 1, seed: int | None = None, gil: bool = False) -> None:
+        self.gil = gil
+        self.now = 0.0
+        self.current: SimThread | None = None
+        self.stopped = False
+        self.failure: BaseException | None = None
+        self.steps = 0
+        self.on_step: list[Callable[[], None]] = []
+        self.refuse: Callable[[str], bool] = lambda name: False  # is the thread of that name refused?
+        self._nr_cpus = cpus
+        self._free_cpus = cpus
+        self._cpu_queue: deque[SimThread] = deque()
+        self._random = None if seed is None else random.Random(seed)
+        self._ready: list[SimThread] = []
+        self._threads: list[SimThread] = []
+        self._agenda: list[tuple[float, int, SimTimer]] = []
+        self._numbers = itertools.count()
+        self._due: deque[Callable[[], None]] = deque()
+        self._timer_thread: SimThread | None = None
+        self._over = threading.Event()
+        self._checking = False
+
+    # ------------------------------------------------------------------------------- Host
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def lock(self) -> SimLock:
+        return SimLock(self)
+
+    def reinit_lock(self, lock: Any) -> SimLock:
+        return SimLock(self)
+
+    def forget(self) -> None:
+        pass
+
+    def parker(self) -> SimParker:
+        return SimParker(self)
+
+    def spawn(self, name: str, body: Callable[[], None]) -> SimThread:
+        self.seam()
+        if self.refuse(name):
+            raise ThreadLimit(f"the script refuses thread {name}")
+        thread = self._start(name, body)
+        self.make_ready(thread)
+        self.seam()
+        return thread
+
+    def thread_headroom(self) -> int:
+        return 1 << 30
+
+    def call_later(self, delay: float, fn: Callable[[], None]) -> SimTimer:
+        """fn runs on a simulated thread of its own, which may block."""
+        if self._timer_thread is None:
+            self._timer_thread = self._start("timers", self._run_timers)
+            self.make_ready(self._timer_thread)
+        thread = self._timer_thread
+
+        def due() -> None:
+            self._due.append(fn)
+            self.make_ready(thread)
+
+        return self._at(delay, due)
+
+    def bind(self, cpus: Iterable[int]) -> None:
+        pass
+
+    def set_thread_name(self, name: str) -> None:
+        pass
+
+    def cpus(self) -> tuple[int, ...]:
+        return tuple(range(self._nr_cpus))
+
+    def cpu_limit(self) -> int:
+        return self._nr_cpus
+
+    def current_cpu(self) -> int | None:
+        return 0
+
+    def gil_enabled(self) -> bool:
+        return self.gil
+
+    def watch_process(self, runtime: Runtime) -> None:
+        pass  # no process: nothing forks or exits
+
+    # ------------------------------------------------------------------------------- what simulated threads do
+
+    def sleep(self, seconds: float) -> None:
+        """Off the CPU for so long. No sensor is told: see `Simulation.sleep`."""
+        me = self.me()
+        self.wake_later(seconds, me)
+        self.block(f"{seconds * 1000:g} ms of sleep")
+
+    def burn(self, seconds: float) -> None:
+        """Use a CPU for so long. CPUs are handed out first come first served, and not taken away."""
+        me = self.me()
+        if not self._free_cpus:
+            self._cpu_queue.append(me)
+            self.block("a CPU")  # whoever leaves it hands it over
+        else:
+            self._free_cpus -= 1
+        self.wake_later(seconds, me)
+        self.block(f"{seconds * 1000:g} ms of CPU")
+        if self._cpu_queue:
+            self.make_ready(self._cpu_queue.popleft())
+        else:
+            self._free_cpus += 1
+        self.seam()
+
+    # ------------------------------------------------------------------------------- scheduling
+
+    def me(self) -> SimThread:
+        assert self.current is not None, "not on a simulated thread"
+        return self.current
+
+    def make_ready(self, thread: SimThread) -> None:
+        if thread not in self._ready and not thread.ended:
+            self._ready.append(thread)
+
+    def wake_later(self, delay: float, thread: SimThread) -> SimTimer:
+        return self._at(delay, lambda: self.make_ready(thread))
+
+    def seam(self) -> None:
+        """Here another may go first."""
+        if self.current is None:
+            return
+        self._step()
+        if self._random is not None and self._ready and self._random.random() < 0.5:
+            me = self.current
+            next_ = self._pick()
+            self._ready.append(me)
+            self._hand_over(me, next_)
+
+    def block(self, waits_for: str) -> None:
+        """The current thread can't go on until make_ready()."""
+        self._step()
+        me = self.me()
+        me.waits_for = waits_for
+        self._hand_over(me, self._next())
+        me.waits_for = ""
+
+    def pass_on(self) -> None:
+        """The current thread has ended."""
+        if self.stopped:
+            return
+        try:
+            next_ = self._next()
+        except SimStopped:
+            return
+        self.current = next_
+        next_._baton.release()
+
+    def fail(self, exc: BaseException) -> None:
+        if self.failure is None:
+            self.failure = exc
+        self.stop()
+
+    def stop(self) -> None:
+        if not self.stopped:
+            self.stopped = True
+            for thread in self._threads:
+                thread._baton.release()
+            self._over.set()
+
+    def run(self, main: Callable[[], None]) -> None:
+        """Run `main` as the first simulated thread until it returns."""
+
+        def body() -> None:
+            main()
+            self.stop()
+
+        self.current = self._start("main", body)
+        self.current._baton.release()
+        # Generous: only a simulated thread that really hangs takes so long.
+        if not self._over.wait(_TIME_BOUND):
+            self.fail(AssertionError(f"{self.current and self.current.name} did not come to a seam"))
+        for thread in self._threads:
+            thread._thread.join(_TIME_BOUND)
+        if self.failure is not None:
+            raise self.failure
+
+    def _start(self, name: str, body: Callable[[], None]) -> SimThread:
+        thread = SimThread(self, name, body)
+        self._threads.append(thread)
+        thread._thread.start()
+        return thread
+
+    def _at(self, delay: float, fn: Callable[[], None]) -> SimTimer:
+        timer = SimTimer(fn)
+        heapq.heappush(self._agenda, (self.now + delay, next(self._numbers), timer))
+        return timer
+
+    def _run_timers(self) -> None:
+        while True:
+            while self._due:
+                self._due.popleft()()
+            self.block("timers")
+
+    def _pick(self) -> SimThread:
+        return self._ready.pop(self._random.randrange(len(self._ready)) if self._random else 0)
+
+    def _next(self) -> SimThread:
+        while not self._ready:
+            if not self._agenda:
+                waits = ", ".join(f"{t.name}: {t.waits_for}" for t in self._threads if not t.ended)
+                self.fail(SimDeadlock(f"at {self.now * 1000:g} ms nobody can run: {waits}"))
+                raise SimStopped
+            self.now, _, timer = heapq.heappop(self._agenda)
+            if timer.fn is not None:
+                timer.fn()
+        return self._pick()
+
+    def _hand_over(self, me: SimThread, next_: SimThread) -> None:
+        if next_ is me:
+            return
+        self.current = next_
+        next_._baton.release()
+        me._baton.acquire()
+        if self.stopped:
+            raise SimStopped
+
+    def _step(self) -> None:
+        if self.stopped:
+            raise SimStopped
+        self.steps += 1
+        if not self._checking:
+            self._checking = True
+            try:
+                for check in self.on_step:
+                    check()
+            except BaseException as exc:
+                self.fail(exc)
+                raise SimStopped from None
+            finally:
+                self._checking = False
+
+
+class SimSensor:
+    """Knows of every `Simulation.sleep`, at once, or `late` seconds after when `miss()` says so (a level-triggered sensor's way)."""
+
+    name = "scripted"
+    reason = "the simulation's own"
+
+    def __init__(self, host: SimHost, late: float = 0.0, miss: Callable[[], bool] = lambda: False) -> None:
+        self._host = host
+        self._late = late
+        self._miss = miss
+
+    def lookout(self, pool: WorkerPool) -> SimLookout:
+        return SimLookout(pool, self._host)
+
+    def stop(self) -> None:
+        pass
+
+    def sleeping(self, worker: Worker) -> None:
+        item = worker.item
+        if self._miss():
+            self._host.call_later(self._late, lambda: self._report(worker, item))
+        else:
+            self._report(worker, item)
+
+    def _report(self, worker: Worker, item: object) -> None:
+        pool = worker.pool
+        with pool.lock:
+            if worker.item is not item or not worker.watched:
+                return
+            pool.worker_sleeping(worker)
+            woken = pool.kick()
+        if woken is not None:
+            woken.parker.unpark()
+
+    def running(self, worker: Worker) -> None:
+        with worker.pool.lock:
+            if not worker.hinted:
+                worker.pool.worker_running(worker)
+
+
+class SimLookout:
+    def __init__(self, pool: WorkerPool, host: SimHost) -> None:
+        self.armed: Worker | None = None
+        self.parker = host.parker
+
+    def attach(self, worker: Worker) -> None:
+        worker.watched = False
+
+    def detach(self, worker: Worker) -> None:
+        pass
+
+    def arm(self, reserve: Worker | None) -> None:
+        self.armed = reserve
+
+    def deliver(self) -> None:
+        pass
+
+    def ended(self, worker: Worker) -> None:
+        worker.watched = False
+
+    def exempt(self, worker: Worker, flag: bool) -> None:
+        pass
+
+    def set_target(self, target: int) -> None:
+        pass
+
+
+class Simulation:
+    """A host, a sensor, and what works do there: `burn` a CPU, `sleep`, write to the `log`.
+
+    cpus: how many there are. seed: decides who goes first at each seam; None: first come, first served. late: seconds after which a sleep that
+    the sensor missed (half of them, by the seed) is reported.
+    """
+
+    def __init__(self, *, cpus: int = 1, seed: int | None = None, late: float = 0.0, gil: bool = False) -> None:
+        self.host = SimHost(cpus, seed, gil)
+        chance = random.Random(seed)
+        self.sensor = SimSensor(self.host, late, lambda: late > 0 and chance.random() < 0.5)
+        self.log: list[tuple[float, str]] = []
+
+    def runtime(self, *, max_workers: int = 1024, config: Config | None = None) -> Runtime:
+        """A runtime in this simulation, its invariants checked after every step."""
+        runtime = Runtime(host=self.host, sensor=self.sensor, max_workers=max_workers, config=config)
+
+        def check() -> None:
+            for pool in list(runtime._pools.values()):
+                if pool.lock.holder is None:  # type: ignore[attr-defined]
+                    pool.check_invariants()
+
+        self.host.on_step.append(check)
+        return runtime
+
+    def run(self, main: Callable[[], T]) -> T:
+        """Run main() in the simulation and return what it returns; raise what any simulated thread raised, or SimDeadlock."""
+        result: list[T] = []
+        self.host.run(lambda: result.append(main()))
+        return result[0]
+
+    def note(self, text: str) -> None:
+        """Add to the log, with the time in milliseconds."""
+        self.log.append((round(self.host.now * 1000, 6), text))
+
+    def burn(self, seconds: float) -> None:
+        """Use a CPU for so long."""
+        self.host.burn(seconds)
+
+    def sleep(self, seconds: float) -> None:
+        """Block for so long; the sensor notices."""
+        worker = current_worker()
+        if worker is None:
+            self.host.sleep(seconds)
+            return
+        worker.watched = True
+        self.sensor.sleeping(worker)
+        self.host.sleep(seconds)
+        worker.watched = False
+        self.sensor.running(worker)

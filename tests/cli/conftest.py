@@ -1,0 +1,120 @@
+"""The command, as a user runs it: a process of its own, in a folder with a module of targets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Cli = Callable[..., subprocess.CompletedProcess[bytes]]
+
+TARGETS = '''
+import asyncio, os, signal, subprocess, sys, threading, time
+
+def note(item):
+    """An effect that can be counted: one line in the file `effects`."""
+    fd = os.open("effects", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.write(fd, os.fsencode(item) + b"\\n")
+    os.close(fd)
+
+def same(item):
+    note(item)
+    return item
+
+def size(item): return len(item)
+def hexed(item): return os.fsencode(item).hex()
+class Text:
+    @staticmethod
+    def upper(item): return item.upper()
+    number = 7
+async def coroutine(item): pass
+
+def picky(item):
+    note(item)
+    if item.startswith("bad") and not os.environ.get("FORGIVE"):
+        raise ValueError("no such\\nluck: " + item)
+    return item
+
+def leaving(item): sys.exit(3)
+class Rude(Exception):
+    def __str__(self): raise KeyError("rude")
+def rude(item): raise Rude
+def unjsonable(item): return {"nan": float("nan"), "bytes": b"x", "set": {1}, "fine": [1, None]}[item]
+class Unreprable:
+    def __repr__(self): raise KeyError("no repr")
+def unreprable(item): return Unreprable()
+def chatty(item):
+    print("chat", item)
+    subprocess.run(["echo", "child", item])
+    return item
+def thief(item):
+    return subprocess.run(["cat"], stdout=subprocess.PIPE).stdout.decode() + item
+def backwards(item):
+    """Item 1 ends only after item 2 has."""
+    if item == "1": assert second.wait(60)
+    else: second.set()
+    return item
+second = threading.Event()
+def stuck(item):
+    note(item)
+    if item.startswith("quick"): return item
+    sys.stderr.write("started\\n"); sys.stderr.flush()
+    threading.Event().wait()
+def finishing(item):
+    """Ends soon after the run was stopped."""
+    sys.stderr.write("started\\n"); sys.stderr.flush()
+    while not os.path.exists("stop"): time.sleep(0.001)
+    note(item)
+    return item
+def fatal(item):
+    note(item)
+    if item == "500" and not os.environ.get("FORGIVE"): os.kill(os.getpid(), signal.SIGKILL)
+    return item
+def long(item): return "x" * 1000
+def threads(item): return threading.current_thread() is threading.main_thread()
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "targets.py").write_text(TARGETS)
+    (tmp_path / "raising.py").write_text("raise RuntimeError('broken\\nmodule')\n")
+    (tmp_path / "leaving.py").write_text("raise SystemExit(0)\n")
+    (tmp_path / "needy.py").write_text("import no_such_dependency\n")
+    return tmp_path
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "", **more}
+
+
+@pytest.fixture
+def cli(folder: Path) -> Cli:
+    """Run `cmwq ARGS`; its stdin is empty unless given."""
+
+    def run(
+        *args: str,
+        input: bytes | None = None,
+        env: dict[str, str] | None = None,
+        stdout: int | None = None,
+        python: tuple[str, ...] = (),
+        code: tuple[str, ...] = ("-m", "cmwq"),
+    ) -> subprocess.CompletedProcess[bytes]:
+        done = subprocess.run(
+            [sys.executable, *python, *code, *args],
+            cwd=folder,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.PIPE,
+            env=environment(**(env or {})),
+            timeout=100,
+            **({"stdin": subprocess.DEVNULL} if input is None else {"input": input}),  # type: ignore[arg-type]
+        )
+        assert b"Traceback" not in done.stderr
+        assert b"Exception ignored" not in done.stderr
+        return done
+
+    return run
