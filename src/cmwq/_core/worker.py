@@ -123,13 +123,19 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
     pool.lookout.ended(worker)  # what was seen of it while it waited for the lock is void
     if need_to_create_worker(pool):
         manage_workers(pool, worker)
+        # While it managed it was not counted, and the reserve it made may have gone to work in its place (A3).
+        if worker.dying or not need_more_worker(pool):
+            if not worker.dying:
+                pool.enter_idle(worker)
+            return False
+        pool.count(worker)
     return True
 
 
 def manage_workers(pool: WorkerPool, worker: Worker) -> None:
     """B2: be the manager: create the next reserve. The others go on working meanwhile.
 
-    Context: lock held; dropped and retaken, so re-read everything.
+    Context: lock held; dropped and retaken, so re-read everything. The worker is not counted any more.
     Promise: somebody was idle since, or the refusal is noted and a retry is due.
     """
     pool.uncount(worker)
@@ -137,7 +143,6 @@ def manage_workers(pool: WorkerPool, worker: Worker) -> None:
     pool.lock.release()
     pool.create_reserve()
     pool.lock.acquire()
-    pool.count(worker)
 
 
 def process_works(pool: WorkerPool, worker: Worker) -> None:
