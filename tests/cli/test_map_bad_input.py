@@ -172,7 +172,10 @@ def test_ctrl_c_stops_at_once_and_keeps_the_log(folder: Path, cli: Cli, number: 
         assert [p.stdout.readline() for _ in range(2)] == [b'"quick1"\n', b'"quick2"\n']
         assert p.stderr.readline() == b"started\n"
         p.send_signal(number)
-        out, err = p.communicate(timeout=60)
+        try:
+            out, err = p.communicate(timeout=60)
+        finally:
+            p.kill()
     assert p.returncode == 128 + number
     assert out == b""
     assert set(err.splitlines()) <= {b"started"}

@@ -50,6 +50,9 @@
 enum {
     BACKOFF_MIN = 20 * US,      /* first pause after a look that found nothing to start */
     BACKOFF_MAX = 1 * MS,
+    LINGER = 100 * US,          /* a sentinel goes on looking for so long after anything happened */
+    KEPT_OFF = 50 * US,         /* between two looks: others had the CPU meanwhile */
+    QUIET_TICKS = 10,           /* disarmed for so many ticks, the tick goes to sleep */
     TICK = 10 * MS,             /* the plain tick, should every sentinel be starved by other processes */
     SHORT_WAIT = 50 * US,       /* a lock wait must last so long, times (1 + young ones), to count as blocked */
     YOUNG = 10 * MS,            /* a lock wait older than this no longer damps the next */
@@ -299,46 +302,88 @@ static bool look(Watch *watch, Lookout *lookout, bool tick)
 
 typedef struct { Watch *watch; int cpu; } Post;         /* cpu -1: the tick */
 
-static void *sentinel_main(void *arg)
+/* One round over the pools of a CPU (-1: all that no sentinel has looked at for a tick). */
+static void make_round(Watch *watch, int cpu, bool *armed, bool *woke)
 {
-    Post post = *(Post *)arg;
-    Watch *watch = post.watch;
-    bool tick = post.cpu < 0;
-    long long backoff = BACKOFF_MIN;
+    *armed = *woke = false;
+    for (int i = 0, n = atomic_load(&watch->nr_lookouts); i < n; i++) {
+        Lookout *lookout = atomic_load(&watch->lookouts[i]);
+        if (!atomic_load(&lookout->reserve) || (cpu >= 0 && !CPU_ISSET(cpu, &lookout->cpus)))
+            continue;
+        *armed = true;
+        if (cpu >= 0 || now_ns(CLOCK_MONOTONIC) - atomic_load(&lookout->last_look) > TICK)
+            *woke |= look(watch, lookout, cpu < 0);
+    }
+}
+
+/* Sleep until the bell changes from what it was, or `ns` have passed; -1: for ever. */
+static void wait_for_bell(Watch *watch, unsigned bell, long long ns)
+{
+    struct timespec pause = timespec_of(ns);
+    atomic_fetch_add(&watch->sleepers, 1);
+    futex(&watch->bell, FUTEX_WAIT, bell, ns < 0 ? NULL : &pause);
+    atomic_fetch_sub(&watch->sleepers, 1);
+}
+
+/* A sentinel looks again and again for LINGER after anything happened: on an idle CPU that delays nobody, and on a busy one
+   sched_yield() leaves the CPU to those who have work.  It must not sleep there: coming back from where it was kept off the CPU is
+   the very event it waits for, and a pause begun a moment before would hide it. */
+static void sentinel_main(Watch *watch, int cpu)
+{
+    long long active = now_ns(CLOCK_MONOTONIC), last = active, backoff = BACKOFF_MIN;
     unsigned last_bell = 0;
-    free(arg);
-    prctl(PR_SET_NAME, tick ? "cmwq/tick" : "cmwq/sentinel");
-    prctl(PR_SET_TIMERSLACK, 1);
     while (!atomic_load(&watch->stop)) {
+        bool armed, woke;
         unsigned bell = atomic_load(&watch->bell);
-        bool armed = false, woke = false;
-        for (int i = 0, n = atomic_load(&watch->nr_lookouts); i < n; i++) {
-            Lookout *lookout = atomic_load(&watch->lookouts[i]);
-            if (!atomic_load(&lookout->reserve) || (!tick && !CPU_ISSET(post.cpu, &lookout->cpus)))
-                continue;
-            armed = true;
-            if (!tick || now_ns(CLOCK_MONOTONIC) - atomic_load(&lookout->last_look) > TICK)
-                woke |= look(watch, lookout, tick);
-        }
-        if (woke && !tick) {
+        make_round(watch, cpu, &armed, &woke);
+        long long now = now_ns(CLOCK_MONOTONIC);
+        if (woke || bell != last_bell || now - last > KEPT_OFF) {
+            active = now;
             backoff = BACKOFF_MIN;
+        }
+        last_bell = bell;
+        if (now - active < LINGER) {
+            last = now;
+            sched_yield();
             continue;
         }
-        if (bell != last_bell)
-            backoff = BACKOFF_MIN;
-        last_bell = bell;
-        struct timespec pause = timespec_of(tick ? TICK : backoff);
+        wait_for_bell(watch, bell, armed ? backoff : -1);
         if (backoff < BACKOFF_MAX)
             backoff *= 2;
-        /* The tick does not hear the bell while armed: its period is the point. */
-        atomic_fetch_add(&watch->sleepers, 1);
-        if (tick && armed)
-            clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
-        else
-            futex(&watch->bell, FUTEX_WAIT, bell, armed ? &pause : NULL);
-        atomic_fetch_sub(&watch->sleepers, 1);
+        last = now_ns(CLOCK_MONOTONIC);
     }
-    watch_release(watch);
+}
+
+/* The tick does not hear the bell while it may be needed: its period is the point, and it has a normal thread's priority, so it must
+   not run each time a pool is armed. */
+static void tick_main(Watch *watch)
+{
+    int quiet = 0;
+    while (!atomic_load(&watch->stop)) {
+        bool armed, woke;
+        unsigned bell = atomic_load(&watch->bell);
+        make_round(watch, -1, &armed, &woke);
+        quiet = armed ? 0 : quiet + 1;
+        if (quiet > QUIET_TICKS)
+            wait_for_bell(watch, bell, -1);
+        else {
+            struct timespec pause = timespec_of(TICK);
+            clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
+        }
+    }
+}
+
+static void *native_main(void *arg)
+{
+    Post post = *(Post *)arg;
+    free(arg);
+    prctl(PR_SET_NAME, post.cpu < 0 ? "cmwq/tick" : "cmwq/sentinel");
+    prctl(PR_SET_TIMERSLACK, 1);
+    if (post.cpu < 0)
+        tick_main(post.watch);
+    else
+        sentinel_main(post.watch, post.cpu);
+    watch_release(post.watch);
     return NULL;
 }
 
@@ -367,7 +412,7 @@ static int start_thread(Watch *watch, int cpu)
     sigfillset(&all);                   /* signals are for Python's main thread */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     atomic_fetch_add(&watch->refs, 1);
-    int error = pthread_create(&thread, &attr, sentinel_main, post);
+    int error = pthread_create(&thread, &attr, native_main, post);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attr);
     if (error) {

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import IO, NoReturn
+from typing import Any, NoReturn
 
 from cmwq.cli.output import CLOSED, FAILED, INTERRUPTED, Refusal, one_line, reason, say
 
@@ -23,7 +23,7 @@ class _Parser(argparse.ArgumentParser):
         say(f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)")
         raise SystemExit(FAILED)
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         """argparse's own hides that it could not write."""
         if message and file is not None:
             file.write(message)

@@ -31,6 +31,7 @@ from cmwq.cli.items import lines
 from cmwq.cli.log import Log
 from cmwq.cli.output import CLOSED, FAILED, Refusal, describe, one_line, reason, say, write_all
 from cmwq.cli.progress import Display, Tally, display
+from cmwq.cli.signals import caught
 from cmwq.cli.target import load
 
 WINDOW = 1000
@@ -96,7 +97,8 @@ def run(options: argparse.Namespace) -> int:
         shown = display(options.progress, options.quiet, total)
         stack.callback(shown.close)
         mapping = Mapping(options, call, source, out, log, shown, Tally(total))
-        with mapping.signals():
+        # As events: an exception in the middle of a submit or a write could lose an item.
+        with caught((signal.SIGINT, signal.SIGTERM), lambda number: mapping.events.put(Signalled(number))):
             return mapping.run()
 
 
@@ -280,20 +282,6 @@ class Mapping:
         return f'{{"item": {item}, "result": {result}}}\n'
 
     # The early end
-
-    @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM as events: an exception in the middle of a submit or a write could lose an item."""
-        before: dict[signal.Signals, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    before[number] = signal.signal(number, lambda got, frame: self.events.put(Signalled(got)))
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def leave(self, stop: Stopped) -> NoReturn:
         """Start nothing more, let what runs end if it is quick, and leave the process: threads cannot be taken back."""
