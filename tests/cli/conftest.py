@@ -64,12 +64,6 @@ def stuck(item):
     if item.startswith("quick"): return item
     sys.stderr.write("started\\n"); sys.stderr.flush()
     threading.Event().wait()
-def finishing(item):
-    """Ends soon after the run was stopped."""
-    sys.stderr.write("started\\n"); sys.stderr.flush()
-    while not os.path.exists("stop"): time.sleep(0.001)
-    note(item)
-    return item
 def fatal(item):
     note(item)
     if item == "500" and not os.environ.get("FORGIVE"): os.kill(os.getpid(), signal.SIGKILL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def test_doctor_json(cli: Cli) -> None:
 
 def test_doctor_text_names_every_limit(cli: Cli) -> None:
     said = cli("doctor", env={"CMWQ_SENSOR": "procfs"}).stdout.decode()
-    for fact in ("GIL", "Sensor     procfs: asked for", "p50", "p99", "CPU limit", "Quota", "threads-max", "max_workers"):
+    assert "Sensor     procfs: asked for" in said
+    for fact in ("GIL", "p50", "p99", "CPU limit", "Quota", "threads-max", "max_workers"):
         assert fact in said
 
 
@@ -42,10 +44,11 @@ def test_doctor_sees_affinity(cli: Cli) -> None:
     assert report["cpu"]["limit"] == report["sensor"]["latency"]["sleepers"] == 1
 
 
-def test_doctor_says_when_nobody_notices(cli: Cli) -> None:
-    latency = json.loads(cli("doctor", "--json", env={"CMWQ_SENSOR": "hints"}).stdout)["sensor"]["latency"]
-    assert latency["not_noticed"] == latency["rounds"]
-    assert latency["p50_us"] is None
+def test_doctor_says_when_nobody_notices() -> None:
+    from cmwq.cli.doctor import measure
+
+    with ThreadPoolExecutor(2) as unmanaged:
+        assert measure(unmanaged, 2, rounds=3) == ([], 3)  # where a sleeping thread holds its place
 
 
 def test_doctor_with_a_wrong_wish(cli: Cli) -> None:

@@ -129,3 +129,24 @@ def test_two_runs_cannot_share_a_log(cli: Cli, folder: Path) -> None:
 
 def test_log_that_is_no_file(cli: Cli) -> None:
     assert cli("map", "--resume", "/dev/null", "targets:same", "a").stdout == b'"a"\n'
+
+
+def test_after_a_cut_line_no_other_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cmwq.cli import log as module
+
+    log = module.Log(str(folder / "log"), "t:f")
+    real = module.write_all
+
+    def disk_fills(fd: int, data: bytes) -> None:
+        real(fd, data[:10])
+        raise OSError("no space")
+
+    monkeypatch.setattr(module, "write_all", disk_fills)
+    with pytest.raises(OSError, match="no space"):
+        log.record(0, "a", "1", None)
+    monkeypatch.setattr(module, "write_all", real)
+    before = (folder / "log").read_bytes()
+    with pytest.raises(OSError, match="could not be written"):
+        log.record(1, "b", "2", None)
+    log.close()
+    assert (folder / "log").read_bytes() == before

@@ -136,6 +136,10 @@ class Lookout(Protocol):
         """Call `worker_sleeping` and `worker_running` for what was marked."""
         ...
 
+    def review(self, worker: Worker) -> None:
+        """The worker would go idle because too many run: if others of those sleep by now, say so. May do nothing."""
+        ...
+
     def ended(self, worker: Worker) -> None:
         """The worker ended an item: whatever was seen of it is void. Called for every item: must cost next to nothing."""
         ...

@@ -160,7 +160,9 @@ class Runtime:
         deadline = None if timeout is None else self.host.monotonic() + timeout
         if not self._drain(deadline):
             raise CmwqTimeout(f"close of a runtime: works still there after {timeout} s")
-        for worker in self._end():
+        workers = self._end()
+        # The last a manager was just creating may have no thread noted yet: it has once the manager has ended.
+        for worker in sorted(workers, key=lambda worker: worker.thread is None):
             if worker.thread is not None:
                 worker.thread.join()
         if self._sensor is not None:

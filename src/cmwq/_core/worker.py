@@ -152,7 +152,13 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
     """
     worklist, lock, ended = pool.worklist, pool.lock, pool.lookout.ended
     first = True
-    while worklist and (first or keep_working(pool)):
+    while worklist:
+        if not (first or keep_working(pool)):
+            # While every CPU is busy nobody looks, and one of those believed running may long sleep: a worker that
+            # went idle for it would be missed at once.
+            pool.lookout.review(worker)
+            if not keep_working(pool):
+                break
         first = False
         item = worklist.popleft()
         if not item.claim(worker):

@@ -226,8 +226,12 @@ static bool has_lasted(Slot *slot, long long key, long long now, int runnable, i
     return now - since >= SHORT_WAIT * ((runnable > 0) + young);
 }
 
+/* Who looks.  A sentinel starts one more while fewer run than may; the tick only when nobody runs at all; a worker, who
+   asks before it goes idle, nobody: it is there itself. */
+typedef enum { SENTINEL, TICKER, WORKER } Looker;
+
 /* One look at a pool's workers.  Returns whether a worker was woken. */
-static bool look(Watch *watch, Lookout *lookout, bool tick)
+static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self)
 {
     struct { Slot *slot; unsigned word; long long key; } waiting[32];
     int nr_waiting = 0, runnable = 0, gil_waiters = 0, young = 0, relooked = 0;
@@ -240,7 +244,7 @@ static bool look(Watch *watch, Lookout *lookout, bool tick)
         int i = (first + k) % n;
         Slot *slot = &lookout->slots[i];
         unsigned word = atomic_load(&slot->word);
-        if ((word & STATE) == AWAY)
+        if ((word & STATE) == AWAY || slot == self)
             continue;
         if ((word & STATE) == BLOCKED) {
             if (relooked == RELOOK || look_at(watch, atomic_load(&slot->tid), &key) != RUNS) {
@@ -290,7 +294,7 @@ static bool look(Watch *watch, Lookout *lookout, bool tick)
             runnable++;
     }
     /* The GIL rule: while one waits for the GIL, another could only join the queue. */
-    if (gil_waiters || runnable >= (tick ? 1 : atomic_load(&lookout->target)))
+    if (looker == WORKER || gil_waiters || runnable >= (looker == TICKER ? 1 : atomic_load(&lookout->target)))
         return false;
     int reserve = atomic_exchange(&lookout->reserve, 0);
     if (!reserve)
@@ -312,7 +316,7 @@ static void make_round(Watch *watch, int cpu, bool *armed, bool *woke)
             continue;
         *armed = true;
         if (cpu >= 0 || now_ns(CLOCK_MONOTONIC) - atomic_load(&lookout->last_look) > TICK)
-            *woke |= look(watch, lookout, cpu < 0);
+            *woke |= look(watch, lookout, cpu < 0 ? TICKER : SENTINEL, NULL);
     }
 }
 
@@ -490,6 +494,12 @@ static PyObject *slot_exempt(SlotObject *self, PyObject *flag)
     Py_RETURN_NONE;
 }
 
+static PyObject *slot_review(SlotObject *self, PyObject *Py_UNUSED(none))
+{
+    look(self->watch, self->lookout, WORKER, self->slot);
+    Py_RETURN_NONE;
+}
+
 static PyObject *slot_free(SlotObject *self, PyObject *Py_UNUSED(none))
 {
     if (self->slot->used) {
@@ -525,6 +535,7 @@ static PyMethodDef slot_methods[] = {
     {"unpark", (PyCFunction)slot_unpark, METH_NOARGS, "Let park() return, now or next time."},
     {"ended", (PyCFunction)slot_ended, METH_NOARGS, "The worker ended an item: what was seen of it is void."},
     {"exempt", (PyCFunction)slot_exempt, METH_O, "exempt(flag): do not look at this worker until exempt(False)."},
+    {"review", (PyCFunction)slot_review, METH_NOARGS, "The worker itself looks at the others."},
     {"free", (PyCFunction)slot_free, METH_NOARGS, "The thread is ending: give the place to another."},
     {NULL},
 };

@@ -185,6 +185,9 @@ class TickingLookout:
     def deliver(self) -> None:
         pass
 
+    def review(self, worker: Worker) -> None:
+        pass
+
     def ended(self, worker: Worker) -> None:
         pass  # the item that a verdict was about is compared instead
 

@@ -111,6 +111,10 @@ class SentinelLookout:
             else:
                 self._pool.worker_running(worker)
 
+    def review(self, worker: Worker) -> None:
+        worker.parker.review()  # type: ignore[attr-defined]
+        self.deliver()
+
     def ended(self, worker: Worker) -> None:
         worker.parker.ended()  # type: ignore[attr-defined]
 

@@ -91,7 +91,8 @@ def _options(args: list[str]) -> argparse.Namespace:
 
 def _parsers() -> tuple[_Parser, _Parser]:
     """For everything, and for `cmwq map` alone."""
-    parser: _Parser = _Parser(prog="cmwq", description="Concurrency-managed work queues: a thread pool nobody has to size.")
+    about = "Concurrency-managed work queues: a thread pool nobody has to size."
+    parser = _Parser(prog="cmwq", description=about)
     parser.add_argument("--version", action="version", version=f"cmwq {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     mapping = _add_map(commands)
@@ -115,9 +116,9 @@ def _parsers() -> tuple[_Parser, _Parser]:
 _MAP_NOTES = """\
 TARGET is called with one argument, a str. The current directory can be imported from.
 
-items    Arguments (after --, whatever they look like), or the lines of FILE or of standard input; empty lines are items too. They are read as needed: at
-         most 1,000 items are under way or wait for their turn on stdout. Bytes that are not UTF-8 arrive as surrogate
-         escapes: os.fsencode(item) gives the very bytes back. A line may have 64 MiB.
+items    Arguments (after --, whatever they look like), or the lines of FILE or of standard input; empty lines are items
+         too. They are read as needed: at most 1,000 items are under way or wait for their turn on stdout. Bytes that
+         are not UTF-8 arrive as surrogate escapes: os.fsencode(item) gives the very bytes back. A line may have 64 MiB.
 output   One line of ASCII JSON for each item that succeeded, in input order. What TARGET (and its child processes)
          print goes to stderr instead; their stdin is empty where items come from there.
 failures One line on stderr each. A result that JSON cannot express (NaN too) is a failure, unless --repr is given.

@@ -14,6 +14,7 @@ import statistics
 import sys
 import sysconfig
 import time
+from concurrent.futures import Executor
 from typing import Any
 
 import cmwq
@@ -86,7 +87,7 @@ def examine() -> Report:
     }
 
 
-def measure(pool: cmwq.Executor, sleepers: int, rounds: int = ROUNDS) -> tuple[list[float], int]:
+def measure(pool: Executor, sleepers: int, rounds: int = ROUNDS) -> tuple[list[float], int]:
     """Latencies in seconds, and the number of rounds in which nobody noticed.
 
     In a round every CPU's worker computes (without the GIL, long enough that all have begun), then sleeps. The item

@@ -48,7 +48,7 @@ class Log:
     def check(self, items: list[str]) -> None:
         """Refuse a log that is not about these items; `items` are the first `span` of the input."""
         other = f"log {self.path!r} belongs to other items"
-        for index, entry in self.entries.items():
+        for index, entry in sorted(self.entries.items()):
             if index >= len(items):
                 raise Refusal(f"{other}: it has item {index + 1}, the input has {len(items)}")
             if hash(items[index]) != entry.item:

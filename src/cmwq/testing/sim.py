@@ -447,6 +447,9 @@ class SimLookout:
     def deliver(self) -> None:
         pass
 
+    def review(self, worker: Worker) -> None:
+        pass
+
     def ended(self, worker: Worker) -> None:
         worker.watched = False
 

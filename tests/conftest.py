@@ -1,0 +1,80 @@
+"""What tests share: runtimes of their own, each sensor in turn, and children of the same interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import cmwq
+from cmwq._sensor import NAMES, why_not
+
+HANG = 60.0  # seconds: only a hang or a lost wake-up takes so long
+
+
+@pytest.fixture(params=NAMES)
+def sensor(request: pytest.FixtureRequest) -> str:
+    """Each sensor in turn; only the one that CMWQ_SENSOR names, if it does."""
+    name: str = request.param
+    wanted = os.environ.get("CMWQ_SENSOR")
+    if wanted and wanted != name:
+        pytest.skip(f"CMWQ_SENSOR={wanted}")
+    reason = why_not(name)
+    if reason is not None:
+        pytest.skip(f"{name}: {reason}")
+    return name
+
+
+@pytest.fixture
+def runtime(sensor: str) -> Iterator[cmwq.Runtime]:
+    """A runtime of the test's own on real threads; its invariants are checked when all is done."""
+    runtime = cmwq.Runtime(sensor=sensor)
+    yield runtime
+    runtime.check_invariants()
+    runtime.close(timeout=HANG)
+
+
+@pytest.fixture
+def executor(runtime: cmwq.Runtime) -> Iterator[cmwq.Executor]:
+    with cmwq.Executor(runtime=runtime) as executor:
+        yield executor
+
+
+@pytest.fixture
+def python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a program in a new interpreter: python(text, **options of subprocess.run)."""
+
+    def run(program: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(program)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False, **options)
+
+    return run
+
+
+class Gate:
+    """Lets a test hold works at a point and know that they are there."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.arrived = threading.Semaphore(0)
+
+    def __call__(self) -> None:
+        self.arrived.release()
+        assert self.open.wait(HANG)
+
+    def await_arrivals(self, number: int) -> None:
+        for _ in range(number):
+            assert self.arrived.acquire(timeout=HANG), "a work that should run does not"
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open.set()
