@@ -42,8 +42,9 @@ def runtime(sensor: str) -> Iterator[cmwq.Runtime]:
 
 @pytest.fixture
 def executor(runtime: cmwq.Runtime) -> Iterator[cmwq.Executor]:
-    with cmwq.Executor(runtime=runtime) as executor:
-        yield executor
+    executor = cmwq.Executor(runtime=runtime)
+    yield executor
+    executor.queue.close(HANG)
 
 
 @pytest.fixture

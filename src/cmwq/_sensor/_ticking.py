@@ -55,7 +55,7 @@ class Doing(enum.Enum):
 class Watched:
     """What a sensor remembers of a worker's thread. Made on that thread."""
 
-    __slots__ = ("clock", "cpu", "exempt", "item", "key", "on_lock", "since", "tid")
+    __slots__ = ("clock", "cpu", "exempt", "item", "key", "on_lock", "since", "tid", "window")
 
     def __init__(self) -> None:
         self.tid = threading.get_native_id()  # I
@@ -67,6 +67,7 @@ class Watched:
         self.key = 0  # T: the futex it waits on
         self.cpu = 0.0  # T: its CPU time at `since`: unchanged means it did not run in between
         self.since: float | None = None  # T: when that was first seen
+        self.window = (0.0, 0.0)  # T: a moment, and its CPU time then
         self.on_lock = False  # T: counted as blocked by has_lasted()
 
     def cpu_time(self) -> float:

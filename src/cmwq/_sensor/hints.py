@@ -2,10 +2,11 @@
 
 `cmwq.blocking()` is exact here as everywhere: the core handles it by itself. Beside it, a coarse rule:
 
-- With per-thread CPU clocks: a counted worker that used no CPU time for a whole period, with the same item, sleeps;
-  once it used some it runs again. The period is longer than the switch interval, at which a waiter for the GIL stirs.
-- Without (macOS, Windows): when no item of the pool started or ended for `STUCK` seconds and work waits, one of its
-  workers is taken to sleep, so that one more may start. Progress must not depend on a sensor.
+- With per-thread CPU clocks: a counted worker that used no CPU time for a whole period, with the same item, sleeps. The period
+  is longer than the switch interval, at which a waiter for the GIL stirs.
+- When no item of the pool started or ended for `STUCK` seconds and work waits, one of its workers is taken to sleep, so that one more
+  may start: progress must not depend on a sensor. With CPU clocks only one that used hardly any, for it may be
+  waiting by polling; without (macOS, Windows) any.
 
 What is lost, unless the work says `blocking()`: sleeps shorter than the period go unseen, longer ones are seen 10 to 20
 ms late, so that at most about 100 works per second and CPU are started beyond the target. Waits for a lock count like
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from cmwq._core.worker import Worker
 
 STUCK = 50e-3
-"""Without CPU clocks: no item started or ended for so long."""
+"""No item started or ended for so long."""
+POLLING = 0.05
+"""A share of CPU time below which a stuck pool's worker is taken to wait by polling."""
 
 
 def usable() -> None:
@@ -54,19 +57,27 @@ class HintsSensor(TickingSensor):
         except OSError:
             return Doing.GONE
         now = time.monotonic()
-        if watched.since is None or watched.cpu != cpu or watched.item is not worker.item:
-            watched.cpu, watched.item, watched.since = cpu, worker.item, now
-            return Doing.RUNS
-        return Doing.SLEEPS if now - watched.since >= self.period else Doing.RUNS
+        if watched.item is not worker.item:
+            watched.item, watched.since, watched.window = worker.item, None, (now, cpu)
+        if watched.since is None or watched.cpu != cpu:
+            watched.cpu, watched.since = cpu, now
+        if now - watched.since >= self.period:
+            return Doing.SLEEPS
+        began, cpu_then = watched.window
+        if now - began < STUCK:
+            return Doing.SLEEPS if worker.sleeping else Doing.RUNS
+        watched.window = now, cpu
+        return self._guess(worker) if cpu - cpu_then < POLLING * (now - began) else Doing.RUNS
 
     def _guess(self, worker: Worker) -> Doing:
+        """It sleeps if nothing of its pool has moved for STUCK; one at a time, so that the next comes after another such while."""
         if worker.sleeping:
-            return Doing.SLEEPS  # until its item ends
+            return Doing.SLEEPS
         pool, now = worker.pool, time.monotonic()
         count = pool.nr_started + pool.nr_completed
         before, since = self._progress.get(pool, (-1, now))
         if count == before and now - since >= STUCK:
-            self._progress[pool] = count, now  # one; the next after another such while
+            self._progress[pool] = count, now
             return Doing.SLEEPS
         if count != before:
             self._progress[pool] = count, now

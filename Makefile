@@ -1,0 +1,50 @@
+# Everything a contributor or a first visitor types. `make` alone lists it.
+# PYTHON=... chooses the interpreter, VENV=... where it is set up, ARGS=... goes to the command (pytest, the demo, ...).
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+CODE := src tests tools demo bench
+PY := $(VENV)/bin/python
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-all check lint types bench mutants clean setup
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: setup  ## the main job on real input, beside ThreadPoolExecutor
+	$(PY) demo/stdlib.py $(ARGS)
+
+test: setup  ## all tests, with $(PYTHON)
+	$(PY) -m pytest $(ARGS)
+
+test-all:  ## all tests, with every Python >= 3.11 that is installed, free-threaded builds too
+	@$(PYTHON) tools/interpreters.py --run $(MAKE) test 'PYTHON={python}' 'VENV=.venv-{tag}'
+
+check: lint types test  ## what CI runs: lint, types, all tests
+
+lint: setup  ## ruff, both ways
+	$(PY) -m ruff check $(CODE)
+	$(PY) -m ruff format --check $(CODE)
+
+types: setup  ## mypy, strict
+	$(PY) -m mypy
+	$(PY) -m mypy tools
+
+bench: EXTRAS := bench
+bench: setup  ## the workload suite; table here, JSON and chart in out/
+	@mkdir -p out
+	$(PY) bench/suite.py --json out/suite.json --chart out/suite.svg $(ARGS)
+
+mutants: setup  ## break every rule in turn: some test must notice each time
+	$(PY) tools/mutate.py $(ARGS)
+
+clean:  ## remove what any of these made
+	rm -rf .venv .venv-* build dist out src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests tools demo bench \( -name __pycache__ -o -name '*.so' \) -prune -exec rm -rf {} +
+
+setup:
+	@$(PYTHON) tools/environment.py $(VENV) cli dev $(EXTRAS)

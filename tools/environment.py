@@ -1,0 +1,99 @@
+"""Make a virtual environment in which cmwq is installed from this tree, with some of its extras.
+
+Its one job: `environment.py DIRECTORY EXTRA...` leaves DIRECTORY ready, made of the Python that runs this file. The C
+extension is built in place if there is a C compiler, and which sensor serves is said.
+
+Guarantees: nothing is done where nothing changed (Python, this tree's place, pyproject.toml, the C source, the
+compiler); the stamp that says so is written last, so an interrupted run is begun again from nothing. No compiler is
+needed: other people's packages come as wheels only, in older versions where the newest has none for this Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SENTINEL = ROOT / "src/cmwq/_sensor/_sentinel.c"
+STAMP = "cmwq.json"
+SENSOR = """
+from cmwq._sensor import NAMES, why_not
+for name in NAMES:
+    reason = why_not(name)
+    print(f"not the sensor {name}: {reason}" if reason else f"sensor: {name}")
+    if not reason:
+        break
+"""
+
+
+def main(argv: list[str]) -> int:
+    directory, extras = Path(argv[0]).absolute(), set(argv[1:])
+    version = sys.version.split()[0]
+    if sys.version_info < (3, 11):  # noqa: UP036  # whoever runs this may have any Python
+        print(f"cmwq needs Python 3.11 or newer; {sys.executable} is {version}. Try: make PYTHON=python3.12 ...")
+        return 1
+    stamp = directory / STAMP
+    before = read(stamp)
+    basis = {"python": [sys.version, sys.base_prefix], "root": str(ROOT), "directory": str(directory)}
+    fresh = any(before.get(key) != value for key, value in basis.items())
+    wanted = {
+        **basis,
+        "extras": sorted(extras.union([] if fresh else before["extras"])),
+        "sources": [digest(path) for path in (ROOT / "pyproject.toml", SENTINEL)],
+        "compiler": compiler(),
+    }
+    if before == wanted:
+        return 0
+    print(f"setting up {os.path.relpath(directory)}: Python {version}{sys.abiflags}", flush=True)
+    stamp.unlink(missing_ok=True)
+    if fresh and (status := run([sys.executable, "-m", "venv", "--clear", str(directory)])):
+        return status
+    python = str(directory / "bin/python")
+    # One that was built from other source or by another compiler must not serve if the build now fails.
+    SENTINEL.with_suffix(str(sysconfig.get_config_var("EXT_SUFFIX"))).unlink(missing_ok=True)
+    project = f"{ROOT}[{','.join(sorted(extras))}]"
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--only-binary=:all:"]
+    if status := run([*pip, "--editable", project]):
+        return status
+    if status := run([python, "-c", SENSOR], show=True):
+        return status
+    stamp.write_text(json.dumps(wanted, indent=1) + "\n")
+    return 0
+
+
+def read(stamp: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(stamp.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def compiler() -> str:
+    """Which C compiler setuptools would take; whether it works is for the build to find out."""
+    command = os.environ.get("CC") or str(sysconfig.get_config_var("CC") or "cc")
+    return f"{command}: {shutil.which(command.split()[0])}"
+
+
+def run(command: list[str], *, show: bool = False) -> int:
+    """Its exit status; what it printed, if it failed or `show`."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    done = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode or show:
+        print(done.stdout, end="", flush=True)
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

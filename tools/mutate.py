@@ -1,0 +1,239 @@
+"""Break the code on purpose, one line at a time: some test must notice every time.
+
+Its one job: for each mutant of tests/mutants.toml, copy the tree, apply the mutant to the copy, run the tests it names
+there, and report whether they failed (killed) or not (survived).
+
+Guarantees: the tree itself is never touched. A mutant whose old text does not occur exactly once, whose tests do not
+pass without it, or which breaks so much that no test is run, is an error and not a success: mutants must not rot. The
+mutated copy is what runs, never an installed cmwq. Exit status: 0 all killed, 1 a survivor, 2 an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIST = ROOT / "tests/mutants.toml"
+PYTEST_FAILED = 1  # pytest's other statuses: 2 interrupted (a module did not import), 3 internal, 4 usage, 5 no tests
+NOT_IMPORTED = 99
+LAUNCH = f"""
+import os, pathlib, sys, traceback
+try:
+    import cmwq
+except BaseException:
+    traceback.print_exc()
+    os._exit({NOT_IMPORTED})
+import pytest
+assert pathlib.Path(cmwq.__file__).is_relative_to(pathlib.Path.cwd()), cmwq.__file__
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+class BadMutant(Exception):
+    """The list does not fit the code any more."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    rules: tuple[str, ...]
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def applied(self) -> str:
+        """The file's text with the mutant in it."""
+        path = ROOT / self.file
+        if path.suffix != ".py" or not self.file.startswith("src/") or not path.is_file():
+            raise BadMutant(f"{self.name}: {self.file} is no Python file under src/")
+        text = path.read_text()
+        if (times := text.count(self.old)) != 1:
+            raise BadMutant(f"{self.name}: its old text occurs {times} times in {self.file}, not once")
+        mutated = text.replace(self.old, self.new)
+        try:
+            compile(mutated, self.file, "exec")
+        except SyntaxError as error:
+            raise BadMutant(f"{self.name}: {self.file} would not compile: {error}") from None
+        if mutated == text:
+            raise BadMutant(f"{self.name}: old and new are the same")
+        return mutated
+
+
+@dataclass(frozen=True)
+class Outcome:
+    verdict: str  # passed, failed, hang, crash, or why it is none of these
+    seconds: float
+    by: str  # the first failing test, and how it failed
+    output: str
+
+    @property
+    def killed(self) -> bool:
+        return self.verdict in ("failed", "hang", "crash")
+
+
+def load(path: Path) -> list[Mutant]:
+    """All mutants, each checked against the code. Raises BadMutant."""
+    mutants = []
+    for entry in tomllib.loads(path.read_text()).get("mutant", []):
+        try:
+            entry = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+            mutants.append(Mutant(**entry))
+        except TypeError as error:
+            raise BadMutant(f"{entry.get('name', entry)}: {error}") from None
+    names = [mutant.name for mutant in mutants]
+    for mutant in mutants:
+        if names.count(mutant.name) > 1:
+            raise BadMutant(f"{mutant.name}: two mutants of that name")
+        if not mutant.tests:
+            raise BadMutant(f"{mutant.name}: names no tests")
+        mutant.applied()
+    return mutants
+
+
+def trial(tests: Sequence[str], timeout: float, mutant: Mutant | None = None) -> Outcome:
+    """Run the tests in a copy of the tree, with that mutant in it."""
+    with tempfile.TemporaryDirectory(prefix="cmwq-mutant-") as name:
+        copy = Path(name).resolve()
+        for part in ("src", "tests"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        if mutant is not None:
+            (copy / mutant.file).write_text(mutant.applied())
+        return run_tests(copy, tests, timeout)
+
+
+def run_tests(copy: Path, tests: Sequence[str], timeout: float) -> Outcome:
+    environment = {
+        **{key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"},
+        "PYTHONPATH": str(copy / "src"),  # before site-packages, so before the editable install
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "COLUMNS": "250",  # room for the reason in the closing lines
+    }
+    options = f"-x -q -p no:cacheprovider -o timeout={timeout:.0f}".split()
+    began = time.monotonic()
+    # To a file and not a pipe: what a hanging test started may outlive it and hold the pipe open.
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, *options, *tests],
+            cwd=copy,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        hung = False
+        try:
+            # pytest's own limit comes first and names the test; this one is for a hang outside of any test.
+            process.wait(timeout * 1.5)
+        except subprocess.TimeoutExpired:
+            hung = True
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.seek(0)
+        output = log.read()
+    return Outcome(verdict(process.returncode, hung, output), time.monotonic() - began, first_failure(output), output)
+
+
+def verdict(status: int, hung: bool, output: str) -> str:
+    if hung or (status == PYTEST_FAILED and re.search(r"Timeout \(?>|\+\+ Timeout \+\+", output)):
+        return "hang"
+    if status < 0:
+        return "crash"
+    return {
+        0: "passed",
+        PYTEST_FAILED: "failed",
+        2: "a test module did not import",
+        4: "pytest did not understand the tests' names",
+        5: "no tests were run",
+        NOT_IMPORTED: "cmwq did not import",
+    }.get(status, f"pytest ended with {status}")
+
+
+def first_failure(output: str) -> str:
+    found = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(.+)", output, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def check_baseline(mutants: list[Mutant], jobs: ThreadPoolExecutor, timeout: float) -> dict[tuple[str, ...], Outcome]:
+    """The tests pass as they are, else nothing can be said. Raises BadMutant."""
+    selections = list(dict.fromkeys(mutant.tests for mutant in mutants))
+    outcomes = dict(zip(selections, jobs.map(lambda tests: trial(tests, timeout), selections), strict=True))
+    for tests, outcome in outcomes.items():
+        if outcome.verdict != "passed":
+            raise BadMutant(f"without any mutant, {' '.join(tests)}: {outcome.verdict}\n{outcome.output}")
+        print(f"without a mutant: {' '.join(tests)} pass in {outcome.seconds:.1f} s", flush=True)
+    return outcomes
+
+
+def run_all(mutants: list[Mutant], parallel: int, timeout: float) -> int:
+    width = max(len(mutant.name) for mutant in mutants)
+    survivors: list[str] = []
+    errors: list[str] = []
+
+    with ThreadPoolExecutor(parallel) as jobs:
+        baseline = check_baseline(mutants, jobs, timeout)
+
+        def attempt(mutant: Mutant) -> Outcome:
+            return trial(mutant.tests, min(timeout, 30 + 5 * baseline[mutant.tests].seconds), mutant)
+
+        for mutant, outcome in zip(mutants, jobs.map(attempt, mutants), strict=True):
+            if outcome.killed:
+                word, note = "killed", outcome.by + (f" ({outcome.verdict})" if outcome.verdict != "failed" else "")
+            elif outcome.verdict == "passed":
+                word, note = "SURVIVED", " ".join(mutant.tests)
+                survivors.append(mutant.name)
+            else:
+                word, note = "ERROR", outcome.verdict
+                errors.append(f"{mutant.name}: {outcome.verdict}\n{outcome.output}")
+            rules = ",".join(mutant.rules)
+            print(f"{mutant.name:{width}}  {rules:8}  {word:8}  {outcome.seconds:5.1f} s  {note}".rstrip(), flush=True)
+    killed = len(mutants) - len(survivors) - len(errors)
+    print(f"{killed} of {len(mutants)} mutants killed" + "".join(f"; {name} survived" for name in survivors))
+    if errors:
+        print("\n".join(errors), file=sys.stderr)
+        return 2
+    return 1 if survivors else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these mutants (default: all)")
+    parser.add_argument("--list", action="store_true", help="check the list against the code and print it; run nothing")
+    parser.add_argument("--parallel", type=int, default=2, metavar="N", help="mutants tried at a time (default 2)")
+    parser.add_argument("--timeout", type=float, default=300, metavar="SECONDS", help="per mutant (default 300)")
+    options = parser.parse_args()
+    try:
+        mutants = load(LIST)
+        if unknown := set(options.names).difference(mutant.name for mutant in mutants):
+            raise BadMutant(f"{', '.join(sorted(unknown))}: no such mutant; --list names them")
+        chosen = [mutant for mutant in mutants if not options.names or mutant.name in options.names]
+        if options.list:
+            for mutant in chosen:
+                print(f"{mutant.name}  {','.join(mutant.rules)}  {mutant.file}  {' '.join(mutant.tests)}")
+            return 0
+        return run_all(chosen, options.parallel, options.timeout)
+    except BadMutant as error:
+        print(f"mutants: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
