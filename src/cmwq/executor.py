@@ -1,16 +1,17 @@
 """Executor: a `concurrent.futures.ThreadPoolExecutor` to everybody who insists on one, that owns no threads.
 
-It is a lease on the process's pools: a work queue of its own. Shutting it down drains this lease and touches nobody else's work.
+It is a lease on the process's pools: a work queue of its own. Shutting it down drains this lease and touches nobody
+else's work.
 """
 
 from __future__ import annotations
 
 import itertools
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from cmwq._core.config import DFL_ACTIVE
@@ -30,18 +31,19 @@ class Executor(ThreadPoolExecutor):
     """Run calls with as much concurrency as pays. No number to choose.
 
     name: for snapshots and thread names; `thread_name_prefix`, where a caller passes it, is taken as the name.
-    max_active: how many of its calls may be active at once (default 256); `max_workers`, where a caller insists on it, means
-        the same. A call that waits for another call's result doesn't count meanwhile.
+    max_active: how many of its calls may be active at once (default 256); `max_workers`, where a caller insists on it,
+        means the same. A call that waits for another call's result doesn't count meanwhile.
     scope: "system" or "cpu", as for `WorkQueue`.
     runtime: where the pools are; the process's default runtime if not given.
-    initializer: refused (TypeError): no thread is this executor's own, so there is none to initialise. Use a context variable, which
-        is captured at `submit`, or a `threading.local` filled at first use.
+    initializer: refused (TypeError): no thread is this executor's own, so there is none to initialise. Use a context
+        variable, which is captured at `submit`, or a `threading.local` filled at first use.
 
-    Thread-safe. `submit` raises QueueClosed, a RuntimeError, after shutdown; a fork's child may go on using it. As a context
-    manager it waits for its calls at the end.
+    Thread-safe. `submit` raises QueueClosed, a RuntimeError, after shutdown; a fork's child may go on using it. As a
+    context manager it waits for its calls at the end.
     """
 
-    # Not calling super().__init__ is the point: it would make a queue and a set of threads. What others read of those is below.
+    # Not calling super().__init__ is the point: it would make a queue and a set of threads. What others read of those
+    # is below.
     def __init__(
         self,
         name: str | int | None = None,
@@ -79,7 +81,7 @@ class Executor(ThreadPoolExecutor):
         """The lease's work queue."""
         return self._queue
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., T],
         *iterables: Iterable[Any],
@@ -90,9 +92,9 @@ class Executor(ThreadPoolExecutor):
         """Like `map(fn, *iterables)`, concurrently, results in order.
 
         timeout: seconds from this call until each result must be there, else TimeoutError. buffersize: at most so many
-        calls are submitted ahead of what has been taken, and the iterables are read only so far; None: all at once. chunksize has
-        no effect, as with threads. A call's exception is raised when its result is taken; leaving the iterator
-        early cancels what hasn't begun.
+        calls are submitted ahead of what has been taken, and the iterables are read only so far; None: all at once.
+        chunksize has no effect, as with threads. A call's exception is raised when its result is taken; leaving the
+        iterator early cancels what hasn't begun.
         """
         if buffersize is not None and not isinstance(buffersize, int):
             raise TypeError("buffersize must be an integer or None")
@@ -160,7 +162,7 @@ class Executor(ThreadPoolExecutor):
         return self._queue.threads()
 
     @property
-    def _work_queue(self) -> queue.SimpleQueue[Any]:  # type: ignore[override]
+    def _work_queue(self) -> SimpleQueue[Any]:  # type: ignore[override]
         return _Waiting(self._queue)  # type: ignore[return-value]
 
     @property

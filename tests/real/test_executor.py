@@ -13,9 +13,9 @@ import weakref
 from typing import Any
 
 import pytest
+from conftest import HANG, Gate
 
 import cmwq
-from conftest import HANG, Gate
 
 
 def test_is_a_thread_pool_executor_without_threads_of_its_own() -> None:

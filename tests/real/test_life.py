@@ -10,7 +10,6 @@ import textwrap
 from collections.abc import Callable
 
 import pytest
-
 from conftest import HANG
 
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -189,7 +188,9 @@ def test_G2_a_work_that_forks(python: Python) -> None:
 
 
 def test_G4_an_idle_process_does_not_wake_up(python: Python) -> None:
-    """Counted by the kernel: context switches of every thread over two seconds, after the last work and a grace period."""
+    """Counted by the kernel: context switches of every thread over two seconds, after the last work and a grace
+    period.
+    """
     check(
         python("""
             import cmwq, os, time, concurrent.futures as cf

@@ -8,9 +8,9 @@ import re
 import threading
 
 import pytest
+from conftest import HANG, Gate
 
 import cmwq
-from conftest import HANG, Gate
 
 
 @pytest.fixture(params=["system", "cpu"])
@@ -77,9 +77,7 @@ def test_E5_a_work_may_requeue_itself(wq: cmwq.WorkQueue) -> None:
     assert len(runs) == 100
 
 
-def test_B4_a_failing_work_is_logged_or_handed_over(
-    runtime: cmwq.Runtime, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_B4_a_failing_work_is_logged_or_handed_over(runtime: cmwq.Runtime, caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise SystemExit("no")
 

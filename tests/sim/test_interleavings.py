@@ -14,7 +14,9 @@ SEEDS_PER_TEST = 25
 
 
 def run_program(seed: int) -> Simulation:
-    """A random program: queues, limits, works that burn, sleep, submit and wait, requeue themselves; threads that are refused."""
+    """A random program: queues, limits, works that burn, sleep, submit and wait, requeue themselves; threads that are
+    refused.
+    """
     rng = random.Random(seed)
     sim = Simulation(cpus=rng.choice([1, 1, 2, 3]), seed=seed, late=rng.choice([0.0, 0.001]), gil=rng.random() < 0.3)
     refusals = rng.choice([0.0, 0.0, 0.3, 0.8])

@@ -1,7 +1,7 @@
 """The four timelines of the kernel's own documentation (core-api/workqueue.rst, "Example Execution Scenarios").
 
-w0 burns 5 ms, sleeps 10 ms, burns 5 ms. w1 and w2 burn 5 ms and sleep 10 ms. All are queued at 0 on the same CPU. Within one
-millisecond the order of events is not part of the story.
+w0 burns 5 ms, sleeps 10 ms, burns 5 ms. w1 and w2 burn 5 ms and sleep 10 ms. All are queued at 0 on the same CPU.
+Within one millisecond the order of events is not part of the story.
 """
 
 from __future__ import annotations
@@ -41,8 +41,13 @@ def events(story: str) -> set[tuple[float, str]]:
 @pytest.mark.parametrize("boot", [1, 2, 3, 5])
 @pytest.mark.parametrize(
     ("story", "max_active", "cpu_intensive"),
-    [(ONE_BY_ONE, 1, False), (TWO_ACTIVE, 2, False), (ALL_ACTIVE, 3, False), (ALL_ACTIVE, 256, False)]
-    + [(CPU_INTENSIVE, 256, True)],
+    [
+        (ONE_BY_ONE, 1, False),
+        (TWO_ACTIVE, 2, False),
+        (ALL_ACTIVE, 3, False),
+        (ALL_ACTIVE, 256, False),
+        (CPU_INTENSIVE, 256, True),
+    ],
     ids=["max_active=1", "max_active=2", "max_active=3", "max_active=256", "cpu_intensive"],
 )
 def test_A3_A4_E1_the_kernels_timeline(story: str, max_active: int, cpu_intensive: bool, boot: int) -> None:

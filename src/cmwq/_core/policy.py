@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def need_more_worker(pool: WorkerPool) -> bool:
-    """A3, A4: is there work that nobody is on the way to, and room to run it? Asked by whoever queued, woke, or saw one sleep.
+    """A3, A4: is there work that nobody is on the way to, and room to run it?
 
-    With the GIL, one worker on its way is enough: it will wait for the GIL, and a second could only wait behind it.
+    Asked by whoever queued, woke, or saw one sleep. With the GIL, one worker on its way is enough: it will wait for the
+    GIL, and a second could only wait behind it.
     """
     uncovered = len(pool.worklist) > pool.nr_waking
     return uncovered and pool.nr_running < pool.target and not (pool.nr_waking and pool.gil)

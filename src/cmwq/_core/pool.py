@@ -1,8 +1,8 @@
 """WorkerPool: one worklist, the workers that serve it, and how many of them run.
 
 Guarantees: `nr_running` is the number of workers that are counted and not asleep (A2); at most one manager (B2); nobody
-is asleep while `need_more_worker` and an idle worker exists, except between a decision under the lock and the `unpark` that follows
-it. A decision is made under the lock, the waking is done outside it.
+is asleep while `need_more_worker` and an idle worker exists, except between a decision under the lock and the `unpark`
+that follows it. A decision is made under the lock, the waking is done outside it.
 
 # Locking legend. Each shared field names its guard:
 #
@@ -125,8 +125,8 @@ class WorkerPool:
         return None
 
     def look_out(self) -> None:
-        """Tell the sensor whom to wake when it sees that fewer run than may: the warmest idle worker, while work waits that
-        nobody is on the way to.
+        """Tell the sensor whom to wake when it sees that fewer run than may: the warmest idle worker, while work waits
+        that nobody is on the way to.
 
         Context: lock held. Called after every change of the worklist's emptiness, the idle list's top, or nr_waking.
         """
@@ -147,7 +147,10 @@ class WorkerPool:
         self.nr_running -= 1
 
     def worker_sleeping(self, worker: Worker) -> None:
-        """The kernel's wq_worker_sleeping. May be told twice, or of a worker that isn't counted.  Context: lock held."""
+        """The kernel's wq_worker_sleeping. May be told twice, or of a worker that isn't counted.
+
+        Context: lock held.
+        """
         if worker.counted and not worker.sleeping:
             worker.sleeping = True
             self.nr_running -= 1
@@ -261,8 +264,8 @@ class WorkerPool:
     def create_reserve(self) -> None:
         """What the manager does: create workers until one stays idle, or none can be had; then leave the office.
 
-        The worker just created may be taken for work at once. It then finds a manager in office and relies on it to create the
-        next (B1). So the office is left in the very critical section in which the reserve was seen.
+        The worker just created may be taken for work at once. It then finds a manager in office and relies on it to
+        create the next (B1). So the office is left in the very critical section in which the reserve was seen.
         Context: lock not held, `managing` set by the caller, for itself.
         """
         while True:
@@ -301,7 +304,10 @@ class WorkerPool:
     # ------------------------------------------------------------------------------------- end
 
     def is_quiet(self) -> bool:
-        """No work waits or runs, nor a callback of one. (What waits inactive has an active one before it.)  Context: lock held."""
+        """No work waits or runs, nor a callback of one. (What waits inactive has an active one before it.)
+
+        Context: lock held.
+        """
         return not self.worklist and not any(worker.item or worker.counted for worker in self.workers)
 
     def quiet_or_tell(self, parker: Parker | None) -> bool:

@@ -1,8 +1,8 @@
 """The two doors through which the core meets the world: `Host` and `Sensor`.
 
 Its one job: say what the core needs of threads, locks, time and CPUs, and of whoever knows that a worker sleeps. The
-real ones are `cmwq._host.ThreadHost` and the sensors in `cmwq._sensor`; `cmwq.testing` has simulated ones. All durations
-are seconds as float, on the host's monotonic clock.
+real ones are `cmwq._host.ThreadHost` and the sensors in `cmwq._sensor`; `cmwq.testing` has simulated ones. All
+durations are seconds as float, on the host's monotonic clock.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from cmwq._core.pool import WorkerPool
     from cmwq._core.runtime import Runtime
     from cmwq._core.worker import Worker
@@ -22,7 +24,9 @@ class Lock(Protocol):
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
     def release(self) -> None: ...
     def __enter__(self) -> bool: ...
-    def __exit__(self, *exc_info: object) -> None: ...
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
+    ) -> None: ...
 
 
 class Parker(Protocol):
@@ -112,8 +116,9 @@ class Lookout(Protocol):
     """A sensor's view of one pool. `arm`, `deliver`, `ended` and `exempt` are called with pool.lock held.
 
     Two ways to report. A sensor that can run Python takes pool.lock, calls `pool.worker_sleeping(worker)` or
-    `pool.worker_running(worker)`, then `woken = pool.kick()`, releases the lock and unparks `woken`. One that can't (the sentinel) marks what it sees and
-    unparks the reserve it was armed with; that worker calls `deliver`, which passes the marks on.
+    `pool.worker_running(worker)`, then `woken = pool.kick()`, releases the lock and unparks `woken`. One that can't
+    (the sentinel) marks what it sees and unparks the reserve it was armed with; that worker calls `deliver`, which
+    passes the marks on.
     """
 
     def parker(self) -> Parker:
@@ -141,7 +146,10 @@ class Lookout(Protocol):
         ...
 
     def ended(self, worker: Worker) -> None:
-        """The worker ended an item: whatever was seen of it is void. Called for every item: must cost next to nothing."""
+        """The worker ended an item: whatever was seen of it is void.
+
+        Called for every item: must cost next to nothing.
+        """
         ...
 
     def exempt(self, worker: Worker, flag: bool) -> None:

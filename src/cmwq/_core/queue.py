@@ -1,12 +1,13 @@
 """WorkQueue: what users queue to. A name, a limit on active works, and a place on each pool it uses.
 
-Guarantees: at most `max_active` works of a queue are active on one pool, the rest wait in order (E1) and nothing waits while
-there is room; a flush waits for exactly what was queued before it, at O(1) cost per work (F1); a closed queue accepts nothing,
-and nothing accepted is lost.
+Guarantees: at most `max_active` works of a queue are active on one pool, the rest wait in order (E1) and nothing waits
+while there is room; a flush waits for exactly what was queued before it, at O(1) cost per work (F1); a closed queue
+accepts nothing, and nothing accepted is lost.
 
-How a flush knows: the works of one queue on one pool are counted in phases. A flush seals the current phase, a new one begins,
-and the flush has happened when the sealed one and all before it have counted down to zero. (The kernel colours works for the
-same purpose; a number of phases has no limit and needs no overflow list.) The letters are those of `pool`; Q is `WorkQueue._lock`.
+How a flush knows: the works of one queue on one pool are counted in phases. A flush seals the current phase, a new one
+begins, and the flush has happened when the sealed one and all before it have counted down to zero. (The kernel colours
+works for the same purpose; a number of phases has no limit and needs no overflow list.) The letters are those of
+`pool`; Q is `WorkQueue._lock`.
 """
 
 from __future__ import annotations
@@ -140,8 +141,8 @@ class WorkQueue:
     """A named queue of work, served by the pools of its scope.
 
     name: shown in snapshots, logs and thread names. Need not be unique.
-    max_active: works of this queue that may be active on one pool at a time (E1); the others wait, in order. A work that waits for
-        another work's result does not count meanwhile.
+    max_active: works of this queue that may be active on one pool at a time (E1); the others wait, in order. A work
+        that waits for another work's result does not count meanwhile.
     scope: "system": one pool for all CPUs. "cpu": a pool per CPU, its workers bound to it (A1).
     cpu_intensive: its works do not count against concurrency (A8): for long computations that must not hold up others.
     on_error: called as on_error(work, exception) for a queued `Work` that raised, on the worker; without it the

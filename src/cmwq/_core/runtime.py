@@ -1,7 +1,9 @@
-"""Runtime: a universe of pools. It owns all state; the process has a default one, tests and libraries may have their own.
+"""Runtime: a universe of pools.
 
-Guarantees: nothing starts before the first work (G1); a forked child begins anew, without a trace of the parent's works (G2); at
-interpreter exit pending works are done first, then every thread ends, and a Ctrl-C there leaves at once (G3).
+It owns all state; the process has a default one, tests and libraries may have their own.
+
+Guarantees: nothing starts before the first work (G1); a forked child begins anew, without a trace of the parent's works
+(G2); at interpreter exit pending works are done first, then every thread ends, and a Ctrl-C there leaves at once (G3).
 
 The letters are those of `pool`; R is `Runtime._lock`, F: written only in the child of a fork, while it has one thread.
 """
@@ -32,9 +34,9 @@ if TYPE_CHECKING:
 class Runtime:
     """A private universe of pools, with its own CPUs, sensor, clock and caps.
 
-    host: threads, locks, time (default: the real ones). sensor: who notices blocking: a `Sensor`, or a name as in CMWQ_SENSOR
-    (default: the best that works here). cpus: which CPUs to use (default: those the process may use). max_workers: cap on the workers of
-    a pool (B6). config: the constants of the rules.
+    host: threads, locks, time (default: the real ones). sensor: who notices blocking: a `Sensor`, or a name as in
+    CMWQ_SENSOR (default: the best that works here). cpus: which CPUs to use (default: those the process may use).
+    max_workers: cap on the workers of a pool (B6). config: the constants of the rules.
 
     Thread-safe. Close it, or use it as a context manager; else it is closed at interpreter exit.
     """
@@ -152,7 +154,8 @@ class Runtime:
     def close(self, timeout: float | None = None) -> None:
         """Do what is pending, then end every thread. Works queued meanwhile by running ones are done too.
 
-        timeout: seconds for the works. Raises CmwqTimeout (the runtime stays open), FlushDeadlock on one of its own workers.
+        timeout: seconds for the works. Raises CmwqTimeout (the runtime stays open), FlushDeadlock on one of its own
+        workers.
         """
         worker = current_worker()
         if worker is not None and worker.pool.runtime is self:
@@ -201,7 +204,9 @@ class Runtime:
     def check_alive(self, pool: WorkerPool, what: object) -> None:
         """Raise ForeignProcess if the pool was the parent's: nobody here will ever end what is on it."""
         if pool.lost:
-            raise ForeignProcess(f"{what!r} was queued before this process was forked; its result is the parent's alone")
+            raise ForeignProcess(
+                f"{what!r} was queued before this process was forked; its result is the parent's alone"
+            )
 
     def process_exits(self) -> None:
         """Do what is pending, take nothing new from outside, end every thread (G3)."""

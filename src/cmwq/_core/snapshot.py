@@ -1,4 +1,7 @@
-"""Snapshot: a typed picture of a runtime, to look at and to turn into JSON. Each pool's and queue's part is consistent in itself (H4)."""
+"""Snapshot: a typed picture of a runtime, to look at and to turn into JSON.
+
+Each pool's and queue's part is consistent in itself (H4).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How a thread waits for a work to end, whether it is a worker or not.
 
-Guarantees: a worker that waits is known to be blocked at once (A4), and lends its work's place under `max_active`, so waits nested
-to any depth do not deadlock for want of places. Ctrl-C interrupts the wait in the main thread (F8).
+Guarantees: a worker that waits is known to be blocked at once (A4), and lends its work's place under `max_active`, so
+waits nested to any depth do not deadlock for want of places. Ctrl-C interrupts the wait in the main thread (F8).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What can be queued: a call with a result (`Future`), and a `Work`, made once and queued many times.
 
-An item is one queueing of something on one pool. `Item` is what the worker loop needs of it. A future *is* its item: one object per
-`submit`. A future's lock is its pool's lock, which the worker takes anyway between two items; so no lock and no
-condition variable is made until somebody waits (`Audience`). The letters are those of `pool`.
+An item is one queueing of something on one pool. `Item` is what the worker loop needs of it. A future *is* its item:
+one object per `submit`. A future's lock is its pool's lock, which the worker takes anyway between two items; so no lock
+and no condition variable is made until somebody waits (`Audience`). The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def _call_back(callback: Callable[[Any], object], future: Any) -> None:
 class Future(cf.Future[T]):
     """The result to come of one submitted call. A `concurrent.futures.Future` to every consumer; lighter inside.
 
-    Thread-safe. Cancelling takes back a call that has not begun. A worker that waits in `result()` is known to be blocked at
-    once and lends its place under `max_active`, so nested submit-and-wait does not deadlock.
+    Thread-safe. Cancelling takes back a call that has not begun. A worker that waits in `result()` is known to be
+    blocked at once and lends its place under `max_active`, so nested submit-and-wait does not deadlock.
     """
 
     # Class attributes are the state of a future nobody has touched: creating one stores only what differs.
@@ -160,7 +160,7 @@ class Future(cf.Future[T]):
         return self._audience
 
     @property
-    def _condition(self) -> Condition:
+    def _condition(self) -> Condition:  # type: ignore[override]  # made on demand: there an attribute, only read
         with self._phase.pwq.pool.lock:
             audience = self._listeners()
             if audience.condition is None:
@@ -168,7 +168,7 @@ class Future(cf.Future[T]):
             return audience.condition
 
     @property
-    def _waiters(self) -> list[Any]:
+    def _waiters(self) -> list[Any]:  # type: ignore[override]  # likewise
         with self._phase.pwq.pool.lock:
             return self._listeners().waiters
 
@@ -223,7 +223,10 @@ class Future(cf.Future[T]):
         return self._exception
 
     def _wait(self, timeout: float | None) -> None:
-        """Return once done. Raises TimeoutError after `timeout` seconds, ForeignProcess if it can never be done here."""
+        """Return once done.
+
+        Raises TimeoutError after `timeout` seconds, ForeignProcess if it can never be done here.
+        """
         pwq = self._phase.pwq
         host = pwq.pool.host
         pwq.wq.runtime.check_alive(pwq.pool, self)
@@ -243,9 +246,10 @@ class Future(cf.Future[T]):
 class Work:
     """A call made once and queued many times: `wq.queue(work)`.
 
-    From queueing until just before the call it is pending, and queueing it again is coalesced (E4). It never runs twice at the same
-    time, wherever it is queued (E3). It may be requeued or dropped by its own function (E5). `fn(*args, **kwargs)` runs in a copy
-    of the context of whoever queued it; its exception is logged, or handed to the queue's `on_error`. Thread-safe.
+    From queueing until just before the call it is pending, and queueing it again is coalesced (E4). It never runs twice
+    at the same time, wherever it is queued (E3). It may be requeued or dropped by its own function (E5).
+    `fn(*args, **kwargs)` runs in a copy of the context of whoever queued it; its exception is logged, or handed to the
+    queue's `on_error`. Thread-safe.
     """
 
     __slots__ = ("__weakref__", "_args", "_bit", "_fn", "_kwargs", "_last")

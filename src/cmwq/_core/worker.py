@@ -1,10 +1,11 @@
 """A worker's life: idle, managing, working, dying.
 
-Guarantees: a worker never dies of what its work does (B4); it leaves the idle list for work only when another is in reserve, or after it
-created one as the manager, or when none can be had (B1, B2, B6). Manager is a role, not a class: what a thread is doing now.
+Guarantees: a worker never dies of what its work does (B4); it leaves the idle list for work only when another is in
+reserve, or after it created one as the manager, or when none can be had (B1, B2, B6). Manager is a role, not a class:
+what a thread is doing now.
 
-Who counts a worker as running: whoever wakes it (`WorkerPool.kick`); it takes itself off the count when it goes idle. The letters are
-those of `pool`.
+Who counts a worker as running: whoever wakes it (`WorkerPool.kick`); it takes itself off the count when it goes idle.
+The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Worker:
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "counted", "dying", "hinted", "idle", "index", "item", "kicked", "last_active", "name", "nr_hints", "parker", "pool",
-        "shown", "sleeping", "thread", "watched",
+        "counted", "dying", "hinted", "idle", "index", "item", "kicked", "last_active", "name", "nr_hints", "parker",
+        "pool", "shown", "sleeping", "thread", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -76,10 +77,8 @@ class ThreadHost:
     def bind(self, cpus: Iterable[int]) -> None:
         """Best effort: a CPU may have gone away between the decision and the call (D6)."""
         if hasattr(os, "sched_setaffinity"):
-            try:
+            with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, cpus)
-            except OSError:
-                pass
 
     def set_thread_name(self, name: str) -> None:
         if _sentinel is not None:

@@ -1,11 +1,12 @@
 """How many threads may be had (B6): RLIMIT_NPROC, the cgroup's pids.max, the kernel's threads-max.
 
-Near a cap the pool goes on with what it has. Asked before a thread is created, because some of these limits fail the whole
-process's other threads too: the last thread of a cgroup should not be ours.
+Near a cap the pool goes on with what it has. Asked before a thread is created, because some of these limits fail the
+whole process's other threads too: the last thread of a cgroup should not be ours.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,18 +50,17 @@ def _nproc() -> Cap:
         soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     except (ImportError, OSError, ValueError):
         return Cap("RLIMIT_NPROC", None, None, source)
-    # Root is exempt from this limit, and others' threads count against it: unknown use is best left to the refusal itself.
+    # Root is exempt from this limit, and others' threads count against it: unknown use is best left to the refusal
+    # itself.
     return Cap("RLIMIT_NPROC", None if soft < 0 or os.geteuid() == 0 else soft, _own_threads(), source)
 
 
 def _threads_max() -> Cap:
     path = Path("/proc/sys/kernel/threads-max")
     used = None
-    try:
+    with contextlib.suppress(OSError, ValueError, IndexError):
         # "0.00 0.01 0.05 2/345 678": runnable / all threads of the machine
         used = int(Path("/proc/loadavg").read_text().split()[3].split("/")[1])
-    except (OSError, ValueError, IndexError):
-        pass
     return Cap("threads-max", _number(path), used, str(path))
 
 

@@ -1,7 +1,9 @@
-"""Fork and interpreter exit: tells the runtimes that have started (G2, G3). Hooks are installed by the first of them, once.
+"""Fork and interpreter exit: tells the runtimes that have started (G2, G3).
 
-Exit uses threading's own hook, as concurrent.futures does: it runs before the interpreter stops threads from starting, and before
-non-daemon threads are joined. atexit would be too late for both.
+Hooks are installed by the first of them, once.
+
+Exit uses threading's own hook, as concurrent.futures does: it runs before the interpreter stops threads from starting,
+and before non-daemon threads are joined. atexit would be too late for both.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from threading import Lock
 class LockParker:
     """Where one thread sleeps until told. An early unpark is kept, once. Ctrl-C interrupts park() in the main thread.
 
-    Several may unpark at the same time: release() of a lock that is not held raises, and then an earlier unpark is still
-    to be consumed, which says the same.
+    Several may unpark at the same time: release() of a lock that is not held raises, and then an earlier unpark is
+    still to be consumed, which says the same.
     """
 
     __slots__ = ("_lock",)
@@ -23,7 +23,7 @@ class LockParker:
         return self._lock.acquire(True, timeout)
 
     def unpark(self) -> None:
-        try:
+        try:  # noqa: SIM105  # hot path
             self._lock.release()
         except RuntimeError:
             pass

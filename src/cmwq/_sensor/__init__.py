@@ -35,7 +35,7 @@ def choose(host: Host, name: str | None = None) -> Sensor:
         if reason is not None:
             raise RuntimeError(f"the sensor {wanted!r} was asked for and does not work here: {reason}")
         return _make(wanted, host, "asked for by CMWQ_SENSOR or by name")
-    passed_over = []
+    passed_over: list[str] = []
     for candidate in NAMES:
         reason = why_not(candidate)
         if reason is None:

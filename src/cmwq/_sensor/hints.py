@@ -2,11 +2,11 @@
 
 `cmwq.blocking()` is exact here as everywhere: the core handles it by itself. Beside it, a coarse rule:
 
-- With per-thread CPU clocks: a counted worker that used no CPU time for a whole period, with the same item, sleeps. The period
-  is longer than the switch interval, at which a waiter for the GIL stirs.
-- When no item of the pool started or ended for `STUCK` seconds and work waits, one of its workers is taken to sleep, so that one more
-  may start: progress must not depend on a sensor. With CPU clocks only one that used hardly any, for it may be
-  waiting by polling; without (macOS, Windows) any.
+- With per-thread CPU clocks: a counted worker that used no CPU time for a whole period, with the same item, sleeps. The
+  period is longer than the switch interval, at which a waiter for the GIL stirs.
+- When no item of the pool started or ended for `STUCK` seconds and work waits, one of its workers is taken to sleep, so
+  that one more may start: progress must not depend on a sensor. With CPU clocks only one that used hardly any, for it
+  may be waiting by polling; without (macOS, Windows) any.
 
 What is lost, unless the work says `blocking()`: sleeps shorter than the period go unseen, longer ones are seen 10 to 20
 ms late, so that at most about 100 works per second and CPU are started beyond the target. Waits for a lock count like
@@ -70,7 +70,9 @@ class HintsSensor(TickingSensor):
         return self._guess(worker) if cpu - cpu_then < POLLING * (now - began) else Doing.RUNS
 
     def _guess(self, worker: Worker) -> Doing:
-        """It sleeps if nothing of its pool has moved for STUCK; one at a time, so that the next comes after another such while."""
+        """It sleeps if nothing of its pool has moved for STUCK; one at a time, so that the next comes after another
+        such while.
+        """
         if worker.sleeping:
             return Doing.SLEEPS
         pool, now = worker.pool, time.monotonic()

@@ -33,7 +33,7 @@ def one_line(text: str) -> str:
 
 
 def reason(error: OSError) -> str:
-    """"name: No such file or directory", without the number that only programmers read."""
+    """As "name: No such file or directory", without the number that only programmers read."""
     what = error.strerror or str(error) or type(error).__name__
     return one_line(f"{os.fsdecode(error.filename)}: {what}" if isinstance(error.filename, str | bytes) else what)
 

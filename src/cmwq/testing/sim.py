@@ -1,8 +1,8 @@
 """The simulator: see the package's docstring.
 
-Guarantees: one simulated thread runs at a time, and changes only at seams, so a run is a function of its seed; a state in which nobody
-can run and no time is due is reported as SimDeadlock, with what each thread waits for; after every step the invariants of the
-watched runtimes are checked wherever their lock is free.
+Guarantees: one simulated thread runs at a time, and changes only at seams, so a run is a function of its seed; a state
+in which nobody can run and no time is due is reported as SimDeadlock, with what each thread waits for; after every step
+the invariants of the watched runtimes are checked wherever their lock is free.
 """
 
 from __future__ import annotations
@@ -391,7 +391,9 @@ class SimHost:
 
 
 class SimSensor:
-    """Knows of every `Simulation.sleep`, at once, or `late` seconds after when `miss()` says so (a level-triggered sensor's way)."""
+    """Knows of every `Simulation.sleep`, at once, or `late` seconds after when `miss()` says so (a level-triggered
+    sensor's way).
+    """
 
     name = "scripted"
     reason = "the simulation's own"
@@ -463,8 +465,8 @@ class SimLookout:
 class Simulation:
     """A host, a sensor, and what works do there: `burn` a CPU, `sleep`, write to the `log`.
 
-    cpus: how many there are. seed: decides who goes first at each seam; None: first come, first served. late: seconds after which a sleep that
-    the sensor missed (half of them, by the seed) is reported.
+    cpus: how many there are. seed: decides who goes first at each seam; None: first come, first served. late: seconds
+    after which a sleep that the sensor missed (half of them, by the seed) is reported.
     """
 
     def __init__(self, *, cpus: int = 1, seed: int | None = None, late: float = 0.0, gil: bool = False) -> None:
@@ -486,7 +488,9 @@ class Simulation:
         return runtime
 
     def run(self, main: Callable[[], T]) -> T:
-        """Run main() in the simulation and return what it returns; raise what any simulated thread raised, or SimDeadlock."""
+        """Run main() in the simulation and return what it returns; raise what any simulated thread raised, or
+        SimDeadlock.
+        """
         result: list[T] = []
         self.host.run(lambda: result.append(main()))
         return result[0]
