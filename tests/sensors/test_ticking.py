@@ -89,7 +89,7 @@ class FakePool:
         reserve = self.idle_list[-1] if self.worklist and self.idle_list and not self.nr_waking else None
         self.lookout.arm(cast(Any, reserve))
 
-    def worker_sleeping(self, worker: FakeWorker) -> None:
+    def worker_sleeping(self, worker: FakeWorker, *, on_lock: bool = False) -> None:
         if worker.counted and not worker.sleeping:
             worker.sleeping = True
             self.nr_running -= 1

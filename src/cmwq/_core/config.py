@@ -18,3 +18,5 @@ class Config:
     """B3: one surplus idle worker is kept for so many busy ones."""
     create_cooldown: float = 1.0
     """B2: pause after a thread was refused before the next try."""
+    slack_per_cpu: int = 4
+    """A5: so many more than the target may go on working, per CPU, while as many are blocked. 0: the kernel's rule."""

@@ -1,4 +1,4 @@
-"""The rules of a worker pool, each a question with a name (semantics.md, A and B). No threads, no clock, no I/O.
+"""The rules of a worker pool, each a question with a name (ARCHITECTURE.md, A and B). No threads, no clock, no I/O.
 
 Nobody spells these conditions out anywhere else. Context of all: pool.lock held.
 """
@@ -33,7 +33,18 @@ def need_to_create_worker(pool: WorkerPool) -> bool:
 
 def keep_working(pool: WorkerPool) -> bool:
     """A5: shall I take another item? Asked by a running worker that just ended one, itself counted."""
-    return bool(pool.worklist) and pool.nr_running <= pool.target
+    return bool(pool.worklist) and pool.nr_running <= pool.target + slack(pool)
+
+
+def slack(pool: WorkerPool) -> int:
+    """How many more than the target go on working rather than idle (A5): no more than are blocked in other than a lock.
+
+    The kernel has none: it notices a blocked worker at once, and waking the next costs it a microsecond. Here that
+    takes tens, in which the CPU idles. While works of the pool block, those that run are about to, and whoever is ahead
+    then fills the gap. It vanishes with the last blocked work: a flood of computations runs on as many threads as there
+    are CPUs, and one of works that contend for locks too. Nobody is ever *woken* for it (A3).
+    """
+    return min(pool.nr_blocked, pool.config.slack_per_cpu * pool.target)
 
 
 def too_many_workers(pool: WorkerPool) -> bool:

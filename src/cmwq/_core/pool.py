@@ -59,7 +59,6 @@ class WorkerPool:
         self.runtime = runtime  # I
         self.config = config  # I
         self.max_workers = max_workers  # I: the runtime's own cap (B6)
-        self.lock = host.lock()  # I
         self.target = target  # L: how many may run
         self.gil = host.gil_enabled()  # L: looked at again with each new worker
         self.worklist: deque[Item] = deque()  # L: active items in order of activation (E10)
@@ -68,6 +67,7 @@ class WorkerPool:
         self.pwqs: WeakSet[PoolWorkQueue] = WeakSet()  # L: to be seen; kept alive by its queue, or by its works
         self.busy_works: dict[Work, Worker] = {}  # L: which worker runs a Work (E3)
         self.nr_running = 0  # L: counted and not asleep; whoever wakes a worker counts it
+        self.nr_blocked = 0  # L: counted, and asleep, but not for a lock
         self.nr_waking = 0  # L: counted, woken by us, and not yet arrived
         self.managing = False  # L: somebody is the manager
         self.refused = False  # L: no thread could be had; a retry is due (B2)
@@ -80,6 +80,7 @@ class WorkerPool:
         self.nr_created = self.nr_culled = self.nr_wakeups = self.nr_started = self.nr_completed = 0  # ~
         self.nr_refused = self.peak_workers = 0  # ~
         self.lookout = sensor.lookout(self)  # I
+        self.lock = self.lookout.lock()  # I
 
     def __repr__(self) -> str:
         flags = " managing" * self.managing + " refused" * self.refused
@@ -146,20 +147,20 @@ class WorkerPool:
         worker.counted = False
         self.nr_running -= 1
 
-    def worker_sleeping(self, worker: Worker) -> None:
-        """The kernel's wq_worker_sleeping. May be told twice, or of a worker that isn't counted.
-
-        Context: lock held.
-        """
+    def worker_sleeping(self, worker: Worker, *, on_lock: bool = False) -> None:
+        """The kernel's wq_worker_sleeping. May be told twice, and of one that isn't counted.  Context: lock held."""
         if worker.counted and not worker.sleeping:
             worker.sleeping = True
+            worker.on_lock = on_lock
             self.nr_running -= 1
+            self.nr_blocked += not on_lock
 
     def worker_running(self, worker: Worker) -> None:
         """The kernel's wq_worker_running.  Context: lock held."""
         if worker.sleeping:
             worker.sleeping = False
             self.nr_running += 1
+            self.nr_blocked -= not worker.on_lock
 
     def set_target(self, target: int) -> None:
         """D6: the CPUs changed."""
@@ -356,6 +357,7 @@ class WorkerPool:
         running = sum(w.counted and not w.sleeping for w in self.workers) + self.nr_waking
         facts = {
             "A2: nr_running is the recount": self.nr_running == running,
+            "A5: nr_blocked is the recount": self.nr_blocked == sum(w.sleeping and not w.on_lock for w in self.workers),
             "idle workers are not counted": not any(w.counted for w in self.idle_list),
             "idle flags agree with the idle list": {w for w in self.workers if w.idle} == set(self.idle_list),
             "B1, B2: while anything executes there is an idle worker, a manager, or a retry due": bool(

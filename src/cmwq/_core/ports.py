@@ -121,6 +121,10 @@ class Lookout(Protocol):
     passes the marks on.
     """
 
+    def lock(self) -> Lock:
+        """The pool's lock. Waiting for it must not be taken for blocking if that can be helped."""
+        ...
+
     def parker(self) -> Parker:
         """A parker for a new worker."""
         ...

@@ -27,8 +27,8 @@ class Worker:
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "counted", "dying", "hinted", "idle", "index", "item", "kicked", "last_active", "name", "nr_hints", "parker",
-        "pool", "shown", "sleeping", "thread", "watched",
+        "counted", "dying", "hinted", "idle", "index", "item", "kicked", "last_active", "name", "nr_hints", "on_lock",
+        "parker", "pool", "shown", "sleeping", "thread", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker) -> None:
@@ -42,6 +42,7 @@ class Worker:
         self.dying = False  # L: shall end
         self.counted = False  # L: executing, and not exempt (A8)
         self.sleeping = False  # L: counted, but known to be blocked
+        self.on_lock = False  # L: if sleeping: for a lock
         self.hinted = False  # L: it said so itself; no sensor knows better
         self.item: Item | None = None  # L: what it executes
         self.last_active: float | None = None  # L: when it went idle

@@ -56,8 +56,11 @@ enum {
     TICK = 10 * MS,             /* the plain tick, should every sentinel be starved by other processes */
     SHORT_WAIT = 50 * US,       /* a lock wait must last so long, times (1 + young ones), to count as blocked */
     YOUNG = 10 * MS,            /* a lock wait older than this no longer damps the next */
+    ALONE = 5 * US,             /* a yield that took no longer: nobody else wants this CPU */
+    NAP = 20 * US,              /* long enough for a lock of a free-threaded build to end its spinning */
     RELOOK = 4,                 /* workers believed blocked that one look visits */
     MAX_LOOKOUTS = 4096,
+    MAX_KEPT = 64,              /* descriptors kept open: a pool of a thousand threads must not hold a thousand */
 };
 
 static long long now_ns(clockid_t clock)
@@ -92,6 +95,8 @@ typedef struct {
     atomic_llong wait_key;      /* A: which wait: address of the futex */
     atomic_llong wait_since;    /* A: when it was first seen */
     atomic_llong wait_cpu;      /* A: the thread's CPU time then: unchanged means it did not run in between */
+    atomic_flag reading;        /* A: taken by who uses the next two; never waited for */
+    int kept, kept_tid;         /* with `reading`: descriptor + 1 on the syscall file of that thread; 0: none */
 } Slot;
 
 typedef struct {
@@ -104,6 +109,7 @@ typedef struct {
     atomic_bool changed;        /* A: marks that Python has not read */
     atomic_int cursor;          /* A: where the next re-look starts */
     atomic_llong last_look;     /* A */
+    atomic_uint lock;           /* A: the pool's lock: 0 free, 1 held, 2 held and somebody waits */
 } Lookout;
 
 typedef struct {
@@ -113,9 +119,24 @@ typedef struct {
     atomic_int sleepers;        /* A: threads at the bell */
     atomic_llong gil_low, gil_high;     /* A: futexes in this range are the GIL's; empty range: no GIL */
     atomic_int nr_lookouts;     /* A */
+    atomic_int nr_kept;         /* A: slots that keep a descriptor */
+    atomic_int natives;         /* A: native threads among the refs */
+    pid_t pid;                  /* I */
     _Atomic(Lookout *) lookouts[MAX_LOOKOUTS];  /* A: set once */
     atomic_long looks, wakes;   /* A: statistics */
 } Watch;
+
+/* A descriptor of ours, unless the program closed all it found and the number is another file's by now. */
+static void close_kept(Watch *watch, Slot *slot)
+{
+    char link[48], target[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", slot->kept - 1);
+    ssize_t n = readlink(link, target, sizeof target);
+    if (n > 8 && !memcmp(target + n - 8, "/syscall", 8))
+        close(slot->kept - 1);
+    slot->kept = 0;
+    atomic_fetch_sub(&watch->nr_kept, 1);
+}
 
 static void watch_release(Watch *watch)
 {
@@ -123,6 +144,9 @@ static void watch_release(Watch *watch)
         return;
     for (int i = 0; i < atomic_load(&watch->nr_lookouts); i++) {
         Lookout *lookout = atomic_load(&watch->lookouts[i]);
+        for (int k = 0; k < atomic_load(&lookout->nr_slots); k++)
+            if (lookout->slots[k].kept)
+                close_kept(watch, &lookout->slots[k]);
         free(lookout->slots);
         free(lookout);
     }
@@ -160,18 +184,44 @@ static void slot_become(Slot *slot, unsigned state)
 
 typedef enum { RUNS, WAITS_FOR_GIL, WAITS_FOR_LOCK, SLEEPS, GONE } Doing;
 
-/* What a thread does right now, by /proc/self/task/TID/syscall: "running", "-1 sp pc" (asleep outside a system
-   call: a page fault), or the number and arguments of the call it sleeps in.  Opened each time: 1.3 us against
-   0.5 with a descriptor kept, and a pool of a thousand threads must not hold a thousand descriptors. */
-static Doing look_at(Watch *watch, int tid, long long *key)
+/* The thread's syscall file, by a descriptor that its slot keeps (0.6 us) or one opened for this once (1.8 us).  A kept one
+   of a thread that ended fails, even if another got the number: then it is opened anew. */
+static ssize_t read_syscall(Watch *watch, Slot *slot, int tid, char *text, size_t size)
 {
-    char path[48], text[128];
-    snprintf(path, sizeof path, "/proc/self/task/%d/syscall", tid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return GONE;
-    ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
+    bool mine = slot && !atomic_flag_test_and_set(&slot->reading);
+    ssize_t n = -1;
+    if (mine && slot->kept && slot->kept_tid == tid)
+        n = pread(slot->kept - 1, text, size, 0);
+    if (n <= 0) {
+        char path[48];
+        snprintf(path, sizeof path, "/proc/self/task/%d/syscall", tid);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd >= 0)
+            n = pread(fd, text, size, 0);
+        if (mine && slot->kept)
+            close_kept(watch, slot);
+        if (mine && n > 0 && atomic_fetch_add(&watch->nr_kept, 1) < MAX_KEPT) {
+            slot->kept = fd + 1;
+            slot->kept_tid = tid;
+        } else {
+            if (mine && n > 0)
+                atomic_fetch_sub(&watch->nr_kept, 1);
+            if (fd >= 0)
+                close(fd);
+        }
+    }
+    if (mine)
+        atomic_flag_clear(&slot->reading);
+    return n;
+}
+
+/* What a thread does right now, by /proc/self/task/TID/syscall: "running", "-1 sp pc" (asleep outside a system
+   call: a page fault), or the number and arguments of the call it sleeps in.  Waiting for the pool's own lock, between
+   two items, is no blocking: whoever holds it is a worker too, or is about to wake one. */
+static Doing look_at(Watch *watch, Lookout *lookout, Slot *slot, int tid, long long *key)
+{
+    char text[128];
+    ssize_t n = read_syscall(watch, slot, tid, text, sizeof text - 1);
     if (n <= 0)
         return GONE;
     text[n] = 0;
@@ -192,7 +242,7 @@ static Doing look_at(Watch *watch, int tid, long long *key)
         *key = (long long)strtoull(rest, NULL, 16);
         if (*key >= atomic_load(&watch->gil_low) && *key < atomic_load(&watch->gil_high))
             return WAITS_FOR_GIL;
-        return WAITS_FOR_LOCK;
+        return lookout && *key == (long long)(intptr_t)&lookout->lock ? RUNS : WAITS_FOR_LOCK;
     default:
         return SLEEPS;
     }
@@ -247,7 +297,7 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
         if ((word & STATE) == AWAY || slot == self)
             continue;
         if ((word & STATE) == BLOCKED) {
-            if (relooked == RELOOK || look_at(watch, atomic_load(&slot->tid), &key) != RUNS) {
+            if (relooked == RELOOK || look_at(watch, lookout, slot, atomic_load(&slot->tid), &key) != RUNS) {
                 if (atomic_load(&slot->on_lock) && now - atomic_load(&slot->wait_since) < YOUNG)
                     young++;
                 relooked += relooked < RELOOK;
@@ -261,7 +311,7 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
             }
             continue;
         }
-        switch (look_at(watch, atomic_load(&slot->tid), &key)) {
+        switch (look_at(watch, lookout, slot, atomic_load(&slot->tid), &key)) {
         case WAITS_FOR_GIL:
             gil_waiters++;
             runnable++;
@@ -331,7 +381,8 @@ static void wait_for_bell(Watch *watch, unsigned bell, long long ns)
 
 /* A sentinel looks again and again for LINGER after anything happened: on an idle CPU that delays nobody, and on a busy one
    sched_yield() leaves the CPU to those who have work.  It must not sleep there: coming back from where it was kept off the CPU is
-   the very event it waits for, and a pause begun a moment before would hide it. */
+   the very event it waits for, and a pause begun a moment before would hide it.  Where nobody else wants the CPU it naps all the same:
+   only a CPU without any runnable thread pulls over one that queues on another. */
 static void sentinel_main(Watch *watch, int cpu)
 {
     long long active = now_ns(CLOCK_MONOTONIC), last = active, backoff = BACKOFF_MIN;
@@ -349,6 +400,8 @@ static void sentinel_main(Watch *watch, int cpu)
         if (now - active < LINGER) {
             last = now;
             sched_yield();
+            if (armed && !woke && now_ns(CLOCK_MONOTONIC) - last < ALONE)
+                wait_for_bell(watch, bell, NAP);
             continue;
         }
         wait_for_bell(watch, bell, armed ? backoff : -1);
@@ -387,6 +440,7 @@ static void *native_main(void *arg)
         tick_main(post.watch);
     else
         sentinel_main(post.watch, post.cpu);
+    atomic_fetch_sub(&post.watch->natives, 1);
     watch_release(post.watch);
     return NULL;
 }
@@ -416,11 +470,13 @@ static int start_thread(Watch *watch, int cpu)
     sigfillset(&all);                   /* signals are for Python's main thread */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     atomic_fetch_add(&watch->refs, 1);
+    atomic_fetch_add(&watch->natives, 1);
     int error = pthread_create(&thread, &attr, native_main, post);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attr);
     if (error) {
         free(post);
+        atomic_fetch_sub(&watch->natives, 1);
         watch_release(watch);
     }
     return error;
@@ -506,6 +562,11 @@ static PyObject *slot_free(SlotObject *self, PyObject *Py_UNUSED(none))
         slot_become(self->slot, AWAY);
         atomic_store(&self->slot->tid, 0);
         self->slot->told = self->slot->used = false;
+        if (!atomic_flag_test_and_set(&self->slot->reading)) {
+            if (self->slot->kept)
+                close_kept(self->watch, self->slot);
+            atomic_flag_clear(&self->slot->reading);
+        }
     }
     Py_RETURN_NONE;
 }
@@ -623,7 +684,8 @@ static PyObject *lookout_deliver(LookoutObject *self, PyObject *Py_UNUSED(none))
         if (sleeps == slot->told)
             continue;
         slot->told = sleeps;
-        PyObject *entry = Py_BuildValue("(iO)", i, sleeps ? Py_True : Py_False);
+        PyObject *entry = Py_BuildValue("(iOO)", i, sleeps ? Py_True : Py_False,
+                                        atomic_load(&slot->on_lock) ? Py_True : Py_False);
         if (!entry || PyList_Append(list, entry)) {
             Py_XDECREF(entry);
             Py_DECREF(list);
@@ -652,11 +714,66 @@ static void lookout_dealloc(LookoutObject *self)
     Py_DECREF(type);
 }
 
+/* The pool's lock is a lookout's, so that the sentinels know its futex. */
+static PyObject *lookout_acquire(LookoutObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    atomic_uint *lock = &self->lookout->lock;
+    unsigned value = 0;
+    if (atomic_compare_exchange_strong(lock, &value, 1))
+        Py_RETURN_TRUE;
+    if (nargs && args[0] == Py_False)
+        Py_RETURN_FALSE;
+    Py_BEGIN_ALLOW_THREADS
+    while (atomic_exchange(lock, 2))
+        futex(lock, FUTEX_WAIT, 2, NULL);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_TRUE;
+}
+
+static PyObject *lookout_release(LookoutObject *self, PyObject *Py_UNUSED(none))
+{
+    unsigned before = atomic_exchange(&self->lookout->lock, 0);
+    if (before == 2)
+        futex(&self->lookout->lock, FUTEX_WAKE, 1, NULL);
+    else if (!before) {
+        PyErr_SetString(PyExc_RuntimeError, "release unlocked lock");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *lookout_enter(LookoutObject *self, PyObject *Py_UNUSED(none))
+{
+    return lookout_acquire(self, NULL, 0);
+}
+
+static PyObject *lookout_exit(LookoutObject *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(nargs))
+{
+    return lookout_release(self, NULL);
+}
+
+static PyObject *lookout_locked(LookoutObject *self, PyObject *Py_UNUSED(none))
+{
+    return PyBool_FromLong(atomic_load(&self->lookout->lock) != 0);
+}
+
+static PyObject *lookout_reinit(LookoutObject *self, PyObject *Py_UNUSED(none))
+{
+    atomic_store(&self->lookout->lock, 0);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef lookout_methods[] = {
+    {"acquire", (PyCFunction)(void (*)(void))lookout_acquire, METH_FASTCALL, "acquire([blocking]): the pool's lock."},
+    {"release", (PyCFunction)lookout_release, METH_NOARGS, "Let go of the pool's lock."},
+    {"__enter__", (PyCFunction)lookout_enter, METH_NOARGS, NULL},
+    {"__exit__", (PyCFunction)(void (*)(void))lookout_exit, METH_FASTCALL, NULL},
+    {"locked", (PyCFunction)lookout_locked, METH_NOARGS, "Does anybody hold it?"},
+    {"_at_fork_reinit", (PyCFunction)lookout_reinit, METH_NOARGS, "In the child of a fork: nobody holds it."},
     {"slot", (PyCFunction)lookout_slot, METH_NOARGS, "A place for one more worker."},
     {"arm", (PyCFunction)lookout_arm, METH_O,
      "arm(slot | None): work waits, and this is whom to wake for it; None: nothing to look out for."},
-    {"deliver", (PyCFunction)lookout_deliver, METH_NOARGS, "What changed: pairs of slot number and 'sleeps'."},
+    {"deliver", (PyCFunction)lookout_deliver, METH_NOARGS, "What changed: slot number, 'sleeps', and whether for a lock."},
     {"set_target", (PyCFunction)lookout_set_target, METH_O, "How many may run."},
     {NULL},
 };
@@ -691,8 +808,10 @@ static PyObject *watch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
-    if (self)
+    if (self) {
         atomic_store(&self->watch->refs, 1);
+        self->watch->pid = getpid();
+    }
     return (PyObject *)self;
 }
 
@@ -702,6 +821,9 @@ static void watch_dealloc(WatchObject *self)
     if (self->watch) {
         atomic_store(&self->watch->stop, true);
         ring(self->watch);
+        /* In the child of a fork the native threads are missing, and so would never let go of it. */
+        if (self->watch->pid != getpid())
+            atomic_fetch_sub(&self->watch->refs, atomic_exchange(&self->watch->natives, 0));
         watch_release(self->watch);
     }
     type->tp_free(self);
@@ -807,7 +929,7 @@ static PyObject *watch_learn_gil(WatchObject *self, PyObject *Py_UNUSED(none))
         struct timespec pause = timespec_of(BACKOFF_MIN);
         clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
         int tid = atomic_load(&helper.tid);
-        if (!tid || look_at(self->watch, tid, &key) != WAITS_FOR_LOCK || !key)
+        if (!tid || look_at(self->watch, NULL, NULL, tid, &key) != WAITS_FOR_LOCK || !key)
             continue;
         sightings = key == seen ? sightings + 1 : 1;
         seen = key;

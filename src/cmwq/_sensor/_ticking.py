@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.ports import Host, Parker
+    from cmwq._core.ports import Host, Lock, Parker
     from cmwq._core.work import Item
     from cmwq._core.worker import Worker
 
@@ -169,6 +169,9 @@ class TickingLookout:
         self.armed = False  # L; the tick thread may see a stale value, and kick() then finds nothing to do
         self.cursor = 0  # T: where the next re-look starts
 
+    def lock(self) -> Lock:
+        return self.sensor.host.lock()
+
     def parker(self) -> Parker:
         return self.sensor.host.parker()
 
@@ -213,7 +216,7 @@ class TickingLookout:
                 if worker.item is not item or watched is None or watched.exempt:
                     continue
                 if sleeps:
-                    pool.worker_sleeping(worker)
+                    pool.worker_sleeping(worker, on_lock=watched.on_lock)
                 else:
                     pool.worker_running(worker)
             # The GIL rule: while one waits for the GIL, another could only join the queue. One suffices: while it is

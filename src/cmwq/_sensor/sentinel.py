@@ -22,7 +22,7 @@ else:
 
 if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.ports import Host, Parker
+    from cmwq._core.ports import Host, Lock, Parker
     from cmwq._core.worker import Worker
 
 
@@ -82,6 +82,11 @@ class SentinelLookout:
         self._workers: dict[int, Worker] = {}
         self.set_target = native.set_target
 
+    def lock(self) -> Lock:
+        """A lock whose waiters the sentinels know: waiting for it is no blocking."""
+        lock: Lock = self._native
+        return lock
+
     def parker(self) -> Parker:
         try:
             slot: Parker = self._native.slot()
@@ -102,12 +107,12 @@ class SentinelLookout:
         self._native.arm(None if reserve is None else reserve.parker)
 
     def deliver(self) -> None:
-        for index, sleeps in self._native.deliver():
+        for index, sleeps, on_lock in self._native.deliver():
             worker = self._workers.get(index)
             if worker is None or worker.hinted:
                 continue
             if sleeps:
-                self._pool.worker_sleeping(worker)
+                self._pool.worker_sleeping(worker, on_lock=on_lock)
             else:
                 self._pool.worker_running(worker)
 

@@ -436,6 +436,7 @@ class SimLookout:
     def __init__(self, pool: WorkerPool, host: SimHost) -> None:
         self.armed: Worker | None = None
         self.parker = host.parker
+        self.lock = host.lock
 
     def attach(self, worker: Worker) -> None:
         worker.watched = False
