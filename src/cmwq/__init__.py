@@ -8,11 +8,13 @@ Importing it starts nothing.
 
 from __future__ import annotations
 
+from cmwq._core.batch import Batch
 from cmwq._core.config import Config
+from cmwq._core.future import Future
 from cmwq._core.queue import WorkQueue
 from cmwq._core.runtime import Runtime, default_runtime
 from cmwq._core.snapshot import PoolView, QueueView, Snapshot
-from cmwq._core.work import Future, Work, current_work
+from cmwq._core.work import DelayedWork, Work, current_work
 from cmwq._core.worker import blocking
 from cmwq._errors import (
     CmwqError,
@@ -33,6 +35,24 @@ system = WorkQueue("system")
 """The process's own queue, always there."""
 system_percpu = WorkQueue("system_percpu", scope="cpu")
 """The same, on per-CPU pools: a work runs on the CPU it was queued on."""
+system_highpri = WorkQueue("system_highpri", highpri=True)
+"""For what normal works must not delay: it has pools of its own (E7)."""
+system_long = WorkQueue("system_long")
+"""For works that take long, so that a flush of `system` need not wait for them."""
+
+
+def freeze(timeout: float | None = None) -> None:
+    """Freezable queues of the default runtime finish what runs and start nothing until `thaw()` (E8).
+
+    Returns when none of their works runs. timeout: seconds. Raises CmwqTimeout (and nothing is frozen then),
+    FlushDeadlock from a freezable queue's own work. Thread-safe.
+    """
+    default_runtime().freeze(timeout)
+
+
+def thaw() -> None:
+    """Let freezable queues of the default runtime go on, in order. Harmless if nothing is frozen. Thread-safe."""
+    default_runtime().thaw()
 
 
 def snapshot() -> Snapshot:
@@ -41,9 +61,11 @@ def snapshot() -> Snapshot:
 
 
 __all__ = [
+    "Batch",
     "CmwqError",
     "CmwqTimeout",
     "Config",
+    "DelayedWork",
     "Executor",
     "FlushDeadlock",
     "ForeignProcess",
@@ -62,7 +84,11 @@ __all__ = [
     "blocking",
     "current_work",
     "default_runtime",
+    "freeze",
     "snapshot",
     "system",
+    "system_highpri",
+    "system_long",
     "system_percpu",
+    "thaw",
 ]

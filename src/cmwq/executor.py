@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from cmwq._core.config import DFL_ACTIVE
 from cmwq._core.queue import WorkQueue
 from cmwq._core.runtime import default_runtime
-from cmwq._core.work import Future
 
 if TYPE_CHECKING:
     from cmwq._core.runtime import Runtime
@@ -33,7 +32,7 @@ class Executor(ThreadPoolExecutor):
     name: for snapshots and thread names; `thread_name_prefix`, where a caller passes it, is taken as the name.
     max_active: how many of its calls may be active at once (default 256); `max_workers`, where a caller insists on it,
         means the same. A call that waits for another call's result doesn't count meanwhile.
-    scope: "system" or "cpu", as for `WorkQueue`.
+    scope, context: as for `WorkQueue`.
     runtime: where the pools are; the process's default runtime if not given.
     initializer: refused (TypeError): no thread is this executor's own, so there is none to initialise. Use a context
         variable, which is captured at `submit`, or a `threading.local` filled at first use.
@@ -53,6 +52,7 @@ class Executor(ThreadPoolExecutor):
         *,
         max_active: int | None = None,
         scope: str = "system",
+        context: Context | None = None,
         max_workers: int | None = None,
         runtime: Runtime | None = None,
     ) -> None:
@@ -69,7 +69,9 @@ class Executor(ThreadPoolExecutor):
         if limit is not None and limit <= 0:
             raise ValueError("max_workers must be greater than 0")  # ThreadPoolExecutor's words
         name = name or thread_name_prefix or f"executor-{next(_numbers)}"
-        self._queue = WorkQueue(name, max_active=limit or DFL_ACTIVE, scope=scope, runtime=runtime or default_runtime())
+        self._queue = WorkQueue(
+            name, max_active=limit or DFL_ACTIVE, scope=scope, context=context, runtime=runtime or default_runtime()
+        )
         # The lease's own book is kept only by those who may need it: shutdown(cancel_futures=True).
         self.submit = self._queue.submit  # type: ignore[method-assign]  # one call less on the hot path
 
@@ -96,33 +98,9 @@ class Executor(ThreadPoolExecutor):
         chunksize has no effect, as with threads. A call's exception is raised when its result is taken; leaving the
         iterator early cancels what hasn't begun.
         """
-        if buffersize is not None and not isinstance(buffersize, int):
-            raise TypeError("buffersize must be an integer or None")
-        if buffersize is not None and buffersize < 1:
-            raise ValueError("buffersize must be None or > 0")
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
-        host = self._queue.runtime.host
-        deadline = None if timeout is None else host.monotonic() + timeout
-        calls = zip(*iterables)  # noqa: B905  # as map() does
-        submit = self._queue.submit
-        ahead = deque(submit(fn, *args) for args in itertools.islice(calls, buffersize))
-
-        # Submitting begins at the call, not when the first result is asked for: hence a generator inside.
-        def results() -> Iterator[T]:
-            try:
-                while ahead:
-                    if buffersize is not None:
-                        for args in itertools.islice(calls, 1):
-                            ahead.append(submit(fn, *args))
-                    # Popped only now, and not kept: a result lives as long as its taker wants.
-                    left = None if deadline is None else deadline - host.monotonic()
-                    yield _result_of(ahead, left)
-            finally:
-                for future in ahead:
-                    future.cancel()
-
-        return results()
+        return self._queue.map(fn, *iterables, timeout=timeout, buffersize=buffersize)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. cancel_futures: cancel those that haven't begun. wait: return when the others have ended.
@@ -184,13 +162,3 @@ class _Waiting:
 
     def empty(self) -> bool:
         return not self.qsize()
-
-
-def _result_of(ahead: deque[Future[T]], timeout: float | None) -> T:
-    """The first one's result, removed; if that fails it is cancelled, the rest left to the caller."""
-    future = ahead.popleft()
-    try:
-        return future.result(timeout)
-    finally:
-        future.cancel()
-        del future

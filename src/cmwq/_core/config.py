@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+HIGHPRI_NICE = -20
+"""E7: the nice value that workers of highpri pools ask for (HIGHPRI_NICE_LEVEL)."""
 DFL_ACTIVE = 256
 """E1: works of one queue that may be active on one pool, unless the queue says otherwise (WQ_DFL_ACTIVE)."""
 
@@ -18,5 +20,7 @@ class Config:
     """B3: one surplus idle worker is kept for so many busy ones."""
     create_cooldown: float = 1.0
     """B2: pause after a thread was refused before the next try."""
+    cpu_intensive_thresh: float = 10e-3
+    """A9: a work that used the CPU for longer without blocking is a hog; 0: nobody looks."""
     slack_per_cpu: int = 4
     """A5: so many more than the target may go on working, per CPU, while as many are blocked. 0: the kernel's rule."""

@@ -20,20 +20,26 @@ that follows it. A decision is made under the lock, the waking is done outside i
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from cmwq._core import hogs
+from cmwq._core.config import HIGHPRI_NICE
 from cmwq._core.policy import need_more_worker, too_many_workers
 from cmwq._core.worker import Worker, worker_thread
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
     from cmwq._core.config import Config
+    from cmwq._core.item import Item
     from cmwq._core.ports import Host, Parker, Sensor, Timer
-    from cmwq._core.queue import PoolWorkQueue
+    from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.runtime import Runtime
-    from cmwq._core.work import Item, Work
+    from cmwq._core.work import Queued, Work
+
+_log = logging.getLogger("cmwq")
 
 
 class WorkerPool:
@@ -46,6 +52,7 @@ class WorkerPool:
         target: int,
         *,
         bound: bool,
+        highpri: bool,
         host: Host,
         sensor: Sensor,
         config: Config,
@@ -55,6 +62,9 @@ class WorkerPool:
         self.name = name  # I
         self.cpus = cpus  # I
         self.bound = bound  # I: workers are bound to `cpus`
+        self.highpri = highpri  # I
+        self.nice = HIGHPRI_NICE if highpri else 0  # I: the nice value its workers ask for (E7)
+        self.niced = False  # ~: they got it
         self.host = host  # I
         self.runtime = runtime  # I
         self.config = config  # I
@@ -65,7 +75,7 @@ class WorkerPool:
         self.idle_list: list[Worker] = []  # L: last in, first woken (A7); the coldest at the front
         self.workers: set[Worker] = set()  # L
         self.pwqs: WeakSet[PoolWorkQueue] = WeakSet()  # L: to be seen; kept alive by its queue, or by its works
-        self.busy_works: dict[Work, Worker] = {}  # L: which worker runs a Work (E3)
+        self.busy_works: dict[Work, Queued] = {}  # L: which queueing of a Work runs here (E3)
         self.nr_running = 0  # L: counted and not asleep; whoever wakes a worker counts it
         self.nr_blocked = 0  # L: counted, and asleep, but not for a lock
         self.nr_waking = 0  # L: counted, woken by us, and not yet arrived
@@ -73,7 +83,9 @@ class WorkerPool:
         self.refused = False  # L: no thread could be had; a retry is due (B2)
         self.closing = False  # L: the runtime ends: no worker is created any more
         self.lost = False  # F: it was the parent's
-        self.drainer: Parker | None = None  # L: who waits for quiet
+        self.drainers: list[Parker] = []  # L: who waits for quiet
+        self.nr_hogs = 0  # L: workers whose item is a hog, and let go of (A9)
+        self.hog_timer: Timer | None = None  # L: exists only while work waits
         self.armed_with: Worker | None = None  # L: the reserve the sensor was given
         self.cull_timer: Timer | None = None  # L: exists only while there is something to cull (B3)
         self.next_worker = 0  # L
@@ -135,6 +147,8 @@ class WorkerPool:
         if reserve is not self.armed_with:
             self.armed_with = reserve
             self.lookout.arm(reserve)
+            if reserve is not None and self.hog_timer is None:
+                hogs.watch(self)
 
     def count(self, worker: Worker) -> None:
         """It runs, from now on (A2).  Context: lock held."""
@@ -152,6 +166,7 @@ class WorkerPool:
         if worker.counted and not worker.sleeping:
             worker.sleeping = True
             worker.on_lock = on_lock
+            worker.hog_item = None
             self.nr_running -= 1
             self.nr_blocked += not on_lock
 
@@ -161,6 +176,8 @@ class WorkerPool:
             worker.sleeping = False
             self.nr_running += 1
             self.nr_blocked -= not worker.on_lock
+            if worker.hog:
+                hogs.ended(self, worker)
 
     def set_target(self, target: int) -> None:
         """D6: the CPUs changed."""
@@ -179,8 +196,9 @@ class WorkerPool:
         worker.last_active = self.host.monotonic() if len(self.idle_list) > 1 or self.cull_timer else None
         self.idle_list.append(worker)
         self.refused = False
-        if self.drainer is not None and self.is_quiet():
-            self.drainer.unpark()
+        if self.drainers and self.is_quiet():
+            for drainer in self.drainers:
+                drainer.unpark()
         if self.cull_timer is None and too_many_workers(self) and not self.closing:
             self.cull_timer = self.host.call_later(self.config.idle_worker_timeout, self.cull)
         self.look_out()
@@ -275,6 +293,9 @@ class WorkerPool:
                 self.create_worker()
             except ThreadLimit:
                 refused = True
+            except Exception:
+                _log.exception("pool %s could not create a worker", self.name)
+                refused = True
             with self.lock:
                 if refused:
                     self.creation_refused()
@@ -312,11 +333,18 @@ class WorkerPool:
         return not self.worklist and not any(worker.item or worker.counted for worker in self.workers)
 
     def quiet_or_tell(self, parker: Parker | None) -> bool:
-        """Whether it is quiet; if not, `parker` is unparked when it is."""
+        """Whether it is quiet; if not, `parker` is unparked when it may be."""
         with self.lock:
-            quiet = self.is_quiet()
-            self.drainer = None if quiet else parker
-            return quiet
+            if self.is_quiet():
+                return True
+            if parker is not None and parker not in self.drainers:
+                self.drainers.append(parker)
+            return False
+
+    def tell_no_more(self, parker: Parker) -> None:
+        with self.lock:
+            if parker in self.drainers:
+                self.drainers.remove(parker)
 
     def abandon(self) -> None:
         """In the child of a fork: the threads are the parent's, the locks may be held by them for ever (G2).
@@ -324,6 +352,9 @@ class WorkerPool:
         The forking thread may be one of our workers, in the middle of an item: it ends when that ends.
         """
         self.lost = self.closing = True
+        self.busy_works.clear()
+        self.drainers.clear()
+        self.cull_timer = self.hog_timer = None
         self.lock = self.host.reinit_lock(self.lock)
         for worker in self.workers:
             worker.dying = True
@@ -332,19 +363,27 @@ class WorkerPool:
         self.worklist.clear()
         self.idle_list.clear()
 
-    def close(self) -> list[Worker]:
-        """Every worker ends after its item. Returns them, for the caller to join."""
+    def close(self, *, force: bool = False) -> list[Worker] | None:
+        """Take no work any more; every worker ends after its item. Returns them, for the caller to join.
+
+        None: work is listed, nothing was done. force: that is left undone.
+        """
         with self.lock:
+            if self.worklist and not force:
+                return None
             self.closing = True
+            for pwq in self.pwqs:
+                pwq.gate = True
             workers = list(self.workers)
             idle, self.idle_list = self.idle_list, []
             for worker in workers:
                 worker.dying = True
             for worker in idle:
                 worker.idle = False
-            if self.cull_timer is not None:
-                self.cull_timer.cancel()
-                self.cull_timer = None
+            for timer in (self.cull_timer, self.hog_timer):
+                if timer is not None:
+                    timer.cancel()
+            self.cull_timer = self.hog_timer = None
             self.look_out()
         for worker in workers:
             worker.parker.unpark()
@@ -366,8 +405,12 @@ class WorkerPool:
             or not any(w.item for w in self.workers),
             # Who is on the way wakes the next (A6).
             "A4: nobody rests while needed": not (need_more_worker(self) and self.idle_list and not self.nr_waking),
+            "E1: whoever waits inactive is attended to": all(p.attends or not p.inactive for p in self.pwqs),
+            "A9: nr_hogs is the recount": self.nr_hogs
+            == sum(w.hog for w in self.workers)
+            <= max(self.target, self.nr_hogs),
             "E1: nothing waits inactive while there is room": all(
-                not p.inactive or p.nr_active >= p.max_active for p in self.pwqs
+                not p.inactive or p.frozen or p.nr_active >= p.max_active for p in self.pwqs
             ),
         }
         for rule, holds in facts.items():

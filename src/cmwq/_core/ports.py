@@ -37,7 +37,7 @@ class Parker(Protocol):
 
 
 class Timer(Protocol):
-    def cancel(self) -> None: ...
+    def cancel(self) -> object: ...
 
 
 class Thread(Protocol):
@@ -67,7 +67,7 @@ class Host(Protocol):
         ...
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> Timer:
-        """Call fn on the host's one timer thread. fn must not block."""
+        """Call fn on the host's one timer thread. fn must not block for long. Raises `ThreadLimit`."""
         ...
 
     def bind(self, cpus: Iterable[int]) -> None:
@@ -78,7 +78,23 @@ class Host(Protocol):
         """Name the calling thread for `top -H` and debuggers."""
         ...
 
+    def set_nice(self, nice: int) -> bool:
+        """Set the calling thread's nice value. False: not permitted, or not possible here."""
+        ...
+
+    def start_timers(self) -> None:
+        """See to it that `call_later` works from now on, even when no more thread can be had. Raises `ThreadLimit`."""
+        ...
+
+    def cpu_clock(self) -> Callable[[], float | None]:
+        """A clock that tells, to any thread, how many seconds of CPU the calling thread has used; None: unknown."""
+        ...
+
     def cpus(self) -> tuple[int, ...]: ...
+    def cpu_groups(self, scope: str) -> tuple[tuple[int, ...], ...]:
+        """The CPUs, in the groups of that scope. Each CPU is in one."""
+        ...
+
     def cpu_limit(self) -> int:
         """How many CPUs' worth of time the process may use: `cpus()`, capped by the cgroup's quota, at least 1."""
         ...

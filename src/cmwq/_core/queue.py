@@ -1,43 +1,45 @@
 """WorkQueue: what users queue to. A name, a limit on active works, and a place on each pool it uses.
 
-Guarantees: at most `max_active` works of a queue are active on one pool, the rest wait in order (E1) and nothing waits
-while there is room; a flush waits for exactly what was queued before it, at O(1) cost per work (F1); a closed queue
-accepts nothing, and nothing accepted is lost.
-
-How a flush knows: the works of one queue on one pool are counted in phases. A flush seals the current phase, a new one
-begins, and the flush has happened when the sealed one and all before it have counted down to zero. (The kernel colours
-works for the same purpose; a number of phases has no limit and needs no overflow list.) The letters are those of
-`pool`; Q is `WorkQueue._lock`.
+Guarantees: a closed queue accepts nothing, and nothing accepted is lost; while it drains only its own works may add to
+it (F3); an ordered queue executes one work at a time, in queueing order, whatever happens to CPUs and pools (E2): it
+has one place, on one pool. Waiting calls are written as steps (`wait`). The letters are those of `pool`; Q is
+`WorkQueue._lock`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
-from contextvars import copy_context
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import Context, copy_context
 from enum import Enum
+from functools import wraps
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from cmwq._core.config import DFL_ACTIVE
-from cmwq._core.wait import wait_until
-from cmwq._core.work import Future, Queued, Work, insert
+from cmwq._core.future import BoundedFuture, Future, WorkFuture
+from cmwq._core.pwq import PoolWorkQueue, insert, insert_many
+from cmwq._core.room import FULL, Room
+from cmwq._core.wait import PhaseEnd, own_item, run_steps
+from cmwq._core.work import Delay, DelayedWork, Queued, Work
 from cmwq._core.worker import current_worker
-from cmwq._errors import CmwqTimeout, FlushDeadlock, QueueClosed
+from cmwq._errors import FlushDeadlock, QueueClosed, WorkDisabled
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.ports import Parker
     from cmwq._core.runtime import Runtime
-    from cmwq._core.work import Item
+    from cmwq._core.wait import Steps
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _log = logging.getLogger("cmwq")
 
-SCOPES = ("system", "cpu")
+SCOPES = ("cpu", "smt", "cache", "numa", "system")
+DRAIN_ROUNDS = 10
+"""F3: a drain complains after so many rounds, and then every hundred."""
 
 
 class State(Enum):
@@ -46,187 +48,340 @@ class State(Enum):
     CLOSED = "closed"
 
 
-class Phase:
-    """The works of one queue on one pool between two flushes."""
-
-    __slots__ = ("count", "done", "parkers", "pwq")
-
-    def __init__(self, pwq: PoolWorkQueue) -> None:
-        self.pwq = pwq  # I
-        self.count = 0  # L: queued and not ended
-        self.done = False  # L: sealed, and it and all before it have ended
-        self.parkers: list[Parker] = []  # L: who flushes
-
-    def retire(self) -> None:
-        """One of its works ended, or was taken back.  Context: lock held."""
-        pwq = self.pwq
-        self.count -= 1
-        pwq.nr_active -= 1
-        if pwq.inactive:
-            pwq.activate()
-        if not self.count and self is not pwq.phase:
-            pwq.complete_phases()
-
-
-class PoolWorkQueue:
-    """A queue's place on one pool (the kernel's pool_workqueue)."""
-
-    __slots__ = ("__weakref__", "exempt", "inactive", "max_active", "nr_active", "phase", "pool", "sealed", "wq")
-
-    def __init__(self, wq: WorkQueue, pool: WorkerPool) -> None:
-        self.wq = wq  # I
-        self.pool = pool  # I
-        self.exempt = wq.cpu_intensive  # I
-        self.max_active = wq._max_active  # L: the queue's, as this pool knows it
-        self.nr_active = 0  # L: listed or executing, and not lent
-        self.inactive: deque[Item] = deque()  # L: beyond max_active, in order
-        self.phase = Phase(self)  # L: where new works are counted
-        self.sealed: deque[Phase] = deque()  # L: phases that somebody flushes, oldest first
-
-    def check_open(self) -> None:
-        """Context: lock held, so that `close` either sees this work or prevents it."""
-        if self.wq._state is not State.OPEN:
-            self.wq._check_admitted()
-
-    def activate(self) -> None:
-        """List waiting works while there is room (E1).  Context: lock held. The caller wakes whom that needs."""
-        while self.inactive and self.nr_active < self.max_active:
-            self.nr_active += 1
-            self.pool.worklist.append(self.inactive.popleft())
-
-    def lend(self) -> None:
-        """A work of the queue waits for another work: its place under max_active is free meanwhile."""
-        with self.pool.lock:
-            self.nr_active -= 1
-            self.activate()
-            woken = self.pool.kick_or_look_out()
-        if woken is not None:
-            woken.parker.unpark()
-
-    def take_back(self) -> None:
-        """It goes on, even if its place is taken: to make it wait for a place could wait for ever."""
-        with self.pool.lock:
-            self.nr_active += 1
-
-    def set_max_active(self, limit: int) -> None:
-        with self.pool.lock:
-            self.max_active = limit
-            self.activate()
-            woken = self.pool.kick_or_look_out()
-        if woken is not None:
-            woken.parker.unpark()
-
-    def seal(self) -> Phase | None:
-        """Begin a new phase. Returns what to wait for so that all queued before has ended, or None: nothing.
-
-        Context: lock held.
-        """
-        if self.phase.count:
-            sealed = self.phase
-            self.sealed.append(sealed)
-            self.phase = Phase(self)
-            return sealed
-        return self.sealed[-1] if self.sealed else None
-
-    def complete_phases(self) -> None:
-        """Context: lock held."""
-        while self.sealed and not self.sealed[0].count:
-            phase = self.sealed.popleft()
-            phase.done = True
-            for parker in phase.parkers:
-                parker.unpark()
-
-
 class WorkQueue:
     """A named queue of work, served by the pools of its scope.
 
     name: shown in snapshots, logs and thread names. Need not be unique.
     max_active: works of this queue that may be active on one pool at a time (E1); the others wait, in order. A work
         that waits for another work's result does not count meanwhile.
-    scope: "system": one pool for all CPUs. "cpu": a pool per CPU, its workers bound to it (A1).
+    ordered: exactly one work at a time, in queueing order (E2). Then max_active is 1, and scope must be "system".
+    scope: "system": one pool for all CPUs. "cpu": a pool per CPU, its workers bound to it; "smt", "cache", "numa": a
+        pool per set of CPUs that share a core, their largest cache, their memory (A1).
+    highpri: its works go to pools of their own, which normal works can't delay; their threads are nicer where the
+        system allows it (E7).
     cpu_intensive: its works do not count against concurrency (A8): for long computations that must not hold up others.
+    freezable: `cmwq.freeze()` stops it (E8).
+    max_pending, full: at most so many works may wait to begin; beyond, "block": who queues waits for room (a work of
+        the queue itself gets QueueFull instead), or "raise": QueueFull (E9). Works whose delay ends are let in.
     on_error: called as on_error(work, exception) for a queued `Work` that raised, on the worker; without it the
         exception is logged to the logger "cmwq". Exceptions of `submit`ted calls are in their futures.
+    context: the context that calls run in a copy of (default: a copy of the caller's, taken as they are submitted).
     runtime: where the pools are; the process's default runtime if not given.
 
-    All methods are thread-safe. The first work starts what is needed; making a queue starts nothing (G1).
-    As a context manager it closes at the end. After a fork the child's queue is open and empty (G2).
+    All methods are thread-safe. The first work starts what is needed; making a queue starts nothing (G1). Methods that
+    queue raise QueueClosed after `close`, during `drain`, and after the runtime's end, and ThreadLimit if not even a
+    pool's first thread can be had. As a context manager it closes at the end. After a fork the child's queue is open
+    and empty (G2).
     """
 
     def __init__(
         self,
         name: str,
         *,
-        max_active: int = DFL_ACTIVE,
+        max_active: int | None = None,
+        ordered: bool = False,
         scope: str = "system",
+        highpri: bool = False,
         cpu_intensive: bool = False,
+        freezable: bool = False,
+        max_pending: int | None = None,
+        full: str = "block",
         on_error: Callable[[Work, BaseException], object] | None = None,
+        context: Context | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         if scope not in SCOPES:
             raise ValueError(f"queue {name!r}: scope {scope!r} is none of {', '.join(map(repr, SCOPES))}")
+        if ordered and (scope != "system" or max_active not in (None, 1)):
+            raise ValueError(
+                f"queue {name!r}: an ordered queue has scope 'system' and max_active 1, one work at a time"
+            )
+        if full not in FULL:
+            raise ValueError(f"queue {name!r}: full {full!r} is none of {', '.join(map(repr, FULL))}")
+        if max_pending is not None and max_pending < 1:
+            raise ValueError(f"queue {name!r}: max_pending is {max_pending}, and must be at least 1")
         if runtime is None:
             from cmwq._core.runtime import default_runtime
 
             runtime = default_runtime()
-        self.name = name
-        self.scope = scope
-        self.cpu_intensive = cpu_intensive
-        self.runtime = runtime
-        self._on_error = on_error
-        self._max_active = _checked_limit(name, max_active)  # Q
+        self.name = name  # I
+        self.scope = scope  # I
+        self.ordered = ordered  # I
+        self.highpri = highpri  # I
+        self.cpu_intensive = cpu_intensive  # I
+        self.freezable = freezable  # I
+        self.runtime = runtime  # I
+        self._on_error = on_error  # I
+        self._context = context  # I
+        limit = 1 if ordered else DFL_ACTIVE if max_active is None else max_active
+        self._max_active = _checked_limit(name, limit)  # Q
         self._lock = runtime.host.lock()
-        self._state = State.OPEN  # Q to change; read under L
+        self._state = State.OPEN  # Q and L to change; read under either
+        self.nr_hogs = 0  # ~: works that were CPU hogs (A9)
+        self._drainers = 0  # Q: drain() calls in progress
+        self._closing = False  # Q: DRAINING is for good
         self._pwqs: dict[WorkerPool, PoolWorkQueue] = {}  # Q to change
         self._only: PoolWorkQueue | None = None  # Q to change: the one to use, where the scope has but one pool
+        self._delays: set[Delay] = set()  # works whose time has not come; each change is atomic
+        self._room = None if max_pending is None else Room(self, max_pending, full)  # I
         runtime.adopt(self)
 
     def __repr__(self) -> str:
         return f"<cmwq.WorkQueue {self.name!r} {self._state.value}>"
 
-    # ------------------------------------------------------------------------------- queueing
+    # ------------------------------------------------------------------------------- calls with a result
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """One call, one result: fn(*args, **kwargs) on a worker, in a copy of the caller's context.
 
-        Raises QueueClosed, or ThreadLimit if not even a pool's first thread can be had.
+        A `Work` given instead of a function is queued; the future is that of the execution to come, and cancelling it
+        leaves the work alone. Raises WorkDisabled if it is disabled.
         """
+        if self._room is not None or self._context is not None or isinstance(fn, Work):
+            return self._submit_specially(fn, args, kwargs)
         pwq = self._only or self._pwq_here()
         future: Future[T] = Future(pwq.phase, fn, args, kwargs, copy_context())
         insert(pwq, future)
         return future
 
-    def queue(self, work: Work) -> bool:
-        """Queue a work. False: it was pending already, and this call is one with the earlier (E4).
+    def _submit_specially(self, fn: Any, args: Any, kwargs: Any) -> Future[Any]:
+        if isinstance(fn, Work):
+            if args or kwargs:
+                raise TypeError(f"{fn!r} has its arguments already")
+            return self._submit_work(fn)
+        context = copy_context() if self._context is None else self._context.copy()
+        pwq = self._only or self._pwq_here()
+        if self._room is None:
+            future: Future[Any] = Future(pwq.phase, fn, args, kwargs, context)
+            insert(pwq, future)
+            return future
+        bounded: BoundedFuture[Any] = BoundedFuture(pwq.phase, fn, args, kwargs, context)
+        bounded._room = self._room
+        self._room.take()
+        try:
+            insert(pwq, bounded)
+        except BaseException:
+            self._room.give()
+            raise
+        return bounded
 
-        Raises as `submit` does, and leaves the work not pending then.
+    def _submit_work(self, work: Work) -> Future[Any]:
+        future = WorkFuture((self._only or self._pwq_here()).phase)
+        while True:
+            if work._bit.acquire(False):
+                if self._queue(work, None, 0.0, future):
+                    return future
+            elif work._born != Work.generation:
+                work._begin_anew()
+            elif work.add_future(future):
+                return future  # it is pending: one with the earlier queueing
+            if work.is_blocked:
+                raise WorkDisabled(f"{work!r} can't be submitted to queue {self.name!r} until it is enabled")
+
+    def submit_many(self, fn: Callable[..., T], /, *iterables: Iterable[Any]) -> list[Future[T]]:
+        """`submit(fn, *args)` for each of zip(*iterables), at a fraction of the cost. All are accepted, or none."""
+        calls = list(zip(*iterables))  # noqa: B905  # as map() does
+        if self._room is not None or self._context is not None or isinstance(fn, Work):
+            return [self.submit(fn, *args) for args in calls]
+        pwq = self._only or self._pwq_here()
+        futures: list[Future[T]] = [Future(pwq.phase, fn, args, {}, copy_context()) for args in calls]
+        insert_many(pwq, futures)
+        return futures
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Like `map(fn, *iterables)`, concurrently, results in order.
+
+        timeout: seconds from this call until each result must be there, else TimeoutError. buffersize: at most so many
+        calls are submitted ahead of what has been taken, and the iterables are read only so far; None: all at once. A
+        call's exception is raised when its result is taken; leaving the iterator early cancels what hasn't begun.
+        """
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
+        host = self.runtime.host
+        deadline = None if timeout is None else host.monotonic() + timeout
+        calls = zip(*iterables)  # noqa: B905  # as map() does
+        submit = self.submit
+        ahead = deque(submit(fn, *args) for args in islice(calls, buffersize))
+
+        # Submitting begins at the call, not when the first result is asked for: hence a generator inside.
+        def results() -> Iterator[T]:
+            try:
+                while ahead:
+                    if buffersize is not None:
+                        for args in islice(calls, 1):
+                            ahead.append(submit(fn, *args))
+                    # Popped only now, and not kept: a result lives as long as its taker wants.
+                    left = None if deadline is None else deadline - host.monotonic()
+                    yield _result_of(ahead, left)
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+        return results()
+
+    def offload(self, fn: Callable[P, T]) -> Callable[P, Future[T]]:
+        """A decorator: calls of the function are submitted here, and return their Future at once."""
+
+        @wraps(fn)
+        def submitting(*args: P.args, **kwargs: P.kwargs) -> Future[T]:
+            return self.submit(fn, *args, **kwargs)
+
+        return submitting
+
+    # ------------------------------------------------------------------------------- works
+
+    def queue(self, work: Work) -> bool:
+        """Queue a work.
+
+        False: it was pending already, and this call is one with the earlier (E4), or it is disabled.
         """
         if not work._bit.acquire(False):
-            return False
-        try:
-            pwq = self._only or self._pwq_here()
-            # Only where it ran last can it still be running: nobody else can have begun it since, the bit is ours.
-            last = work._last
-            if last is not None and last is not pwq.pool and work.running:
-                pwq = self._pwq_on(last)
-            insert(pwq, Queued(work, pwq.phase))
-        except BaseException:
-            work._bit.release()
-            raise
+            if work._born == Work.generation:
+                return False
+            work._begin_anew()
+            return self.queue(work)
+        return self._queue(work, None, 0.0)
+
+    def queue_on(self, cpu: int, work: Work) -> bool:
+        """`queue` on the pool that serves this CPU. That of an absent CPU runs elsewhere in the queue's scope (D3)."""
+        if not isinstance(cpu, int) or cpu < 0:
+            raise ValueError(f"queue {self.name!r}: {cpu!r} is no CPU")
+        if not work._bit.acquire(False):
+            if work._born == Work.generation:
+                return False
+            work._begin_anew()
+            return self.queue_on(cpu, work)
+        return self._queue(work, cpu, 0.0)
+
+    def queue_delayed(self, work: DelayedWork, delay: float) -> bool:
+        """Queue it after `delay` seconds, no earlier (F9);
+
+        0 or less: `queue`. False: it was pending, and stays as it was.
+        """
+        delay = _checked_delay(work, delay)
+        if not work._bit.acquire(False):
+            if work._born == Work.generation:
+                return False
+            work._begin_anew()
+            return self.queue_delayed(work, delay)
+        return self._queue(work, None, delay)
+
+    def mod_delayed(self, work: DelayedWork, delay: float) -> bool:
+        """Let it begin `delay` seconds from now: moved if it is pending (True), else queued (False).
+
+        A disabled one is left alone (False). 0 or less: it is queued at once.
+        """
+        delay = _checked_delay(work, delay)
+        with work._here():
+            was = work._take_back()
+            if not was and not work._bit.acquire(False):
+                if work._blocked_bit:
+                    return False
+                # A queueing is on its way: it shall become this one.
+                work._instead = Delay(self, self._pwq_here(), work, delay)
+                return True
+            try:
+                Delay(self, self._pwq_here(), work, delay).begin()
+            except Exception:
+                work._bit.release()
+                raise
+        return was
+
+    def _queue(self, work: Work, cpu: int | None, delay: float, future: WorkFuture | None = None) -> bool:
+        """Context: the caller took the bit."""
+        if self._room is not None and not delay:
+            try:
+                self._room.take()
+            except BaseException:
+                work._bit.release()
+                raise
+        with work._here():
+            if work._is_blocked():
+                if self._room is not None and not delay:
+                    self._room.give()
+                return False
+            try:
+                self._place(work, cpu, delay, future)
+            except Exception:
+                work._bit.release()
+                if self._room is not None and not delay:
+                    self._room.give()
+                raise
         return True
+
+    def _place(self, work: Work, cpu: int | None, delay: float, future: WorkFuture | None = None) -> None:
+        """The bit becomes a timer's, or an item's.  Context: W held."""
+        instead, work._instead = work._instead, None
+        if delay > 0 or instead is not None:
+            if self._state is not State.OPEN:
+                self._check_admitted(None)
+            (instead or Delay(self, self._pwq_here(), work, delay)).begin(future)
+            if instead is not None and self._room is not None:
+                self._room.give()
+            return
+        pwq = (self._only or self._pwq_here()) if cpu is None else self._pwq_at(cpu)
+        item = Queued(work, pwq.phase, None if self._context is None else self._context.copy())
+        item.room = self._room
+        if future is not None:
+            item.add_future(future)
+        self._insert(item, pwq)
+
+    def _insert(self, item: Queued, pwq: PoolWorkQueue) -> None:
+        """Hand the item over, behind an execution of its work on another pool if there is one (E3).
+
+        Only where the work ran last can it still run: nobody else can have begun it since, the bit is ours. The item
+        then goes to that pool, whose worker runs it next; that of an ordered queue has its place in the order, here,
+        and is held there. Context: W held.
+        """
+        work = item.work
+        assert work is not None
+        last = work._last
+        if last is not None and last is not pwq.pool and not last.lost:
+            divert = False
+            with last.lock:
+                execution = last.busy_works.get(work)
+                if execution is not None:
+                    divert = not self.ordered and last.runtime is self.runtime and last in self._pwqs
+                    if not divert:
+                        item.hold = True
+                        execution.held = [*(execution.held or ()), item]
+            if divert:
+                pwq = self._pwqs[last]
+                item._phase = pwq.phase
+        work._item = item
+        try:
+            insert(pwq, item)
+        except BaseException:
+            work._item = None
+            raise
 
     @property
     def max_active(self) -> int:
         """Works that may be active on one pool. Settable at any time: raising it starts waiting works at once,
-        lowering it lets what is active end."""
+        lowering it lets what is active end. That of an ordered queue is 1 and stays so (ValueError)."""
         return self._max_active
 
     @max_active.setter
     def max_active(self, limit: int) -> None:
+        if self.ordered and limit != 1:
+            raise ValueError(f"queue {self.name!r} is ordered: its max_active is 1 and stays so")
         with self._lock:
             self._max_active = _checked_limit(self.name, limit)
             for pwq in self._pwqs.values():
                 pwq.set_max_active(limit)
+
+    @property
+    def max_pending(self) -> int | None:
+        """Works that may wait to begin; None: no limit."""
+        return None if self._room is None else self._room.limit
 
     def work_failed(self, work: Work, exc: BaseException) -> None:
         """A queued work raised (B4).  Context: its worker, no lock held."""
@@ -241,38 +396,63 @@ class WorkQueue:
     # ------------------------------------------------------------------------------- waiting
 
     def flush(self, timeout: float | None = None) -> None:
-        """Return when every work queued before this call has ended (F1); those queued later do not matter.
+        """Return when every work queued before this call has ended (F1); those queued later do not matter, nor do
+        delayed works whose time has not come.
 
-        timeout: seconds. Raises CmwqTimeout (the works go on), FlushDeadlock from one of the queue's own works (F7).
+        timeout: seconds. Raises CmwqTimeout (the works go on), FlushDeadlock where a work would wait for itself (F7).
         """
-        self._refuse_own_work("flush")
-        host = self.runtime.host
-        deadline = None if timeout is None else host.monotonic() + timeout
-        parker = host.parker()
-        for pwq in self._all_pwqs():
-            self.runtime.check_alive(pwq.pool, self)
-            with pwq.pool.lock:
-                phase = pwq.seal()
-                if phase is None:
-                    continue
-                phase.parkers.append(parker)
-            if not wait_until(lambda phase=phase: phase.done, parker, host, deadline):  # type: ignore[misc]
-                raise CmwqTimeout(f"flush of queue {self.name!r}: {phase.count} works still there after {timeout} s")
+        run_steps(self.flush_steps(), self.runtime, timeout, lambda: self._still_there("flush"))
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Flush until it is empty; meanwhile only its own works may queue to it (F3), others get QueueClosed. Then it
+        is open again. Delayed works whose time comes meanwhile are let through, the others are not waited for.
+
+        timeout: seconds. Raises CmwqTimeout (it is open again), FlushDeadlock.
+        """
+        run_steps(self.drain_steps(), self.runtime, timeout, lambda: self._still_there("drain"))
 
     def close(self, timeout: float | None = None) -> None:
-        """Drain, then gone: works from outside are refused from now on, those its own works queue are done first.
+        """Drain, then gone. Delayed works whose time has not come are taken back, they do not run.
 
         timeout: seconds. Raises CmwqTimeout: the queue goes on draining, and close() may be called again;
         FlushDeadlock from one of the queue's own works. Closing twice is harmless.
         """
-        self._refuse_own_work("close")
-        host = self.runtime.host
-        deadline = None if timeout is None else host.monotonic() + timeout
+        run_steps(self.close_steps(), self.runtime, timeout, lambda: self._still_there("close"))
+
+    def flush_steps(self) -> Steps[None]:
+        """`flush`, for whoever drives it. All places are sealed before the first is waited for."""
+        phases = []
+        for pwq in self._all_pwqs():
+            self.runtime.check_alive(pwq.pool, self)
+            with pwq.pool.lock:
+                phase = pwq.seal()
+            if phase is not None:
+                phases.append(phase)
+        for phase in phases:
+            yield PhaseEnd(phase)
+
+    def drain_steps(self) -> Steps[None]:
+        """`drain`, for whoever drives it."""
+        self._refuse_own_work("drains")
         with self._lock:
-            if self._state is State.OPEN:
-                self._state = State.DRAINING
-        while self._has_works():
-            self.flush(None if deadline is None else max(0.0, deadline - host.monotonic()))
+            self._drainers += 1
+            self._change_state()
+        try:
+            yield from self._empty_steps("drain")
+        finally:
+            with self._lock:
+                self._drainers -= 1
+                self._change_state()
+
+    def close_steps(self) -> Steps[None]:
+        """`close`, for whoever drives it."""
+        self._refuse_own_work("closes")
+        self.refuse()
+        for delay in list(self._delays):
+            with delay.work._lock:
+                if delay.work._delay is delay and delay.work._take_back():
+                    delay.work._bit.release()
+        yield from self._empty_steps("close")
         with self._lock:
             self._state = State.CLOSED
             pwqs = list(self._pwqs.values())
@@ -280,11 +460,31 @@ class WorkQueue:
             with pwq.pool.lock:
                 pwq.pool.pwqs.discard(pwq)
 
+    def _empty_steps(self, what: str) -> Steps[None]:
+        """Until it is empty, on all pools at the same time.
+
+        Looking at one after the other could miss a work that moves; but then it went through a gate meanwhile.
+        """
+        rounds = 0
+        while True:
+            pwqs = self._all_pwqs()
+            before = sum(pwq.nr_admitted for pwq in pwqs)
+            if not self._has_works(pwqs):
+                if before == sum(pwq.nr_admitted for pwq in self._all_pwqs()):
+                    return
+                continue
+            if rounds == DRAIN_ROUNDS or (rounds and rounds % 100 == 0):
+                _log.warning(
+                    "%s of queue %r is not done after %d rounds: its works queue new ones", what, self.name, rounds
+                )
+            rounds += 1
+            yield from self.flush_steps()
+
     def refuse(self) -> None:
         """Accept nothing from outside any more; do not wait. `close` may follow."""
         with self._lock:
-            if self._state is State.OPEN:
-                self._state = State.DRAINING
+            self._closing = True
+            self._change_state()
 
     def cancel_pending(self) -> None:
         """Cancel the future of every submitted call that has not begun. What was queued as a `Work` stays."""
@@ -301,11 +501,12 @@ class WorkQueue:
         return self._state is State.OPEN
 
     def nr_pending(self) -> int:
-        """Works that have not begun."""
+        """Works that have not begun. Delayed ones whose time has not come are not counted."""
         pending = 0
         for pwq in self._all_pwqs():
             with pwq.pool.lock:
-                pending += len(pwq.inactive) + sum(item.queue is self for item in pwq.pool.worklist)
+                listed = (item for item in pwq.pool.worklist if item.queue is self)
+                pending += sum(not item.withdrawn for item in (*listed, *pwq.inactive))
         return pending
 
     def threads(self) -> set[Any]:
@@ -326,34 +527,65 @@ class WorkQueue:
 
     # ------------------------------------------------------------------------------- inside
 
-    def _refuse_own_work(self, what: str) -> None:
-        worker = current_worker()
-        item = worker.item if worker is not None else None
-        if item is not None and item.queue is self:
-            raise FlushDeadlock(f"{what} of queue {self.name!r} from its own {item!r}: it would wait for itself")
+    def _still_there(self, what: str) -> str:
+        """Of a timeout: what was to be done, and what is left."""
+        left = 0
+        for pwq in self._all_pwqs():
+            with pwq.pool.lock:
+                left += pwq.phase.count + sum(phase.count for phase in pwq.sealed)
+        return f"{what} of queue {self.name!r}: {left} works still there"
 
-    def _check_admitted(self) -> None:
-        """The queue isn't open: only a work of its own may still add to it, while it drains."""
-        worker = current_worker()
-        item = worker.item if worker is not None else None
-        if self._state is State.CLOSED or item is None or item.queue is not self:
-            raise QueueClosed(f"queue {self.name!r} is closed and takes no more work; make a new one")
+    def _refuse_own_work(self, verb: str) -> None:
+        item = own_item(self)
+        if item is not None:
+            raise FlushDeadlock(f"{item.describe()} {verb} its own queue {self.name!r}: it would wait for itself")
+
+    def _change_state(self) -> None:
+        """The gates of all places agree with the state from now on: each work is either seen by who drains, or refused.
+
+        Context: Q held.
+        """
+        if self._state is not State.CLOSED:
+            self._state = State.DRAINING if self._drainers or self._closing else State.OPEN
+        for pwq in self._pwqs.values():
+            with pwq.pool.lock:
+                pwq.gate = self._state is not State.OPEN or pwq.pool.closing
+
+    def _check_admitted(self, pool: WorkerPool | None, *, accepted: bool = False) -> None:
+        """The gate is shut. A draining queue lets its own works queue to it, and what it had accepted before."""
+        if pool is not None and pool.closing:
+            raise QueueClosed(f"queue {self.name!r}: its runtime is closed and takes no more work")
+        if self._state is State.OPEN or (self._state is State.DRAINING and (accepted or own_item(self) is not None)):
+            return
+        if self._state is State.DRAINING and not self._closing:
+            raise QueueClosed(
+                f"queue {self.name!r} is draining and takes no work from outside; queue again after drain()"
+            )
+        raise QueueClosed(f"queue {self.name!r} is closed and takes no more work; make a new one")
 
     def _pwq_here(self) -> PoolWorkQueue:
         """The queue's place on the pool for a work queued here and now."""
-        pool = self.runtime.pool_here(self.scope)
+        pool = self.runtime.pool_here(self.scope, highpri=self.highpri)
+        return self._pwqs.get(pool) or self._pwq_on(pool)
+
+    def _pwq_at(self, cpu: int) -> PoolWorkQueue:
+        """The queue's place on the pool that serves this CPU."""
+        pool = self.runtime.pool_at(self.scope, cpu, highpri=self.highpri)
         return self._pwqs.get(pool) or self._pwq_on(pool)
 
     def _pwq_on(self, pool: WorkerPool) -> PoolWorkQueue:
         with self._lock:
             pwq = self._pwqs.get(pool)
             if pwq is None:
-                if self._state is not State.OPEN:
-                    self._check_admitted()
-                pwq = self._pwqs[pool] = PoolWorkQueue(self, pool)
+                gate = self._state is not State.OPEN
+                if gate:
+                    self._check_admitted(pool)
+                frozen = self.freezable and self.runtime.frozen
+                pwq = self._pwqs[pool] = PoolWorkQueue(self, pool, frozen=frozen, gate=gate)
                 with pool.lock:
                     pool.pwqs.add(pwq)
-                if self.scope == "system" and len(self._pwqs) == 1 and pool.runtime is self.runtime:
+                    pwq.gate |= pool.closing
+                if self.scope == "system" and pool.runtime is self.runtime:
                     self._only = pwq
             return pwq
 
@@ -361,10 +593,10 @@ class WorkQueue:
         with self._lock:
             return list(self._pwqs.values())
 
-    def _has_works(self) -> bool:
-        for pwq in self._all_pwqs():
+    def _has_works(self, pwqs: list[PoolWorkQueue]) -> bool:
+        for pwq in pwqs:
             with pwq.pool.lock:
-                if pwq.phase.count or pwq.sealed:
+                if pwq.has_works():
                     return True
         return False
 
@@ -373,11 +605,41 @@ class WorkQueue:
         self._lock = self.runtime.host.lock()
         self._pwqs = {}
         self._only = None
-        if self._state is State.DRAINING:
+        self._delays = set()
+        self._drainers = 0
+        if self._closing:
             self._state = State.CLOSED
+        elif self._state is State.DRAINING:
+            self._state = State.OPEN
+        if self._room is not None:
+            self._room.reset()
+
+
+def own_queue() -> WorkQueue | None:
+    """The queue whose work this thread executes."""
+    worker = current_worker()
+    return worker.item.queue if worker is not None and worker.item is not None else None
 
 
 def _checked_limit(name: str, limit: int) -> int:
     if limit < 1:
         raise ValueError(f"queue {name!r}: max_active is {limit}, and must be at least 1")
     return limit
+
+
+def _checked_delay(work: DelayedWork, delay: float) -> float:
+    if not isinstance(work, DelayedWork):
+        raise TypeError(f"only a DelayedWork can be delayed, not {work!r}")
+    if not delay < float("inf"):
+        raise ValueError(f"a delay of {delay!r} seconds for {work!r}")
+    return max(0.0, delay)
+
+
+def _result_of(ahead: deque[Future[T]], timeout: float | None) -> T:
+    """The first one's result, removed; if that fails it is cancelled, the rest left to the caller."""
+    future = ahead.popleft()
+    try:
+        return future.result(timeout)
+    finally:
+        future.cancel()
+        del future

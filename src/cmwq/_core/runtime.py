@@ -14,12 +14,15 @@ import itertools
 import os
 import threading
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakSet
 
 from cmwq._core.config import Config
+from cmwq._core.hogs import HogReports
 from cmwq._core.pool import WorkerPool
 from cmwq._core.snapshot import Snapshot, view_of_pool, view_of_queue
+from cmwq._core.wait import Quiet, Waits, run_steps
+from cmwq._core.work import Work
 from cmwq._core.worker import current_worker, forget_this_thread
 from cmwq._errors import CmwqTimeout, FlushDeadlock, ForeignProcess, QueueClosed
 
@@ -28,7 +31,11 @@ if TYPE_CHECKING:
 
     from cmwq._core.ports import Host, Sensor
     from cmwq._core.queue import WorkQueue
+    from cmwq._core.wait import Steps
     from cmwq._core.worker import Worker
+
+PoolKey: TypeAlias = tuple[str, int, bool]
+"""Scope, first CPU of the group (-1: all), highpri."""
 
 
 class Runtime:
@@ -62,8 +69,11 @@ class Runtime:
         self._sensor_wanted = sensor  # I
         self._cpus_wanted = None if cpus is None else tuple(sorted(set(cpus)))  # I
         self._lock = host.lock()
-        self._pools: dict[tuple[str, int], WorkerPool] = {}  # R to change; read freely
+        self._pools: dict[PoolKey, WorkerPool] = {}  # R to change; read freely
         self._queues: WeakSet[WorkQueue] = WeakSet()  # R
+        self.frozen = False  # R to change; a queue's new place looks at it with Q held (E8)
+        self.waits = Waits(host)  # I
+        self.hogs = HogReports()  # I
         self._sensor: Sensor | None = None  # R
         self._turn = itertools.count()  # where the next per-CPU work goes when nobody knows this thread's CPU
         self.closed = False  # R: takes no work any more
@@ -77,10 +87,30 @@ class Runtime:
         with self._lock:
             self._queues.add(queue)
 
-    def pool_here(self, scope: str) -> WorkerPool:
+    def pool_here(self, scope: str, *, highpri: bool = False) -> WorkerPool:
         """The pool for a work queued by the calling thread. Starts it if need be: raises ThreadLimit, QueueClosed."""
-        cpu = -1 if scope == "system" else self._cpu_here()
-        return self._pools.get((scope, cpu)) or self._start_pool(scope, cpu)
+        first = -1 if scope == "system" else self._group_of(scope, self._cpu_here())[0]
+        return self._pools.get((scope, first, highpri)) or self._start_pool(scope, first, highpri)
+
+    def pool_at(self, scope: str, cpu: int, *, highpri: bool = False) -> WorkerPool:
+        """The pool that serves this CPU;
+
+        of a CPU that is not there, the one for the calling thread. Raises as `pool_here`.
+        """
+        if scope == "system" or cpu not in self.cpus():
+            return self.pool_here(scope, highpri=highpri)
+        first = self._group_of(scope, cpu)[0]
+        return self._pools.get((scope, first, highpri)) or self._start_pool(scope, first, highpri)
+
+    def _group_of(self, scope: str, cpu: int) -> tuple[int, ...]:
+        """The CPUs that share a pool with this one."""
+        if scope == "cpu":
+            return (cpu,)
+        cpus = self.cpus()
+        for group in self.host.cpu_groups(scope):
+            if cpu in group:
+                return tuple(each for each in group if each in cpus)
+        return (cpu,)
 
     def _cpu_here(self) -> int:
         worker = current_worker()
@@ -90,22 +120,25 @@ class Runtime:
         cpu = self.host.current_cpu()
         return cpu if cpu is not None and cpu in cpus else cpus[next(self._turn) % len(cpus)]
 
-    def _start_pool(self, scope: str, cpu: int) -> WorkerPool:
+    def _start_pool(self, scope: str, first: int, highpri: bool) -> WorkerPool:
+        """first: the first CPU of its group; -1 for all."""
         with self._lock:
-            pool = self._pools.get((scope, cpu))
+            pool = self._pools.get((scope, first, highpri))
             if pool is not None:
                 return pool
             if self.closed:
                 raise QueueClosed("the runtime is closed and takes no more work")
             if self._sensor is None:
+                self.host.start_timers()
                 self._sensor = self._choose_sensor()
                 self.host.watch_process(self)
-            cpus = self.cpus() if cpu < 0 else (cpu,)
+            cpus = self.cpus() if first < 0 else self._group_of(scope, first)
             pool = WorkerPool(
-                "u0" if cpu < 0 else str(cpu),
+                "u0" if first < 0 else str(first) if scope == "cpu" else f"{scope}{first}",
                 cpus,
                 min(len(cpus), self.host.cpu_limit()),
-                bound=cpu >= 0 or self._cpus_wanted is not None,
+                bound=first >= 0 or self._cpus_wanted is not None,
+                highpri=highpri,
                 host=self.host,
                 sensor=self._sensor,
                 config=self.config,
@@ -114,7 +147,7 @@ class Runtime:
             )
             # B1: the first reserve. Made by whoever brings the first work, so that it hears of a refusal.
             pool.create_worker()
-            self._pools[scope, cpu] = pool
+            self._pools[scope, first, highpri] = pool
             return pool
 
     def _choose_sensor(self) -> Sensor:
@@ -123,6 +156,43 @@ class Runtime:
 
             return choose(self.host, self._sensor_wanted)
         return self._sensor_wanted
+
+    # ------------------------------------------------------------------------------- freezer (E8)
+
+    def freeze(self, timeout: float | None = None) -> None:
+        """Freezable queues finish what runs and start nothing until `thaw`; returns when nothing of them runs.
+
+        timeout: seconds. Raises CmwqTimeout (and nothing is frozen then), FlushDeadlock from a freezable queue's own
+        work. Freezing twice is freezing once. Works may be queued meanwhile; they wait, in order.
+        """
+        run_steps(self.freeze_steps(), self, timeout, lambda: "freeze: works of freezable queues still run")
+
+    def freeze_steps(self) -> Steps[None]:
+        """`freeze`, for whoever drives it."""
+        with self._lock:
+            self.frozen = True
+        # A place made from now on is frozen from the start: who makes it holds Q, and looks after we let go of it.
+        pwqs = [pwq for queue in self._freezable() for pwq in queue._all_pwqs()]
+        try:
+            for pwq in pwqs:
+                pwq.freeze()
+            for pwq in pwqs:
+                yield Quiet(pwq)
+        except BaseException:
+            self.thaw()
+            raise
+
+    def thaw(self) -> None:
+        """Let freezable queues go on, in order and under their `max_active`. Harmless if nothing is frozen."""
+        with self._lock:
+            self.frozen = False
+        for queue in self._freezable():
+            for pwq in queue._all_pwqs():
+                pwq.thaw()
+
+    def _freezable(self) -> list[WorkQueue]:
+        with self._lock:
+            return [queue for queue in self._queues if queue.freezable]
 
     # ------------------------------------------------------------------------------- to be seen
 
@@ -161,9 +231,13 @@ class Runtime:
         if worker is not None and worker.pool.runtime is self:
             raise FlushDeadlock("close of a runtime from one of its own works: it would wait for itself")
         deadline = None if timeout is None else self.host.monotonic() + timeout
-        if not self._drain(deadline):
-            raise CmwqTimeout(f"close of a runtime: works still there after {timeout} s")
-        workers = self._end()
+        self.thaw()
+        while True:
+            if not self._drain(deadline):
+                raise CmwqTimeout(f"close of a runtime: works still there after {timeout} s")
+            workers = self._end()
+            if workers is not None:
+                break
         # The last a manager was just creating may have no thread noted yet: it has once the manager has ended.
         for worker in sorted(workers, key=lambda worker: worker.thread is None):
             if worker.thread is not None:
@@ -175,23 +249,34 @@ class Runtime:
         """Until every pool was found quiet in one round, in which nothing began. False: the deadline passed."""
         parker = self.host.parker()
         started = -1
-        while True:
-            pools = list(self._pools.values())
-            before, started = started, sum(pool.nr_started for pool in pools)
-            if before == started and all(pool.quiet_or_tell(None) for pool in pools):
-                return True
-            for pool in pools:
-                while not pool.quiet_or_tell(parker):
-                    if deadline is None:
-                        parker.park()
-                    elif (left := deadline - self.host.monotonic()) <= 0 or not parker.park(left):
-                        return False
+        try:
+            while True:
+                pools = list(self._pools.values())
+                before, started = started, sum(pool.nr_started for pool in pools)
+                if before == started and all(pool.quiet_or_tell(None) for pool in pools):
+                    return True
+                for pool in pools:
+                    while not pool.quiet_or_tell(parker):
+                        if deadline is None:
+                            parker.park()
+                        elif (left := deadline - self.host.monotonic()) <= 0 or not parker.park(left):
+                            return False
+        finally:
+            for pool in self._pools.values():
+                pool.tell_no_more(parker)
 
-    def _end(self) -> list[Worker]:
+    def _end(self) -> list[Worker] | None:
+        """Close the pools. None: one had got work meanwhile, which is to be done first; those closed before stay so."""
         with self._lock:
             self.closed = True
             pools = list(self._pools.values())
-        return [worker for pool in pools for worker in pool.close()]
+        found: list[Worker] = []
+        for pool in pools:
+            workers = pool.close()
+            if workers is None:
+                return None
+            found.extend(workers)
+        return found
 
     def __enter__(self) -> Runtime:
         return self
@@ -211,13 +296,17 @@ class Runtime:
     def process_exits(self) -> None:
         """Do what is pending, take nothing new from outside, end every thread (G3)."""
         with self._lock:
-            for queue in list(self._queues):
-                queue.refuse()
+            queues = list(self._queues)
+        for queue in queues:
+            queue.refuse()
         self.close()
 
     def process_forked(self) -> None:
         """In the child: nothing was ever started or queued (G2)."""
+        Work.process_forked()
         forget_this_thread()
+        self.waits = Waits(self.host)
+        self.frozen = False
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.abandon()

@@ -1,37 +1,198 @@
-"""How a thread waits for a work to end, whether it is a worker or not.
+"""How a thread waits for something to end, whether it is a worker or not; and how a wait that can never end is refused
+(F7).
 
 Guarantees: a worker that waits is known to be blocked at once (A4), and lends its work's place under `max_active`, so
-waits nested to any depth do not deadlock for want of places. Ctrl-C interrupts the wait in the main thread (F8).
+waits nested to any depth do not deadlock for want of places. A work that would wait for itself, through however many
+other waiting works, gets `FlushDeadlock` with the chain in words. Every wait takes a timeout, and Ctrl-C interrupts it
+in the main thread (F8).
+
+A call that waits is written once, as a generator of what it waits for (`Steps`): `run_steps` drives it on a thread,
+`cmwq.aio` on an event loop. Closing the generator early undoes what it did meanwhile.
+
+How a deadlock is found: `Waits` knows of each work that waits what it waits for. Before a work begins to wait, the
+chain from what it would wait for is followed: a work that waits leads to what that one waits for. If it leads back to
+the work itself, nobody in that circle can ever go on. Checking and noting are one critical section, so of two works
+that begin to wait for each other one is second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from cmwq._core.worker import blocking, current_worker
+from cmwq._errors import CmwqTimeout, FlushDeadlock
 
 if TYPE_CHECKING:
-    from cmwq._core.ports import Host, Parker
+    from cmwq._core.item import Item
+    from cmwq._core.ports import Host, Lock, Parker
+    from cmwq._core.pwq import Phase, PoolWorkQueue
+    from cmwq._core.runtime import Runtime
+
+T = TypeVar("T")
 
 
-def wait_until(done: Callable[[], bool], parker: Parker, host: Host, deadline: float | None) -> bool:
-    """Park until done(). False: the deadline, on the host's clock, passed before.  Context: no lock held.
+class Target(Protocol):
+    """What can be waited for. Thread-safe."""
 
-    Whoever makes done() true unparks `parker` afterwards.
+    def done(self) -> bool: ...
+    def attach(self, parker: Parker) -> bool:
+        """From now on `parker` is unparked when it may be done. False: it is done already."""
+        ...
+
+    def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
+        """The waiting works without which it can't be done."""
+        ...
+
+    def describe(self) -> str:
+        """What one does who waits for it: "flushes queue 'q1'"."""
+        ...
+
+
+Steps: TypeAlias = Generator[Target, None, T]
+"""A waiting call: yields what to wait for next, is resumed when that is done."""
+
+
+class Waits:
+    """Which works of a runtime wait, and for what."""
+
+    def __init__(self, host: Host) -> None:
+        self._lock: Lock = host.lock()
+        self._waiting: dict[Item, Target] = {}  # its own lock
+
+    def begin(self, item: Item, target: Target) -> None:
+        """Raises FlushDeadlock if the work would wait for itself."""
+        with self._lock:
+            self._waiting[item] = target
+            chain = self._chain(item, target)
+            if chain is None:
+                return
+            del self._waiting[item]
+        links = [f"{item.describe()} {target.describe()}"]
+        links += [f"{other.describe()}, which {what.describe()}" for other, what in chain]
+        raise FlushDeadlock(f"this would wait for ever: {', that needs '.join(links)}, that needs {item.describe()}")
+
+    def end(self, item: Item) -> None:
+        with self._lock:
+            self._waiting.pop(item, None)
+
+    def _chain(self, item: Item, target: Target) -> list[tuple[Item, Target]] | None:
+        """How target depends on item: the works between them. None: it doesn't."""
+        waiting = self._waiting
+        seen: set[Item] = set()
+        paths: list[tuple[Target, list[tuple[Item, Target]]]] = [(target, [])]
+        while paths:
+            last, path = paths.pop()
+            for needed in last.needs(waiting):
+                if needed is item:
+                    return path
+                if needed not in seen and needed in waiting:
+                    seen.add(needed)
+                    paths.append((waiting[needed], [*path, (needed, waiting[needed])]))
+        return None
+
+
+def needs_of(item: Item, waiting: dict[Item, Target]) -> Iterator[Item]:
+    """The waiting works without which this item can't end: itself, and those it must run behind (E2, E3)."""
+    if item in waiting:
+        yield item
+        return
+    queue, work = item.queue, getattr(item, "work", None)
+    if queue.ordered or work is not None:
+        for other in list(waiting):
+            if (queue.ordered and other.queue is queue) or (work is not None and getattr(other, "work", None) is work):
+                yield other
+
+
+class PhaseEnd:
+    """Everything queued to a queue's place on one pool before a flush has ended (F1)."""
+
+    def __init__(self, phase: Phase) -> None:
+        self.phase = phase
+
+    def done(self) -> bool:
+        return self.phase.done
+
+    def attach(self, parker: Parker) -> bool:
+        with self.phase.pwq.pool.lock:
+            if self.phase.done:
+                return False
+            self.phase.parkers.append(parker)
+            return True
+
+    def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
+        for item in list(waiting):
+            pwq: PoolWorkQueue = item.pwq
+            if pwq is self.phase.pwq and item._phase.number <= self.phase.number:
+                yield item
+
+    def describe(self) -> str:
+        return f"flushes queue {self.phase.pwq.wq.name!r}"
+
+
+class Quiet:
+    """No work of a queue executes on one pool (E8)."""
+
+    def __init__(self, pwq: PoolWorkQueue) -> None:
+        self.pwq = pwq
+
+    def done(self) -> bool:
+        return not self.pwq.is_executing()
+
+    def attach(self, parker: Parker) -> bool:
+        with self.pwq.pool.lock:
+            self.pwq.freezers.append(parker)
+        return not self.done()
+
+    def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
+        return (item for item in list(waiting) if item.pwq is self.pwq)
+
+    def describe(self) -> str:
+        return f"freezes queue {self.pwq.wq.name!r}"
+
+
+def wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float | None) -> bool:
+    """Park until the target is done. False: the deadline, on the host's clock, passed before.
+
+    Raises FlushDeadlock.  Context: no lock held; `parker` is attached to the target.
     """
+    host = runtime.host
     worker = current_worker()
-    if worker is None:
-        return _park_until(done, parker, host, deadline)
-    lender = worker.item.pwq if worker.item is not None else None
-    if lender is not None:
-        lender.lend()
+    item = worker.item if worker is not None else None
+    if item is None:
+        return _park_until(target.done, parker, host, deadline)
+    waits = item.queue.runtime.waits
+    waits.begin(item, target)
+    lender = item.pwq if item.pwq.lends else None
     try:
-        with blocking():
-            return _park_until(done, parker, host, deadline)
-    finally:
         if lender is not None:
-            lender.take_back()
+            lender.lend()
+        try:
+            with blocking():
+                return _park_until(target.done, parker, host, deadline)
+        finally:
+            if lender is not None:
+                lender.take_back()
+    finally:
+        waits.end(item)
+
+
+def run_steps(steps: Steps[T], runtime: Runtime, timeout: float | None, what: Callable[[], str]) -> T:
+    """Drive a waiting call on this thread. Raises CmwqTimeout after `timeout` seconds, saying `what` was not done."""
+    host = runtime.host
+    deadline = None if timeout is None else host.monotonic() + timeout
+    parker = host.parker()
+    try:
+        target = next(steps)
+        while True:
+            if target.attach(parker) and not wait_for(target, parker, runtime, deadline):
+                raise CmwqTimeout(f"{what()} after {timeout} s")
+            target = next(steps)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    finally:
+        steps.close()
 
 
 def _park_until(done: Callable[[], bool], parker: Parker, host: Host, deadline: float | None) -> bool:
@@ -43,3 +204,10 @@ def _park_until(done: Callable[[], bool], parker: Parker, host: Host, deadline: 
         else:
             return False
     return True
+
+
+def own_item(queue: Any) -> Item | None:
+    """The work of that queue that this thread executes, if it does."""
+    worker = current_worker()
+    item = worker.item if worker is not None else None
+    return item if item is not None and item.queue is queue else None

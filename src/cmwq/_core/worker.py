@@ -10,6 +10,7 @@ The letters are those of `pool`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import local
 from typing import TYPE_CHECKING, Any
 
@@ -18,24 +19,25 @@ from cmwq._core.policy import keep_working, need_more_worker, need_to_create_wor
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker, Thread
-    from cmwq._core.work import Item
 
 
 class Worker:
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "counted", "dying", "hinted", "idle", "index", "item", "kicked", "last_active", "name", "nr_hints", "on_lock",
-        "parker", "pool", "shown", "sleeping", "thread", "watched",
+        "counted", "cpu_time", "dying", "hinted", "hog", "hog_item", "hog_since", "idle", "index", "item", "kicked",
+        "last", "last_active", "name", "nr_hints", "on_lock", "parker", "pool", "shown", "sleeping", "thread",
+        "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker) -> None:
         self.pool = pool  # I
         self.index = index  # I
         self.parker = parker  # I
-        self.name = f"cmwq/{pool.name}:{index}"  # I
+        self.name = f"cmwq/{pool.name}:{index}{'H' * pool.highpri}"  # I
         self.thread: Thread | None = None  # I: set by the creator once it exists
         self.idle = False  # L: on the idle list
         self.kicked = False  # L: taken from the idle list and counted by kick(), and not yet arrived
@@ -44,7 +46,12 @@ class Worker:
         self.sleeping = False  # L: counted, but known to be blocked
         self.on_lock = False  # L: if sleeping: for a lock
         self.hinted = False  # L: it said so itself; no sensor knows better
-        self.item: Item | None = None  # L: what it executes
+        self.item: Item | None = None  # L: what it executes, until everybody has heard of its end
+        self.cpu_time: Callable[[], float | None] = _unknown  # I: CPU seconds its thread has used
+        self.hog_item: Item | None = None  # L: what it executed when last looked at for hogs (A9)
+        self.hog_since = 0.0  # L: its CPU time then
+        self.hog = False  # L: its item is a hog, and let go of
+        self.last: Item | None = None  # S: ended, to be dropped without the lock
         self.last_active: float | None = None  # L: when it went idle
         self.nr_hints = 0  # S: depth of blocking()
         self.shown: object = None  # S: the queue the thread is named after
@@ -59,6 +66,10 @@ class Worker:
         free = getattr(self.parker, "free", None)
         if free is not None:
             free()
+
+
+def _unknown() -> None:
+    """The CPU time of a thread that hasn't begun."""
 
 
 _this_thread = local()
@@ -82,14 +93,18 @@ def worker_thread(worker: Worker) -> None:
     pool.host.set_thread_name(worker.name)
     if pool.bound:
         pool.host.bind(pool.cpus)
+    if pool.nice:
+        pool.niced = pool.host.set_nice(pool.nice)
+    worker.cpu_time = pool.host.cpu_clock()
     try:
         while not worker.dying:
             worker.parker.park()
             with lock:
                 if not worker.dying and start_working(pool, worker):
-                    process_works(pool, worker)
+                    worker.last = process_works(pool, worker)
                     if not worker.dying:
                         pool.enter_idle(worker)
+            worker.last = None  # an idle worker must not keep a result alive
     finally:
         with lock:
             pool.worker_died(worker)
@@ -131,6 +146,7 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
                 pool.enter_idle(worker)
             return False
         pool.count(worker)
+        pool.lookout.ended(worker)
     return True
 
 
@@ -147,23 +163,32 @@ def manage_workers(pool: WorkerPool, worker: Worker) -> None:
     pool.lock.acquire()
 
 
-def process_works(pool: WorkerPool, worker: Worker) -> None:
+def process_works(pool: WorkerPool, worker: Worker) -> Item | None:
     """Run items back to back while the rules allow it (A3, A5). The hot path.
 
+    Returns the last item, for the caller to drop without the lock: finalisers are user code.
     Context: lock held; released around each item.
     """
     worklist, lock, ended = pool.worklist, pool.lock, pool.lookout.ended
-    first = True
-    while worklist:
-        if not (first or keep_working(pool)):
-            # While every CPU is busy nobody looks, and one of those believed running may long sleep: a worker that
-            # went idle for it would be missed at once.
-            pool.lookout.review(worker)
-            if not keep_working(pool):
-                break
-        first = False
-        item = worklist.popleft()
+    last: Item | None = None
+    item: Item | None = None
+    while True:
+        follower = last.follower if last is not None else None
+        if follower is not None:
+            item = follower  # E3: behind its running self, on the same worker
+        elif not worklist:
+            break
+        else:
+            if last is not None and not keep_working(pool):
+                # While every CPU is busy nobody looks, and one of those believed running may long sleep: a worker that
+                # went idle for it would be missed at once.
+                pool.lookout.review(worker)
+                if not keep_working(pool):
+                    break
+            item = worklist.popleft()
         if not item.claim(worker):
+            if follower is not None:
+                last = None
             if not worklist:
                 pool.look_out()
             continue
@@ -180,6 +205,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
         lock.release()
         if woken is not None:
             woken.parker.unpark()
+        last = woken = None
         if item.exempt or worker.shown is not item.queue:
             execute_specially(pool, worker, item)
         else:
@@ -188,18 +214,24 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
         ended(worker)
         if worker.sleeping:
             pool.worker_running(worker)
-        worker.item = None
         pool.nr_completed += 1
-        audience = item.retire()
-        if audience is not None:
+        announcement = item.end()
+        if announcement is not None:
             woken = pool.kick_or_look_out() if worklist else None  # callbacks may take their time
             lock.release()
             if woken is not None:
                 woken.parker.unpark()
-            audience.announce(item)
+            announcement.announce(item)
             lock.acquire()
-        del item, audience, woken  # an idle worker must not keep a result alive
+            ended(worker)
+            if worker.sleeping:
+                pool.worker_running(worker)
+            item.retire()
+            announcement = woken = None
+        worker.item = None
+        last, item = item, None
     pool.uncount(worker)
+    return last
 
 
 def execute_specially(pool: WorkerPool, worker: Worker, item: Item) -> None:

@@ -31,13 +31,19 @@ class ThreadHost:
     """Thread-safe. Its workers are daemon threads: the runtime joins them at exit, unless Ctrl-C says not to wait."""
 
     def __init__(self) -> None:
-        self.forget()
+        self._topology = topology.Topology()
+        self._groups: dict[tuple[str, tuple[int, ...]], tuple[tuple[int, ...], ...]] = {}
+        self._know_nothing()
 
-    def forget(self) -> None:
-        """In the child of a fork: no timer, and nothing known."""
-        self._timers = Timers()
+    def _know_nothing(self) -> None:
+        self._timers = Timers(self.spawn)
         self._headroom = 0
         self._headroom_until = 0.0
+
+    def forget(self) -> None:
+        """In the child of a fork: no timer, and nothing known of the process. The machine is the same."""
+        self._timers.abandon()
+        self._know_nothing()
 
     def monotonic(self) -> float:
         return time.monotonic()
@@ -72,7 +78,20 @@ class ThreadHost:
         return self._headroom + 1
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> Timer:
+        """Raises ThreadLimit if the timer thread isn't there yet and can't be had."""
         return self._timers.call_later(delay, fn)
+
+    def start_timers(self) -> None:
+        """From now on `call_later` needs no thread. Raises ThreadLimit."""
+        self._timers.start()
+
+    def stop_timers(self) -> None:
+        """End the timer thread and drop all timers of this host. A later timer starts it anew.
+
+        Context: no lock held that a timer's function may take.
+        """
+        timers, self._timers = self._timers, Timers(self.spawn)
+        timers.close()
 
     def bind(self, cpus: Iterable[int]) -> None:
         """Best effort: a CPU may have gone away between the decision and the call (D6)."""
@@ -80,7 +99,34 @@ class ThreadHost:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, cpus)
 
+    def set_nice(self, nice: int) -> bool:
+        """Of the calling thread alone. False: not permitted, or not to be had here. To undo it may not be permitted."""
+        # Elsewhere niceness is the process's, and a thread's id may be the id of another process.
+        if not sys.platform.startswith("linux"):
+            return False
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        except (OSError, OverflowError):
+            return False
+        return True
+
+    def cpu_clock(self) -> Callable[[], float | None]:
+        """Of the calling thread. It may be read after the thread's end: None then."""
+        clock_of = getattr(time, "pthread_getcpuclockid", None)
+        if clock_of is None:
+            return lambda: None
+        clock = clock_of(threading.get_ident())
+
+        def used() -> float | None:
+            try:
+                return time.clock_gettime(clock)
+            except OSError:
+                return None
+
+        return used
+
     def set_thread_name(self, name: str) -> None:
+        name = name.encode("ascii", "replace").decode()  # a queue may be called anything
         if _sentinel is not None:
             _sentinel.set_name(name)
             return
@@ -92,6 +138,14 @@ class ThreadHost:
 
     def cpus(self) -> tuple[int, ...]:
         return topology.cpus()
+
+    def cpu_groups(self, scope: str) -> tuple[tuple[int, ...], ...]:
+        """`cpus()`, grouped by what they share: `topology.SCOPES`. Read from the system once for each set of CPUs."""
+        key = scope, self.cpus()
+        groups = self._groups.get(key)
+        if groups is None:
+            groups = self._groups[key] = self._topology.groups(*key)
+        return groups
 
     def cpu_limit(self) -> int:
         return topology.cpu_limit()

@@ -27,9 +27,9 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Host, Lock, Parker
-    from cmwq._core.work import Item
     from cmwq._core.worker import Worker
 
 RELOOK = 4

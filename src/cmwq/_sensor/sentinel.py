@@ -109,7 +109,7 @@ class SentinelLookout:
     def deliver(self) -> None:
         for index, sleeps, on_lock in self._native.deliver():
             worker = self._workers.get(index)
-            if worker is None or worker.hinted:
+            if worker is None or worker.hinted or worker.hog:
                 continue
             if sleeps:
                 self._pool.worker_sleeping(worker, on_lock=on_lock)

@@ -45,6 +45,8 @@ class SimThread:
         self.name = name
         self.waits_for = ""
         self.ended = False
+        self.burnt = 0.0
+        self.burns_since: float | None = None
         self._host = host
         self._body = body
         self._joiners: list[SimThread] = []
@@ -64,6 +66,10 @@ class SimThread:
         for joiner in self._joiners:
             self._host.make_ready(joiner)
         self._host.pass_on()
+
+    def cpu_time(self) -> float:
+        """Seconds of simulated CPU it has used."""
+        return self.burnt + (0.0 if self.burns_since is None else self._host.now - self.burns_since)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it ended. For simulated threads; `timeout` is not simulated."""
@@ -223,8 +229,23 @@ class SimHost:
     def set_thread_name(self, name: str) -> None:
         pass
 
+    def set_nice(self, nice: int) -> bool:
+        return True
+
+    def start_timers(self) -> None:
+        pass
+
+    def cpu_clock(self) -> Callable[[], float | None]:
+        me = self.me()
+        return lambda: me.cpu_time()
+
     def cpus(self) -> tuple[int, ...]:
         return tuple(range(self._nr_cpus))
+
+    def cpu_groups(self, scope: str) -> tuple[tuple[int, ...], ...]:
+        """Pairs of CPUs share a core, fours a cache, eights a NUMA node."""
+        width = {"cpu": 1, "smt": 2, "cache": 4, "numa": 8}.get(scope, self._nr_cpus)
+        return tuple(tuple(self.cpus()[i : i + width]) for i in range(0, self._nr_cpus, width))
 
     def cpu_limit(self) -> int:
         return self._nr_cpus
@@ -255,7 +276,9 @@ class SimHost:
         else:
             self._free_cpus -= 1
         self.wake_later(seconds, me)
+        me.burns_since = self.now
         self.block(f"{seconds * 1000:g} ms of CPU")
+        me.burnt, me.burns_since = me.cpu_time(), None
         if self._cpu_queue:
             self.make_ready(self._cpu_queue.popleft())
         else:

@@ -1,0 +1,341 @@
+"""Future: the result to come of one submitted call. It *is* the queued item: one object per `submit`.
+
+A future's lock is its pool's lock, which the worker takes anyway between two items; so no lock and no condition
+variable is made until somebody waits (`Audience`). Guarantees: a `concurrent.futures.Future` to every consumer; whoever
+waits hears of the end once, after `done()` is true; a flush returns only then. The letters are those of `pool`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures as cf
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from contextvars import Context
+from threading import Condition
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cmwq._core.item import name_of
+from cmwq._core.wait import needs_of, wait_for
+from cmwq._errors import CmwqTimeout
+
+if TYPE_CHECKING:
+    from cmwq._core.item import Item
+    from cmwq._core.ports import Parker
+    from cmwq._core.pwq import Phase, PoolWorkQueue
+    from cmwq._core.queue import WorkQueue
+    from cmwq._core.room import Room
+    from cmwq._core.wait import Target
+    from cmwq._core.worker import Worker
+
+T = TypeVar("T")
+_log = logging.getLogger("cmwq")
+_DONE = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
+
+
+class Audience:
+    """Who waits for one future: made when the first of them comes."""
+
+    __slots__ = ("callbacks", "condition", "parkers", "waiters")
+
+    def __init__(self) -> None:
+        self.parkers: list[Parker] = []  # L: threads in result() or exception()
+        self.callbacks: list[Callable[[Any], object]] = []  # L: add_done_callback
+        self.condition: Condition | None = None  # L: made for concurrent.futures.wait and as_completed
+        self.waiters: list[Any] = []  # its own condition's lock: theirs
+
+    def announce(self, future: Any) -> None:
+        """The call ended: let the future be done, and tell everybody once.  Context: lock not held.
+
+        `concurrent.futures.wait` looks at the state several times while it holds the condition, and relies on its being
+        the same. So where there is a condition the state changes under it. Order: condition < L.
+        """
+        lock = future._phase.pwq.pool.lock
+        final = CANCELLED_AND_NOTIFIED if future._state == CANCELLED else FINISHED
+        with lock:
+            condition = self.condition
+            if condition is None:
+                future._state = final
+        if condition is not None:
+            with condition:
+                with lock:
+                    future._state = final
+                for waiter in self.waiters:
+                    if final is CANCELLED_AND_NOTIFIED:
+                        waiter.add_cancelled(future)
+                    elif future._exception is None:
+                        waiter.add_result(future)
+                    else:
+                        waiter.add_exception(future)
+                condition.notify_all()
+        for parker in self.parkers:
+            parker.unpark()
+        callbacks, self.callbacks = self.callbacks, []
+        for callback in callbacks:
+            _call_back(callback, future)
+
+
+def _call_back(callback: Callable[[Any], object], future: Any) -> None:
+    """Whatever it raises is nobody's but the log's (B4)."""
+    try:
+        callback(future)
+    except BaseException:
+        _log.exception("exception calling callback for %r", future)
+
+
+class Future(cf.Future[T]):
+    """The result to come of one submitted call. A `concurrent.futures.Future` to every consumer; lighter inside.
+
+    Thread-safe. Cancelling takes back a call that has not begun. A worker that waits in `result()` is known to be
+    blocked at once and lends its place under `max_active`, so nested submit-and-wait does not deadlock; where it would
+    wait for itself (a later call of its own ordered queue, say) it gets FlushDeadlock.
+    """
+
+    # Class attributes are the state of a future nobody has touched: creating one stores only what differs.
+    _state: str = PENDING  # L to change; read freely
+    _result: T | None = None  # the running worker, before _state becomes FINISHED
+    _exception: BaseException | None = None  # likewise
+    _audience: Audience | None = None  # L
+    follower = None
+    accepted = False
+
+    def __init__(
+        self, phase: Phase, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
+    ) -> None:
+        self._phase = phase  # I once queued
+        self._fn: Callable[..., T] | None = fn  # dropped when run or cancelled, and what it refers to with it
+        self._args: tuple[Any, ...] = args
+        self._kwargs: dict[str, Any] | None = kwargs
+        self._context: Context | None = context
+
+    @property
+    def pwq(self) -> PoolWorkQueue:
+        return self._phase.pwq
+
+    @property
+    def queue(self) -> WorkQueue:
+        return self._phase.pwq.wq
+
+    @property
+    def function(self) -> object:
+        return self._fn
+
+    @property
+    def exempt(self) -> bool:
+        return self._phase.pwq.exempt
+
+    # ------------------------------------------------------------------------------- item
+
+    @property
+    def withdrawn(self) -> bool:
+        return self._state != PENDING
+
+    def claim(self, worker: Worker) -> bool:
+        if self._state != PENDING:
+            self._phase.pwq.pass_over()
+            return False
+        self._state = RUNNING
+        return True
+
+    def run(self) -> None:
+        try:
+            self._result = self._context.run(self._fn, *self._args, **self._kwargs)  # type: ignore
+        except BaseException as exc:
+            self._exception = exc
+        self._fn = self._context = self._kwargs = None
+        self._args = ()
+
+    def end(self) -> Audience | None:
+        if self._audience is not None:
+            return self._audience
+        self._state = FINISHED
+        self._phase.retire()
+        return None
+
+    def retire(self) -> None:
+        self._phase.retire()
+
+    def describe(self) -> str:
+        return f"call {name_of(self._fn)} of queue {self.queue.name!r}"
+
+    # ------------------------------------------------------------------------------- target of a wait
+
+    def attach(self, parker: Parker) -> bool:
+        with self._phase.pwq.pool.lock:
+            if self._state in _DONE:
+                return False
+            self._listeners().parkers.append(parker)
+            return True
+
+    def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
+        return needs_of(self, waiting)
+
+    def as_target(self) -> Target:
+        """Its end, as something to wait for."""
+        return _Result(self)
+
+    # ------------------------------------------------------------------------------- concurrent.futures.Future
+
+    def _listeners(self) -> Audience:
+        """Context: pool lock held."""
+        if self._audience is None:
+            self._audience = Audience()
+        return self._audience
+
+    @property
+    def _condition(self) -> Condition:  # type: ignore[override]  # typeshed: an attribute; here made when first asked for
+        with self._phase.pwq.pool.lock:
+            audience = self._listeners()
+            if audience.condition is None:
+                audience.condition = Condition()
+            return audience.condition
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]  # likewise
+        with self._phase.pwq.pool.lock:
+            return self._listeners().waiters
+
+    def cancel(self) -> bool:
+        with self._phase.pwq.pool.lock:
+            if self._state in (RUNNING, FINISHED):
+                return False
+            if self._state != PENDING:
+                return True
+            audience = self._audience
+            self._state = CANCELLED_AND_NOTIFIED if audience is None else CANCELLED
+            self._withdraw()
+            held = (
+                self._fn,
+                self._args,
+                self._kwargs,
+                self._context,
+            )  # dropped outside the lock: finalisers are user code
+            self._fn = self._context = self._kwargs = None
+            self._args = ()
+        if audience is not None:
+            audience.announce(self)
+        del held
+        return True
+
+    def _withdraw(self) -> None:
+        """Context: lock held."""
+        self._phase.withdraw()
+
+    def cancelled(self) -> bool:
+        return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
+
+    def running(self) -> bool:
+        return self._state == RUNNING
+
+    def done(self) -> bool:
+        return self._state in _DONE
+
+    def add_done_callback(self, fn: Callable[[cf.Future[T]], object]) -> None:
+        with self._phase.pwq.pool.lock:
+            if self._state not in _DONE:
+                self._listeners().callbacks.append(fn)
+                return
+        _call_back(fn, self)
+
+    def result(self, timeout: float | None = None) -> T:
+        if self._state not in _DONE:
+            self._wait(timeout)
+        if self._state != FINISHED:
+            raise cf.CancelledError()
+        if self._exception is not None:
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]  # break the cycle through the traceback
+        return self._result  # type: ignore[return-value]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        if self._state not in _DONE:
+            self._wait(timeout)
+        if self._state != FINISHED:
+            raise cf.CancelledError()
+        return self._exception
+
+    def _wait(self, timeout: float | None) -> None:
+        """Return once done.
+
+        Raises TimeoutError after `timeout` seconds, ForeignProcess if it can never be done here.
+        """
+        pwq = self._phase.pwq
+        runtime = pwq.wq.runtime
+        runtime.check_alive(pwq.pool, self)
+        host = runtime.host
+        parker = host.parker()
+        deadline = None if timeout is None else host.monotonic() + timeout
+        if self.attach(parker) and not wait_for(_Result(self), parker, runtime, deadline):
+            raise CmwqTimeout(f"no result within {timeout} s: {self!r}")
+
+    def __repr__(self) -> str:
+        return f"<cmwq.Future {self._state.lower()} of queue {self.queue.name!r}>"
+
+
+class _Result:
+    """A future as what somebody waits for."""
+
+    __slots__ = ("attach", "done", "future", "needs")
+
+    def __init__(self, future: Future[Any]) -> None:
+        self.future = future
+        self.done, self.attach, self.needs = future.done, future.attach, future.needs
+
+    def describe(self) -> str:
+        return f"waits for the result of {self.future.describe()}"
+
+
+class BoundedFuture(Future[T]):
+    """A future of a queue with `max_pending`: it has a place in the queue's room until it begins."""
+
+    _room: Room
+
+    def claim(self, worker: Worker) -> bool:
+        if not super().claim(worker):
+            return False
+        self._room.give()
+        return True
+
+    def _withdraw(self) -> None:
+        super()._withdraw()
+        self._room.give()
+
+
+class WorkFuture(Future[Any]):
+    """The result of a queued `Work`'s execution to come.
+
+    Not an item: the work's is. Cancelling it leaves the work alone.
+    """
+
+    _item: Item | None = None
+
+    def __init__(self, phase: Phase) -> None:
+        self._phase = phase
+        self._fn = self._kwargs = self._context = None
+        self._args = ()
+
+    def of(self, item: Item) -> None:
+        """That execution's it is.  Context: lock of the item's pool held, or not queued yet."""
+        self._item = item
+
+    def settle(self, result: Any, exception: BaseException | None) -> None:
+        """Context: the worker, no lock held."""
+        with self._phase.pwq.pool.lock:
+            if self._state != PENDING:
+                return
+            self._result, self._exception = result, exception
+            self._state = FINISHED if self._audience is None else RUNNING
+            audience = self._audience
+        if audience is not None:
+            audience.announce(self)
+
+    def _withdraw(self) -> None:
+        pass
+
+    def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
+        return iter(()) if self._item is None else needs_of(self._item, waiting)
+
+    def describe(self) -> str:
+        return "a work" if self._item is None else self._item.describe()

@@ -1,0 +1,103 @@
+"""CPU hogs (A9): works that compute for long must not hold up those behind them.
+
+Guarantees: a work that used more than `cpu_intensive_thresh` seconds of CPU without blocking is noticed while works
+wait, counted, reported once per function with a power-of-two back-off, and let go of: it doesn't count as running any
+more, so that another worker starts. No more than one per CPU of the pool is let go of at a time, so a flood of long
+computations stays at two runnable threads per CPU.
+
+How: a timer, only while work waits that nobody is on the way to, looks at the CPU clocks of those that run. It needs no
+sensor, and no clock is read for a work that ends within a period. The letters are those of `pool`.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING
+
+from cmwq._core.item import name_of
+from cmwq._errors import ThreadLimit
+
+if TYPE_CHECKING:
+    from cmwq._core.item import Item
+    from cmwq._core.pool import WorkerPool
+    from cmwq._core.worker import Worker
+
+_log = logging.getLogger("cmwq")
+
+
+def watch(pool: WorkerPool) -> None:
+    """Work waits: look at those that run, a threshold from now.  Context: lock held, no timer is set."""
+    threshold = pool.config.cpu_intensive_thresh
+    if threshold > 0 and not pool.closing:
+        with suppress(ThreadLimit):  # hogs then hold up others for once
+            pool.hog_timer = pool.host.call_later(threshold, partial(check, pool))
+
+
+def check(pool: WorkerPool) -> None:
+    """Context: the timer."""
+    found: list[Item] = []
+    with pool.lock:
+        pool.hog_timer = None
+        if not pool.worklist or pool.closing:
+            return
+        for worker in pool.workers:
+            if worker.item is not None and worker.counted and not worker.sleeping and _is_hog(pool, worker):
+                if worker.hog_since != -inf:
+                    worker.hog_since = -inf  # reported once per execution
+                    worker.item.queue.nr_hogs += 1
+                    found.append(worker.item)
+                if pool.nr_hogs < pool.target:
+                    _let_go(pool, worker)
+        woken = pool.kick()
+        watch(pool)
+    if woken is not None:
+        woken.parker.unpark()
+    for item in found:
+        pool.runtime.hogs.report(item, pool.config.cpu_intensive_thresh)
+
+
+def _is_hog(pool: WorkerPool, worker: Worker) -> bool:
+    """Whether its item used more than the threshold since it was first seen, without blocking.  Context: lock held."""
+    used = worker.cpu_time()
+    if used is None:
+        return False
+    if worker.hog_item is not worker.item:
+        worker.hog_item, worker.hog_since = worker.item, used
+    return used - worker.hog_since > pool.config.cpu_intensive_thresh
+
+
+def _let_go(pool: WorkerPool, worker: Worker) -> None:
+    """It is like a sleeping worker from now on, except that no sensor knows better.  Context: lock held."""
+    worker.hog = True
+    pool.nr_hogs += 1
+    pool.lookout.exempt(worker, True)
+    pool.worker_sleeping(worker, on_lock=True)
+
+
+def ended(pool: WorkerPool, worker: Worker) -> None:
+    """The hog's item ended, or says that it blocks.  Context: lock held."""
+    worker.hog = False
+    pool.nr_hogs -= 1
+    pool.lookout.exempt(worker, False)
+
+
+class HogReports:
+    """How often each function was a hog. Only timers call it, one at a time."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def report(self, item: Item, threshold: float) -> None:
+        key = item.queue.name, name_of(item.function)
+        self._counts[key] = count = self._counts.get(key, 0) + 1
+        if count & (count - 1) == 0:
+            _log.info(
+                "queue %r: %s used the CPU for more than %g ms without blocking, %d times so far; "
+                "consider a queue with cpu_intensive=True",
+                *key,
+                threshold * 1000,
+                count,
+            )

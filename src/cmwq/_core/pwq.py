@@ -1,0 +1,279 @@
+"""PoolWorkQueue: a queue's place on one pool. How many of its works are active there, which wait, who waits for them.
+
+Guarantees: at most `max_active` works of the queue are listed or executing on the pool, the rest wait in order (E1),
+and nothing waits while there is room; a flush waits for exactly what was queued before it, at O(1) cost per work (F1);
+a work taken back is gone at once for all who wait, though its place in a list is passed over only later.
+
+How a flush knows: the works of one queue on one pool are counted in phases. A flush seals the current phase, a new one
+begins, and the flush has happened when the sealed one and all before it have counted down to zero. (The kernel colours
+works for the same purpose; a number of phases has no limit and needs no overflow list.) The letters are those of
+`pool`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cmwq._core.future import Future
+    from cmwq._core.item import Item
+    from cmwq._core.pool import WorkerPool
+    from cmwq._core.ports import Parker
+    from cmwq._core.queue import WorkQueue
+    from cmwq._core.work import Queued
+
+PURGE = 64
+"""So many withdrawn items may be passed over later; beyond, and beyond half of what is listed, they are removed."""
+
+
+class Phase:
+    """The works of one queue on one pool between two flushes."""
+
+    __slots__ = ("count", "done", "number", "parkers", "pwq")
+
+    def __init__(self, pwq: PoolWorkQueue, number: int) -> None:
+        self.pwq = pwq  # I
+        self.number = number  # I: later phases have higher ones
+        self.count = 0  # L: queued, not ended and not taken back
+        self.done = False  # L: sealed, and it and all before it have ended
+        self.parkers: list[Parker] = []  # L: who flushes
+
+    def retire(self) -> None:
+        """One of its works ended.  Context: lock held."""
+        pwq = self.pwq
+        self.count -= 1
+        pwq.nr_active -= 1
+        if pwq.attends:
+            pwq.attend()
+        if not self.count and self is not pwq.phase:
+            pwq.complete_phases()
+
+    def withdraw(self) -> None:
+        """One of its works was taken back. It stays in its list, to be passed over.  Context: lock held."""
+        pwq = self.pwq
+        self.count -= 1
+        pwq.nr_withdrawn += 1
+        if not self.count and self is not pwq.phase:
+            pwq.complete_phases()
+        if pwq.nr_withdrawn > PURGE:
+            pwq.purge()
+
+
+class PoolWorkQueue:
+    """A queue's place on one pool (the kernel's pool_workqueue)."""
+
+    __slots__ = (
+        "__weakref__", "attends", "exempt", "freezers", "frozen", "gate", "inactive", "lends", "max_active",
+        "nr_active", "nr_admitted", "nr_withdrawn", "phase", "pool", "sealed", "wq",
+    )  # fmt: skip
+
+    def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool, gate: bool) -> None:
+        self.wq = wq  # I
+        self.pool = pool  # I
+        self.exempt = wq.cpu_intensive  # I
+        self.lends = not wq.ordered  # I: a work that waits lends its place to another
+        self.max_active = wq._max_active  # L: the queue's, as this pool knows it
+        self.nr_active = 0  # L: listed or executing, and not lent
+        self.inactive: deque[Item] = deque()  # L: beyond max_active, in order
+        self.nr_withdrawn = 0  # L: in `inactive` or the pool's worklist, to be passed over
+        self.phase = Phase(self, 0)  # L: where new works are counted
+        self.sealed: deque[Phase] = deque()  # L: phases that somebody flushes, oldest first
+        self.frozen = frozen  # L: nothing is started (E8)
+        self.freezers: list[Parker] = []  # L: who waits until nothing runs
+        self.gate = gate  # L: whoever queues must ask `check_admitted`
+        self.nr_admitted = 0  # L: works let through the shut gate
+        self.attends = frozen  # L: something is to be done when a work ends: works wait, or freezers
+
+    def check_admitted(self, item: Item) -> None:
+        """The gate is shut: raise QueueClosed unless this item is let through.  Context: lock held."""
+        self.wq._check_admitted(self.pool, accepted=item.accepted)
+        self.nr_admitted += 1
+
+    # ------------------------------------------------------------------------------- active and inactive (E1)
+
+    def place(self, item: Item) -> None:
+        """List a new item, or let it wait for a place.  Context: lock held. The caller wakes whom that needs."""
+        if self.nr_active >= self.max_active or self.inactive or self.frozen:
+            self.inactive.append(item)
+            self.attends = True
+        else:
+            self.nr_active += 1
+            self.pool.worklist.append(item)
+
+    def attend(self) -> None:
+        """A place became free, or a work ended while frozen.  Context: lock held. The caller wakes whom that needs."""
+        self.activate()
+        for parker in self.freezers:
+            parker.unpark()
+
+    def activate(self) -> None:
+        """List waiting works while there is room.  Context: lock held. The caller wakes whom that needs."""
+        inactive = self.inactive
+        while inactive and self.nr_active < self.max_active and not self.frozen:
+            item = inactive.popleft()
+            if item.withdrawn:
+                self.nr_withdrawn -= 1
+                continue
+            self.nr_active += 1
+            self.pool.worklist.append(item)
+        self.attends = self.frozen or bool(inactive)
+
+    def pass_over(self) -> None:
+        """A listed item turned out to be withdrawn.  Context: lock held."""
+        self.nr_withdrawn -= 1
+        self.nr_active -= 1
+        if self.attends:
+            self.activate()
+
+    def put_back(self, item: Item) -> None:
+        """An active item may not start, for the queue was frozen meanwhile: it is the next to be activated.
+
+        Context: lock held.
+        """
+        self.nr_active -= 1
+        self.inactive.appendleft(item)
+        self.attends = True
+
+    def purge(self) -> None:
+        """Remove withdrawn items where they have become the larger part.  Context: lock held."""
+        worklist = self.pool.worklist
+        if self.nr_withdrawn * 2 <= len(self.inactive) + len(worklist):
+            return
+        listed = [item for item in worklist if not (item.withdrawn and item.pwq is self)]
+        waiting = [item for item in self.inactive if not item.withdrawn]
+        removed = len(worklist) - len(listed)
+        self.nr_withdrawn -= removed + len(self.inactive) - len(waiting)
+        self.nr_active -= removed
+        worklist.clear()
+        worklist.extend(listed)
+        self.inactive.clear()
+        self.inactive.extend(waiting)
+        self.activate()
+        self.pool.look_out()
+
+    def lend(self) -> None:
+        """A work of the queue waits for something: its place under max_active is free meanwhile.
+
+        Not of an ordered queue: it runs one work at a time (E2).
+        """
+        with self.pool.lock:
+            self.nr_active -= 1
+            self.activate()
+            woken = self.pool.kick_or_look_out()
+        if woken is not None:
+            woken.parker.unpark()
+
+    def take_back(self) -> None:
+        """It goes on, even if its place is taken: to make it wait for a place could wait for ever."""
+        with self.pool.lock:
+            self.nr_active += 1
+
+    def set_max_active(self, limit: int) -> None:
+        with self.pool.lock:
+            self.max_active = limit
+            self.activate()
+            woken = self.pool.kick_or_look_out()
+        if woken is not None:
+            woken.parker.unpark()
+
+    # ------------------------------------------------------------------------------- flush (F1)
+
+    def seal(self) -> Phase | None:
+        """Begin a new phase. Returns what to wait for so that all queued before has ended, or None: nothing.
+
+        Context: lock held.
+        """
+        if self.phase.count:
+            sealed = self.phase
+            self.sealed.append(sealed)
+            self.phase = Phase(self, sealed.number + 1)
+            return sealed
+        return self.sealed[-1] if self.sealed else None
+
+    def complete_phases(self) -> None:
+        """Context: lock held."""
+        while self.sealed and not self.sealed[0].count:
+            phase = self.sealed.popleft()
+            phase.done = True
+            for parker in phase.parkers:
+                parker.unpark()
+
+    def has_works(self) -> bool:
+        """Context: lock held."""
+        return bool(self.phase.count or self.sealed)
+
+    # ------------------------------------------------------------------------------- freezer (E8)
+
+    def freeze(self) -> None:
+        """Nothing of the queue starts here until `thaw`. What is listed waits again, in order."""
+        with self.pool.lock:
+            if self.frozen:
+                return
+            self.frozen = self.attends = True
+            worklist = self.pool.worklist
+            listed = [item for item in worklist if item.pwq is self]
+            if listed:
+                kept = [item for item in worklist if item.pwq is not self]
+                worklist.clear()
+                worklist.extend(kept)
+                self.inactive.extendleft(reversed(listed))
+                self.nr_active -= len(listed)
+                self.pool.look_out()
+
+    def thaw(self) -> None:
+        with self.pool.lock:
+            self.frozen = False
+            self.freezers.clear()
+            self.activate()
+            woken = self.pool.kick_or_look_out()
+        if woken is not None:
+            woken.parker.unpark()
+
+    def is_executing(self) -> bool:
+        """A work of the queue runs here, or waits within."""
+        with self.pool.lock:
+            return any(w.item is not None and w.item.pwq is self for w in self.pool.workers)
+
+    def executes(self, item: Item) -> bool:
+        """Context: lock held."""
+        return any(worker.item is item for worker in self.pool.workers)
+
+
+def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
+    """Hand an item to the pool: listed if `max_active` allows it (E1), a worker woken if one is needed (A4).
+
+    Raises QueueClosed.
+    """
+    pool = pwq.pool
+    with pool.lock:
+        if pwq.gate:
+            pwq.check_admitted(item)
+        item._phase = phase = pwq.phase
+        phase.count += 1
+        if pwq.attends or pwq.nr_active >= pwq.max_active:
+            pwq.place(item)
+            if pwq.inactive:
+                return
+        else:
+            pwq.nr_active += 1
+            pool.worklist.append(item)
+        woken = pool.kick_or_look_out()
+    if woken is not None:
+        woken.parker.unpark()
+
+
+def insert_many(pwq: PoolWorkQueue, items: Iterable[Future[Any]]) -> None:
+    """As `insert`, in one critical section, all or none. The wake chain (A6) wakes as many workers as are needed."""
+    pool = pwq.pool
+    with pool.lock:
+        for item in items:
+            if pwq.gate:
+                pwq.check_admitted(item)
+            item._phase = phase = pwq.phase
+            phase.count += 1
+            pwq.place(item)
+        woken = pool.kick_or_look_out()
+    if woken is not None:
+        woken.parker.unpark()

@@ -1,0 +1,104 @@
+"""aio: the waiting calls of cmwq, as awaitables. For asyncio; importing this imports it.
+
+    await cmwq.aio.flush(queue)
+    was_pending = await cmwq.aio.cancel_sync(work)
+
+Each keeps the promise of the method of that name; the event loop runs meanwhile. A future needs no such twin:
+`asyncio.wrap_future(queue.submit(...))`. timeout: seconds, raises CmwqTimeout. Cancelling the task that awaits gives
+the wait up and undoes what the call did for its time: a queue that was to be drained is open again, a work can be
+queued again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
+
+from cmwq._core.runtime import default_runtime
+from cmwq._errors import CmwqTimeout
+
+if TYPE_CHECKING:
+    from cmwq._core.batch import Batch
+    from cmwq._core.queue import WorkQueue
+    from cmwq._core.runtime import Runtime
+    from cmwq._core.wait import Steps
+    from cmwq._core.work import Work
+
+T = TypeVar("T")
+
+
+class _LoopParker:
+    """A parker in which no thread sleeps, but a task of an event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._told = asyncio.Event()
+
+    def park(self, timeout: float = -1) -> bool:
+        raise RuntimeError("a task waits, it does not park")
+
+    def unpark(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+            self._loop.call_soon_threadsafe(self._told.set)
+
+    async def wait(self) -> None:
+        await self._told.wait()
+        self._told.clear()
+
+
+async def drive(steps: Steps[T], timeout: float | None = None, what: str = "it did not end") -> T:
+    """Wait for one thing after the other. Raises CmwqTimeout, saying `what`, after `timeout` seconds."""
+    parker = _LoopParker()
+    try:
+        async with asyncio.timeout(timeout):
+            target = next(steps)
+            while True:
+                if target.attach(parker):
+                    while not target.done():
+                        await parker.wait()
+                target = next(steps)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    except TimeoutError as exc:
+        raise CmwqTimeout(f"{what} after {timeout} s") from exc
+    finally:
+        steps.close()
+
+
+async def flush(what: WorkQueue | Work, timeout: float | None = None) -> bool | None:
+    """`WorkQueue.flush` or `Work.flush`."""
+    return await drive(what.flush_steps(), timeout, f"flush of {what!r} was not done")
+
+
+async def drain(queue: WorkQueue, timeout: float | None = None) -> None:
+    """`WorkQueue.drain`."""
+    await drive(queue.drain_steps(), timeout, f"drain of {queue!r} was not done")
+
+
+async def close(queue: WorkQueue, timeout: float | None = None) -> None:
+    """`WorkQueue.close`."""
+    await drive(queue.close_steps(), timeout, f"close of {queue!r} was not done")
+
+
+async def cancel_sync(work: Work, timeout: float | None = None) -> bool:
+    """`Work.cancel_sync`."""
+    return await drive(work.cancel_steps(), timeout, f"{work!r} did not end")
+
+
+async def disable_sync(work: Work, timeout: float | None = None) -> bool:
+    """`Work.disable_sync`. It stays disabled, also if this is given up."""
+    was = work.disable()
+    await drive(work.end_steps(), timeout, f"{work!r} did not end")
+    return was
+
+
+async def wait(batch: Batch, timeout: float | None = None) -> None:
+    """`Batch.wait`."""
+    await drive(batch.wait_steps(), timeout, f"a batch of {len(batch)} calls did not end")
+
+
+async def freeze(timeout: float | None = None, runtime: Runtime | None = None) -> None:
+    """`cmwq.freeze`."""
+    await drive((runtime or default_runtime()).freeze_steps(), timeout, "freezable queues still run works")
