@@ -274,6 +274,25 @@ def test_A4_sleepers_do_not_hold_up_what_waits(executor: cmwq.Executor, gate: Ga
     cf.wait(blocked, HANG)
 
 
+def test_A4_work_queued_while_all_compute_starts_when_they_block(runtime: cmwq.Runtime, gate: Gate) -> None:
+    computing, enough = threading.Semaphore(0), threading.Event()
+
+    def compute_then_block() -> None:
+        computing.release()
+        while not enough.is_set():
+            pass
+        gate()
+
+    with cmwq.Executor(runtime=runtime) as executor:
+        blocked = [executor.submit(compute_then_block) for _ in runtime.cpus()]
+        for _ in blocked:
+            assert computing.acquire(timeout=HANG)
+        late = executor.submit(pow, 2, 3)
+        enough.set()
+        assert late.result(HANG) == 8
+        gate.open.set()
+
+
 def test_A4_a_hint_is_enough_for_any_sensor(executor: cmwq.Executor, gate: Gate) -> None:
     def wait_in_hint() -> None:
         with cmwq.blocking():

@@ -193,9 +193,8 @@ class WorkerPool:
     def enter_idle(self, worker: Worker) -> None:
         """Context: lock held."""
         worker.idle = True
-        worker.last_active = self.host.monotonic() if len(self.idle_list) > 1 or self.cull_timer else None
+        worker.last_active = self.host.monotonic()
         self.idle_list.append(worker)
-        self.refused = False
         if self.drainers and self.is_quiet():
             for drainer in self.drainers:
                 drainer.unpark()
@@ -219,9 +218,6 @@ class WorkerPool:
             now = self.host.monotonic()
             while too_many_workers(self) and self.idle_list and not self.closing:
                 coldest = self.idle_list[0]
-                # One of the two that always stay has no time noted; its idleness begins now.
-                if coldest.last_active is None:
-                    coldest.last_active = now
                 expires = coldest.last_active + self.config.idle_worker_timeout
                 if expires > now:
                     self.cull_timer = self.host.call_later(expires - now, self.cull)

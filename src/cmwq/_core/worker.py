@@ -52,7 +52,7 @@ class Worker:
         self.hog_since = 0.0  # L: its CPU time then
         self.hog = False  # L: its item is a hog, and let go of
         self.last: Item | None = None  # S: ended, to be dropped without the lock
-        self.last_active: float | None = None  # L: when it went idle
+        self.last_active = 0.0  # L: when it went idle
         self.nr_hints = 0  # S: depth of blocking()
         self.shown: object = None  # S: the queue the thread is named after
         self.watched: Any = None  # the sensor's own
