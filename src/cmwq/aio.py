@@ -16,13 +16,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from cmwq._core.runtime import default_runtime
+from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqTimeout
 
 if TYPE_CHECKING:
     from cmwq._core.batch import Batch
     from cmwq._core.queue import WorkQueue
     from cmwq._core.runtime import Runtime
-    from cmwq._core.wait import Steps
+    from cmwq._core.wait import Steps, Target
     from cmwq._core.work import Work
 
 T = TypeVar("T")
@@ -54,9 +55,7 @@ async def drive(steps: Steps[T], timeout: float | None = None, what: str = "it d
         async with asyncio.timeout(timeout):
             target = next(steps)
             while True:
-                if target.attach(parker):
-                    while not target.done():
-                        await parker.wait()
+                await _wait_for(target, parker)
                 target = next(steps)
     except StopIteration as stop:
         result: T = stop.value
@@ -65,6 +64,22 @@ async def drive(steps: Steps[T], timeout: float | None = None, what: str = "it d
         raise CmwqTimeout(f"{what} after {timeout} s") from exc
     finally:
         steps.close()
+
+
+async def _wait_for(target: Target, parker: _LoopParker) -> None:
+    if not target.attach(parker):
+        return
+    worker = current_worker()
+    item = worker.item if worker is not None else None
+    try:
+        if item is not None:  # the loop runs within a work, which could wait for itself (F7)
+            item.queue.runtime.waits.begin(item, target)
+        while not target.done():
+            await parker.wait()
+    finally:
+        if item is not None:
+            item.queue.runtime.waits.end(item)
+        target.detach(parker)
 
 
 async def flush(what: WorkQueue | Work, timeout: float | None = None) -> bool | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.item import name_of
 from cmwq._core.wait import needs_of, wait_for
+from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqTimeout
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cmwq._core.queue import WorkQueue
     from cmwq._core.room import Room
     from cmwq._core.wait import Target
+    from cmwq._core.work import Work
     from cmwq._core.worker import Worker
 
 T = TypeVar("T")
@@ -79,7 +81,11 @@ def _call_back(callback: Callable[[Any], object], future: Any) -> None:
     """Whatever it raises is nobody's but the log's (B4)."""
     try:
         callback(future)
+    except Exception:
+        _log.exception("exception calling callback for %r", future)
     except BaseException:
+        if current_worker() is None:
+            raise  # Ctrl-C in the main thread, say
         _log.exception("exception calling callback for %r", future)
 
 
@@ -142,8 +148,12 @@ class Future(cf.Future[T]):
             self._result = self._context.run(self._fn, *self._args, **self._kwargs)  # type: ignore
         except BaseException as exc:
             self._exception = exc
-        self._fn = self._context = self._kwargs = None
-        self._args = ()
+            self._fn = self._context = self._kwargs = None
+            self._args = ()
+            self = None  # type: ignore[assignment]  # break the cycle through the traceback
+        else:
+            self._fn = self._context = self._kwargs = None
+            self._args = ()
 
     def end(self) -> Audience | None:
         if self._audience is not None:
@@ -166,6 +176,11 @@ class Future(cf.Future[T]):
                 return False
             self._listeners().parkers.append(parker)
             return True
+
+    def detach(self, parker: Parker) -> None:
+        with self._phase.pwq.pool.lock:
+            if self._audience is not None and parker in self._audience.parkers:
+                self._audience.parkers.remove(parker)
 
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
         return needs_of(self, waiting)
@@ -267,7 +282,7 @@ class Future(cf.Future[T]):
         host = runtime.host
         parker = host.parker()
         deadline = None if timeout is None else host.monotonic() + timeout
-        if self.attach(parker) and not wait_for(_Result(self), parker, runtime, deadline):
+        if not wait_for(_Result(self), parker, runtime, deadline):
             raise CmwqTimeout(f"no result within {timeout} s: {self!r}")
 
     def __repr__(self) -> str:
@@ -277,11 +292,11 @@ class Future(cf.Future[T]):
 class _Result:
     """A future as what somebody waits for."""
 
-    __slots__ = ("attach", "done", "future", "needs")
+    __slots__ = ("attach", "detach", "done", "future", "needs")
 
     def __init__(self, future: Future[Any]) -> None:
         self.future = future
-        self.done, self.attach, self.needs = future.done, future.attach, future.needs
+        self.done, self.attach, self.detach, self.needs = future.done, future.attach, future.detach, future.needs
 
     def describe(self) -> str:
         return f"waits for the result of {self.future.describe()}"
@@ -311,8 +326,9 @@ class WorkFuture(Future[Any]):
 
     _item: Item | None = None
 
-    def __init__(self, phase: Phase) -> None:
+    def __init__(self, phase: Phase, work: Work) -> None:
         self._phase = phase
+        self._work = work
         self._fn = self._kwargs = self._context = None
         self._args = ()
 
@@ -328,6 +344,7 @@ class WorkFuture(Future[Any]):
             self._result, self._exception = result, exception
             self._state = FINISHED if self._audience is None else RUNNING
             audience = self._audience
+            self._item = None
         if audience is not None:
             audience.announce(self)
 
@@ -335,7 +352,11 @@ class WorkFuture(Future[Any]):
         pass
 
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
-        return iter(()) if self._item is None else needs_of(self._item, waiting)
+        item = self._item
+        if item is not None:
+            yield from needs_of(item, waiting)
+        else:  # delayed: it will run behind an execution that waits now
+            yield from (other for other in list(waiting) if getattr(other, "work", None) is self._work)
 
     def describe(self) -> str:
         return "a work" if self._item is None else self._item.describe()

@@ -16,12 +16,12 @@ from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from cmwq._core.item import name_of
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
-    from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
     from cmwq._core.worker import Worker
 
@@ -38,43 +38,58 @@ def watch(pool: WorkerPool) -> None:
 
 def check(pool: WorkerPool) -> None:
     """Context: the timer."""
-    found: list[Item] = []
+    found: list[tuple[str, str]] = []
     with pool.lock:
         pool.hog_timer = None
         if not pool.worklist or pool.closing:
             return
         for worker in pool.workers:
-            if worker.item is not None and worker.counted and not worker.sleeping and _is_hog(pool, worker):
+            if worker.hog:
+                _blocks_now(pool, worker)
+            elif worker.item is not None and worker.counted and not worker.sleeping and _is_hog(pool, worker):
                 if worker.hog_since != -inf:
                     worker.hog_since = -inf  # reported once per execution
                     worker.item.queue.nr_hogs += 1
-                    found.append(worker.item)
+                    found.append((worker.item.queue.name, name_of(worker.item.function)))
                 if pool.nr_hogs < pool.target:
                     _let_go(pool, worker)
         woken = pool.kick()
         watch(pool)
     if woken is not None:
         woken.parker.unpark()
-    for item in found:
-        pool.runtime.hogs.report(item, pool.config.cpu_intensive_thresh)
+    for hog in found:
+        pool.runtime.hogs.report(hog, pool.config.cpu_intensive_thresh)
 
 
 def _is_hog(pool: WorkerPool, worker: Worker) -> bool:
     """Whether its item used more than the threshold since it was first seen, without blocking.  Context: lock held."""
-    used = worker.cpu_time()
-    if used is None:
+    used, item = worker.cpu_time(), worker.item
+    if used is None or item is None:
         return False
-    if worker.hog_item is not worker.item:
-        worker.hog_item, worker.hog_since = worker.item, used
+    # A weak one: an idle worker must not keep its last item alive.
+    if worker.hog_item is None or worker.hog_item() is not item:
+        worker.hog_item, worker.hog_since = ref(item), used
     return used - worker.hog_since > pool.config.cpu_intensive_thresh
 
 
 def _let_go(pool: WorkerPool, worker: Worker) -> None:
     """It is like a sleeping worker from now on, except that no sensor knows better.  Context: lock held."""
     worker.hog = True
+    worker.hog_used = worker.cpu_time()
     pool.nr_hogs += 1
     pool.lookout.exempt(worker, True)
     pool.worker_sleeping(worker, on_lock=True)
+
+
+def _blocks_now(pool: WorkerPool, worker: Worker) -> None:
+    """If the hog used no CPU since last looked at, it is a sleeping worker like any other, and its place is free.
+
+    Context: lock held.
+    """
+    used = worker.cpu_time()
+    if used == worker.hog_used:
+        ended(pool, worker)
+    worker.hog_used = used
 
 
 def ended(pool: WorkerPool, worker: Worker) -> None:
@@ -90,8 +105,8 @@ class HogReports:
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], int] = {}
 
-    def report(self, item: Item, threshold: float) -> None:
-        key = item.queue.name, name_of(item.function)
+    def report(self, key: tuple[str, str], threshold: float) -> None:
+        """key: queue and function."""
         self._counts[key] = count = self._counts.get(key, 0) + 1
         if count & (count - 1) == 0:
             _log.info(

@@ -83,6 +83,7 @@ class WorkerPool:
         self.refused = False  # L: no thread could be had; a retry is due (B2)
         self.closing = False  # L: the runtime ends: no worker is created any more
         self.lost = False  # F: it was the parent's
+        self.nr_parked = 0  # L: works that are active and in no list: they run elsewhere first (E3)
         self.drainers: list[Parker] = []  # L: who waits for quiet
         self.nr_hogs = 0  # L: workers whose item is a hog, and let go of (A9)
         self.hog_timer: Timer | None = None  # L: exists only while work waits
@@ -326,7 +327,8 @@ class WorkerPool:
 
         Context: lock held.
         """
-        return not self.worklist and not any(worker.item or worker.counted for worker in self.workers)
+        busy = any(worker.item or worker.counted for worker in self.workers)
+        return not (busy or self.worklist or self.nr_parked)
 
     def quiet_or_tell(self, parker: Parker | None) -> bool:
         """Whether it is quiet; if not, `parker` is unparked when it may be."""
@@ -362,10 +364,10 @@ class WorkerPool:
     def close(self, *, force: bool = False) -> list[Worker] | None:
         """Take no work any more; every worker ends after its item. Returns them, for the caller to join.
 
-        None: work is listed, nothing was done. force: that is left undone.
+        None: it is not quiet, nothing was done. force: what waits is left undone.
         """
         with self.lock:
-            if self.worklist and not force:
+            if not (force or self.is_quiet()):
                 return None
             self.closing = True
             for pwq in self.pwqs:

@@ -86,6 +86,10 @@ class Host(Protocol):
         """See to it that `call_later` works from now on, even when no more thread can be had. Raises `ThreadLimit`."""
         ...
 
+    def stop_timers(self) -> None:
+        """Drop all timers and end their thread. A later timer starts it anew.  Context: no lock held."""
+        ...
+
     def cpu_clock(self) -> Callable[[], float | None]:
         """A clock that tells, to any thread, how many seconds of CPU the calling thread has used; None: unknown."""
         ...

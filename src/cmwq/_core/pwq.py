@@ -225,6 +225,8 @@ class PoolWorkQueue:
     def thaw(self) -> None:
         with self.pool.lock:
             self.frozen = False
+            for parker in self.freezers:
+                parker.unpark()
             self.freezers.clear()
             self.activate()
             woken = self.pool.kick_or_look_out()

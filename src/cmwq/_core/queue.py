@@ -123,7 +123,7 @@ class WorkQueue:
         self._pwqs: dict[WorkerPool, PoolWorkQueue] = {}  # Q to change
         self._only: PoolWorkQueue | None = None  # Q to change: the one to use, where the scope has but one pool
         self._delays: set[Delay] = set()  # works whose time has not come; each change is atomic
-        self._room = None if max_pending is None else Room(self, max_pending, full)  # I
+        self._room = None if max_pending is None else Room(self, max_pending, full)  # F
         runtime.adopt(self)
 
     def __repr__(self) -> str:
@@ -149,7 +149,7 @@ class WorkQueue:
             if args or kwargs:
                 raise TypeError(f"{fn!r} has its arguments already")
             return self._submit_work(fn)
-        context = copy_context() if self._context is None else self._context.copy()
+        context = self.new_context()
         pwq = self._only or self._pwq_here()
         if self._room is None:
             future: Future[Any] = Future(pwq.phase, fn, args, kwargs, context)
@@ -166,20 +166,19 @@ class WorkQueue:
         return bounded
 
     def _submit_work(self, work: Work) -> Future[Any]:
-        future = WorkFuture((self._only or self._pwq_here()).phase)
+        future = WorkFuture((self._only or self._pwq_here()).phase, work)
         while True:
-            if work._bit.acquire(False):
-                if self._queue(work, None, 0.0, future):
-                    return future
-            elif work._born != Work.generation:
-                work._begin_anew()
-            elif work.add_future(future):
-                return future  # it is pending: one with the earlier queueing
+            if self._queue(work, future=future) or work.add_future(future):
+                return future  # where it was pending: one with the earlier queueing
             if work.is_blocked:
                 raise WorkDisabled(f"{work!r} can't be submitted to queue {self.name!r} until it is enabled")
+            Work.pause()  # it was just about to be queued, or to run
 
     def submit_many(self, fn: Callable[..., T], /, *iterables: Iterable[Any]) -> list[Future[T]]:
-        """`submit(fn, *args)` for each of zip(*iterables), at a fraction of the cost. All are accepted, or none."""
+        """`submit(fn, *args)` for each of zip(*iterables), at a fraction of the cost.
+
+        All are accepted, or none; with `max_pending` each for itself, as there is room.
+        """
         calls = list(zip(*iterables))  # noqa: B905  # as map() does
         if self._room is not None or self._context is not None or isinstance(fn, Work):
             return [self.submit(fn, *args) for args in calls]
@@ -243,36 +242,21 @@ class WorkQueue:
 
         False: it was pending already, and this call is one with the earlier (E4), or it is disabled.
         """
-        if not work._bit.acquire(False):
-            if work._born == Work.generation:
-                return False
-            work._begin_anew()
-            return self.queue(work)
-        return self._queue(work, None, 0.0)
+        return self._queue(work)
 
     def queue_on(self, cpu: int, work: Work) -> bool:
         """`queue` on the pool that serves this CPU. That of an absent CPU runs elsewhere in the queue's scope (D3)."""
         if not isinstance(cpu, int) or cpu < 0:
             raise ValueError(f"queue {self.name!r}: {cpu!r} is no CPU")
-        if not work._bit.acquire(False):
-            if work._born == Work.generation:
-                return False
-            work._begin_anew()
-            return self.queue_on(cpu, work)
-        return self._queue(work, cpu, 0.0)
+        return self._queue(work, cpu)
 
     def queue_delayed(self, work: DelayedWork, delay: float) -> bool:
-        """Queue it after `delay` seconds, no earlier (F9);
+        """Queue it after `delay` seconds, no earlier (F9); 0 or less: `queue`.
 
-        0 or less: `queue`. False: it was pending, and stays as it was.
+        False: it was pending, and stays as it was, or it is disabled.
         """
         delay = _checked_delay(work, delay)
-        if not work._bit.acquire(False):
-            if work._born == Work.generation:
-                return False
-            work._begin_anew()
-            return self.queue_delayed(work, delay)
-        return self._queue(work, None, delay)
+        return self._queue(work, delay=delay)
 
     def mod_delayed(self, work: DelayedWork, delay: float) -> bool:
         """Let it begin `delay` seconds from now: moved if it is pending (True), else queued (False).
@@ -280,66 +264,82 @@ class WorkQueue:
         A disabled one is left alone (False). 0 or less: it is queued at once.
         """
         delay = _checked_delay(work, delay)
-        with work._here():
-            was = work._take_back()
-            if not was and not work._bit.acquire(False):
-                if work._blocked_bit:
-                    return False
-                # A queueing is on its way: it shall become this one.
-                work._instead = Delay(self, self._pwq_here(), work, delay)
-                return True
+        pwq = self._only or self._pwq_here()
+        new = Delay(self, pwq, work, delay)
+        seized, taken = work._seize()
+        try:
+            if not seized:
+                return False
             try:
-                Delay(self, self._pwq_here(), work, delay).begin()
-            except Exception:
-                work._bit.release()
-                raise
-        return was
-
-    def _queue(self, work: Work, cpu: int | None, delay: float, future: WorkFuture | None = None) -> bool:
-        """Context: the caller took the bit."""
-        if self._room is not None and not delay:
-            try:
-                self._room.take()
+                if taken is not None:
+                    new.futures = taken.take_futures()
+                else:
+                    self._check_open()
+                if delay > 0:
+                    self._start(new)
+                else:
+                    new.insert(accepted=taken is not None)
             except BaseException:
                 work._bit.release()
                 raise
-        with work._here():
-            if work._is_blocked():
-                if self._room is not None and not delay:
-                    self._room.give()
+        finally:
+            work._lock.release()
+            if taken is not None:
+                taken.drop()
+        return taken is not None
+
+    def _queue(
+        self, work: Work, cpu: int | None = None, *, delay: float = 0.0, future: WorkFuture | None = None
+    ) -> bool:
+        """Everything that may take time, or be refused, comes before the bit is taken or with it given back."""
+        if work._born != Work.generation:
+            work.begin_anew()
+        room = self._room if delay <= 0 else None
+        if room is not None:
+            if work._bit.locked():
                 return False
-            try:
-                self._place(work, cpu, delay, future)
-            except Exception:
-                work._bit.release()
-                if self._room is not None and not delay:
-                    self._room.give()
-                raise
+            room.take()
+        if not work._bit.acquire(False):
+            if room is not None:
+                room.give()
+            return False
+        try:
+            pwq = (self._only or self._pwq_here()) if cpu is None else self._pwq_at(cpu)
+            # The bit is ours, and no block can come between: it would need the bit.
+            with work._lock:
+                if delay > 0:
+                    self._check_open()
+                    new = Delay(self, pwq, work, delay)
+                    if future is not None:
+                        new.futures.append(future)
+                    self._start(new)
+                else:
+                    item = Queued(work, pwq.phase, self.new_context())
+                    item.room = room
+                    if future is not None:
+                        item.add_future(future)
+                    self.hand_over(item, pwq)
+        except BaseException:
+            work._bit.release()
+            if room is not None:
+                room.give()
+            raise
         return True
 
-    def _place(self, work: Work, cpu: int | None, delay: float, future: WorkFuture | None = None) -> None:
-        """The bit becomes a timer's, or an item's.  Context: W held."""
-        instead, work._instead = work._instead, None
-        if delay > 0 or instead is not None:
-            if self._state is not State.OPEN:
-                self._check_admitted(None)
-            (instead or Delay(self, self._pwq_here(), work, delay)).begin(future)
-            if instead is not None and self._room is not None:
-                self._room.give()
-            return
-        pwq = (self._only or self._pwq_here()) if cpu is None else self._pwq_at(cpu)
-        item = Queued(work, pwq.phase, None if self._context is None else self._context.copy())
-        item.room = self._room
-        if future is not None:
-            item.add_future(future)
-        self._insert(item, pwq)
+    def _start(self, delay: Delay) -> None:
+        """Context: W held, the bit is the delay's."""
+        delay.start()
+        if self._closing:  # `close` may have listed the delays already
+            delay.work._delay = None
+            delay.stop()
+            self._check_open()
 
-    def _insert(self, item: Queued, pwq: PoolWorkQueue) -> None:
-        """Hand the item over, behind an execution of its work on another pool if there is one (E3).
+    def hand_over(self, item: Queued, pwq: PoolWorkQueue) -> None:
+        """List the item, behind an execution of its work on another pool if there is one (E3).
 
         Only where the work ran last can it still run: nobody else can have begun it since, the bit is ours. The item
         then goes to that pool, whose worker runs it next; that of an ordered queue has its place in the order, here,
-        and is held there. Context: W held.
+        and is held there.  Context: W held.
         """
         work = item.work
         assert work is not None
@@ -362,6 +362,10 @@ class WorkQueue:
         except BaseException:
             work._item = None
             raise
+
+    def new_context(self) -> Context:
+        """In which a work queued now is to run."""
+        return copy_context() if self._context is None else self._context.copy()
 
     @property
     def max_active(self) -> int:
@@ -441,24 +445,35 @@ class WorkQueue:
             yield from self._empty_steps("drain")
         finally:
             with self._lock:
-                self._drainers -= 1
+                self._drainers = max(0, self._drainers - 1)  # a fork's child forgets them
                 self._change_state()
 
     def close_steps(self) -> Steps[None]:
         """`close`, for whoever drives it."""
         self._refuse_own_work("closes")
         self.refuse()
-        for delay in list(self._delays):
-            with delay.work._lock:
-                if delay.work._delay is delay and delay.work._take_back():
-                    delay.work._bit.release()
-        yield from self._empty_steps("close")
-        with self._lock:
-            self._state = State.CLOSED
-            pwqs = list(self._pwqs.values())
+        self.take_back_delays()
+        while True:
+            yield from self._empty_steps("close")
+            with self._lock:
+                self._state = State.CLOSED
+                pwqs = list(self._pwqs.values())
+            if not self._has_works(pwqs):  # a delay may have ended in between
+                break
         for pwq in pwqs:
             with pwq.pool.lock:
                 pwq.pool.pwqs.discard(pwq)
+
+    def take_back_delays(self) -> None:
+        """Works whose time has not come won't run."""
+        for delay in list(self._delays):
+            work, taken = delay.work, None
+            with work._here():
+                if work._delay is delay:
+                    taken = work._take_back()
+                    work._bit.release()
+            if taken is not None:
+                taken.drop()
 
     def _empty_steps(self, what: str) -> Steps[None]:
         """Until it is empty, on all pools at the same time.
@@ -551,6 +566,11 @@ class WorkQueue:
             with pwq.pool.lock:
                 pwq.gate = self._state is not State.OPEN or pwq.pool.closing
 
+    def _check_open(self) -> None:
+        """Raise QueueClosed where a new work may not be queued. For one that is not to be listed yet."""
+        if self._state is not State.OPEN:
+            self._check_admitted(None)
+
     def _check_admitted(self, pool: WorkerPool | None, *, accepted: bool = False) -> None:
         """The gate is shut. A draining queue lets its own works queue to it, and what it had accepted before."""
         if pool is not None and pool.closing:
@@ -612,7 +632,7 @@ class WorkQueue:
         elif self._state is State.DRAINING:
             self._state = State.OPEN
         if self._room is not None:
-            self._room.reset()
+            self._room = Room(self, self._room.limit, self._room.full)
 
 
 def own_queue() -> WorkQueue | None:

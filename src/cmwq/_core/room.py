@@ -81,12 +81,6 @@ class Room:
         for parker in parkers:
             parker.unpark()
 
-    def reset(self) -> None:
-        """In the child of a fork."""
-        self._lock = self._queue.runtime.host.lock()
-        self.taken = 0
-        self._waiting = deque()
-
 
 class _Turn:
     """One who waits for a place."""
@@ -105,6 +99,11 @@ class _Turn:
                 return False
             self.parkers.append(parker)
             return True
+
+    def detach(self, parker: Parker) -> None:
+        with self.room._lock:
+            if parker in self.parkers:
+                self.parkers.remove(parker)
 
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
         """Only works of the queue can make room. If it is ordered, the one that runs must end first."""

@@ -57,6 +57,7 @@ class Runtime:
         max_workers: int = 1024,
         config: Config | None = None,
     ) -> None:
+        self._owns_host = host is None  # I
         if host is None:
             from cmwq._host import ThreadHost
 
@@ -71,7 +72,8 @@ class Runtime:
         self._lock = host.lock()
         self._pools: dict[PoolKey, WorkerPool] = {}  # R to change; read freely
         self._queues: WeakSet[WorkQueue] = WeakSet()  # R
-        self.frozen = False  # R to change; a queue's new place looks at it with Q held (E8)
+        self._freezer = host.lock()  # freezing and thawing exclude each other; before R, Q and L
+        self.frozen = False  # that lock to change; a queue's new place looks at it with Q held (E8)
         self.waits = Waits(host)  # I
         self.hogs = HogReports()  # I
         self._sensor: Sensor | None = None  # R
@@ -169,13 +171,13 @@ class Runtime:
 
     def freeze_steps(self) -> Steps[None]:
         """`freeze`, for whoever drives it."""
-        with self._lock:
+        with self._freezer:
             self.frozen = True
-        # A place made from now on is frozen from the start: who makes it holds Q, and looks after we let go of it.
-        pwqs = [pwq for queue in self._freezable() for pwq in queue._all_pwqs()]
-        try:
+            # A place made from now on is frozen from the start: who makes it holds Q, and looks after we let go of it.
+            pwqs = [pwq for queue in self._all_queues() if queue.freezable for pwq in queue._all_pwqs()]
             for pwq in pwqs:
                 pwq.freeze()
+        try:
             for pwq in pwqs:
                 yield Quiet(pwq)
         except BaseException:
@@ -184,15 +186,16 @@ class Runtime:
 
     def thaw(self) -> None:
         """Let freezable queues go on, in order and under their `max_active`. Harmless if nothing is frozen."""
-        with self._lock:
+        with self._freezer:
             self.frozen = False
-        for queue in self._freezable():
-            for pwq in queue._all_pwqs():
-                pwq.thaw()
+            for queue in self._all_queues():
+                if queue.freezable:
+                    for pwq in queue._all_pwqs():
+                        pwq.thaw()
 
-    def _freezable(self) -> list[WorkQueue]:
+    def _all_queues(self) -> list[WorkQueue]:
         with self._lock:
-            return [queue for queue in self._queues if queue.freezable]
+            return list(self._queues)
 
     # ------------------------------------------------------------------------------- to be seen
 
@@ -232,6 +235,8 @@ class Runtime:
             raise FlushDeadlock("close of a runtime from one of its own works: it would wait for itself")
         deadline = None if timeout is None else self.host.monotonic() + timeout
         self.thaw()
+        for queue in self._all_queues():
+            queue.take_back_delays()
         while True:
             if not self._drain(deadline):
                 raise CmwqTimeout(f"close of a runtime: works still there after {timeout} s")
@@ -244,6 +249,8 @@ class Runtime:
                 worker.thread.join()
         if self._sensor is not None:
             self._sensor.stop()
+        if self._owns_host:
+            self.host.stop_timers()
 
     def _drain(self, deadline: float | None) -> bool:
         """Until every pool was found quiet in one round, in which nothing began. False: the deadline passed."""
@@ -295,9 +302,7 @@ class Runtime:
 
     def process_exits(self) -> None:
         """Do what is pending, take nothing new from outside, end every thread (G3)."""
-        with self._lock:
-            queues = list(self._queues)
-        for queue in queues:
+        for queue in self._all_queues():
             queue.refuse()
         self.close()
 
@@ -306,6 +311,7 @@ class Runtime:
         Work.process_forked()
         forget_this_thread()
         self.waits = Waits(self.host)
+        self._freezer = self.host.lock()
         self.frozen = False
         pools, self._pools = self._pools, {}
         for pool in pools.values():

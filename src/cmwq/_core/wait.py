@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cmwq._core.item import Item
     from cmwq._core.ports import Host, Lock, Parker
     from cmwq._core.pwq import Phase, PoolWorkQueue
+    from cmwq._core.queue import WorkQueue
     from cmwq._core.runtime import Runtime
 
 T = TypeVar("T")
@@ -38,6 +39,10 @@ class Target(Protocol):
     def done(self) -> bool: ...
     def attach(self, parker: Parker) -> bool:
         """From now on `parker` is unparked when it may be done. False: it is done already."""
+        ...
+
+    def detach(self, parker: Parker) -> None:
+        """Nobody waits with it any more."""
         ...
 
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
@@ -100,8 +105,19 @@ def needs_of(item: Item, waiting: dict[Item, Target]) -> Iterator[Item]:
     queue, work = item.queue, getattr(item, "work", None)
     if queue.ordered or work is not None:
         for other in list(waiting):
-            if (queue.ordered and other.queue is queue) or (work is not None and getattr(other, "work", None) is work):
+            same_work = work is not None and getattr(other, "work", None) is work
+            if same_work or (queue.ordered and (other.queue is queue or _pending_of(other, queue) is not None)):
                 yield other
+
+
+def _pending_of(item: Item, queue: WorkQueue) -> Item | None:
+    """The pending queueing of a running item's work, if it is in that queue:
+
+    it can't begin before the running one ends.
+    """
+    work = getattr(item, "work", None)
+    pending: Item | None = None if work is None else work._item
+    return pending if pending is not None and pending.queue is queue else None
 
 
 class PhaseEnd:
@@ -120,11 +136,16 @@ class PhaseEnd:
             self.phase.parkers.append(parker)
             return True
 
+    def detach(self, parker: Parker) -> None:
+        with self.phase.pwq.pool.lock:
+            if parker in self.phase.parkers:
+                self.phase.parkers.remove(parker)
+
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
         for item in list(waiting):
-            pwq: PoolWorkQueue = item.pwq
-            if pwq is self.phase.pwq and item._phase.number <= self.phase.number:
-                yield item
+            for each in (item, _pending_of(item, self.phase.pwq.wq)):
+                if each is not None and each.pwq is self.phase.pwq and each._phase.number <= self.phase.number:
+                    yield item
 
     def describe(self) -> str:
         return f"flushes queue {self.phase.pwq.wq.name!r}"
@@ -137,12 +158,17 @@ class Quiet:
         self.pwq = pwq
 
     def done(self) -> bool:
-        return not self.pwq.is_executing()
+        return not self.pwq.frozen or not self.pwq.is_executing()
 
     def attach(self, parker: Parker) -> bool:
         with self.pwq.pool.lock:
             self.pwq.freezers.append(parker)
         return not self.done()
+
+    def detach(self, parker: Parker) -> None:
+        with self.pwq.pool.lock:
+            if parker in self.pwq.freezers:
+                self.pwq.freezers.remove(parker)
 
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
         return (item for item in list(waiting) if item.pwq is self.pwq)
@@ -154,8 +180,20 @@ class Quiet:
 def wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float | None) -> bool:
     """Park until the target is done. False: the deadline, on the host's clock, passed before.
 
-    Raises FlushDeadlock.  Context: no lock held; `parker` is attached to the target.
+    Raises FlushDeadlock.  Context: no lock held.
     """
+    if not target.attach(parker):
+        return True
+    done = False
+    try:
+        done = _wait_for(target, parker, runtime, deadline)
+    finally:
+        if not done:
+            target.detach(parker)
+    return done
+
+
+def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float | None) -> bool:
     host = runtime.host
     worker = current_worker()
     item = worker.item if worker is not None else None
@@ -185,7 +223,7 @@ def run_steps(steps: Steps[T], runtime: Runtime, timeout: float | None, what: Ca
     try:
         target = next(steps)
         while True:
-            if target.attach(parker) and not wait_for(target, parker, runtime, deadline):
+            if not wait_for(target, parker, runtime, deadline):
                 raise CmwqTimeout(f"{what()} after {timeout} s")
             target = next(steps)
     except StopIteration as stop:

@@ -9,13 +9,13 @@ time, wherever it is queued (E3); what was done before `queue()` is visible to t
 `_bit` is a lock that nobody ever waits for: a test-and-set. While it is taken, `queue()` returns False. It has one
 owner:
 
-- *a queueing on its way*: it took the bit, and not yet `_lock`;
+- *a queueing on its way*: it took the bit, and not yet `_lock`; or *an execution that begins*, and is about to let go;
 - *a pending work*: an item on some pool (`_item`), or a timer (`_delay`). Given up just before the function runs (E4);
 - *a block* (`_blocked_bit`): somebody disabled the work, or is cancelling it.
 
 Everything but taking the bit happens under the work's own lock, W. So whoever holds W and finds the bit taken, but no
-item, no timer and no block, knows that a queueing is on its way and will look, under W, at what it is told there: that
-the work is blocked (then the bit becomes the block's), or that it has become a delayed one (`_instead`).
+item, no timer and no block, has met the first case. It lets go of W and tries again (`_seize`), as the kernel does: who
+is on its way needs nothing but W. What takes time, a pool's first thread or room in a full queue, is waited for before.
 
 A failed try-lock alone promises no order of memory (E6). It is ordered all the same: with a GIL by handing that over;
 without one because every store into a Python object takes that object's lock, and letting go of it is a full barrier
@@ -29,7 +29,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
+from functools import partial
 from threading import Lock
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core.item import name_of
@@ -40,6 +42,7 @@ from cmwq._errors import CmwqError
 if TYPE_CHECKING:
     from contextvars import Context
 
+    from cmwq._core import ports
     from cmwq._core.future import WorkFuture
     from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
@@ -70,13 +73,17 @@ class Work:
     """
 
     __slots__ = (
-        "__weakref__", "_args", "_bit", "_blocked_bit", "_born", "_cancels", "_delay", "_disables", "_fn", "_instead",
-        "_item", "_kwargs", "_last", "_lock",
+        "__weakref__", "_args", "_bit", "_blocked_bit", "_born", "_cancels", "_delay", "_disables", "_fn", "_item",
+        "_kwargs", "_last", "_lock",
     )  # fmt: skip
 
     generation = 0
     """F: bumped in the child of a fork: works born before may hold locks of threads that are not there."""
     _renewal = Lock()  # F: made anew in the child of a fork
+    new_lock: Callable[[], ports.Lock] = staticmethod(Lock)
+    """Where W comes from: a simulation has locks of its own."""
+    pause: Callable[[], object] = staticmethod(partial(sleep, 0))
+    """Let others go first, for an instant."""
 
     def __init__(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> None:
         if not callable(fn):
@@ -88,15 +95,16 @@ class Work:
         self._begin()
 
     def _begin(self) -> None:
-        self._lock = Lock()
+        self._lock = Work.new_lock()
         self._bit = Lock()
         self._blocked_bit = False  # W: the bit is the blocks'
         self._cancels = 0  # W: cancel_sync()s in progress
         self._item: Queued | None = None  # set under W before it is listed, to None under L: where it is pending
         self._delay: Delay | None = None  # W: its timer
-        self._instead: Delay | None = None  # W: what a queueing on its way is to become
         self._last: WorkerPool | None = None  # L: where it ran last: only there can it still be running (E3)
-        self._born = Work.generation
+        if self._disables:
+            self._blocked_bit = self._bit.acquire(False)
+        self._born = Work.generation  # last: until then nobody else touches it
 
     @classmethod
     def process_forked(cls) -> None:
@@ -104,17 +112,17 @@ class Work:
         Work.generation += 1
         Work._renewal = Lock()
 
-    def _here(self) -> Lock:
-        """W; of a work that was the parent's before a fork, after making it new."""
-        if self._born != Work.generation:
-            self._begin_anew()
-        return self._lock
-
-    def _begin_anew(self) -> None:
+    def begin_anew(self) -> None:
+        """It was the parent's before a fork: here it is idle, and as disabled as it was (G2)."""
         with Work._renewal:
             if self._born != Work.generation:
                 self._begin()
-                self._blocked_bit = bool(self._disables) and self._bit.acquire(False)
+
+    def _here(self) -> ports.Lock:
+        """W."""
+        if self._born != Work.generation:
+            self.begin_anew()
+        return self._lock
 
     # ------------------------------------------------------------------------------- to be seen
 
@@ -168,11 +176,18 @@ class Work:
 
     def cancel(self) -> bool:
         """Take it back if it is pending (F4). True: it was. Does not wait: an execution that has begun goes on."""
-        with self._here():
-            if not self._take_back():
-                return False
-            self._bit.release()
-            return True
+        while True:
+            with self._here():
+                taken = self._take_back()
+                if taken is not None:
+                    self._bit.release()
+                    break
+                # An idle work's bit is left alone: a `queue` that came meanwhile would take it for pending.
+                if self._blocked_bit or not self._bit.locked():
+                    return False
+            Work.pause()
+        taken.drop()
+        return True
 
     def cancel_sync(self, timeout: float | None = None) -> bool:
         """Take it back, and wait until it doesn't run either (F5). True: it was pending.
@@ -186,16 +201,14 @@ class Work:
         return run_steps(self.cancel_steps(), runtime, timeout, lambda: f"cancel_sync: {self!r} did not end")
 
     def disable(self) -> bool:
-        """From now on it can't be queued, until `enable` was called as often (F6). True: it was pending, and is taken
-        back.
+        """From now on it can't be queued, until `enable` was called as often (F6). True: it was pending, and is no
+        more.
 
         Does not wait for an execution. Raises OverflowError beyond 65,535.
         """
-        with self._here():
-            if self._disables >= MAX_DISABLED:
-                raise OverflowError(f"{self!r} is disabled {MAX_DISABLED} times already")
-            self._disables += 1
-            return self._block()
+        if self._disables >= MAX_DISABLED:
+            raise OverflowError(f"{self!r} is disabled {MAX_DISABLED} times already")
+        return self._block("_disables")
 
     def disable_sync(self, timeout: float | None = None) -> bool:
         """`disable`, and wait for an execution to end. After a CmwqTimeout it stays disabled."""
@@ -228,14 +241,12 @@ class Work:
 
     def cancel_steps(self) -> Steps[bool]:
         """`cancel_sync`, for whoever drives it."""
-        with self._here():
-            self._cancels += 1
-            was = self._block()
+        was = self._block("_cancels")
         try:
             yield from self.end_steps()
         finally:
-            with self._lock:
-                self._cancels -= 1
+            with self._here():
+                self._cancels = max(0, self._cancels - 1)  # a fork's child forgets them
                 self._unblock()
         return was
 
@@ -246,11 +257,8 @@ class Work:
 
     def flush_steps(self) -> Steps[bool]:
         """`flush`, for whoever drives it."""
-        with self._here():
-            self._hasten()
-            item = self._item
-        if item is None:
-            item = self._execution()
+        self._hasten()
+        item = self._item or self._execution()
         if item is None:
             return False
         yield ItemEnd(item, "flushes")
@@ -272,49 +280,64 @@ class Work:
         return pool.runtime if pool is not None else None
 
     def _hasten(self) -> None:
-        """A delay ends now.  Context: W held."""
+        """A delay ends now.  Context: no lock held."""
 
-    def _take_back(self) -> bool:
-        """True: it was pending, is so no more, and the bit is the caller's.  Context: W held."""
+    def _take_back(self) -> Queued | Delay | None:
+        """What was pending: it is so no more, and the bit is the caller's.
+
+        Context: W held. The caller drops what it got, without W: that calls callbacks and finalisers, which are user
+        code.
+        """
         delay = self._delay
         if delay is not None:
             self._delay = None
-            delay.drop()
-            delay.cancel_futures()
-            return True
+            delay.stop()
+            return delay
         item = self._item
         if item is None:
-            return False
-        with item.pwq.pool.lock:
+            return None
+        pool = item.pwq.pool
+        with pool.lock:
             if self._item is not item:
-                return False  # it began meanwhile
+                return None  # it began meanwhile
             self._item = None
             item.withdraw()
-        item.drop()
-        return True
+            woken = pool.kick_or_look_out()  # its place may have gone to another
+        if woken is not None:
+            woken.parker.unpark()
+        return item
 
-    def _block(self) -> bool:
-        """One more reason not to queue it. Returns whether it was pending.  Context: W held."""
-        was = self._take_back()
-        if was:
-            self._blocked_bit = True
-        elif not self._blocked_bit:
-            # If that fails a queueing is on its way, and hands the bit over when it gets here.
-            self._blocked_bit = self._bit.acquire(False)
-        return was
+    def _seize(self) -> tuple[bool, Queued | Delay | None]:
+        """Take the bit from whoever has it. False: a block has it. What was pending is the caller's to drop.
+
+        Context: no lock held. On return W is held, for the caller to release.
+        """
+        while True:
+            lock = self._here()
+            lock.acquire()
+            taken = self._take_back()
+            if taken is not None or self._bit.acquire(False):
+                return True, taken
+            if self._blocked_bit:
+                return False, None
+            lock.release()
+            Work.pause()
+
+    def _block(self, counter: str) -> bool:
+        """One more reason not to queue it. Returns whether it was pending.  Context: no lock held."""
+        _, taken = self._seize()
+        setattr(self, counter, getattr(self, counter) + 1)
+        self._blocked_bit = True
+        self._lock.release()
+        if taken is not None:
+            taken.drop()
+        return taken is not None
 
     def _unblock(self) -> None:
         """One reason less.  Context: W held."""
         if self._blocked_bit and not self._disables and not self._cancels:
             self._blocked_bit = False
             self._bit.release()
-
-    def _is_blocked(self) -> bool:
-        """Asked by a queueing that has the bit. True: it gives the bit away.  Context: W held."""
-        if self._disables or self._cancels:
-            self._blocked_bit = True
-            return True
-        return False
 
 
 class DelayedWork(Work):
@@ -327,11 +350,20 @@ class DelayedWork(Work):
     __slots__ = ()
 
     def _hasten(self) -> None:
-        delay = self._delay
-        if delay is not None:
+        with self._here():
+            delay = self._delay
+            if delay is None:
+                return
             self._delay = None
-            delay.drop()
-            delay.insert(self)
+            delay.stop()
+            try:
+                delay.insert()
+                return
+            except Exception as exc:
+                self._bit.release()
+                refusal = exc
+        delay.drop()
+        raise refusal
 
 
 class Delay:
@@ -342,28 +374,34 @@ class Delay:
     def __init__(self, wq: WorkQueue, pwq: PoolWorkQueue, work: Work, seconds: float) -> None:
         self.wq = wq  # I
         self.work = work  # I
-        self._seconds = seconds  # I: 0 or less: none, it goes there at once
+        self._seconds = seconds  # I
         self._pwq = pwq  # I: where it will go
-        self._context = copy_context()  # I
+        self._context: Context | None = wq.new_context()
         self._timer: Timer | None = None  # W
-        self.futures: list[WorkFuture] = []  # W
+        self.futures: list[WorkFuture] = []  # W: who wants the result
 
-    def begin(self, future: WorkFuture | None = None) -> None:
-        """The bit is ours now. Raises ThreadLimit or QueueClosed, and is not begun then.  Context: W held."""
-        if future is not None:
-            self.futures.append(future)
-        if self._seconds <= 0:
-            self.insert(self.work)
-            return
+    def start(self) -> None:
+        """The bit is ours now. Raises ThreadLimit, and is not started then.  Context: W held."""
         self._timer = self.wq.runtime.host.call_later(self._seconds, self.fire)
         self.work._delay = self
         self.wq._delays.add(self)
 
-    def drop(self) -> None:
+    def stop(self) -> None:
         """It won't fire.  Context: W held, and work._delay changed already."""
         self.wq._delays.discard(self)
         if self._timer is not None:
             self._timer.cancel()
+
+    def drop(self) -> None:
+        """It was taken back: let go of what it refers to.  Context: no lock held."""
+        self._context = None
+        for future in self.futures:
+            future.cancel()
+
+    def take_futures(self) -> list[WorkFuture]:
+        """They are to be another's."""
+        futures, self.futures = self.futures, []
+        return futures
 
     def fire(self) -> None:
         """The time has come.  Context: the timer's thread, no lock held."""
@@ -374,31 +412,29 @@ class Delay:
             work._delay = None
             self.wq._delays.discard(self)
             try:
-                self.insert(work)
+                self.insert()
+                return
             except CmwqError as exc:
                 work._bit.release()
-                _log.warning("%r is not run: %s", work, exc)
-                self.cancel_futures()
+                refusal = exc
+        _log.warning("%r is not run: %s", work, refusal)
+        self.drop()
 
-    def insert(self, work: Work) -> None:
-        """The bit becomes the item's.  Context: W held."""
-        item = Queued(work, self._pwq.phase, self._context)
-        item.accepted = True
+    def insert(self, *, accepted: bool = True) -> None:
+        """The bit becomes the item's. Raises QueueClosed.  Context: W held."""
+        item = Queued(self.work, self._pwq.phase, self._context)
+        item.accepted = accepted
         for future in self.futures:
             item.add_future(future)
-        self.wq._insert(item, self._pwq)
-
-    def cancel_futures(self) -> None:
-        for future in self.futures:
-            future.cancel()
+        self.wq.hand_over(item, self._pwq)
 
 
 class Queued:
     """One queueing of a Work."""
 
     __slots__ = (
-        "_context", "_phase", "accepted", "follower", "futures", "held", "hold", "outcome", "over", "parked",
-        "parkers", "room", "work",
+        "__weakref__", "_context", "_phase", "accepted", "behind", "follower", "futures", "held", "hold", "lent",
+        "outcome", "over", "parked", "parkers", "room", "work",
     )  # fmt: skip
 
     def __init__(self, work: Work, phase: Phase, context: Context | None = None) -> None:
@@ -410,6 +446,8 @@ class Queued:
         self.over = False  # L: it ended, or was taken back
         self.parkers: list[Parker] | None = None  # L: who waits for that
         self.follower: Queued | None = None  # L: the next queueing, which collided with this execution (E3)
+        self.behind = False  # L: it hangs behind its running self, or did, and is in no list
+        self.lent = False  # L: it hangs behind its running self, and has no place under max_active meanwhile
         self.hold = False  # L: an execution on another pool must end first (E3)
         self.parked = False  # L: its turn came while on hold; it is in no list
         self.futures: list[WorkFuture] | None = None  # L: who wants the result
@@ -441,19 +479,35 @@ class Queued:
     def claim(self, worker: Worker) -> bool:
         work, pwq = self.work, self._phase.pwq
         if work is None:
-            pwq.pass_over()
+            if not self.behind:  # else `withdraw` saw to its place
+                pwq.pass_over()
             return False
         if self.hold:
             self.parked = True  # it keeps its place under max_active, so an ordered queue stays in order
+            pwq.pool.nr_parked += 1
             return False
         busy = worker.pool.busy_works
         running = busy.get(work)
         if running is not None:
-            running.follower = self  # at most one can be waiting: the pending bit is still set
+            # One that was taken back may still hang there; one that is pending can't: it had the bit.
+            running.follower = self
+            self.behind = True
+            if pwq.lends:
+                # It can't go on before its running self, which may wait for another work of this queue.
+                self.lent = True
+                pwq.nr_active -= 1
+                pwq.activate()
             return False
+        self.behind = False
         if pwq.frozen:
+            if self.lent:
+                self.lent = False
+                pwq.nr_active += 1
             pwq.put_back(self)
             return False
+        if self.lent:
+            self.lent = False
+            pwq.nr_active += 1  # even if its place is taken: as whoever waited
         if self.room is not None:
             self.room.give()
             self.room = None
@@ -471,48 +525,50 @@ class Queued:
             if self.futures is not None:
                 self.outcome = (result, None)
         except BaseException as exc:
-            if self.futures is not None:
+            if any(not future.done() for future in self.futures or ()):
                 self.outcome = (None, exc)
             else:
                 self.queue.work_failed(work, exc)
         self._context = None
 
     def end(self) -> Queued | None:
-        assert self.work is not None
-        del self._phase.pwq.pool.busy_works[self.work]
-        self._be_over()
+        # In the child of a fork within the function there is no such entry any more.
+        self._phase.pwq.pool.busy_works.pop(self.work, None)  # type: ignore[arg-type]
         if self.held is not None or self.futures is not None:
             return self
-        self._phase.retire()
+        self.retire()
         return None
 
     def announce(self, item: Item) -> None:
-        """Whoever waits hears of the result;
-
-        those that were on hold for this execution may go.  Context: no lock held.
-        """
+        """Whoever waits hears of the result; those on hold for this execution may go.  Context: no lock held."""
         for future in self.futures or ():
             future.settle(*self.outcome)
+        self.futures, self.outcome = None, (None, None)
         for held in self.held or ():
-            pool = held._phase.pwq.pool
-            with pool.lock:
-                held.hold = False
-                woken = None
-                if held.parked:
-                    held.parked = False
-                    pool.worklist.appendleft(held)  # claim() sees to it if it was taken back, or frozen, meanwhile
-                    woken = pool.kick_or_look_out()
-            if woken is not None:
-                woken.parker.unpark()
+            held.let_go()
         self.held = None
 
+    def let_go(self) -> None:
+        """The execution elsewhere that it was on hold for has ended.  Context: no lock held."""
+        pool = self._phase.pwq.pool
+        with pool.lock:
+            self.hold = False
+            woken = None
+            if self.parked:
+                self.parked = False
+                pool.nr_parked -= 1
+                pool.worklist.appendleft(self)
+                woken = pool.kick_or_look_out()
+        if woken is not None:
+            woken.parker.unpark()
+
     def retire(self) -> None:
+        self._be_over()
         self._phase.retire()
 
     def describe(self) -> str:
-        return (
-            f"work {name_of(self.work._fn) if self.work is not None else '(taken back)'} of queue {self.queue.name!r}"
-        )
+        work = self.work  # it may be taken back at any moment
+        return f"work {'(taken back)' if work is None else name_of(work._fn)} of queue {self.queue.name!r}"
 
     # ------------------------------------------------------------------------------- taking back
 
@@ -520,6 +576,14 @@ class Queued:
         """Context: lock held; `drop` to be called after."""
         self.work = None
         self._phase.withdraw()
+        if self.parked:  # it is in no list, and holds a place
+            self.parked = False
+            self._phase.pwq.pool.nr_parked -= 1
+            self._phase.pwq.pass_over()
+        elif self.lent:
+            self._phase.pwq.nr_withdrawn -= 1  # nor is this, and holds none
+        elif self.behind:
+            self._phase.pwq.pass_over()
         if self.room is not None:
             self.room.give()
             self.room = None
@@ -530,6 +594,11 @@ class Queued:
         self._context = None
         for future in self.futures or ():
             future.cancel()
+
+    def take_futures(self) -> list[WorkFuture]:
+        """They are to be another's."""
+        futures, self.futures = self.futures, None
+        return futures or []
 
     def add_future(self, future: WorkFuture) -> None:
         """Context: lock held, or not queued yet."""
@@ -564,6 +633,11 @@ class ItemEnd:
                 self.item.parkers = []
             self.item.parkers.append(parker)
             return True
+
+    def detach(self, parker: Parker) -> None:
+        with self.item.pwq.pool.lock:
+            if self.item.parkers is not None and parker in self.item.parkers:
+                self.item.parkers.remove(parker)
 
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
         return needs_of(self.item, waiting)

@@ -18,6 +18,7 @@ from cmwq._core.policy import keep_working, need_more_worker, need_to_create_wor
 
 if TYPE_CHECKING:
     from types import TracebackType
+    from weakref import ref
 
     from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
@@ -28,8 +29,8 @@ class Worker:
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "counted", "cpu_time", "dying", "hinted", "hog", "hog_item", "hog_since", "idle", "index", "item", "kicked",
-        "last", "last_active", "name", "nr_hints", "on_lock", "parker", "pool", "shown", "sleeping", "thread",
+        "counted", "cpu_time", "dying", "hinted", "hog", "hog_item", "hog_since", "hog_used", "idle", "index", "item",
+        "kicked", "last", "last_active", "name", "nr_hints", "on_lock", "parker", "pool", "shown", "sleeping", "thread",
         "watched",
     )  # fmt: skip
 
@@ -48,7 +49,8 @@ class Worker:
         self.hinted = False  # L: it said so itself; no sensor knows better
         self.item: Item | None = None  # L: what it executes, until everybody has heard of its end
         self.cpu_time: Callable[[], float | None] = _unknown  # I: CPU seconds its thread has used
-        self.hog_item: Item | None = None  # L: what it executed when last looked at for hogs (A9)
+        self.hog_item: ref[Item] | None = None  # L: what it executed when last looked at for hogs (A9)
+        self.hog_used: float | None = None  # L: if it is a hog, its CPU time when last looked at
         self.hog_since = 0.0  # L: its CPU time then
         self.hog = False  # L: its item is a hog, and let go of
         self.last: Item | None = None  # S: ended, to be dropped without the lock
@@ -60,6 +62,13 @@ class Worker:
     def __repr__(self) -> str:
         state = "idle" if self.idle else "blocked" if self.sleeping else "running" if self.counted else "preparing"
         return f"<Worker {self.name} {state}>"
+
+    def forget_hints(self) -> None:
+        """Its item ended: a `blocking()` that was entered and never left is over (B4).  Context: pool.lock held."""
+        if self.nr_hints:
+            self.nr_hints = 0
+            self.hinted = False
+            self.pool.lookout.exempt(self, False)
 
     def discard_parker(self) -> None:
         """Give the parker's place back. For a worker whose thread ends or never came to be."""
@@ -101,7 +110,7 @@ def worker_thread(worker: Worker) -> None:
             worker.parker.park()
             with lock:
                 if not worker.dying and start_working(pool, worker):
-                    worker.last = process_works(pool, worker)
+                    process_works(pool, worker)
                     if not worker.dying:
                         pool.enter_idle(worker)
             worker.last = None  # an idle worker must not keep a result alive
@@ -163,10 +172,11 @@ def manage_workers(pool: WorkerPool, worker: Worker) -> None:
     pool.lock.acquire()
 
 
-def process_works(pool: WorkerPool, worker: Worker) -> Item | None:
+def process_works(pool: WorkerPool, worker: Worker) -> None:
     """Run items back to back while the rules allow it (A3, A5). The hot path.
 
-    Returns the last item, for the caller to drop without the lock: finalisers are user code.
+    The last item is left in `worker.last`, to be dropped without the lock: finalisers are user code. No frame keeps one
+    when it is left: an exception's traceback holds on to frames.
     Context: lock held; released around each item.
     """
     worklist, lock, ended = pool.worklist, pool.lock, pool.lookout.ended
@@ -175,6 +185,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> Item | None:
     while True:
         follower = last.follower if last is not None else None
         if follower is not None:
+            last.follower = None  # type: ignore[union-attr]
             item = follower  # E3: behind its running self, on the same worker
         elif not worklist:
             break
@@ -187,10 +198,11 @@ def process_works(pool: WorkerPool, worker: Worker) -> Item | None:
                     break
             item = worklist.popleft()
         if not item.claim(worker):
-            if follower is not None:
-                last = None
             if not worklist:
                 pool.look_out()
+            lock.release()
+            last = item = follower = None  # without the lock: finalisers are user code
+            lock.acquire()
             continue
         worker.item = item
         pool.nr_started += 1
@@ -205,15 +217,16 @@ def process_works(pool: WorkerPool, worker: Worker) -> Item | None:
         lock.release()
         if woken is not None:
             woken.parker.unpark()
-        last = woken = None
+        last = woken = follower = None
         if item.exempt or worker.shown is not item.queue:
-            execute_specially(pool, worker, item)
+            execute_specially(pool, worker)
         else:
             item.run()
         lock.acquire()
         ended(worker)
         if worker.sleeping:
             pool.worker_running(worker)
+            worker.forget_hints()
         pool.nr_completed += 1
         announcement = item.end()
         if announcement is not None:
@@ -226,24 +239,26 @@ def process_works(pool: WorkerPool, worker: Worker) -> Item | None:
             ended(worker)
             if worker.sleeping:
                 pool.worker_running(worker)
+                worker.forget_hints()
             item.retire()
             announcement = woken = None
         worker.item = None
         last, item = item, None
     pool.uncount(worker)
-    return last
+    worker.last, last = last, None
 
 
-def execute_specially(pool: WorkerPool, worker: Worker, item: Item) -> None:
-    """Run an item of another queue than the last (B5: name the thread), or one that does not count (A8).
+def execute_specially(pool: WorkerPool, worker: Worker) -> None:
+    """Run the worker's item, of another queue than the last (B5: name the thread), or one that does not count (A8).
 
     Context: lock not held.
     """
-    if worker.shown is not item.queue:
-        worker.shown = item.queue
-        pool.host.set_thread_name(f"{worker.name}-{item.queue.name}")
-    if not item.exempt:
-        item.run()
+    queue, exempt = worker.item.queue, worker.item.exempt  # type: ignore[union-attr]
+    if worker.shown is not queue:
+        worker.shown = queue
+        pool.host.set_thread_name(f"{worker.name}-{queue.name}")
+    if not exempt:
+        worker.item.run()  # type: ignore[union-attr]
         return
     with pool.lock:
         pool.uncount(worker)
@@ -252,11 +267,12 @@ def execute_specially(pool: WorkerPool, worker: Worker, item: Item) -> None:
     if woken is not None:
         woken.parker.unpark()
     try:
-        item.run()
+        worker.item.run()  # type: ignore[union-attr]
     finally:
         with pool.lock:
             pool.count(worker)
             pool.lookout.exempt(worker, False)
+            worker.forget_hints()
 
 
 class blocking:
@@ -266,21 +282,25 @@ class blocking:
     platform. Nests. Outside a worker it does nothing. Reusable, not to be shared between threads while entered.
     """
 
-    __slots__ = ("_worker",)
+    __slots__ = ("_item", "_worker")
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
+        self._item: Item | None = None
 
     def __enter__(self) -> None:
         self._worker = worker = current_worker()
         if worker is None:
             return
+        self._item = worker.item
         worker.nr_hints += 1
         if worker.nr_hints > 1 or not worker.counted:
             return
         pool = worker.pool
         with pool.lock:
             worker.hinted = True
+            if worker.hog:
+                pool.worker_running(worker)  # its place among the hogs is free
             pool.lookout.exempt(worker, True)
             pool.worker_sleeping(worker)
             pool.lookout.deliver()
@@ -291,9 +311,9 @@ class blocking:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        worker = self._worker
-        if worker is None:
-            return
+        worker, item, self._item = self._worker, self._item, None
+        if worker is None or worker.item is not item or not worker.nr_hints:
+            return  # no worker, or left only after its item had ended
         worker.nr_hints -= 1
         if worker.nr_hints or not worker.hinted:
             return

@@ -8,16 +8,17 @@
    reserve worker it was given.  Policy stays in Python: the woken worker reads the marks and decides.
 
    Guarantees
-   - Never touches the GIL or a Python object from a native thread.
+   - A native thread that looks never touches the GIL or a Python object.  (The helper of learn_gil() asks for the GIL:
+     that is what it is for.  It is joined before learn_gil() returns.)
    - No lock is shared with Python threads: a SCHED_IDLE thread may be off the CPU for as long as others are busy,
      and whoever waited for its lock would wait as long.  All sharing is by atomics; memory the native threads
-     may reach is freed by the last of them to leave.
+     may reach is freed by the last of them to leave, and until then only reused as what it was.
    - Asleep on one futex (Watch.bell) whenever no lookout is armed.  No periodic wake-up then.
    - Level-triggered: while a lookout is armed the sentinels look again and again (backing off to 1 ms), so a report
      that came too early or too late is only a late one, never a lost one.
 
-   Letters: A atomic, any thread; I set before it is shared; G with the GIL (or the pool's lock) held; N native threads
-   only.  The words of struct Slot are argued in README.md beside this file.  */
+   Letters: A atomic, any thread; I set before it is shared; P atomic, Python threads only.  The words of struct Slot
+   are argued in README.md beside this file.  */
 
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
@@ -40,6 +41,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -56,6 +58,7 @@ enum {
     TICK = 10 * MS,             /* the plain tick, should every sentinel be starved by other processes */
     SHORT_WAIT = 50 * US,       /* a lock wait must last so long, times (1 + young ones), to count as blocked */
     YOUNG = 10 * MS,            /* a lock wait older than this no longer damps the next */
+    STILL = 10 * MS,            /* a CPU clock stood: longer than a waiter for the GIL goes without stirring */
     ALONE = 5 * US,             /* a yield that took no longer: nobody else wants this CPU */
     NAP = 20 * US,              /* long enough for a lock of a free-threaded build to end its spinning */
     RELOOK = 4,                 /* workers believed blocked that one look visits */
@@ -81,22 +84,30 @@ static struct timespec timespec_of(long long ns)
 
 /* ---------------------------------------------------------------------------------------------- state */
 
-/* A worker as the sentinel sees it.  `word` is sequence << 2 | state, so that a verdict (compare and swap)
-   fails if the worker parked, woke or ended its item since it was looked at. */
-enum { AWAY = 0, RUNNING = 1, BLOCKED = 2, STATE = 3, STEP = 4 };
+/* A worker as the sentinel sees it.  `word` is sequence << 3 | state, and every change of it is a step of the sequence,
+   the end of an item included.  So a verdict (compare and swap) fails if the worker parked, woke or ended its item, or
+   if somebody else judged it, since it was looked at. */
+enum {
+    AWAY,                       /* not to be looked at: free, or exempt */
+    PARKED,                     /* nor this one; but unpark() makes it RUNNING */
+    RUNNING,                    /* as far as anybody knows */
+    BLOCKED,                    /* somebody looked, and it slept */
+    ON_LOCK,                    /* the same, and for a lock */
+    STATE = 7,
+    STEP = 8,
+};
 
 typedef struct {
     atomic_uint token;          /* A: the parker: 0 empty, 1 unparked, 2 somebody waits */
     atomic_uint word;           /* A */
-    atomic_int tid;             /* A: 0 while the slot is free */
-    bool told;                  /* G: Python was told that it sleeps */
-    bool used;                  /* G */
-    atomic_bool on_lock;        /* A: the wait in question is for a lock */
-    atomic_llong wait_key;      /* A: which wait: address of the futex */
-    atomic_llong wait_since;    /* A: when it was first seen */
-    atomic_llong wait_cpu;      /* A: the thread's CPU time then: unchanged means it did not run in between */
-    atomic_flag reading;        /* A: taken by who uses the next two; never waited for */
+    atomic_int tid;             /* A: 0 while the slot is free, or its thread is starting */
+    atomic_bool told;           /* P: Python was told that it sleeps */
+    atomic_bool used;           /* P */
+    atomic_flag reading;        /* A: taken by who uses the last four; never waited for */
+    atomic_ullong still;        /* A: since when it has not run, as far as was seen: see still_for() */
     int kept, kept_tid;         /* with `reading`: descriptor + 1 on the syscall file of that thread; 0: none */
+    dev_t kept_dev;             /* with `reading`: the file's identity */
+    ino_t kept_ino;
 } Slot;
 
 typedef struct {
@@ -104,6 +115,7 @@ typedef struct {
     int capacity;               /* I */
     Slot *slots;                /* I: type-stable: a slot is reused, never freed while the watch lives */
     atomic_int nr_slots;        /* A: slots[0:nr_slots] have been used */
+    atomic_bool taken;          /* P: a pool has it; if not, the next pool with these CPUs gets it */
     atomic_int target;          /* A: how many may run */
     atomic_int reserve;         /* A: slot to wake + 1; 0: nothing to do here (no work, or nobody to wake) */
     atomic_bool changed;        /* A: marks that Python has not read */
@@ -126,13 +138,17 @@ typedef struct {
     atomic_long looks, wakes;   /* A: statistics */
 } Watch;
 
-/* A descriptor of ours, unless the program closed all it found and the number is another file's by now. */
+/* Is the descriptor that the slot keeps still ours?  A program that closes all descriptors it finds closes this one
+   too, and then the number may be any file's. */
+static bool still_ours(const Slot *slot)
+{
+    struct stat now;
+    return slot->kept && !fstat(slot->kept - 1, &now) && now.st_ino == slot->kept_ino && now.st_dev == slot->kept_dev;
+}
+
 static void close_kept(Watch *watch, Slot *slot)
 {
-    char link[48], target[64];
-    snprintf(link, sizeof link, "/proc/self/fd/%d", slot->kept - 1);
-    ssize_t n = readlink(link, target, sizeof target);
-    if (n > 8 && !memcmp(target + n - 8, "/syscall", 8))
+    if (still_ours(slot))
         close(slot->kept - 1);
     slot->kept = 0;
     atomic_fetch_sub(&watch->nr_kept, 1);
@@ -144,7 +160,7 @@ static void watch_release(Watch *watch)
         return;
     for (int i = 0; i < atomic_load(&watch->nr_lookouts); i++) {
         Lookout *lookout = atomic_load(&watch->lookouts[i]);
-        for (int k = 0; k < atomic_load(&lookout->nr_slots); k++)
+        for (int k = 0; k < lookout->capacity; k++)
             if (lookout->slots[k].kept)
                 close_kept(watch, &lookout->slots[k]);
         free(lookout->slots);
@@ -160,55 +176,64 @@ static void ring(Watch *watch)
         futex(&watch->bell, FUTEX_WAKE, INT_MAX, NULL);
 }
 
+static unsigned step(unsigned word, unsigned state)
+{
+    return ((word & ~STATE) + STEP) | state;
+}
+
+/* Only a parked slot is changed by it: an exempt one is away for another reason, which an unpark that comes late does
+   not end. */
 static void unpark(Slot *slot)
 {
-    unsigned before = atomic_exchange(&slot->token, 1);
     unsigned word = atomic_load(&slot->word);
     /* On its way counts as running: else the next look would start another for the same work. */
-    if ((word & STATE) == AWAY)
-        atomic_compare_exchange_strong(&slot->word, &word, (word + STEP) | RUNNING);
-    if (before == 2)
+    if ((word & STATE) == PARKED)
+        atomic_compare_exchange_strong(&slot->word, &word, step(word, RUNNING));
+    if (atomic_exchange(&slot->token, 1) == 2)
         futex(&slot->token, FUTEX_WAKE, 1, NULL);
 }
 
-/* The worker's own transitions (park, end of an item, exempt): whatever was concluded of it before is void. */
+/* The worker's own transitions (park, exempt, free): whatever was concluded of it before is void. */
 static void slot_become(Slot *slot, unsigned state)
 {
     unsigned word = atomic_load(&slot->word);
-    while (!atomic_compare_exchange_weak(&slot->word, &word, ((word & ~STATE) + STEP) | state))
+    while (!atomic_compare_exchange_weak(&slot->word, &word, step(word, state)))
         ;
-    atomic_store(&slot->wait_since, 0);
 }
 
 /* ---------------------------------------------------------------------------------------------- looking */
 
-typedef enum { RUNS, WAITS_FOR_GIL, WAITS_FOR_LOCK, SLEEPS, GONE } Doing;
+typedef enum { RUNS, WAITS_FOR_GIL, WAITS_FOR_LOCK, SLEEPS, UNKNOWN } Doing;
 
-/* The thread's syscall file, by a descriptor that its slot keeps (0.6 us) or one opened for this once (1.8 us).  A kept one
-   of a thread that ended fails, even if another got the number: then it is opened anew. */
+/* The thread's syscall file, by a descriptor that its slot keeps (0.6 us) or one opened for this once (1.8 us).  A kept
+   one of a thread that ended fails, even if another got the number: then it is opened anew. */
 static ssize_t read_syscall(Watch *watch, Slot *slot, int tid, char *text, size_t size)
 {
     bool mine = slot && !atomic_flag_test_and_set(&slot->reading);
     ssize_t n = -1;
-    if (mine && slot->kept && slot->kept_tid == tid)
+    if (mine && slot->kept_tid == tid && still_ours(slot))
         n = pread(slot->kept - 1, text, size, 0);
     if (n <= 0) {
         char path[48];
+        struct stat file;
         snprintf(path, sizeof path, "/proc/self/task/%d/syscall", tid);
         int fd = open(path, O_RDONLY | O_CLOEXEC);
         if (fd >= 0)
             n = pread(fd, text, size, 0);
         if (mine && slot->kept)
             close_kept(watch, slot);
-        if (mine && n > 0 && atomic_fetch_add(&watch->nr_kept, 1) < MAX_KEPT) {
+        bool keep = mine && n > 0 && !fstat(fd, &file);
+        if (keep && atomic_fetch_add(&watch->nr_kept, 1) >= MAX_KEPT) {
+            atomic_fetch_sub(&watch->nr_kept, 1);
+            keep = false;
+        }
+        if (keep) {
             slot->kept = fd + 1;
             slot->kept_tid = tid;
-        } else {
-            if (mine && n > 0)
-                atomic_fetch_sub(&watch->nr_kept, 1);
-            if (fd >= 0)
-                close(fd);
-        }
+            slot->kept_dev = file.st_dev;
+            slot->kept_ino = file.st_ino;
+        } else if (fd >= 0)
+            close(fd);
     }
     if (mine)
         atomic_flag_clear(&slot->reading);
@@ -217,13 +242,14 @@ static ssize_t read_syscall(Watch *watch, Slot *slot, int tid, char *text, size_
 
 /* What a thread does right now, by /proc/self/task/TID/syscall: "running", "-1 sp pc" (asleep outside a system
    call: a page fault), or the number and arguments of the call it sleeps in.  Waiting for the pool's own lock, between
-   two items, is no blocking: whoever holds it is a worker too, or is about to wake one. */
+   two items, is no blocking: whoever holds it is a worker too, or is about to wake one.  Unknown if nothing can be
+   read: the thread ended, or no descriptor is to be had, or /proc is out of reach. */
 static Doing look_at(Watch *watch, Lookout *lookout, Slot *slot, int tid, long long *key)
 {
     char text[128];
     ssize_t n = read_syscall(watch, slot, tid, text, sizeof text - 1);
     if (n <= 0)
-        return GONE;
+        return UNKNOWN;
     text[n] = 0;
     if (text[0] == 'r')
         return RUNS;
@@ -253,31 +279,58 @@ static clockid_t cpu_clock_of(int tid)
     return (clockid_t)(((unsigned)~tid << 3) | 6);      /* CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED */
 }
 
-static void mark_blocked(Lookout *lookout, Slot *slot, unsigned word, bool on_lock)
+/* A moment as the low half of Slot.still: 2^32 of these are 73 minutes. */
+static uint32_t short_time(long long ns)
 {
-    atomic_store(&slot->on_lock, on_lock);
-    if (atomic_compare_exchange_strong(&slot->word, &word, (word & ~STATE) | BLOCKED))
-        atomic_store(&lookout->changed, true);
+    return (uint32_t)(ns >> 10);
+}
+
+/* For how many ns a thread has been seen as it is now: the same word, the same `key`, the same CPU time, so that it did
+   not run in between.  -1 if it has ended.  Slot.still is one word, a digest of what was seen << 32 | since when, so
+   that several who look at once can't mix theirs.  The time is taken after the CPU time to begin with, and before it to
+   end with: a look that is interrupted makes it too short, never too long.  A time that seems to lie ahead is another
+   looker's, or half an hour old: it begins anew, too. */
+static long long still_for(Slot *slot, unsigned word, long long key)
+{
+    uint32_t now = short_time(now_ns(CLOCK_MONOTONIC));
+    long long cpu = now_ns(cpu_clock_of(atomic_load(&slot->tid)));
+    if (cpu < 0)
+        return -1;
+    uint64_t digest = ((uint64_t)key * 0x9e3779b97f4a7c15 ^ (uint64_t)cpu) * 0xbf58476d1ce4e5b9;
+    digest = ((digest ^ digest >> 32 ^ word) * 0x94d049bb133111eb) >> 32 | 1;
+    unsigned long long seen = atomic_load(&slot->still);
+    int32_t since = (int32_t)(now - (uint32_t)seen);
+    if (seen >> 32 == digest && since >= 0)
+        return since * 1024LL;
+    atomic_compare_exchange_strong(&slot->still, &seen, digest << 32 | short_time(now_ns(CLOCK_MONOTONIC)));
+    return 0;
+}
+
+static bool is_young(Slot *slot, long long now)
+{
+    return short_time(now) - (uint32_t)atomic_load(&slot->still) < short_time(YOUNG);
+}
+
+/* A verdict. Whether it still held. */
+static bool mark(Lookout *lookout, Slot *slot, unsigned word, unsigned state)
+{
+    if (!atomic_compare_exchange_strong(&slot->word, &word, step(word, state)))
+        return false;
+    atomic_store(&lookout->changed, true);
+    return true;
 }
 
 /* The lasting-futex rule.  A contended lock looks like a blocked worker; starting another for it makes more
    contention, and so on without end.  So the wait must have lasted, without the thread having run in between, and the
-   longer the more others were counted as waiting for locks of late.  With nobody running at all, the first counts at once:
-   whoever holds that lock is not about to let go of it. */
-static bool has_lasted(Slot *slot, long long key, long long now, int runnable, int young)
+   longer the more others were counted as waiting for locks of late.  With nobody running at all, the first counts at
+   once: whoever holds that lock is not about to let go of it. */
+static bool has_lasted(Slot *slot, unsigned word, long long key, int runnable, int young)
 {
-    long long cpu = now_ns(cpu_clock_of(atomic_load(&slot->tid)));
-    long long since = atomic_load(&slot->wait_since);
-    if (!since || atomic_load(&slot->wait_key) != key || atomic_load(&slot->wait_cpu) != cpu) {
-        atomic_store(&slot->wait_key, key);
-        atomic_store(&slot->wait_cpu, cpu);
-        atomic_store(&slot->wait_since, since = now);
-    }
-    return now - since >= SHORT_WAIT * ((runnable > 0) + young);
+    return still_for(slot, word, key) >= SHORT_WAIT * ((runnable > 0) + young);
 }
 
-/* Who looks.  A sentinel starts one more while fewer run than may; the tick only when nobody runs at all; a worker, who
-   asks before it goes idle, nobody: it is there itself. */
+/* Who looks.  A sentinel starts one more while fewer run than may; the tick only when nobody runs at all; a worker,
+   who asks before it goes idle, nobody: it is there itself. */
 typedef enum { SENTINEL, TICKER, WORKER } Looker;
 
 /* One look at a pool's workers.  Returns whether a worker was woken. */
@@ -285,7 +338,7 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
 {
     struct { Slot *slot; unsigned word; long long key; } waiting[32];
     int nr_waiting = 0, runnable = 0, gil_waiters = 0, young = 0, relooked = 0;
-    long long now = now_ns(CLOCK_MONOTONIC), key;
+    long long now = now_ns(CLOCK_MONOTONIC), key, still;
     int n = atomic_load(&lookout->nr_slots), first = n ? atomic_load(&lookout->cursor) % n : 0;
 
     atomic_store(&lookout->last_look, now);
@@ -293,25 +346,21 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
     for (int k = 0; k < n; k++) {
         int i = (first + k) % n;
         Slot *slot = &lookout->slots[i];
-        unsigned word = atomic_load(&slot->word);
-        if ((word & STATE) == AWAY || slot == self)
+        unsigned word = atomic_load(&slot->word), state = word & STATE;
+        if (state == AWAY || state == PARKED || slot == self)
             continue;
-        if ((word & STATE) == BLOCKED) {
-            if (relooked == RELOOK || look_at(watch, lookout, slot, atomic_load(&slot->tid), &key) != RUNS) {
-                if (atomic_load(&slot->on_lock) && now - atomic_load(&slot->wait_since) < YOUNG)
-                    young++;
+        int tid = atomic_load(&slot->tid);
+        if (state != RUNNING) {
+            if (relooked == RELOOK || look_at(watch, lookout, slot, tid, &key) != RUNS) {
+                young += state == ON_LOCK && is_young(slot, now);
                 relooked += relooked < RELOOK;
                 continue;
             }
             relooked++;
-            atomic_store(&slot->wait_since, 0);
-            if (atomic_compare_exchange_strong(&slot->word, &word, (word & ~STATE) | RUNNING)) {
-                atomic_store(&lookout->changed, true);
-                runnable++;
-            }
+            runnable += mark(lookout, slot, word, RUNNING);
             continue;
         }
-        switch (look_at(watch, lookout, slot, atomic_load(&slot->tid), &key)) {
+        switch (tid ? look_at(watch, lookout, slot, tid, &key) : RUNS) {    /* 0: unparked while its thread starts */
         case WAITS_FOR_GIL:
             gil_waiters++;
             runnable++;
@@ -321,24 +370,30 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
                 waiting[nr_waiting].slot = slot;
                 waiting[nr_waiting].word = word;
                 waiting[nr_waiting++].key = key;
-            }
+            } else
+                runnable++;             /* its turn comes when some of those are marked */
             break;
         case SLEEPS:
-            mark_blocked(lookout, slot, word, false);
+            mark(lookout, slot, word, BLOCKED);
             break;
         case RUNS:
-            atomic_store(&slot->wait_since, 0);
             runnable++;
             break;
-        case GONE:
+        case UNKNOWN:
+            /* Its CPU clock is left.  When a worker looks every CPU is busy, and a clock that stands says nothing. */
+            still = looker == WORKER ? 0 : still_for(slot, word, -1);
+            if (still >= STILL)
+                mark(lookout, slot, word, BLOCKED);
+            else if (still >= 0)
+                runnable++;             /* else it has ended */
             break;
         }
     }
     if (n)
         atomic_store(&lookout->cursor, (first + RELOOK) % n);
     for (int i = 0, running = runnable; i < nr_waiting; i++) {
-        if (has_lasted(waiting[i].slot, waiting[i].key, now, running, young)) {
-            mark_blocked(lookout, waiting[i].slot, waiting[i].word, true);
+        if (has_lasted(waiting[i].slot, waiting[i].word, waiting[i].key, running, young)) {
+            mark(lookout, waiting[i].slot, waiting[i].word, ON_LOCK);
             young++;
         } else
             runnable++;
@@ -379,10 +434,10 @@ static void wait_for_bell(Watch *watch, unsigned bell, long long ns)
     atomic_fetch_sub(&watch->sleepers, 1);
 }
 
-/* A sentinel looks again and again for LINGER after anything happened: on an idle CPU that delays nobody, and on a busy one
-   sched_yield() leaves the CPU to those who have work.  It must not sleep there: coming back from where it was kept off the CPU is
-   the very event it waits for, and a pause begun a moment before would hide it.  Where nobody else wants the CPU it naps all the same:
-   only a CPU without any runnable thread pulls over one that queues on another. */
+/* A sentinel looks again and again for LINGER after anything happened: on an idle CPU that delays nobody, and on a busy
+   one sched_yield() leaves the CPU to those who have work.  It must not sleep there: coming back from where it was kept
+   off the CPU is the very event it waits for, and a pause begun a moment before would hide it.  Where nobody else wants
+   the CPU it naps all the same: only a CPU without any runnable thread pulls over one that queues on another. */
 static void sentinel_main(Watch *watch, int cpu)
 {
     long long active = now_ns(CLOCK_MONOTONIC), last = active, backoff = BACKOFF_MIN;
@@ -400,19 +455,20 @@ static void sentinel_main(Watch *watch, int cpu)
         if (now - active < LINGER) {
             last = now;
             sched_yield();
-            if (armed && !woke && now_ns(CLOCK_MONOTONIC) - last < ALONE)
+            if (armed && !woke && now_ns(CLOCK_MONOTONIC) - last < ALONE) {
                 wait_for_bell(watch, bell, NAP);
+                last = now_ns(CLOCK_MONOTONIC);     /* a nap is not being kept off, however long it took */
+            }
             continue;
         }
         wait_for_bell(watch, bell, armed ? backoff : -1);
-        if (backoff < BACKOFF_MAX)
-            backoff *= 2;
+        backoff = backoff * 2 < BACKOFF_MAX ? backoff * 2 : BACKOFF_MAX;
         last = now_ns(CLOCK_MONOTONIC);
     }
 }
 
-/* The tick does not hear the bell while it may be needed: its period is the point, and it has a normal thread's priority, so it must
-   not run each time a pool is armed. */
+/* The tick does not hear the bell while it may be needed: its period is the point, and it has a normal thread's
+   priority, so it must not run each time a pool is armed. */
 static void tick_main(Watch *watch)
 {
     int quiet = 0;
@@ -488,6 +544,11 @@ typedef struct {
     PyObject_HEAD
     Watch *watch;
     Lookout *lookout;
+} LookoutObject;
+
+typedef struct {
+    PyObject_HEAD
+    LookoutObject *owner;       /* a strong reference: a lookout is not given up while Python knows a slot of it */
     Slot *slot;
     int index;
 } SlotObject;
@@ -504,7 +565,7 @@ static PyObject *slot_park(SlotObject *self, PyObject *args)
     Slot *slot = self->slot;
     if (!PyArg_ParseTuple(args, "|d", &timeout))
         return NULL;
-    slot_become(slot, AWAY);
+    slot_become(slot, PARKED);
     unsigned token = 0;
     if (atomic_compare_exchange_strong(&slot->token, &token, 2)) {
         Py_BEGIN_ALLOW_THREADS
@@ -532,11 +593,15 @@ static PyObject *slot_unpark(SlotObject *self, PyObject *Py_UNUSED(none))
     Py_RETURN_NONE;
 }
 
+/* The hot path: once per item. */
 static PyObject *slot_ended(SlotObject *self, PyObject *Py_UNUSED(none))
 {
-    if ((atomic_load(&self->slot->word) & STATE) == BLOCKED)
-        slot_become(self->slot, RUNNING);
-    self->slot->told = false;
+    Slot *slot = self->slot;
+    unsigned state = atomic_fetch_add(&slot->word, STEP) & STATE;
+    if (state == BLOCKED || state == ON_LOCK)
+        slot_become(slot, RUNNING);
+    if (atomic_load_explicit(&slot->told, memory_order_relaxed))
+        atomic_store(&slot->told, false);
     Py_RETURN_NONE;
 }
 
@@ -546,35 +611,40 @@ static PyObject *slot_exempt(SlotObject *self, PyObject *flag)
     if (exempt < 0)
         return NULL;
     slot_become(self->slot, exempt ? AWAY : RUNNING);
-    self->slot->told = false;
+    atomic_store(&self->slot->told, false);
     Py_RETURN_NONE;
 }
 
 static PyObject *slot_review(SlotObject *self, PyObject *Py_UNUSED(none))
 {
-    look(self->watch, self->lookout, WORKER, self->slot);
+    look(self->owner->watch, self->owner->lookout, WORKER, self->slot);
     Py_RETURN_NONE;
+}
+
+static void give_back(Watch *watch, Slot *slot)
+{
+    slot_become(slot, AWAY);
+    atomic_store(&slot->tid, 0);
+    atomic_store(&slot->told, false);
+    if (!atomic_flag_test_and_set(&slot->reading)) {
+        if (slot->kept)
+            close_kept(watch, slot);
+        atomic_flag_clear(&slot->reading);
+    }
+    atomic_store(&slot->used, false);   /* last: from here on it may be another's */
 }
 
 static PyObject *slot_free(SlotObject *self, PyObject *Py_UNUSED(none))
 {
-    if (self->slot->used) {
-        slot_become(self->slot, AWAY);
-        atomic_store(&self->slot->tid, 0);
-        self->slot->told = self->slot->used = false;
-        if (!atomic_flag_test_and_set(&self->slot->reading)) {
-            if (self->slot->kept)
-                close_kept(self->watch, self->slot);
-            atomic_flag_clear(&self->slot->reading);
-        }
-    }
+    if (atomic_load(&self->slot->used))
+        give_back(self->owner->watch, self->slot);
     Py_RETURN_NONE;
 }
 
 static void slot_dealloc(SlotObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    watch_release(self->watch);
+    Py_DECREF(self->owner);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -622,36 +692,31 @@ typedef struct {
     PyTypeObject *slot_type, *lookout_type, *watch_type;
 } State;
 
-typedef struct {
-    PyObject_HEAD
-    Watch *watch;
-    Lookout *lookout;
-} LookoutObject;
-
 static PyObject *lookout_slot(LookoutObject *self, PyObject *Py_UNUSED(none))
 {
     Lookout *lookout = self->lookout;
-    int n = atomic_load(&lookout->nr_slots), i = 0;
-    while (i < n && lookout->slots[i].used)
-        i++;
-    if (i == lookout->capacity) {
-        PyErr_SetString(PyExc_RuntimeError, "every place on this lookout is taken");
-        return NULL;
-    }
     State *state = PyType_GetModuleState(Py_TYPE(self));
-    SlotObject *slot = PyObject_New(SlotObject, state->slot_type);
-    if (!slot)
+    SlotObject *object = PyObject_New(SlotObject, state->slot_type);
+    if (!object)
         return NULL;
-    slot->watch = self->watch;
-    slot->lookout = lookout;
-    slot->slot = &lookout->slots[i];
-    slot->index = i;
-    slot->slot->used = true;
-    atomic_store(&slot->slot->token, 0);
-    atomic_fetch_add(&self->watch->refs, 1);
-    if (i == n)
-        atomic_store(&lookout->nr_slots, n + 1);
-    return (PyObject *)slot;
+    object->owner = (LookoutObject *)Py_NewRef(self);
+    for (int i = 0; i < lookout->capacity; i++) {
+        Slot *slot = &lookout->slots[i];
+        bool used = false;
+        if (atomic_load(&slot->used) || !atomic_compare_exchange_strong(&slot->used, &used, true))
+            continue;
+        atomic_store(&slot->token, 0);
+        slot_become(slot, PARKED);      /* from the start: it may be unparked before its thread is there */
+        int n = atomic_load(&lookout->nr_slots);
+        while (n <= i && !atomic_compare_exchange_weak(&lookout->nr_slots, &n, i + 1))
+            ;
+        object->slot = slot;
+        object->index = i;
+        return (PyObject *)object;
+    }
+    Py_DECREF(object);
+    PyErr_SetString(PyExc_RuntimeError, "every place on this lookout is taken");
+    return NULL;
 }
 
 static PyObject *lookout_arm(LookoutObject *self, PyObject *reserve)
@@ -661,7 +726,7 @@ static PyObject *lookout_arm(LookoutObject *self, PyObject *reserve)
         Py_RETURN_NONE;
     }
     State *state = PyType_GetModuleState(Py_TYPE(self));
-    if (!Py_IS_TYPE(reserve, state->slot_type) || ((SlotObject *)reserve)->lookout != self->lookout) {
+    if (!Py_IS_TYPE(reserve, state->slot_type) || ((SlotObject *)reserve)->owner != self) {
         PyErr_SetString(PyExc_TypeError, "arm() takes a slot of this lookout, or None");
         return NULL;
     }
@@ -680,12 +745,13 @@ static PyObject *lookout_deliver(LookoutObject *self, PyObject *Py_UNUSED(none))
         return NULL;
     for (int i = 0, n = atomic_load(&lookout->nr_slots); i < n; i++) {
         Slot *slot = &lookout->slots[i];
-        bool sleeps = (atomic_load(&slot->word) & STATE) == BLOCKED;
-        if (sleeps == slot->told)
+        unsigned state = atomic_load(&slot->word) & STATE;
+        bool sleeps = state == BLOCKED || state == ON_LOCK;
+        if (sleeps == atomic_load(&slot->told))
             continue;
-        slot->told = sleeps;
+        atomic_store(&slot->told, sleeps);
         PyObject *entry = Py_BuildValue("(iOO)", i, sleeps ? Py_True : Py_False,
-                                        atomic_load(&slot->on_lock) ? Py_True : Py_False);
+                                        state == ON_LOCK ? Py_True : Py_False);
         if (!entry || PyList_Append(list, entry)) {
             Py_XDECREF(entry);
             Py_DECREF(list);
@@ -705,11 +771,25 @@ static PyObject *lookout_set_target(LookoutObject *self, PyObject *value)
     Py_RETURN_NONE;
 }
 
+/* The struct is left to the next pool with the same CPUs: pools whose start failed must not use up the places.  Native
+   threads may be in the middle of a look at it.  They are not confused: they touch nothing but atomics and what stays
+   as it was (cpus, capacity, slots).  Each slot is given back here, which is a step of its word, so verdicts that are
+   on their way fail.  At worst such a look takes the next pool's reserve and wakes it in vain, a false alarm like
+   others: that worker finds that it isn't needed, and arms anew. */
 static void lookout_dealloc(LookoutObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    atomic_store(&self->lookout->reserve, 0);
-    watch_release(self->watch);
+    Lookout *lookout = self->lookout;
+    if (lookout) {
+        atomic_store(&lookout->reserve, 0);
+        for (int i = 0, n = atomic_load(&lookout->nr_slots); i < n; i++)
+            give_back(self->watch, &lookout->slots[i]);
+        atomic_store(&lookout->nr_slots, 0);
+        atomic_store(&lookout->changed, false);
+        atomic_store(&lookout->lock, 0);
+        atomic_store(&lookout->taken, false);   /* last: from here on it may be another's */
+        watch_release(self->watch);
+    }
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -773,7 +853,8 @@ static PyMethodDef lookout_methods[] = {
     {"slot", (PyCFunction)lookout_slot, METH_NOARGS, "A place for one more worker."},
     {"arm", (PyCFunction)lookout_arm, METH_O,
      "arm(slot | None): work waits, and this is whom to wake for it; None: nothing to look out for."},
-    {"deliver", (PyCFunction)lookout_deliver, METH_NOARGS, "What changed: slot number, 'sleeps', and whether for a lock."},
+    {"deliver", (PyCFunction)lookout_deliver, METH_NOARGS,
+     "What changed: slot number, 'sleeps', and whether for a lock."},
     {"set_target", (PyCFunction)lookout_set_target, METH_O, "How many may run."},
     {NULL},
 };
@@ -850,52 +931,79 @@ static PyObject *watch_stop(WatchObject *self, PyObject *Py_UNUSED(none))
     Py_RETURN_NONE;
 }
 
-static PyObject *watch_lookout(WatchObject *self, PyObject *args)
+static Lookout *lookout_new(const cpu_set_t *cpus, int capacity)
 {
-    PyObject *cpus;
-    int target, capacity;
-    if (!PyArg_ParseTuple(args, "Oii", &cpus, &target, &capacity))
-        return NULL;
-    PyObject *fast = PySequence_Tuple(cpus);
-    if (!fast)
-        return NULL;
     Lookout *lookout = calloc(1, sizeof *lookout);
-    Slot *slots = calloc((size_t)capacity, sizeof *slots);
-    int n = atomic_load(&self->watch->nr_lookouts);
-    State *state = PyType_GetModuleState(Py_TYPE(self));
-    LookoutObject *object = NULL;
-    if (!lookout || !slots) {
-        PyErr_NoMemory();
-        goto fail;
+    if (lookout && !(lookout->slots = calloc((size_t)capacity, sizeof(Slot)))) {
+        free(lookout);
+        lookout = NULL;
+    }
+    if (lookout) {
+        lookout->cpus = *cpus;
+        lookout->capacity = capacity;
+        atomic_store(&lookout->taken, true);
+    }
+    return lookout;
+}
+
+/* A lookout that nobody uses any more, or a new one.  The caller sees to it that there is one call at a time. */
+static Lookout *take_lookout(Watch *watch, const cpu_set_t *cpus, int capacity)
+{
+    int n = atomic_load(&watch->nr_lookouts);
+    for (int i = 0; i < n; i++) {
+        Lookout *lookout = atomic_load(&watch->lookouts[i]);
+        bool taken = false;
+        if (lookout->capacity >= capacity && CPU_EQUAL(&lookout->cpus, cpus) &&
+            atomic_compare_exchange_strong(&lookout->taken, &taken, true))
+            return lookout;
     }
     if (n == MAX_LOOKOUTS) {
         PyErr_SetString(PyExc_RuntimeError, "too many pools for one watch");
-        goto fail;
+        return NULL;
     }
+    Lookout *lookout = lookout_new(cpus, capacity);
+    if (!lookout) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    atomic_store(&watch->lookouts[n], lookout);
+    atomic_store(&watch->nr_lookouts, n + 1);
+    return lookout;
+}
+
+static PyObject *watch_lookout(WatchObject *self, PyObject *args)
+{
+    PyObject *sequence;
+    int target, capacity;
+    cpu_set_t cpus;
+    if (!PyArg_ParseTuple(args, "Oii", &sequence, &target, &capacity))
+        return NULL;
+    PyObject *fast = PySequence_Tuple(sequence);
+    if (!fast)
+        return NULL;
+    CPU_ZERO(&cpus);
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(fast); i++) {
         long cpu = PyLong_AsLong(PyTuple_GET_ITEM(fast, i));
-        if (cpu == -1 && PyErr_Occurred())
-            goto fail;
+        if (cpu == -1 && PyErr_Occurred()) {
+            Py_DECREF(fast);
+            return NULL;
+        }
         if (cpu >= 0 && cpu < CPU_SETSIZE)
-            CPU_SET((int)cpu, &lookout->cpus);
+            CPU_SET((int)cpu, &cpus);
     }
-    if (!(object = PyObject_New(LookoutObject, state->lookout_type)))
-        goto fail;
-    lookout->slots = slots;
-    lookout->capacity = capacity;
-    atomic_store(&lookout->target, target);
+    Py_DECREF(fast);
+    State *state = PyType_GetModuleState(Py_TYPE(self));
+    LookoutObject *object = PyObject_New(LookoutObject, state->lookout_type);
+    if (!object)
+        return NULL;
+    if (!(object->lookout = take_lookout(self->watch, &cpus, capacity))) {
+        Py_DECREF(object);
+        return NULL;
+    }
     object->watch = self->watch;
-    object->lookout = lookout;
     atomic_fetch_add(&self->watch->refs, 1);
-    atomic_store(&self->watch->lookouts[n], lookout);
-    atomic_store(&self->watch->nr_lookouts, n + 1);
-    Py_DECREF(fast);
+    atomic_store(&object->lookout->target, target);
     return (PyObject *)object;
-fail:
-    free(lookout);
-    free(slots);
-    Py_DECREF(fast);
-    return NULL;
 }
 
 /* Where the GIL's futexes are, learnt without any CPython internals: while this thread holds the GIL, a
@@ -954,7 +1062,8 @@ static PyObject *watch_statistics(WatchObject *self, PyObject *Py_UNUSED(none))
 static PyMethodDef watch_methods[] = {
     {"start", (PyCFunction)watch_start, METH_O, "start(cpu): post a sentinel on that CPU; -1: the plain tick."},
     {"stop", (PyCFunction)watch_stop, METH_NOARGS, "Every native thread leaves, each when it next runs."},
-    {"lookout", (PyCFunction)watch_lookout, METH_VARARGS, "lookout(cpus, target, capacity) for one pool."},
+    {"lookout", (PyCFunction)watch_lookout, METH_VARARGS,
+     "lookout(cpus, target, capacity) for one pool. One call at a time."},
     {"learn_gil", (PyCFunction)watch_learn_gil, METH_NOARGS, "Find the GIL's futexes. Call it with the GIL on."},
     {"statistics", (PyCFunction)watch_statistics, METH_NOARGS, "Looks and wakes so far."},
     {NULL},

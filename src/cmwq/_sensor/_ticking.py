@@ -40,6 +40,9 @@ SHORT_WAIT = 50e-6
 """A lock wait must last so long, times (somebody runs + young waits), to count as blocked."""
 YOUNG = 10e-3
 """A lock wait older than this no longer damps the next."""
+STILL = 10e-3
+"""A CPU clock that stood for so long is a sleeper's, where nothing else is known of the thread. Longer than the switch
+interval, at which a waiter for the GIL stirs."""
 
 
 class Doing(enum.Enum):
@@ -66,7 +69,7 @@ class Watched:
         self.item: Item | None = None  # T: what it executed when last looked at
         self.key = 0  # T: the futex it waits on
         self.cpu = 0.0  # T: its CPU time at `since`: unchanged means it did not run in between
-        self.since: float | None = None  # T: when that was first seen
+        self.since: float | None = None  # T: when that was first seen, of the wait for `key`
         self.window = (0.0, 0.0)  # T: a moment, and its CPU time then
         self.on_lock = False  # T: counted as blocked by has_lasted()
 
@@ -75,15 +78,19 @@ class Watched:
         assert self.clock is not None
         return time.clock_gettime(self.clock)
 
+    def still_for(self, now: float) -> float:
+        """How long it has been seen not to run. Raises as `cpu_time` does."""
+        cpu = self.cpu_time()
+        if self.since is None or self.cpu != cpu:
+            self.cpu, self.since = cpu, now
+        return now - self.since
+
     def has_lasted(self, now: float, damping: int) -> bool:
         """The lasting-futex rule, for a thread that waits on `key`. See `_sentinel.c`: a contended lock looks like a
         blocked worker, and starting another for it makes more contention. With nobody running and no young waits it
         counts at once.
         """
-        cpu = self.cpu_time()
-        if self.since is None or self.cpu != cpu:
-            self.cpu, self.since = cpu, now
-        return now - self.since >= SHORT_WAIT * damping
+        return self.still_for(now) >= SHORT_WAIT * damping
 
 
 class TickingSensor:

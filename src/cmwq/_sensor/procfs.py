@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cmwq._sensor._ticking import Doing, TickingSensor, Watched
+from cmwq._sensor._ticking import STILL, Doing, TickingSensor, Watched
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Host
@@ -35,6 +35,8 @@ _CALLS = {
 
 COND, MUTEX = 48, 40
 """Sizes of glibc's pthread_cond_t and pthread_mutex_t: the GIL is two of each, side by side."""
+UNREADABLE = -1
+"""Stands for the futex of a thread of which only the CPU clock is known."""
 SIGHTINGS = 3
 LEARN_WITHIN = 1.0
 
@@ -85,7 +87,7 @@ class ProcfsSensor(TickingSensor):
         try:
             number, *rest = _read(watched.tid).split(b" ", 2)
         except OSError:
-            return Doing.GONE
+            return self._by_clock(worker, watched)
         if number.startswith(b"running"):
             watched.since = None
             return Doing.RUNS
@@ -99,6 +101,18 @@ class ProcfsSensor(TickingSensor):
         if key != watched.key:
             watched.key, watched.since = key, None
         return Doing.WAITS_FOR_LOCK
+
+    def _by_clock(self, worker: Worker, watched: Watched) -> Doing:
+        """Nothing could be read: the thread has ended, or no descriptor is to be had. Its CPU clock tells which."""
+        if worker.sleeping:
+            return Doing.SLEEPS  # until it ends its item: a sleeper stirs now and then
+        if watched.key != UNREADABLE:
+            watched.key, watched.since = UNREADABLE, None
+        try:
+            still = watched.still_for(time.monotonic())
+        except OSError:
+            return Doing.GONE
+        return Doing.SLEEPS if still >= STILL else Doing.RUNS
 
     def learn(self) -> None:
         """Find the GIL's futexes, where there is a GIL. Takes some tens of milliseconds, once.

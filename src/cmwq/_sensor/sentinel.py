@@ -56,14 +56,19 @@ class SentinelSensor:
         self._knows_gil = False
 
     def lookout(self, pool: WorkerPool) -> SentinelLookout:
+        """Raises ThreadLimit: no thread can be had for watching, or too many pools are watched."""
         with self._lock:
-            if self._host.gil_enabled() and not self._knows_gil:
-                self._knows_gil = self._watch.learn_gil()
-            for cpu in (-1, *topology.cpus()):
-                if cpu not in self._posted:
-                    self._watch.start(cpu)
-                    self._posted.add(cpu)
-        return SentinelLookout(pool, self._watch.lookout(pool.cpus, pool.target, pool.max_workers + 1))
+            try:
+                if self._host.gil_enabled() and not self._knows_gil:
+                    self._knows_gil = self._watch.learn_gil()
+                for cpu in (-1, *topology.cpus()):
+                    if cpu not in self._posted:
+                        self._watch.start(cpu)
+                        self._posted.add(cpu)
+                native = self._watch.lookout(pool.cpus, pool.target, pool.max_workers + 1)
+            except (OSError, RuntimeError) as exc:
+                raise ThreadLimit(f"pool {pool.name}: it can't be watched: {exc}") from exc
+        return SentinelLookout(pool, native)
 
     def stop(self) -> None:
         self._watch.stop()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.config import Config
 from cmwq._core.runtime import Runtime
+from cmwq._core.work import Work
 from cmwq._core.worker import current_worker
 from cmwq._errors import ThreadLimit
 
@@ -235,6 +236,9 @@ class SimHost:
     def start_timers(self) -> None:
         pass
 
+    def stop_timers(self) -> None:
+        self._agenda.clear()
+
     def cpu_clock(self) -> Callable[[], float | None]:
         me = self.me()
         return lambda: me.cpu_time()
@@ -347,6 +351,15 @@ class SimHost:
             main()
             self.stop()
 
+        # A real lock held across a seam would stop the simulation.
+        new_lock, pause = Work.new_lock, Work.pause
+        Work.new_lock, Work.pause = self.lock, lambda: self.sleep(0.0)
+        try:
+            self._run(body)
+        finally:
+            Work.new_lock, Work.pause = new_lock, pause
+
+    def _run(self, body: Callable[[], None]) -> None:
         self.current = self._start("main", body)
         self.current._baton.release()
         # Generous: only a simulated thread that really hangs takes so long.
