@@ -15,7 +15,7 @@ from contextvars import Context, copy_context
 from enum import Enum
 from functools import wraps
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from cmwq._core.config import DFL_ACTIVE
 from cmwq._core.future import BoundedFuture, Future, WorkFuture
@@ -118,6 +118,7 @@ class WorkQueue:
         self._lock = runtime.host.lock()
         self._state = State.OPEN  # Q and L to change; read under either
         self.nr_hogs = 0  # ~: works that were CPU hogs (A9)
+        self._shut = False  # Q to change: it is not open
         self._drainers = 0  # Q: drain() calls in progress
         self._closing = False  # Q: DRAINING is for good
         self._pwqs: dict[WorkerPool, PoolWorkQueue] = {}  # Q to change
@@ -131,7 +132,11 @@ class WorkQueue:
 
     # ------------------------------------------------------------------------------- calls with a result
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    @overload
+    def submit(self, fn: Work, /) -> Future[Any]: ...
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         """One call, one result: fn(*args, **kwargs) on a worker, in a copy of the caller's context.
 
         A `Work` given instead of a function is queued; the future is that of the execution to come, and cancelling it
@@ -140,7 +145,7 @@ class WorkQueue:
         if self._room is not None or self._context is not None or isinstance(fn, Work):
             return self._submit_specially(fn, args, kwargs)
         pwq = self._only or self._pwq_here()
-        future: Future[T] = Future(pwq.phase, fn, args, kwargs, copy_context())
+        future: Future[Any] = Future(pwq.phase, fn, args, kwargs, copy_context())
         insert(pwq, future)
         return future
 
@@ -294,6 +299,8 @@ class WorkQueue:
         """Everything that may take time, or be refused, comes before the bit is taken or with it given back."""
         if work._born != Work.generation:
             work.begin_anew()
+        if self._shut:
+            self._check_admitted(None)  # before the bit is taken: somebody else's queueing must not be one with this
         room = self._room if delay <= 0 else None
         if room is not None:
             if work._bit.locked():
@@ -562,6 +569,7 @@ class WorkQueue:
         """
         if self._state is not State.CLOSED:
             self._state = State.DRAINING if self._drainers or self._closing else State.OPEN
+        self._shut = self._state is not State.OPEN
         for pwq in self._pwqs.values():
             with pwq.pool.lock:
                 pwq.gate = self._state is not State.OPEN or pwq.pool.closing
@@ -627,6 +635,7 @@ class WorkQueue:
         self._only = None
         self._delays = set()
         self._drainers = 0
+        self._shut = self._closing
         if self._closing:
             self._state = State.CLOSED
         elif self._state is State.DRAINING:

@@ -313,6 +313,13 @@ class SimHost:
             self._ready.append(me)
             self._hand_over(me, next_)
 
+    def pause(self) -> None:
+        """Let those who can run go first, one of them at least."""
+        if self.current is not None and self._ready:
+            me, next_ = self.current, self._pick()
+            self._ready.append(me)
+            self._hand_over(me, next_)
+
     def block(self, waits_for: str) -> None:
         """The current thread can't go on until make_ready()."""
         self._step()
@@ -353,7 +360,7 @@ class SimHost:
 
         # A real lock held across a seam would stop the simulation.
         new_lock, pause = Work.new_lock, Work.pause
-        Work.new_lock, Work.pause = self.lock, lambda: self.sleep(0.0)
+        Work.new_lock, Work.pause = self.lock, self.pause
         try:
             self._run(body)
         finally:

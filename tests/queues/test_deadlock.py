@@ -1,0 +1,234 @@
+"""F7: a work that would wait for itself is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from conftest import HANG, Gate
+from simulated import simulate, simulate_each
+
+import cmwq
+from cmwq.testing import Simulation
+
+
+@pytest.mark.parametrize("verb", ["flush", "drain", "close"])
+@pytest.mark.parametrize("scope", ["system", "cpu"])
+def test_F7_a_work_that_waits_for_its_own_queue(runtime: cmwq.Runtime, verb: str, scope: str) -> None:
+    wq = cmwq.WorkQueue("mine", scope=scope, runtime=runtime)
+
+    def culprit() -> None:
+        getattr(wq, verb)()
+
+    with pytest.raises(cmwq.FlushDeadlock, match=r"culprit of queue 'mine' .*queue 'mine'"):
+        wq.submit(culprit).result(HANG)
+    assert wq.submit(len, "it goes on").result(HANG) == 10
+
+
+@pytest.mark.parametrize("verb", ["flush", "cancel_sync", "disable_sync"])
+def test_F7_a_work_that_waits_for_itself(runtime: cmwq.Runtime, verb: str) -> None:
+    wq = cmwq.WorkQueue("mine", runtime=runtime)
+    told: list[str] = []
+
+    def culprit() -> None:
+        with pytest.raises(cmwq.FlushDeadlock) as caught:
+            getattr(work, verb)()
+        told.append(str(caught.value))
+
+    work = cmwq.Work(culprit)
+    wq.queue(work)
+    wq.flush(HANG)
+    assert len(told) == 1
+    assert "culprit of queue 'mine'" in told[0]
+    if verb == "disable_sync":
+        assert work.enable(), "it stays disabled"
+    assert wq.queue(work), "it can be queued as before"
+    wq.flush(HANG)
+    while work.disabled:
+        work.enable()
+
+
+def test_F7_waiting_for_the_next_queueing_of_itself() -> None:
+    """It can begin only when this execution has ended (E3)."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("mine", runtime=runtime)
+        other = cmwq.WorkQueue("other", scope="cpu", runtime=runtime)
+        told: list[str] = []
+
+        def body() -> None:
+            if not told:
+                other.queue(work)
+                with pytest.raises(cmwq.FlushDeadlock) as caught:
+                    work.flush()
+                told.append(str(caught.value))
+
+        work = cmwq.Work(body)
+        wq.queue(work)
+        wq.flush()
+        other.flush()
+        assert told
+        assert "would wait for ever" in told[0]
+
+    simulate_each(scenario, 10, cpus=2)
+
+
+def test_F7_a_cycle_of_flushes_is_told_to_one_of_them_in_words() -> None:
+    told: list[str] = []
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        queues = [cmwq.WorkQueue(name, runtime=runtime) for name in ("red", "green", "blue")]
+        told.clear()
+
+        def flushes(index: int) -> None:
+            sim.sleep(0.001)  # all three run by then
+            try:
+                queues[(index + 1) % 3].flush()
+            except cmwq.FlushDeadlock as exc:
+                told.append(str(exc))
+
+        for index in range(3):
+            queues[index].submit(flushes, index)
+        for queue in queues:
+            queue.flush()
+        assert len(told) == 1, "one gives way, the others then end"
+        for name in ("red", "green", "blue"):
+            assert f"flushes queue '{name}'" in told[0]
+            assert f"of queue '{name}'" in told[0]
+
+    simulate_each(scenario, 30, cpus=2)
+    assert told[0].startswith("this would wait for ever: call ")
+    assert told[0].count("that needs") == 3
+
+
+def test_F7_a_cycle_of_works_that_cancel_each_other() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        told: list[int] = []
+
+        def cancels(index: int) -> None:
+            sim.sleep(0.001)
+            try:
+                works[1 - index].cancel_sync()
+            except cmwq.FlushDeadlock:
+                told.append(index)
+
+        works = [cmwq.Work(cancels, index) for index in range(2)]
+        for work in works:
+            wq.queue(work)
+        wq.flush()
+        assert len(told) == 1
+        assert not any(work.pending or work.running or work.is_blocked for work in works)
+
+    simulate_each(scenario, 30, cpus=2)
+
+
+def test_F7_an_ordered_queues_work_that_waits_for_a_later_one(runtime: cmwq.Runtime) -> None:
+    wq = cmwq.WorkQueue("ledger", ordered=True, runtime=runtime)
+
+    def parent() -> int:
+        return wq.submit(len, "child").result()
+
+    with pytest.raises(cmwq.FlushDeadlock, match=r"parent of queue 'ledger' waits for the result of call len"):
+        wq.submit(parent).result(HANG)
+
+
+def test_F7_through_another_queues_work(universe: cmwq.Runtime) -> None:
+    """a waits for b, which waits for what is behind a in an ordered queue."""
+    ledger = cmwq.WorkQueue("ledger", ordered=True, runtime=universe)
+    other = cmwq.WorkQueue("other", runtime=universe)
+
+    def b() -> int:
+        return ledger.submit(int).result()
+
+    def a() -> int:
+        return other.submit(b).result()
+
+    with pytest.raises(cmwq.FlushDeadlock, match=r"'other'.*'ledger'|'ledger'.*'other'"):
+        ledger.submit(a).result(HANG)
+
+
+def test_F7_a_batch_from_one_of_its_own_calls(universe: cmwq.Runtime) -> None:
+    batch = cmwq.Batch(cmwq.WorkQueue("q", runtime=universe))
+    culprit = batch.submit(batch.wait)
+    with pytest.raises(cmwq.FlushDeadlock):
+        culprit.result(HANG)
+
+
+def test_F7_freezing_from_a_freezable_work(universe: cmwq.Runtime) -> None:
+    wq = cmwq.WorkQueue("f", freezable=True, runtime=universe)
+    with pytest.raises(cmwq.FlushDeadlock, match="freezes queue 'f'"):
+        wq.submit(universe.freeze).result(HANG)
+    assert not universe.frozen
+    assert wq.submit(len, "thawed").result(HANG) == 6
+
+
+def test_F7_closing_the_runtime_from_its_own_work(universe: cmwq.Runtime) -> None:
+    with pytest.raises(cmwq.FlushDeadlock, match="close of a runtime from one of its own works"):
+        cmwq.WorkQueue("q", runtime=universe).submit(universe.close).result(HANG)
+
+
+def test_F7_an_ordered_works_friend_that_waits_for_room() -> None:
+    """The ordered queue is full; its running work waits for another that waits for room there."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        ledger = cmwq.WorkQueue("ledger", ordered=True, max_pending=1, runtime=runtime)
+        other = cmwq.WorkQueue("other", runtime=runtime)
+
+        def parent() -> None:
+            ledger.submit(int)
+            try:
+                other.submit(lambda: ledger.submit(int)).result()
+            except cmwq.FlushDeadlock:
+                sim.note("told")
+
+        ledger.submit(parent).result()
+        ledger.flush()
+
+    assert [text for _, text in simulate(scenario, cpus=2).log] == ["told"]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_F7_waits_that_end_are_not_mistaken_for_deadlocks(ordered: bool) -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        a = cmwq.WorkQueue("a", ordered=ordered, runtime=runtime)
+        b = cmwq.WorkQueue("b", runtime=runtime)
+        c = cmwq.WorkQueue("c", runtime=runtime)
+        errors: list[BaseException] = []
+
+        def waits(how: Callable[[], object]) -> None:
+            sim.sleep(0.0005)
+            try:
+                how()
+            except cmwq.FlushDeadlock as exc:
+                errors.append(exc)
+
+        for _ in range(3):
+            a.submit(waits, b.flush)
+            a.submit(waits, lambda: b.submit(waits, c.flush).result())
+            b.submit(waits, c.flush)
+            b.submit(waits, lambda: c.submit(sim.sleep, 0.001).result())
+            c.submit(sim.sleep, 0.001)
+        for queue in (a, b, c):
+            queue.drain()
+        assert not errors
+
+    simulate_each(scenario, 20, cpus=2)
+
+
+def test_F7_from_outside_any_work_all_may_be_waited_for(universe: cmwq.Runtime, gate: Gate) -> None:
+    first, second = (cmwq.WorkQueue(name, runtime=universe) for name in ("first", "second"))
+
+    def flushes() -> str:
+        gate()
+        second.flush()
+        return "flushed"
+
+    future = first.submit(flushes)
+    gate.await_arrivals(1)
+    held = second.submit(gate)
+    gate.open.set()
+    first.flush(HANG)
+    second.flush(HANG)
+    assert held.done()
+    assert future.result(HANG) == "flushed"

@@ -1,0 +1,170 @@
+"""E8: freezable queues stop, and go on where they stopped."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable
+
+import pytest
+from conftest import HANG, Gate
+from simulated import simulate, simulate_each
+
+import cmwq
+from cmwq.testing import Simulation
+
+
+def test_E8_freeze_returns_when_nothing_runs_and_nothing_starts_until_thaw(runtime: cmwq.Runtime, gate: Gate) -> None:
+    wq = cmwq.WorkQueue("f", freezable=True, max_active=2, runtime=runtime)
+    other = cmwq.WorkQueue("other", runtime=runtime)
+    done: list[int] = []
+    running = [wq.submit(gate) for _ in range(2)]
+    gate.await_arrivals(2)
+    for n in range(5):
+        wq.submit(done.append, n)
+    freezer = threading.Thread(target=runtime.freeze, args=(HANG,))
+    freezer.start()
+    while not all(pwq.frozen for pwq in wq._all_pwqs()):
+        other.submit(int).result(HANG)
+    assert freezer.is_alive(), "two works of it still run"
+    gate.open.set()
+    freezer.join(HANG)
+    assert not freezer.is_alive()
+    assert all(future.done() for future in running)
+    wq.submit(done.append, 5)
+    assert other.submit(len, "go on").result(HANG) == 5
+    assert done == []
+    view = next(queue for queue in runtime.snapshot().queues if queue.name == "f")
+    assert (view.active, view.inactive) == (0, 6)
+    runtime.thaw()
+    wq.flush(HANG)
+    assert sorted(done) == list(range(6))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_E8_order_and_max_active_are_kept(ordered: bool) -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("f", freezable=True, ordered=ordered, max_active=1, runtime=runtime)
+        done: list[int] = []
+        inside = 0
+
+        def item(number: int) -> None:
+            nonlocal inside
+            inside += 1
+            assert inside == 1
+            sim.sleep(0.001)
+            done.append(number)
+            inside -= 1
+
+        for number in range(12):
+            wq.submit(item, number)
+            if number % 4 == 3:
+                runtime.freeze()
+                assert not inside
+                before = list(done)
+                sim.sleep(0.010)
+                assert done == before, "a work started while frozen"
+                runtime.thaw()
+        wq.flush()
+        assert done == list(range(12))
+
+    simulate_each(scenario, 30, cpus=2)
+
+
+def test_E8_a_place_made_while_frozen_is_frozen() -> None:
+    """A queue made meanwhile, and one that uses a pool for the first time."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        early = cmwq.WorkQueue("early", freezable=True, scope="cpu", runtime=runtime)
+        early.submit(int).result()
+        runtime.freeze()
+        late = cmwq.WorkQueue("late", freezable=True, runtime=runtime)
+        works = [cmwq.Work(sim.note, f"cpu {cpu}") for cpu in (0, 1)]
+        for cpu, work in enumerate(works):
+            assert early.queue_on(cpu, work)
+        late.submit(sim.note, "late")
+        sim.sleep(1.0)
+        assert all(work.pending for work in works)
+        assert not sim.log
+        runtime.thaw()
+        runtime.close()
+
+    assert sorted(simulate(scenario, cpus=2).log) == [(1000, "cpu 0"), (1000, "cpu 1"), (1000, "late")]
+
+
+def test_E8_a_freeze_that_times_out_freezes_nothing(universe: cmwq.Runtime, gate: Gate) -> None:
+    wq = cmwq.WorkQueue("f", freezable=True, runtime=universe)
+    wq.submit(gate)
+    gate.await_arrivals(1)
+    with pytest.raises(cmwq.CmwqTimeout, match=r"freeze: works of freezable queues still run after 0\.01 s"):
+        universe.freeze(0.01)
+    assert not universe.frozen
+    assert wq.submit(len, "abc").result(HANG) == 3
+
+
+def test_E8_twice_is_once_and_thaw_is_harmless(universe: cmwq.Runtime) -> None:
+    wq = cmwq.WorkQueue("f", freezable=True, runtime=universe)
+    universe.thaw()
+    wq.submit(int).result(HANG)
+    universe.freeze(HANG)
+    universe.freeze(HANG)
+    future = wq.submit(len, "ab")
+    assert not future.done()
+    universe.thaw()
+    universe.thaw()
+    assert future.result(HANG) == 2
+
+
+def test_E8_a_frozen_work_can_be_cancelled_and_a_frozen_queue_flushed_in_vain(universe: cmwq.Runtime) -> None:
+    wq = cmwq.WorkQueue("f", freezable=True, runtime=universe)
+    ran: list[str] = []
+    universe.freeze(HANG)
+    work = cmwq.Work(ran.append, "cancelled")
+    wq.queue(work)
+    wq.submit(ran.append, "kept")
+    assert work.cancel_sync(HANG)
+    with pytest.raises(cmwq.CmwqTimeout, match="1 works still there"):
+        wq.flush(0.01)
+    universe.thaw()
+    wq.flush(HANG)
+    assert ran == ["kept"]
+
+
+def test_E8_a_colliding_work_waits_for_thaw_too() -> None:
+    """E3 would let it follow its running self at once."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("f", freezable=True, runtime=runtime)
+        work = cmwq.Work(lambda: (sim.note("begins"), sim.sleep(0.010)))
+        wq.queue(work)
+        sim.sleep(0.005)
+        wq.queue(work)
+        sim.sleep(0.001)  # it collided, and is to follow
+        runtime.freeze()
+        sim.sleep(1.0)
+        runtime.thaw()
+        wq.flush()
+
+    assert simulate(scenario, cpus=2).log == [(0, "begins"), (1010, "begins")]
+
+
+def test_E8_a_runtime_that_closes_thaws() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("f", freezable=True, runtime=runtime)
+        runtime.freeze()
+        wq.submit(sim.note, "done")
+
+    assert [text for _, text in simulate(scenario).log] == ["done"]
+
+
+def test_E8_the_default_runtimes_freezer(python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = python("""
+        import cmwq
+        wq = cmwq.WorkQueue("f", freezable=True)
+        cmwq.freeze(30)
+        future = wq.submit(print, "thawed", flush=True)
+        cmwq.system.submit(print, "frozen", flush=True).result(30)
+        cmwq.thaw()
+        future.result(30)
+    """)
+    assert (done.stdout.split(), done.stderr, done.returncode) == (["frozen", "thawed"], "", 0)
