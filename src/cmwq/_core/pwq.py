@@ -153,23 +153,6 @@ class PoolWorkQueue:
         self.activate()
         self.pool.look_out()
 
-    def lend(self) -> None:
-        """A work of the queue waits for something: its place under max_active is free meanwhile.
-
-        Not of an ordered queue: it runs one work at a time (E2).
-        """
-        with self.pool.lock:
-            self.nr_active -= 1
-            self.activate()
-            woken = self.pool.kick_or_look_out()
-        if woken is not None:
-            woken.parker.unpark()
-
-    def take_back(self) -> None:
-        """It goes on, even if its place is taken: to make it wait for a place could wait for ever."""
-        with self.pool.lock:
-            self.nr_active += 1
-
     def set_max_active(self, limit: int) -> None:
         with self.pool.lock:
             self.max_active = limit

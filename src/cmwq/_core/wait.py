@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from cmwq._core.worker import blocking, current_worker
+from cmwq._core.worker import current_worker, step_aside, step_back
 from cmwq._errors import CmwqTimeout, FlushDeadlock
 
 if TYPE_CHECKING:
@@ -63,23 +63,27 @@ class Waits:
 
     def __init__(self, host: Host) -> None:
         self._lock: Lock = host.lock()
-        self._waiting: dict[Item, Target] = {}  # its own lock
+        self._waiting: dict[Item, Target] = {}  # each change is atomic; taken back by who is refused with the lock held
 
     def begin(self, item: Item, target: Target) -> None:
         """Raises FlushDeadlock if the work would wait for itself."""
+        waiting = self._waiting
+        waiting[item] = target
+        # Noted first, looked at then: of two that begin at the same time one sees the other. Mostly there is nobody to
+        # see.
+        if next(target.needs(waiting), None) is None:
+            return
         with self._lock:
-            self._waiting[item] = target
             chain = self._chain(item, target)
             if chain is None:
                 return
-            del self._waiting[item]
+            del waiting[item]
         links = [f"{item.describe()} {target.describe()}"]
         links += [f"{other.describe()}, which {what.describe()}" for other, what in chain]
         raise FlushDeadlock(f"this would wait for ever: {', that needs '.join(links)}, that needs {item.describe()}")
 
     def end(self, item: Item) -> None:
-        with self._lock:
-            self._waiting.pop(item, None)
+        self._waiting.pop(item, None)
 
     def _chain(self, item: Item, target: Target) -> list[tuple[Item, Target]] | None:
         """How target depends on item: the works between them. None: it doesn't."""
@@ -194,23 +198,20 @@ def wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float |
 
 
 def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float | None) -> bool:
-    host = runtime.host
     worker = current_worker()
     item = worker.item if worker is not None else None
-    if item is None:
-        return _park_until(target.done, parker, host, deadline)
-    waits = item.queue.runtime.waits
+    if worker is None or item is None:
+        return _park_until(target.done, parker, runtime.host, deadline)
+    pwq = item.pwq
+    lender = pwq if pwq.lends else None
+    waits = pwq.wq.runtime.waits
     waits.begin(item, target)
-    lender = item.pwq if item.pwq.lends else None
     try:
-        if lender is not None:
-            lender.lend()
+        step_aside(worker, lender)
         try:
-            with blocking():
-                return _park_until(target.done, parker, host, deadline)
+            return _park_until(target.done, parker, runtime.host, deadline)
         finally:
-            if lender is not None:
-                lender.take_back()
+            step_back(worker, lender)
     finally:
         waits.end(item)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker, Thread
+    from cmwq._core.pwq import PoolWorkQueue
 
 
 class Worker:
@@ -298,12 +299,7 @@ class blocking:
             return
         pool = worker.pool
         with pool.lock:
-            worker.hinted = True
-            if worker.hog:
-                pool.worker_running(worker)  # its place among the hogs is free
-            pool.lookout.exempt(worker, True)
-            pool.worker_sleeping(worker)
-            pool.lookout.deliver()
+            _hint(pool, worker)
             woken = pool.kick()
         if woken is not None:
             woken.parker.unpark()
@@ -319,6 +315,54 @@ class blocking:
             return
         pool = worker.pool
         with pool.lock:
-            worker.hinted = False
-            pool.lookout.exempt(worker, False)
-            pool.worker_running(worker)
+            _unhint(pool, worker)
+
+
+def step_aside(worker: Worker, lender: PoolWorkQueue | None) -> None:
+    """Its work waits for something: it is known to be blocked at once (A4), and lends its place under `max_active`.
+
+    lender: where it has that place; None: it lends none.  Context: lock not held.
+    """
+    pool = worker.pool
+    worker.nr_hints += 1
+    with pool.lock:
+        if lender is not None:
+            lender.nr_active -= 1
+            if lender.attends:
+                lender.activate()
+        if worker.nr_hints == 1 and worker.counted:
+            _hint(pool, worker)
+        woken = pool.kick_or_look_out()
+    if woken is not None:
+        woken.parker.unpark()
+
+
+def step_back(worker: Worker, lender: PoolWorkQueue | None) -> None:
+    """It goes on, even if its place is taken:
+
+    to make it wait for a place could wait for ever.  Context: lock not held.
+    """
+    pool = worker.pool
+    with pool.lock:
+        if lender is not None:
+            lender.nr_active += 1
+        worker.nr_hints -= 1
+        if not worker.nr_hints and worker.hinted:
+            _unhint(pool, worker)
+
+
+def _hint(pool: WorkerPool, worker: Worker) -> None:
+    """It blocks, by its own word: no sensor knows better.  Context: lock held."""
+    worker.hinted = True
+    if worker.hog:
+        pool.worker_running(worker)  # its place among the hogs is free
+    pool.lookout.exempt(worker, True)
+    pool.worker_sleeping(worker)
+    pool.lookout.deliver()
+
+
+def _unhint(pool: WorkerPool, worker: Worker) -> None:
+    """Context: lock held."""
+    worker.hinted = False
+    pool.lookout.exempt(worker, False)
+    pool.worker_running(worker)
