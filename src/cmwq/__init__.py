@@ -12,9 +12,10 @@ from cmwq._core.batch import Batch
 from cmwq._core.config import Config
 from cmwq._core.future import Future
 from cmwq._core.queue import WorkQueue
+from cmwq._core.queued import current_work
 from cmwq._core.runtime import Runtime, default_runtime
 from cmwq._core.snapshot import PoolView, QueueView, Snapshot
-from cmwq._core.work import DelayedWork, Work, current_work
+from cmwq._core.work import DelayedWork, Work
 from cmwq._core.worker import blocking
 from cmwq._errors import (
     CmwqError,

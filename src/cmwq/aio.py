@@ -15,7 +15,9 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from cmwq._core.drain import close_steps, drain_steps, flush_steps
 from cmwq._core.runtime import default_runtime
+from cmwq._core.work import Work
 from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqTimeout
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from cmwq._core.queue import WorkQueue
     from cmwq._core.runtime import Runtime
     from cmwq._core.wait import Steps, Target
-    from cmwq._core.work import Work
 
 T = TypeVar("T")
 
@@ -84,17 +85,19 @@ async def _wait_for(target: Target, parker: _LoopParker) -> None:
 
 async def flush(what: WorkQueue | Work, timeout: float | None = None) -> bool | None:
     """`WorkQueue.flush` or `Work.flush`."""
-    return await drive(what.flush_steps(), timeout, f"flush of {what!r} was not done")
+    return await drive(
+        what.flush_steps() if isinstance(what, Work) else flush_steps(what), timeout, f"flush of {what!r} was not done"
+    )
 
 
 async def drain(queue: WorkQueue, timeout: float | None = None) -> None:
     """`WorkQueue.drain`."""
-    await drive(queue.drain_steps(), timeout, f"drain of {queue!r} was not done")
+    await drive(drain_steps(queue), timeout, f"drain of {queue!r} was not done")
 
 
 async def close(queue: WorkQueue, timeout: float | None = None) -> None:
     """`WorkQueue.close`."""
-    await drive(queue.close_steps(), timeout, f"close of {queue!r} was not done")
+    await drive(close_steps(queue), timeout, f"close of {queue!r} was not done")
 
 
 async def cancel_sync(work: Work, timeout: float | None = None) -> bool:

@@ -68,7 +68,7 @@ def test_F4_many_are_taken_back_and_leave_nothing_in_the_lists(universe: cmwq.Ru
         assert work.cancel()
         if n % 1000 == 0:
             wq.submit(done.append, n)
-    (pwq,) = wq._all_pwqs()
+    (pwq,) = wq.places()
     assert len(pwq.inactive) < 300
     gate.open.set()
     wq.flush(HANG)

@@ -49,7 +49,7 @@ def test_F1_what_is_queued_after_does_not_matter(runtime: cmwq.Runtime, gate: Ga
     assert begun.wait(HANG)
     flusher = threading.Thread(target=flush)
     flusher.start()
-    while not any(pwq.sealed for pwq in wq._all_pwqs()):  # the flush has begun
+    while not any(pwq.sealed for pwq in wq.places()):  # the flush has begun
         runtime.snapshot()
     later = wq.submit(gate)
     gate.await_arrivals(1)
@@ -94,7 +94,7 @@ def test_F1_several_flush_at_the_same_time() -> None:
         threads = [sim.host.spawn(f"flusher {n}", flusher) for n in range(4)]
         for thread in threads:
             thread.join()
-        assert not any(pwq.sealed for pwq in wq._all_pwqs())
+        assert not any(pwq.sealed for pwq in wq.places())
 
     simulate_each(scenario, 30, cpus=2)
 

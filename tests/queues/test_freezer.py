@@ -24,7 +24,7 @@ def test_E8_freeze_returns_when_nothing_runs_and_nothing_starts_until_thaw(runti
         wq.submit(done.append, n)
     freezer = threading.Thread(target=runtime.freeze, args=(HANG,))
     freezer.start()
-    while not all(pwq.frozen for pwq in wq._all_pwqs()):
+    while not all(pwq.frozen for pwq in wq.places()):
         other.submit(int).result(HANG)
     assert freezer.is_alive(), "two works of it still run"
     gate.open.set()

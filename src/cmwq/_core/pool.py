@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from cmwq._core.item import Item
     from cmwq._core.ports import Host, Parker, Sensor, Timer
     from cmwq._core.pwq import PoolWorkQueue
+    from cmwq._core.queued import Queued
     from cmwq._core.runtime import Runtime
-    from cmwq._core.work import Queued, Work
+    from cmwq._core.work import Work
 
 _log = logging.getLogger("cmwq")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker
     from cmwq._core.queue import WorkQueue
-    from cmwq._core.work import Queued
+    from cmwq._core.queued import Queued
 
 PURGE = 64
 """So many withdrawn items may be passed over later; beyond, and beyond half of what is listed, they are removed."""

@@ -9,20 +9,21 @@ has one place, on one pool. Waiting calls are written as steps (`wait`). The let
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context, copy_context
 from enum import Enum
 from functools import wraps
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from cmwq._core.config import DFL_ACTIVE
+from cmwq._core.drain import close_steps, drain_steps, flush_steps
 from cmwq._core.future import BoundedFuture, Future, WorkFuture
+from cmwq._core.map import map_calls
 from cmwq._core.pwq import PoolWorkQueue, insert, insert_many
+from cmwq._core.queued import Queued
 from cmwq._core.room import FULL, Room
-from cmwq._core.wait import PhaseEnd, own_item, run_steps
-from cmwq._core.work import Delay, DelayedWork, Queued, Work
+from cmwq._core.wait import own_item, run_steps
+from cmwq._core.work import Delay, DelayedWork, Work
 from cmwq._core.worker import current_worker
 from cmwq._errors import FlushDeadlock, QueueClosed, WorkDisabled
 
@@ -31,15 +32,12 @@ if TYPE_CHECKING:
 
     from cmwq._core.pool import WorkerPool
     from cmwq._core.runtime import Runtime
-    from cmwq._core.wait import Steps
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _log = logging.getLogger("cmwq")
 
 SCOPES = ("cpu", "smt", "cache", "numa", "system")
-DRAIN_ROUNDS = 10
-"""F3: a drain complains after so many rounds, and then every hundred."""
 
 
 class State(Enum):
@@ -205,31 +203,7 @@ class WorkQueue:
         calls are submitted ahead of what has been taken, and the iterables are read only so far; None: all at once. A
         call's exception is raised when its result is taken; leaving the iterator early cancels what hasn't begun.
         """
-        if buffersize is not None and not isinstance(buffersize, int):
-            raise TypeError("buffersize must be an integer or None")
-        if buffersize is not None and buffersize < 1:
-            raise ValueError("buffersize must be None or > 0")
-        host = self.runtime.host
-        deadline = None if timeout is None else host.monotonic() + timeout
-        calls = zip(*iterables)  # noqa: B905  # as map() does
-        submit = self.submit
-        ahead = deque(submit(fn, *args) for args in islice(calls, buffersize))
-
-        # Submitting begins at the call, not when the first result is asked for: hence a generator inside.
-        def results() -> Iterator[T]:
-            try:
-                while ahead:
-                    if buffersize is not None:
-                        for args in islice(calls, 1):
-                            ahead.append(submit(fn, *args))
-                    # Popped only now, and not kept: a result lives as long as its taker wants.
-                    left = None if deadline is None else deadline - host.monotonic()
-                    yield _result_of(ahead, left)
-            finally:
-                for future in ahead:
-                    future.cancel()
-
-        return results()
+        return map_calls(self, fn, iterables, timeout, buffersize)
 
     def offload(self, fn: Callable[P, T]) -> Callable[P, Future[T]]:
         """A decorator: calls of the function are submitted here, and return their Future at once."""
@@ -412,7 +386,7 @@ class WorkQueue:
 
         timeout: seconds. Raises CmwqTimeout (the works go on), FlushDeadlock where a work would wait for itself (F7).
         """
-        run_steps(self.flush_steps(), self.runtime, timeout, lambda: self._still_there("flush"))
+        run_steps(flush_steps(self), self.runtime, timeout, lambda: self._still_there("flush"))
 
     def drain(self, timeout: float | None = None) -> None:
         """Flush until it is empty; meanwhile only its own works may queue to it (F3), others get QueueClosed. Then it
@@ -420,7 +394,7 @@ class WorkQueue:
 
         timeout: seconds. Raises CmwqTimeout (it is open again), FlushDeadlock.
         """
-        run_steps(self.drain_steps(), self.runtime, timeout, lambda: self._still_there("drain"))
+        run_steps(drain_steps(self), self.runtime, timeout, lambda: self._still_there("drain"))
 
     def close(self, timeout: float | None = None) -> None:
         """Drain, then gone. Delayed works whose time has not come are taken back, they do not run.
@@ -428,48 +402,7 @@ class WorkQueue:
         timeout: seconds. Raises CmwqTimeout: the queue goes on draining, and close() may be called again;
         FlushDeadlock from one of the queue's own works. Closing twice is harmless.
         """
-        run_steps(self.close_steps(), self.runtime, timeout, lambda: self._still_there("close"))
-
-    def flush_steps(self) -> Steps[None]:
-        """`flush`, for whoever drives it. All places are sealed before the first is waited for."""
-        phases = []
-        for pwq in self._all_pwqs():
-            self.runtime.check_alive(pwq.pool, self)
-            with pwq.pool.lock:
-                phase = pwq.seal()
-            if phase is not None:
-                phases.append(phase)
-        for phase in phases:
-            yield PhaseEnd(phase)
-
-    def drain_steps(self) -> Steps[None]:
-        """`drain`, for whoever drives it."""
-        self._refuse_own_work("drains")
-        with self._lock:
-            self._drainers += 1
-            self._change_state()
-        try:
-            yield from self._empty_steps("drain")
-        finally:
-            with self._lock:
-                self._drainers = max(0, self._drainers - 1)  # a fork's child forgets them
-                self._change_state()
-
-    def close_steps(self) -> Steps[None]:
-        """`close`, for whoever drives it."""
-        self._refuse_own_work("closes")
-        self.refuse()
-        self.take_back_delays()
-        while True:
-            yield from self._empty_steps("close")
-            with self._lock:
-                self._state = State.CLOSED
-                pwqs = list(self._pwqs.values())
-            if not self._has_works(pwqs):  # a delay may have ended in between
-                break
-        for pwq in pwqs:
-            with pwq.pool.lock:
-                pwq.pool.pwqs.discard(pwq)
+        run_steps(close_steps(self), self.runtime, timeout, lambda: self._still_there("close"))
 
     def take_back_delays(self) -> None:
         """Works whose time has not come won't run."""
@@ -482,25 +415,19 @@ class WorkQueue:
             if taken is not None:
                 taken.drop()
 
-    def _empty_steps(self, what: str) -> Steps[None]:
-        """Until it is empty, on all pools at the same time.
+    def begin_drain(self) -> None:
+        with self._lock:
+            self._drainers += 1
+            self._change_state()
 
-        Looking at one after the other could miss a work that moves; but then it went through a gate meanwhile.
-        """
-        rounds = 0
-        while True:
-            pwqs = self._all_pwqs()
-            before = sum(pwq.nr_admitted for pwq in pwqs)
-            if not self._has_works(pwqs):
-                if before == sum(pwq.nr_admitted for pwq in self._all_pwqs()):
-                    return
-                continue
-            if rounds == DRAIN_ROUNDS or (rounds and rounds % 100 == 0):
-                _log.warning(
-                    "%s of queue %r is not done after %d rounds: its works queue new ones", what, self.name, rounds
-                )
-            rounds += 1
-            yield from self.flush_steps()
+    def end_drain(self) -> None:
+        with self._lock:
+            self._drainers = max(0, self._drainers - 1)  # a fork's child forgets them
+            self._change_state()
+
+    def be_closed(self) -> None:
+        with self._lock:
+            self._state = State.CLOSED
 
     def refuse(self) -> None:
         """Accept nothing from outside any more; do not wait. `close` may follow."""
@@ -510,7 +437,7 @@ class WorkQueue:
 
     def cancel_pending(self) -> None:
         """Cancel the future of every submitted call that has not begun. What was queued as a `Work` stays."""
-        for pwq in self._all_pwqs():
+        for pwq in self.places():
             with pwq.pool.lock:
                 items = [item for item in (*pwq.pool.worklist, *pwq.inactive) if item.queue is self]
             for item in items:
@@ -525,7 +452,7 @@ class WorkQueue:
     def nr_pending(self) -> int:
         """Works that have not begun. Delayed ones whose time has not come are not counted."""
         pending = 0
-        for pwq in self._all_pwqs():
+        for pwq in self.places():
             with pwq.pool.lock:
                 listed = (item for item in pwq.pool.worklist if item.queue is self)
                 pending += sum(not item.withdrawn for item in (*listed, *pwq.inactive))
@@ -534,7 +461,7 @@ class WorkQueue:
     def threads(self) -> set[Any]:
         """The threads that run its works right now."""
         found = set()
-        for pwq in self._all_pwqs():
+        for pwq in self.places():
             with pwq.pool.lock:
                 found |= {worker.thread for worker in pwq.pool.workers if worker.item and worker.item.queue is self}
         return found
@@ -552,12 +479,12 @@ class WorkQueue:
     def _still_there(self, what: str) -> str:
         """Of a timeout: what was to be done, and what is left."""
         left = 0
-        for pwq in self._all_pwqs():
+        for pwq in self.places():
             with pwq.pool.lock:
                 left += pwq.phase.count + sum(phase.count for phase in pwq.sealed)
         return f"{what} of queue {self.name!r}: {left} works still there"
 
-    def _refuse_own_work(self, verb: str) -> None:
+    def refuse_own_work(self, verb: str) -> None:
         item = own_item(self)
         if item is not None:
             raise FlushDeadlock(f"{item.describe()} {verb} its own queue {self.name!r}: it would wait for itself")
@@ -617,12 +544,14 @@ class WorkQueue:
                     self._only = pwq
             return pwq
 
-    def _all_pwqs(self) -> list[PoolWorkQueue]:
+    def places(self) -> list[PoolWorkQueue]:
+        """Its place on each pool it has used."""
         with self._lock:
             return list(self._pwqs.values())
 
-    def _has_works(self, pwqs: list[PoolWorkQueue]) -> bool:
-        for pwq in pwqs:
+    def has_works(self) -> bool:
+        """On any pool. Delayed ones whose time has not come are not counted."""
+        for pwq in self.places():
             with pwq.pool.lock:
                 if pwq.has_works():
                     return True
@@ -662,13 +591,3 @@ def _checked_delay(work: DelayedWork, delay: float) -> float:
     if not delay < float("inf"):
         raise ValueError(f"a delay of {delay!r} seconds for {work!r}")
     return max(0.0, delay)
-
-
-def _result_of(ahead: deque[Future[T]], timeout: float | None) -> T:
-    """The first one's result, removed; if that fails it is cancelled, the rest left to the caller."""
-    future = ahead.popleft()
-    try:
-        return future.result(timeout)
-    finally:
-        future.cancel()
-        del future

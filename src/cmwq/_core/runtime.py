@@ -174,7 +174,7 @@ class Runtime:
         with self._freezer:
             self.frozen = True
             # A place made from now on is frozen from the start: who makes it holds Q, and looks after we let go of it.
-            pwqs = [pwq for queue in self._all_queues() if queue.freezable for pwq in queue._all_pwqs()]
+            pwqs = [pwq for queue in self._all_queues() if queue.freezable for pwq in queue.places()]
             for pwq in pwqs:
                 pwq.freeze()
         try:
@@ -190,7 +190,7 @@ class Runtime:
             self.frozen = False
             for queue in self._all_queues():
                 if queue.freezable:
-                    for pwq in queue._all_pwqs():
+                    for pwq in queue.places():
                         pwq.thaw()
 
     def _all_queues(self) -> list[WorkQueue]:

@@ -92,7 +92,7 @@ def view_of_pool(pool: WorkerPool) -> PoolView:
 
 def view_of_queue(wq: WorkQueue) -> QueueView:
     active = inactive = unfinished = 0
-    for pwq in wq._all_pwqs():
+    for pwq in wq.places():
         with pwq.pool.lock:
             active += pwq.nr_active
             inactive += len(pwq.inactive)

@@ -27,16 +27,15 @@ The letters are those of `pool`; W: work._lock. Order: R, W < Q < L.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextvars import copy_context
+from collections.abc import Callable
 from functools import partial
 from threading import Lock
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core.item import name_of
-from cmwq._core.wait import needs_of, run_steps
-from cmwq._core.worker import current_worker
+from cmwq._core.queued import ItemEnd, Queued
+from cmwq._core.wait import run_steps
 from cmwq._errors import CmwqError
 
 if TYPE_CHECKING:
@@ -44,15 +43,12 @@ if TYPE_CHECKING:
 
     from cmwq._core import ports
     from cmwq._core.future import WorkFuture
-    from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.ports import Parker, Timer
-    from cmwq._core.pwq import Phase, PoolWorkQueue
+    from cmwq._core.ports import Timer
+    from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queue import WorkQueue
-    from cmwq._core.room import Room
     from cmwq._core.runtime import Runtime
-    from cmwq._core.wait import Steps, Target
-    from cmwq._core.worker import Worker
+    from cmwq._core.wait import Steps
 
 _log = logging.getLogger("cmwq")
 
@@ -427,227 +423,3 @@ class Delay:
         for future in self.futures:
             item.add_future(future)
         self.wq.hand_over(item, self._pwq)
-
-
-class Queued:
-    """One queueing of a Work."""
-
-    __slots__ = (
-        "__weakref__", "_context", "_phase", "accepted", "behind", "follower", "futures", "held", "hold", "lent",
-        "outcome", "over", "parked", "parkers", "room", "work",
-    )  # fmt: skip
-
-    def __init__(self, work: Work, phase: Phase, context: Context | None = None) -> None:
-        self.work: Work | None = work  # L: None once taken back
-        self._phase = phase  # I once queued
-        self._context: Context | None = context or copy_context()  # dropped when taken back
-        self.accepted = False  # I: its queue took it earlier, as a delayed work
-        self.room: Room | None = None  # L: where it has a place, if its queue has a `max_pending`
-        self.over = False  # L: it ended, or was taken back
-        self.parkers: list[Parker] | None = None  # L: who waits for that
-        self.follower: Queued | None = None  # L: the next queueing, which collided with this execution (E3)
-        self.behind = False  # L: it hangs behind its running self, or did, and is in no list
-        self.lent = False  # L: it hangs behind its running self, and has no place under max_active meanwhile
-        self.hold = False  # L: an execution on another pool must end first (E3)
-        self.parked = False  # L: its turn came while on hold; it is in no list
-        self.futures: list[WorkFuture] | None = None  # L: who wants the result
-        self.outcome: tuple[Any, BaseException | None] = (None, None)  # the running worker's
-        self.held: list[Queued] | None = None  # L of the pool where this one runs: those on hold for it
-
-    @property
-    def pwq(self) -> PoolWorkQueue:
-        return self._phase.pwq
-
-    @property
-    def queue(self) -> WorkQueue:
-        return self._phase.pwq.wq
-
-    @property
-    def function(self) -> object:
-        return self.work._fn if self.work is not None else None
-
-    @property
-    def exempt(self) -> bool:
-        return self._phase.pwq.exempt
-
-    # ------------------------------------------------------------------------------- item
-
-    @property
-    def withdrawn(self) -> bool:
-        return self.work is None
-
-    def claim(self, worker: Worker) -> bool:
-        work, pwq = self.work, self._phase.pwq
-        if work is None:
-            if not self.behind:  # else `withdraw` saw to its place
-                pwq.pass_over()
-            return False
-        if self.hold:
-            self.parked = True  # it keeps its place under max_active, so an ordered queue stays in order
-            pwq.pool.nr_parked += 1
-            return False
-        busy = worker.pool.busy_works
-        running = busy.get(work)
-        if running is not None:
-            # One that was taken back may still hang there; one that is pending can't: it had the bit.
-            running.follower = self
-            self.behind = True
-            if pwq.lends:
-                # It can't go on before its running self, which may wait for another work of this queue.
-                self.lent = True
-                pwq.nr_active -= 1
-                pwq.activate()
-            return False
-        self.behind = False
-        if pwq.frozen:
-            if self.lent:
-                self.lent = False
-                pwq.nr_active += 1
-            pwq.put_back(self)
-            return False
-        if self.lent:
-            self.lent = False
-            pwq.nr_active += 1  # even if its place is taken: as whoever waited
-        if self.room is not None:
-            self.room.give()
-            self.room = None
-        busy[work] = self
-        work._last = pwq.pool
-        work._item = None
-        work._bit.release()  # E4: cleared before the function runs
-        return True
-
-    def run(self) -> None:
-        work = self.work
-        assert work is not None
-        try:
-            result = self._context.run(work._fn, *work._args, **work._kwargs)  # type: ignore[union-attr]
-            if self.futures is not None:
-                self.outcome = (result, None)
-        except BaseException as exc:
-            if any(not future.done() for future in self.futures or ()):
-                self.outcome = (None, exc)
-            else:
-                self.queue.work_failed(work, exc)
-        self._context = None
-
-    def end(self) -> Queued | None:
-        # In the child of a fork within the function there is no such entry any more.
-        self._phase.pwq.pool.busy_works.pop(self.work, None)  # type: ignore[arg-type]
-        if self.held is not None or self.futures is not None:
-            return self
-        self.retire()
-        return None
-
-    def announce(self, item: Item) -> None:
-        """Whoever waits hears of the result; those on hold for this execution may go.  Context: no lock held."""
-        for future in self.futures or ():
-            future.settle(*self.outcome)
-        self.futures, self.outcome = None, (None, None)
-        for held in self.held or ():
-            held.let_go()
-        self.held = None
-
-    def let_go(self) -> None:
-        """The execution elsewhere that it was on hold for has ended.  Context: no lock held."""
-        pool = self._phase.pwq.pool
-        with pool.lock:
-            self.hold = False
-            woken = None
-            if self.parked:
-                self.parked = False
-                pool.nr_parked -= 1
-                pool.worklist.appendleft(self)
-                woken = pool.kick_or_look_out()
-        if woken is not None:
-            woken.parker.unpark()
-
-    def retire(self) -> None:
-        self._be_over()
-        self._phase.retire()
-
-    def describe(self) -> str:
-        work = self.work  # it may be taken back at any moment
-        return f"work {'(taken back)' if work is None else name_of(work._fn)} of queue {self.queue.name!r}"
-
-    # ------------------------------------------------------------------------------- taking back
-
-    def withdraw(self) -> None:
-        """Context: lock held; `drop` to be called after."""
-        self.work = None
-        self._phase.withdraw()
-        if self.parked:  # it is in no list, and holds a place
-            self.parked = False
-            self._phase.pwq.pool.nr_parked -= 1
-            self._phase.pwq.pass_over()
-        elif self.lent:
-            self._phase.pwq.nr_withdrawn -= 1  # nor is this, and holds none
-        elif self.behind:
-            self._phase.pwq.pass_over()
-        if self.room is not None:
-            self.room.give()
-            self.room = None
-        self._be_over()
-
-    def drop(self) -> None:
-        """It was withdrawn: let go of what it refers to. Outside the lock: finalisers and callbacks are user code."""
-        self._context = None
-        for future in self.futures or ():
-            future.cancel()
-
-    def take_futures(self) -> list[WorkFuture]:
-        """They are to be another's."""
-        futures, self.futures = self.futures, None
-        return futures or []
-
-    def add_future(self, future: WorkFuture) -> None:
-        """Context: lock held, or not queued yet."""
-        future.of(self)
-        self.futures = [*(self.futures or ()), future]
-
-    def _be_over(self) -> None:
-        self.over = True
-        if self.parkers is not None:
-            for parker in self.parkers:
-                parker.unpark()
-            self.parkers = None
-
-
-class ItemEnd:
-    """One queueing of a work has ended, or was taken back."""
-
-    __slots__ = ("item", "verb")
-
-    def __init__(self, item: Queued, verb: str) -> None:
-        self.item = item
-        self.verb = verb
-
-    def done(self) -> bool:
-        return self.item.over
-
-    def attach(self, parker: Parker) -> bool:
-        with self.item.pwq.pool.lock:
-            if self.item.over:
-                return False
-            if self.item.parkers is None:
-                self.item.parkers = []
-            self.item.parkers.append(parker)
-            return True
-
-    def detach(self, parker: Parker) -> None:
-        with self.item.pwq.pool.lock:
-            if self.item.parkers is not None and parker in self.item.parkers:
-                self.item.parkers.remove(parker)
-
-    def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
-        return needs_of(self.item, waiting)
-
-    def describe(self) -> str:
-        return f"{self.verb} {self.item.describe()}"
-
-
-def current_work() -> Any:
-    """What this thread is executing: a `Work`, the `Future` of a submitted call, or None outside a worker."""
-    worker = current_worker()
-    item = worker.item if worker is not None else None
-    return item.work if isinstance(item, Queued) else item

@@ -1,0 +1,77 @@
+"""How a queue is flushed, drained and closed (F1, F3), as steps: `wait` says what that is.
+
+Guarantees: a flush waits for what was queued before it, on all pools, and for nothing later; after a drain the queue
+was empty on all its pools at one moment; nothing that a closing queue accepted is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from cmwq._core.wait import PhaseEnd
+
+if TYPE_CHECKING:
+    from cmwq._core.queue import WorkQueue
+    from cmwq._core.wait import Steps
+
+_log = logging.getLogger("cmwq")
+
+DRAIN_ROUNDS = 10
+"""F3: a drain complains after so many rounds, and then every hundred."""
+
+
+def flush_steps(queue: WorkQueue) -> Steps[None]:
+    """All places are sealed before the first is waited for."""
+    phases = []
+    for pwq in queue.places():
+        queue.runtime.check_alive(pwq.pool, queue)
+        with pwq.pool.lock:
+            phase = pwq.seal()
+        if phase is not None:
+            phases.append(phase)
+    for phase in phases:
+        yield PhaseEnd(phase)
+
+
+def drain_steps(queue: WorkQueue) -> Steps[None]:
+    queue.refuse_own_work("drains")
+    queue.begin_drain()
+    try:
+        yield from _empty_steps(queue, "drain")
+    finally:
+        queue.end_drain()
+
+
+def close_steps(queue: WorkQueue) -> Steps[None]:
+    queue.refuse_own_work("closes")
+    queue.refuse()
+    queue.take_back_delays()
+    while True:
+        yield from _empty_steps(queue, "close")
+        queue.be_closed()
+        if not queue.has_works():  # a delay may have ended in between
+            break
+    for pwq in queue.places():
+        with pwq.pool.lock:
+            pwq.pool.pwqs.discard(pwq)
+
+
+def _empty_steps(queue: WorkQueue, what: str) -> Steps[None]:
+    """Until it is empty, on all pools at the same time.
+
+    Looking at one after the other could miss a work that moves; but then it went through a gate meanwhile.
+    """
+    rounds = 0
+    while True:
+        before = sum(pwq.nr_admitted for pwq in queue.places())
+        if not queue.has_works():
+            if before == sum(pwq.nr_admitted for pwq in queue.places()):
+                return
+            continue
+        if rounds == DRAIN_ROUNDS or (rounds and rounds % 100 == 0):
+            _log.warning(
+                "%s of queue %r is not done after %d rounds: its works queue new ones", what, queue.name, rounds
+            )
+        rounds += 1
+        yield from flush_steps(queue)
