@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 from cmwq._core.worker import Worker
 from cmwq._host import ThreadHost
 from cmwq._sensor import procfs
-from cmwq._sensor._ticking import RELOOK, Doing, TickingSensor, Watched
+from cmwq._sensor._ticking import RELOOK, STILL, Doing, TickingSensor, Watched
 from cmwq._sensor.hints import STUCK, HintsSensor
 from cmwq._sensor.procfs import ProcfsSensor
 
@@ -415,6 +416,35 @@ def test_procfs_knows(start: Start, body: Callable[[Subject], None], doing: Doin
     until(lambda: sensor.doing(subject.worker, subject.worker.watched) is doing)
     subject.finish()
     until(lambda: sensor.doing(subject.worker, subject.worker.watched) is Doing.GONE)  # the kernel's part may be late
+
+
+@linux
+def test_procfs_goes_by_cpu_time_where_nothing_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, cpu = 100.0, 1.0
+
+    def no_descriptor(tid: int) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def no_such_clock(self: Watched) -> float:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(procfs, "_read", no_descriptor)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(Watched, "cpu_time", lambda self: cpu)
+    sensor = ProcfsSensor(ThreadHost())
+    worker = add_worker(make_pool(sensor), busy=True)
+    assert sensor.doing(worker, worker.watched) is Doing.RUNS  # not yet known
+    now, cpu = 101.0, 1.5
+    assert sensor.doing(worker, worker.watched) is Doing.RUNS  # it did
+    now += STILL / 2
+    assert sensor.doing(worker, worker.watched) is Doing.RUNS  # it may wait for the GIL, or for a CPU
+    now += STILL
+    assert sensor.doing(worker, worker.watched) is Doing.SLEEPS
+    worker.sleeping, cpu = True, 1.6
+    assert sensor.doing(worker, worker.watched) is Doing.SLEEPS  # it may have stirred
+    worker.sleeping = False
+    monkeypatch.setattr(Watched, "cpu_time", no_such_clock)
+    assert sensor.doing(worker, worker.watched) is Doing.GONE
 
 
 @linux

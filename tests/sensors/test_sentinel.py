@@ -1,0 +1,292 @@
+"""The sentinel by itself: its words, its descriptors, its lookouts. What it is for is tested in tests/real."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from conftest import HANG
+
+from cmwq import ThreadLimit
+from cmwq._host import ThreadHost, topology
+from cmwq._sensor import sentinel
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from cmwq._sensor._sentinel import Lookout, Slot, Watch
+
+pytestmark = pytest.mark.skipif(sentinel.usable() is not None, reason=str(sentinel.usable()))
+
+MANY = 4096
+"""Lookouts that one watch has room for."""
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    watch = sentinel._sentinel.Watch()
+    yield watch
+    watch.stop()
+
+
+def make_lookout(watch: Watch, *, capacity: int = 4) -> Lookout:
+    return watch.lookout(topology.cpus(), 1, capacity)
+
+
+@contextmanager
+def sleeper(lookout: Lookout) -> Iterator[Slot]:
+    """The slot of a thread that is about to sleep, or sleeps already, for something that isn't a lock."""
+    slot = lookout.slot()
+    ours, theirs = os.pipe()
+    there = threading.Event()
+
+    def sleep() -> None:
+        slot.attach()
+        slot.unpark()
+        slot.park()
+        there.set()
+        os.read(ours, 1)
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    try:
+        assert there.wait(HANG)
+        yield slot
+    finally:
+        os.write(theirs, b"x")
+        thread.join(HANG)
+        os.close(ours)
+        os.close(theirs)
+        slot.free()
+
+
+def review(lookout: Lookout, looker: Slot) -> list[tuple[int, bool, bool]]:
+    looker.review()
+    return list(lookout.deliver())
+
+
+def review_until_seen(lookout: Lookout, looker: Slot) -> list[tuple[int, bool, bool]]:
+    deadline = time.monotonic() + HANG
+    while not (marks := review(lookout, looker)):
+        assert time.monotonic() < deadline, "a sleeping thread was never seen to sleep"
+    return marks
+
+
+def kept_descriptors() -> list[int]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            link = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # the one that listed them
+        if link.endswith("/syscall"):
+            found.append(int(name))
+    return found
+
+
+# ------------------------------------------------------------------------------------- slots
+
+
+def test_a_sleeping_thread_is_marked_once_and_anew_after_the_end_of_an_item(watch: Watch) -> None:
+    lookout = make_lookout(watch)
+    looker = lookout.slot()
+    with sleeper(lookout) as slot:
+        assert review_until_seen(lookout, looker) == [(slot.index, True, False)]
+        assert review(lookout, looker) == []
+        slot.ended()
+        assert review(lookout, looker) == [(slot.index, True, False)]
+
+
+def test_an_unpark_that_comes_late_does_not_end_an_exemption(watch: Watch) -> None:
+    lookout = make_lookout(watch)
+    looker = lookout.slot()
+    with sleeper(lookout) as slot:
+        assert review_until_seen(lookout, looker)
+        slot.exempt(True)
+        slot.unpark()
+        assert review(lookout, looker) == []
+        slot.exempt(False)
+        assert review(lookout, looker) == [(slot.index, True, False)]
+
+
+def test_a_free_slot_is_not_looked_at_even_if_it_is_unparked(watch: Watch) -> None:
+    lookout = make_lookout(watch)
+    looker = lookout.slot()
+    with sleeper(lookout) as slot:
+        assert review_until_seen(lookout, looker)
+        slot.free()
+        slot.unpark()
+        assert review(lookout, looker) == []
+        assert lookout.slot().index == slot.index
+    assert kept_descriptors() == []
+
+
+def test_slots_taken_by_several_threads_at_once_are_different(watch: Watch) -> None:
+    threads, each = 4, 50
+    lookout = make_lookout(watch, capacity=threads * each)
+    start = threading.Barrier(threads)
+    slots: list[Slot] = []
+
+    def take() -> None:
+        start.wait(HANG)
+        slots.extend(lookout.slot() for _ in range(each))
+
+    takers = [threading.Thread(target=take) for _ in range(threads)]
+    for taker in takers:
+        taker.start()
+    for taker in takers:
+        taker.join(HANG)
+    assert sorted(slot.index for slot in slots) == list(range(threads * each))
+    with pytest.raises(RuntimeError, match="every place"):
+        lookout.slot()
+    slots[7].free()
+    assert lookout.slot().index == slots[7].index
+
+
+# ------------------------------------------------------------------------------------- descriptors
+
+
+def test_a_kept_descriptor_that_became_another_file_is_neither_read_nor_closed(watch: Watch, tmp_path: Path) -> None:
+    lookout = make_lookout(watch)
+    looker = lookout.slot()
+    (tmp_path / "file").write_bytes(b"running")
+    with sleeper(lookout) as slot, open(tmp_path / "file") as file:
+        assert review_until_seen(lookout, looker)
+        (kept,) = kept_descriptors()
+        os.dup2(file.fileno(), kept)  # as after os.closerange()
+        slot.ended()
+        assert review(lookout, looker) == [(slot.index, True, False)]
+        assert len(kept_descriptors()) == 1
+        slot.free()
+        assert kept_descriptors() == []
+        assert os.path.sameopenfile(file.fileno(), kept)
+        os.close(kept)
+
+
+NO_DESCRIPTORS = """
+    import os, resource, threading
+    from cmwq._host import topology
+    pipe, taken = os.pipe(), []
+    def use_up_descriptors():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        try:
+            while True: taken.append(os.dup(0))
+        except OSError:
+            pass
+    def give_them_back():  # the C library needs one for a thread's end
+        for fd in taken: os.close(fd)
+"""
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def test_without_descriptors_nobody_is_woken_in_vain(python: Python) -> None:
+    """The CPU clock is left to go by: it is woken when the sleeper was marked, not before."""
+    done = python(
+        NO_DESCRIPTORS
+        + """
+    from cmwq._sensor._sentinel import Watch
+    watch = Watch()
+    for cpu in (-1, *topology.cpus()): watch.start(cpu)
+    lookout = watch.lookout(topology.cpus(), 1, 3)
+    slot, reserve = lookout.slot(), lookout.slot()
+    there = threading.Event()
+    def sleep():
+        slot.attach(); slot.unpark(); slot.park(); there.set(); os.read(pipe[0], 1)
+    thread = threading.Thread(target=sleep); thread.start(); there.wait()
+    use_up_descriptors()
+    reserve.attach()
+    lookout.arm(reserve)
+    print(reserve.park(40), *lookout.deliver(), watch.statistics()["wakes"])
+    give_them_back(); os.write(pipe[1], b"x"); thread.join(); watch.stop()
+    """
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("True (0, True, False) 1\n", "", 0)
+
+
+def test_A4_blocking_is_noticed_without_descriptors(python: Python, sensor: str) -> None:
+    done = python(
+        NO_DESCRIPTORS
+        + f"""
+    import cmwq
+    with cmwq.Runtime(sensor={sensor!r}) as runtime:
+        executor = cmwq.Executor(runtime=runtime)
+        target = executor.submit(runtime.snapshot).result().pools[0].target
+        arrived, gate = threading.Semaphore(0), threading.Event()
+        def read(): arrived.release(); os.read(pipe[0], 1)
+        def wait(): arrived.release(); gate.wait()
+        use_up_descriptors()
+        works = [executor.submit(block) for _ in range(target + 1) for block in (read, wait)]
+        print(all(arrived.acquire(timeout=40) for _ in works))
+        give_them_back(); os.write(pipe[1], b"x" * len(works)); gate.set()
+    """
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
+
+
+# ------------------------------------------------------------------------------------- lookouts
+
+
+def test_a_lookout_that_was_given_up_is_used_again(watch: Watch) -> None:
+    lookouts = [make_lookout(watch) for _ in range(MANY)]
+    with pytest.raises(RuntimeError, match="too many"):
+        make_lookout(watch)
+    lookout = lookouts.pop()
+    looker = lookout.slot()
+    with sleeper(lookout) as slot:
+        assert review_until_seen(lookout, looker)
+        slot.ended()
+        looker.review()  # a mark that is not delivered
+        lookout.arm(looker)
+        lookout.acquire()
+        del lookout, looker
+        with pytest.raises(RuntimeError, match="too many"):
+            make_lookout(watch)  # as long as there is a slot somebody may use it
+    del slot
+    with pytest.raises(RuntimeError, match="too many"):
+        make_lookout(watch, capacity=1000)  # it has not so many places
+    again = make_lookout(watch)
+    assert not again.locked()
+    assert not again.deliver()
+    assert again.slot().index == 0
+    assert kept_descriptors() == []
+
+
+def test_pools_may_come_and_go_under_the_eyes_of_the_sentinels(watch: Watch) -> None:
+    for cpu in (-1, *topology.cpus()):
+        watch.start(cpu)
+    for _ in range(100):
+        lookout = make_lookout(watch)
+        lookout.arm(lookout.slot())  # and nobody comes
+        del lookout
+        lookout = make_lookout(watch)
+        reserve = lookout.slot()
+        reserve.attach()
+        lookout.arm(reserve)
+        assert reserve.park(HANG)
+
+
+# ------------------------------------------------------------------------------------- the Sensor
+
+
+def test_no_thread_to_be_had_is_a_thread_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Any:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    pool: Any = SimpleNamespace(name="u0", cpus=topology.cpus(), target=1, max_workers=3)
+    host = ThreadHost()
+    monkeypatch.setattr(host, "gil_enabled", lambda: True)
+    for refuses in ("learn_gil", "start", "lookout"):
+        sensor = sentinel.make(host, "")
+        fake = SimpleNamespace(learn_gil=lambda: True, start=lambda cpu: None, lookout=lambda *_: None)
+        setattr(fake, refuses, refuse)
+        monkeypatch.setattr(sensor, "_watch", cast("Watch", fake))
+        with pytest.raises(ThreadLimit, match="unavailable"):
+            sensor.lookout(pool)
