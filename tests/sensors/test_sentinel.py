@@ -80,16 +80,31 @@ def review_until_seen(lookout: Lookout, looker: Slot) -> list[tuple[int, bool, b
     return marks
 
 
-def kept_descriptors() -> list[int]:
-    found = []
+def syscall_files() -> set[tuple[int, str]]:
+    """Descriptors on the syscall file of a thread: number, and which file."""
+    found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
             link = os.readlink(f"/proc/self/fd/{name}")
         except FileNotFoundError:
             continue  # the one that listed them
         if link.endswith("/syscall"):
-            found.append(int(name))
+            found.add((int(name), link))
     return found
+
+
+others: set[tuple[int, str]] = set()
+"""Those of runtimes that other tests made and that are still there."""
+
+
+@pytest.fixture(autouse=True)
+def _note_what_others_keep() -> None:
+    others.clear()
+    others.update(syscall_files())
+
+
+def kept_descriptors() -> list[int]:
+    return [number for number, link in syscall_files() - others]
 
 
 # ------------------------------------------------------------------------------------- slots
