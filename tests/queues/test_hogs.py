@@ -54,6 +54,7 @@ def test_A9_nobody_looks_while_nothing_waits() -> None:
         wq.submit(hog, sim).result()
         assert wq.nr_hogs == 0, "it held up nobody"
         (pool,) = runtime._pools.values()
+        sim.sleep(1.0)
         assert pool.hog_timer is None
         for _ in range(3):
             wq.submit(hog, sim)

@@ -23,6 +23,7 @@ DRAIN_ROUNDS = 10
 
 def flush_steps(queue: WorkQueue) -> Steps[None]:
     """All places are sealed before the first is waited for."""
+    queue.refuse_own_work("flushes")
     phases = []
     for pwq in queue.places():
         queue.runtime.check_alive(pwq.pool, queue)

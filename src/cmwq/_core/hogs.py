@@ -5,8 +5,9 @@ wait, counted, reported once per function with a power-of-two back-off, and let 
 more, so that another worker starts. No more than one per CPU of the pool is let go of at a time, so a flood of long
 computations stays at two runnable threads per CPU.
 
-How: a timer, only while work waits that nobody is on the way to, looks at the CPU clocks of those that run. It needs no
-sensor, and no clock is read for a work that ends within a period. The letters are those of `pool`.
+How: a timer, only while work waits that nobody is on the way to and for a moment after, looks at the CPU clocks of
+those that run. It needs no sensor, and no clock is read for a work that ends within a period. The letters are those of
+`pool`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("cmwq")
 
+RESTS = 10
+"""So many periods without waiting works, and nobody looks any more."""
+
 
 def watch(pool: WorkerPool) -> None:
     """Work waits: look at those that run, a threshold from now.  Context: lock held, no timer is set."""
@@ -41,8 +45,13 @@ def check(pool: WorkerPool) -> None:
     found: list[tuple[str, str]] = []
     with pool.lock:
         pool.hog_timer = None
-        if not pool.worklist or pool.closing:
+        if not pool.worklist:
+            # Not at once the end of it: to start a timer wakes the timer thread, in the middle of a burst of works.
+            pool.hog_rests += 1
+            if pool.hog_rests <= RESTS:
+                watch(pool)
             return
+        pool.hog_rests = 0
         for worker in pool.workers:
             if worker.hog:
                 _blocks_now(pool, worker)

@@ -87,7 +87,8 @@ class WorkerPool:
         self.nr_parked = 0  # L: works that are active and in no list: they run elsewhere first (E3)
         self.drainers: list[Parker] = []  # L: who waits for quiet
         self.nr_hogs = 0  # L: workers whose item is a hog, and let go of (A9)
-        self.hog_timer: Timer | None = None  # L: exists only while work waits
+        self.hog_timer: Timer | None = None  # L: exists only while work waits, and for a moment after
+        self.hog_rests = 0  # L: periods since work waited
         self.armed_with: Worker | None = None  # L: the reserve the sensor was given
         self.cull_timer: Timer | None = None  # L: exists only while there is something to cull (B3)
         self.next_worker = 0  # L
@@ -150,6 +151,7 @@ class WorkerPool:
             self.armed_with = reserve
             self.lookout.arm(reserve)
             if reserve is not None and self.hog_timer is None:
+                self.hog_rests = 0
                 hogs.watch(self)
 
     def count(self, worker: Worker) -> None:

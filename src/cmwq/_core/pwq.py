@@ -66,7 +66,7 @@ class PoolWorkQueue:
 
     __slots__ = (
         "__weakref__", "attends", "exempt", "freezers", "frozen", "gate", "inactive", "lends", "max_active",
-        "nr_active", "nr_admitted", "nr_withdrawn", "phase", "pool", "sealed", "wq",
+        "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "phase", "pool", "sealed", "wq",
     )  # fmt: skip
 
     def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool, gate: bool) -> None:
@@ -82,6 +82,7 @@ class PoolWorkQueue:
         self.sealed: deque[Phase] = deque()  # L: phases that somebody flushes, oldest first
         self.frozen = frozen  # L: nothing is started (E8)
         self.freezers: list[Parker] = []  # L: who waits until nothing runs
+        self.nr_thaws = 0  # L
         self.gate = gate  # L: whoever queues must ask `check_admitted`
         self.nr_admitted = 0  # L: works let through the shut gate
         self.attends = frozen  # L: something is to be done when a work ends: works wait, or freezers
@@ -208,6 +209,7 @@ class PoolWorkQueue:
     def thaw(self) -> None:
         with self.pool.lock:
             self.frozen = False
+            self.nr_thaws += 1
             for parker in self.freezers:
                 parker.unpark()
             self.freezers.clear()

@@ -117,6 +117,7 @@ class WorkQueue:
         self._state = State.OPEN  # Q and L to change; read under either
         self.nr_hogs = 0  # ~: works that were CPU hogs (A9)
         self._shut = False  # Q to change: it is not open
+        self._born = Work.generation  # F
         self._drainers = 0  # Q: drain() calls in progress
         self._closing = False  # Q: DRAINING is for good
         self._pwqs: dict[WorkerPool, PoolWorkQueue] = {}  # Q to change
@@ -221,6 +222,9 @@ class WorkQueue:
 
         False: it was pending already, and this call is one with the earlier (E4), or it is disabled.
         """
+        # The fast path, for those that are queued again and again.
+        if work._bit.locked() and work._born == self._born and not self._shut:
+            return False
         return self._queue(work)
 
     def queue_on(self, cpu: int, work: Work) -> bool:
@@ -243,8 +247,11 @@ class WorkQueue:
         A disabled one is left alone (False). 0 or less: it is queued at once.
         """
         delay = _checked_delay(work, delay)
+        if self._shut:
+            self._check_admitted(None)  # before anything is changed
         pwq = self._only or self._pwq_here()
         new = Delay(self, pwq, work, delay)
+        lost = None
         seized, taken = work._seize()
         try:
             if not seized:
@@ -260,11 +267,14 @@ class WorkQueue:
                     new.insert(accepted=taken is not None)
             except BaseException:
                 work._bit.release()
+                lost = new
                 raise
         finally:
             work._lock.release()
             if taken is not None:
                 taken.drop()
+            if lost is not None:
+                lost.drop()
         return taken is not None
 
     def _queue(
@@ -313,7 +323,7 @@ class WorkQueue:
         if self._closing:  # `close` may have listed the delays already
             delay.work._delay = None
             delay.stop()
-            self._check_open()
+            raise QueueClosed(f"queue {self.name!r} is closed and takes no delayed work; make a new one")
 
     def hand_over(self, item: Queued, pwq: PoolWorkQueue) -> None:
         """List the item, behind an execution of its work on another pool if there is one (E3).
@@ -454,8 +464,8 @@ class WorkQueue:
         pending = 0
         for pwq in self.places():
             with pwq.pool.lock:
-                listed = (item for item in pwq.pool.worklist if item.queue is self)
-                pending += sum(not item.withdrawn for item in (*listed, *pwq.inactive))
+                pending += pwq.phase.count + sum(phase.count for phase in pwq.sealed)
+                pending -= sum(worker.item is not None and worker.item.pwq is pwq for worker in pwq.pool.workers)
         return pending
 
     def threads(self) -> set[Any]:
@@ -560,6 +570,7 @@ class WorkQueue:
     def forget(self) -> None:
         """In the child of a fork: as if nothing had ever been queued (G2)."""
         self._lock = self.runtime.host.lock()
+        self._born = Work.generation
         self._pwqs = {}
         self._only = None
         self._delays = set()

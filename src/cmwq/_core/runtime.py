@@ -175,11 +175,11 @@ class Runtime:
             self.frozen = True
             # A place made from now on is frozen from the start: who makes it holds Q, and looks after we let go of it.
             pwqs = [pwq for queue in self._all_queues() if queue.freezable for pwq in queue.places()]
+            targets = [Quiet(pwq) for pwq in pwqs]
             for pwq in pwqs:
                 pwq.freeze()
         try:
-            for pwq in pwqs:
-                yield Quiet(pwq)
+            yield from targets
         except BaseException:
             self.thaw()
             raise

@@ -160,9 +160,10 @@ class Quiet:
 
     def __init__(self, pwq: PoolWorkQueue) -> None:
         self.pwq = pwq
+        self.thaws = pwq.nr_thaws
 
     def done(self) -> bool:
-        return not self.pwq.frozen or not self.pwq.is_executing()
+        return self.pwq.nr_thaws != self.thaws or not self.pwq.is_executing()
 
     def attach(self, parker: Parker) -> bool:
         with self.pwq.pool.lock:

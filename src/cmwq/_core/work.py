@@ -17,9 +17,9 @@ Everything but taking the bit happens under the work's own lock, W. So whoever h
 item, no timer and no block, has met the first case. It lets go of W and tries again (`_seize`), as the kernel does: who
 is on its way needs nothing but W. What takes time, a pool's first thread or room in a full queue, is waited for before.
 
-A failed try-lock alone promises no order of memory (E6). It is ordered all the same: with a GIL by handing that over;
-without one because every store into a Python object takes that object's lock, and letting go of it is a full barrier
-between the store and the try.
+To find the bit taken promises no order of memory by itself (E6). There is one all the same: with a GIL by handing that
+over; without one because every store into a Python object takes that object's lock, and letting go of it is a full
+barrier between the store and the look at the bit.
 
 The letters are those of `pool`; W: work._lock. Order: R, W < Q < L.
 """
@@ -254,11 +254,12 @@ class Work:
     def flush_steps(self) -> Steps[bool]:
         """`flush`, for whoever drives it."""
         self._hasten()
-        item = self._item or self._execution()
+        item, execution = self._item, self._execution()  # in this order: it may begin in between
+        item = item or execution
         if item is None:
             return False
         yield ItemEnd(item, "flushes")
-        if item.withdrawn and (execution := self._execution()) is not None:
+        if item.withdrawn and execution is not None:
             yield ItemEnd(execution, "flushes")
         return True
 
