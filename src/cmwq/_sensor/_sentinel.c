@@ -62,9 +62,21 @@ enum {
     ALONE = 5 * US,             /* a yield that took no longer: nobody else wants this CPU */
     NAP = 20 * US,              /* long enough for a lock of a free-threaded build to end its spinning */
     RELOOK = 4,                 /* workers believed blocked that one look visits */
+    SPINS = 400,                /* looks at a pool's lock before sleeping for it, without a GIL */
     MAX_LOOKOUTS = 4096,
     MAX_KEPT = 64,              /* descriptors kept open: a pool of a thousand threads must not hold a thousand */
 };
+
+#ifdef Py_GIL_DISABLED
+static void spin_wait(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("isb");
+#endif
+}
+#endif
 
 static long long now_ns(clockid_t clock)
 {
@@ -803,6 +815,18 @@ static PyObject *lookout_acquire(LookoutObject *self, PyObject *const *args, Py_
         Py_RETURN_TRUE;
     if (nargs && args[0] == Py_False)
         Py_RETURN_FALSE;
+#ifdef Py_GIL_DISABLED
+    /* Whoever holds it runs, on another CPU, and lets go within microseconds: less than two futex calls take.  (With a
+       GIL it would wait for the one that this thread has.) */
+    for (int i = 0; i < SPINS; i++) {
+        if (value == 2)
+            break;                      /* others sleep for it already */
+        spin_wait();
+        value = atomic_load_explicit(lock, memory_order_relaxed);
+        if (!value && atomic_compare_exchange_strong(lock, &value, 1))
+            Py_RETURN_TRUE;
+    }
+#endif
     Py_BEGIN_ALLOW_THREADS
     while (atomic_exchange(lock, 2))
         futex(lock, FUTEX_WAIT, 2, NULL);
