@@ -25,6 +25,9 @@ def test_doctor_json(cli: Cli) -> None:
     assert report["sensor"]["sensors"][report["sensor"]["name"]] == "works"
     assert report["sensor"]["reason"]
     assert report["sensor"]["latency"]["rounds"] > 0
+    if os.geteuid() == 0:
+        assert report["highpri"]["nice"] == -20  # E7
+    assert report["highpri"]["reason"]
     names = {cap["name"] for cap in report["threads"]["caps"]}
     assert {"RLIMIT_NPROC", "threads-max", "max_workers"} <= names
 
@@ -32,7 +35,7 @@ def test_doctor_json(cli: Cli) -> None:
 def test_doctor_text_names_every_limit(cli: Cli) -> None:
     said = cli("doctor", env={"CMWQ_SENSOR": "procfs"}).stdout.decode()
     assert "Sensor     procfs: asked for" in said
-    for fact in ("GIL", "p50", "p99", "CPU limit", "Quota", "threads-max", "max_workers"):
+    for fact in ("GIL", "p50", "p99", "CPU limit", "Quota", "Highpri", "threads-max", "max_workers"):
         assert fact in said
 
 

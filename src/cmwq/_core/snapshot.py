@@ -33,6 +33,8 @@ class PoolView:
     started: int
     completed: int
     wakeups: int
+    nice: int
+    """At which its workers run: 0, or what a highpri pool was granted (E7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class QueueView:
     active: int
     inactive: int
     unfinished: int
+    hogs: int
+    """Works that used the CPU for long without blocking, while others waited (A9)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ def view_of_pool(pool: WorkerPool) -> PoolView:
             started=pool.nr_started,
             completed=pool.nr_completed,
             wakeups=pool.nr_wakeups,
+            nice=pool.nice if pool.niced else 0,
         )
 
 
@@ -97,4 +102,4 @@ def view_of_queue(wq: WorkQueue) -> QueueView:
             active += pwq.nr_active
             inactive += len(pwq.inactive)
             unfinished += pwq.phase.count + sum(phase.count for phase in pwq.sealed)
-    return QueueView(wq.name, wq.scope, wq._state.value, wq.max_active, active, inactive, unfinished)
+    return QueueView(wq.name, wq.scope, wq._state.value, wq.max_active, active, inactive, unfinished, wq.nr_hogs)

@@ -39,10 +39,12 @@ def examine() -> Report:
     with cmwq.Executor("cmwq doctor") as pool:
         try:
             pool.submit(int).result()
+            cmwq.system_highpri.submit(int).result()
         except (ValueError, RuntimeError) as error:  # CMWQ_SENSOR asks for what isn't there; no thread to be had
             raise Refusal(str(error)) from error
         seen = cmwq.snapshot()
         target = max((view.target for view in seen.pools), default=seen.cpu_limit)
+        nice = min((view.nice for view in seen.pools), default=0)
         latencies, missed = measure(pool, target)
     quota = topology.cpu_quota()
     return {
@@ -72,6 +74,10 @@ def examine() -> Report:
             "quota": quota,
             "limit": seen.cpu_limit,
             "limited_by": _limited_by(quota),
+        },
+        "highpri": {
+            "nice": nice,
+            "reason": "as asked for" if nice else "a nicer value is not permitted here (CAP_SYS_NICE, RLIMIT_NICE)",
         },
         "threads": {
             "caps": [
@@ -156,6 +162,7 @@ def text(report: Report) -> str:
         ("", f"({latency['what']}; {latency['sleepers']} sleepers, {latency['rounds']} rounds)"),
         ("CPUs", f"{len(cpu['cpus'])}: {_ranges(cpu['cpus'])}"),
         ("Quota", "none" if cpu["quota"] is None else f"{cpu['quota']:g} CPUs"),
+        ("Highpri", f"nice {report['highpri']['nice']}: {report['highpri']['reason']}"),
         ("CPU limit", f"{cpu['limit']}, by {cpu['limited_by']}"),
     ]
     caps_known = [cap for cap in report["threads"]["caps"] if cap["limit"] is not None]
