@@ -7,11 +7,12 @@ input ends, so a parent that was killed leaves no server behind. Run as a progra
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+import loopback
 
 
 class _Connection(asyncio.Protocol):
@@ -27,44 +28,10 @@ class _Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_later(int.from_bytes(request) / 1e6, self.transport.write, request)
 
 
-async def _serve() -> None:
-    loop = asyncio.get_running_loop()
-    parent_gone = loop.create_future()
-
-    def on_stdin() -> None:
-        if not os.read(0, 4096) and not parent_gone.done():
-            parent_gone.set_result(None)
-
-    loop.add_reader(0, on_stdin)
-    server = await loop.create_server(_Connection, "127.0.0.1", 0, backlog=1024)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await parent_gone
-    loop.remove_reader(0)
-    server.close()
-
-
-@contextmanager
-def running() -> Iterator[int]:
+def running() -> AbstractContextManager[int]:
     """Start the server; yields its port; stops it whatever happens."""
-    process = subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the loopback server did not start (exit status {process.wait(5)})")
-        yield int(line)
-    finally:
-        process.stdin.close()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+    return loopback.running(__file__)
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    asyncio.run(loopback.serve(_Connection))

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from pathlib import Path
 from statistics import NormalDist
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+import loopback
 
 MEDIAN = 0.008
 SIGMA = 0.8
@@ -54,45 +55,10 @@ class _Connection(asyncio.Protocol):
             self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
 
-async def _serve() -> None:
-    loop = asyncio.get_running_loop()
-    parent_gone = loop.create_future()
-
-    def on_stdin() -> None:
-        if not os.read(0, 4096) and not parent_gone.done():
-            parent_gone.set_result(None)
-
-    loop.add_reader(0, on_stdin)
-    server = await loop.create_server(_Connection, "127.0.0.1", 0, backlog=1024)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await parent_gone
-    loop.remove_reader(0)
-    server.close()
-
-
-@contextmanager
-def running() -> Iterator[int]:
+def running() -> AbstractContextManager[int]:
     """Start the server; yields its port; stops it whatever happens."""
-    # Its own session: Ctrl-C is the parent's to handle, and reaches the server as the end of its input.
-    process = subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the loopback server did not start (exit status {process.wait(5)})")
-        yield int(line)
-    finally:
-        process.stdin.close()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+    return loopback.running(__file__)
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    asyncio.run(loopback.serve(_Connection))
