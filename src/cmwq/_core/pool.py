@@ -364,13 +364,13 @@ class WorkerPool:
         self.worklist.clear()
         self.idle_list.clear()
 
-    def close(self, *, force: bool = False) -> list[Worker] | None:
-        """Take no work any more; every worker ends after its item. Returns them, for the caller to join.
+    def close(self) -> list[Worker] | None:
+        """Take no work any more; every worker ends. Returns them, for the caller to join.
 
-        None: it is not quiet, nothing was done. force: what waits is left undone.
+        None: it is not quiet, nothing was done.
         """
         with self.lock:
-            if not (force or self.is_quiet()):
+            if not self.is_quiet():
                 return None
             self.closing = True
             for pwq in self.pwqs:
@@ -407,9 +407,7 @@ class WorkerPool:
             # Who is on the way wakes the next (A6).
             "A4: nobody rests while needed": not (need_more_worker(self) and self.idle_list and not self.nr_waking),
             "E1: whoever waits inactive is attended to": all(p.attends or not p.inactive for p in self.pwqs),
-            "A9: nr_hogs is the recount": self.nr_hogs
-            == sum(w.hog for w in self.workers)
-            <= max(self.target, self.nr_hogs),
+            "A9: nr_hogs is the recount": self.nr_hogs == sum(w.hog for w in self.workers),
             "E1: nothing waits inactive while there is room": all(
                 not p.inactive or p.frozen or p.nr_active >= p.max_active for p in self.pwqs
             ),

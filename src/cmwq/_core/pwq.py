@@ -223,10 +223,6 @@ class PoolWorkQueue:
         with self.pool.lock:
             return any(w.item is not None and w.item.pwq is self for w in self.pool.workers)
 
-    def executes(self, item: Item) -> bool:
-        """Context: lock held."""
-        return any(worker.item is item for worker in self.pool.workers)
-
 
 def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
     """Hand an item to the pool: listed if `max_active` allows it (E1), a worker woken if one is needed (A4).

@@ -24,7 +24,6 @@ from cmwq._core.queued import Queued
 from cmwq._core.room import FULL, Room
 from cmwq._core.wait import own_item, run_steps
 from cmwq._core.work import Delay, DelayedWork, Work
-from cmwq._core.worker import current_worker
 from cmwq._errors import FlushDeadlock, QueueClosed, WorkDisabled
 
 if TYPE_CHECKING:
@@ -247,8 +246,7 @@ class WorkQueue:
         A disabled one is left alone (False). 0 or less: it is queued at once.
         """
         delay = _checked_delay(work, delay)
-        if self._shut:
-            self._check_admitted(None)  # before anything is changed
+        self._check_open()  # before anything is changed
         pwq = self._only or self._pwq_here()
         new = Delay(self, pwq, work, delay)
         lost = None
@@ -513,7 +511,7 @@ class WorkQueue:
 
     def _check_open(self) -> None:
         """Raise QueueClosed where a new work may not be queued. For one that is not to be listed yet."""
-        if self._state is not State.OPEN:
+        if self._shut:
             self._check_admitted(None)
 
     def _check_admitted(self, pool: WorkerPool | None, *, accepted: bool = False) -> None:
@@ -582,12 +580,6 @@ class WorkQueue:
             self._state = State.OPEN
         if self._room is not None:
             self._room = Room(self, self._room.limit, self._room.full)
-
-
-def own_queue() -> WorkQueue | None:
-    """The queue whose work this thread executes."""
-    worker = current_worker()
-    return worker.item.queue if worker is not None and worker.item is not None else None
 
 
 def _checked_limit(name: str, limit: int) -> int:

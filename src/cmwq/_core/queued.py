@@ -106,15 +106,12 @@ class Queued:
                 pwq.activate()
             return False
         self.behind = False
-        if pwq.frozen:
-            if self.lent:
-                self.lent = False
-                pwq.nr_active += 1
-            pwq.put_back(self)
-            return False
         if self.lent:
             self.lent = False
             pwq.nr_active += 1  # even if its place is taken: as whoever waited
+        if pwq.frozen:
+            pwq.put_back(self)
+            return False
         if self.room is not None:
             self.room.give()
             self.room = None
