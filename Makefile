@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check lint types bench stress model mutants clean setup
+.PHONY: help demo test test-all check lint types bench stress model mutants promises clean setup
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -44,6 +44,9 @@ stress: setup  ## work queues under stress: flushes, races, coalescing, a millio
 
 model: setup  ## the runtime beside a model of it: 2,000 random programs of 50 steps
 	CMWQ_MODEL_EXAMPLES=2000 CMWQ_MODEL_STEPS=50 $(PY) -m pytest --timeout 3600 tests/model/test_state_machine.py $(ARGS)
+
+promises:  ## docs/promises.md: which tests defend which promise
+	$(PYTHON) tools/promises.py
 
 mutants: setup  ## break every rule in turn: some test must notice each time
 	$(PY) tools/mutate.py $(ARGS)

@@ -15,6 +15,7 @@ from cmwq._core.queue import WorkQueue
 from cmwq._core.queued import current_work
 from cmwq._core.runtime import Runtime, default_runtime
 from cmwq._core.snapshot import PoolView, QueueView, Snapshot
+from cmwq._core.watchdog import Stall, StalledWorker
 from cmwq._core.work import DelayedWork, Work
 from cmwq._core.worker import blocking
 from cmwq._errors import (
@@ -56,6 +57,16 @@ def thaw() -> None:
     default_runtime().thaw()
 
 
+def cpu_offline(cpu: int) -> None:
+    """Let the default runtime use this CPU no more, as if it had been taken offline: `Runtime.cpu_offline`."""
+    default_runtime().cpu_offline(cpu)
+
+
+def cpu_online(cpu: int) -> None:
+    """Let the default runtime use this CPU again: `Runtime.cpu_online`."""
+    default_runtime().cpu_online(cpu)
+
+
 def snapshot() -> Snapshot:
     """A typed, JSON-able picture of the default runtime: pools, queues, sensor. Starts nothing. Thread-safe."""
     return default_runtime().snapshot()
@@ -78,11 +89,15 @@ __all__ = [
     "QueueView",
     "Runtime",
     "Snapshot",
+    "Stall",
+    "StalledWorker",
     "ThreadLimit",
     "Work",
     "WorkDisabled",
     "WorkQueue",
     "blocking",
+    "cpu_offline",
+    "cpu_online",
     "current_work",
     "default_runtime",
     "freeze",

@@ -105,7 +105,7 @@ def refines(fine: Groups, coarse: Groups) -> bool:
 @pytest.mark.parametrize("scope", SCOPES)
 def test_A1_the_groups_partition_the_cpus_of_this_machine(scope: str) -> None:
     host = ThreadHost()
-    groups = host.cpu_groups(scope)
+    groups = host.cpu_groups(scope, host.cpus())
     assert is_partition(groups, host.cpus())
     assert list(groups) == sorted(tuple(sorted(group)) for group in groups)
 
@@ -125,9 +125,9 @@ def test_A1_a_host_reads_the_topology_once_for_each_set_of_cpus(
     for cpus in ((0, 1, 64), (0, 32)):
         monkeypatch.setattr(topology, "cpus", lambda cpus=cpus: cpus)
         for _ in range(2):
-            host.cpu_groups("smt")
-            host.cpu_groups("numa")
-    assert host.cpu_groups("numa") == ((0,), (32,))
+            host.cpu_groups("smt", host.cpus())
+            host.cpu_groups("numa", host.cpus())
+    assert host.cpu_groups("numa", host.cpus()) == ((0,), (32,))
     assert reads == [("smt", (0, 1, 64)), ("numa", (0, 1, 64)), ("smt", (0, 32)), ("numa", (0, 32))]
 
 

@@ -291,17 +291,54 @@ def test_pools_may_come_and_go_under_the_eyes_of_the_sentinels(watch: Watch) -> 
 # ------------------------------------------------------------------------------------- the Sensor
 
 
-def test_no_thread_to_be_had_is_a_thread_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> Any:
-        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+class RefusedThreads:
+    """A `Watch` that can have no thread, for a while."""
 
-    pool: Any = SimpleNamespace(name="u0", cpus=topology.cpus(), target=1, max_workers=3)
+    def __init__(self, refuses: str) -> None:
+        self.refuses = refuses
+        self.done: list[str] = []
+
+    def _do(self, what: str) -> None:
+        if what.startswith(self.refuses):
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        self.done.append(what)
+
+    def learn_gil(self) -> bool:
+        self._do("learn_gil")
+        return True
+
+    def start(self, cpu: int) -> None:
+        self._do(f"start {cpu}")
+
+    def lookout(self, *_: object) -> Any:
+        return SimpleNamespace(set_target=None, set_cpus=None, slot=lambda: None)
+
+
+@pytest.mark.parametrize("refused", ["learn_gil", "start -1", "start 1"])
+def test_B6_sentinels_that_are_refused_are_posted_with_a_later_worker(
+    monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    pool: Any = SimpleNamespace(name="u0", cpus=(0, 1), target=1, max_workers=3)
     host = ThreadHost()
     monkeypatch.setattr(host, "gil_enabled", lambda: True)
-    for refuses in ("learn_gil", "start", "lookout"):
-        sensor = sentinel.make(host, "")
-        fake = SimpleNamespace(learn_gil=lambda: True, start=lambda cpu: None, lookout=lambda *_: None)
-        setattr(fake, refuses, refuse)
-        monkeypatch.setattr(sensor, "_watch", cast("Watch", fake))
-        with pytest.raises(ThreadLimit, match="unavailable"):
-            sensor.lookout(pool)
+    monkeypatch.setattr(topology, "cpus", lambda: (0, 1))
+    sensor = sentinel.make(host, "")
+    fake = RefusedThreads(refused)
+    monkeypatch.setattr(sensor, "_watch", cast("Watch", fake))
+    lookout = sensor.lookout(pool)
+    assert refused not in fake.done
+    fake.refuses = "nothing"
+    lookout.parker()
+    assert sorted(fake.done) == ["learn_gil", "start -1", "start 0", "start 1"]
+    lookout.parker()
+    assert len(fake.done) == 4
+
+
+def test_too_many_pools_are_a_thread_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Any:
+        raise RuntimeError("too many pools for one watch")
+
+    sensor = sentinel.make(ThreadHost(), "")
+    monkeypatch.setattr(sensor, "_watch", cast("Watch", SimpleNamespace(lookout=refuse)))
+    with pytest.raises(ThreadLimit, match="too many pools"):
+        sensor.lookout(cast("Any", SimpleNamespace(name="u0", cpus=(0,), target=1, max_workers=3)))

@@ -20,6 +20,16 @@ class Config:
     """B3: one surplus idle worker is kept for so many busy ones."""
     create_cooldown: float = 1.0
     """B2: pause after a thread was refused before the next try."""
+    mayday_initial_timeout: float = 10e-3
+    """C2: work waits and no worker could be created for so long: the rescuers are called."""
+    mayday_interval: float = 0.1
+    """C2: and again every so often."""
+    trustee_cooldown: float = 0.1
+    """D5: how often it is looked whether a pool without a CPU has drained."""
+    watch_period: float = 1.0
+    """D1, H3: how often, while work is unfinished, it is looked for CPUs that changed, and for stalls. 0: never."""
+    watchdog_thresh: float = 30.0
+    """H3: a pool with works of which none began for so long is reported. 0: none is."""
     cpu_intensive_thresh: float = 10e-3
     """A9: a work that used the CPU for longer without blocking is a hog; 0: nobody looks."""
     slack_per_cpu: int = 4

@@ -56,6 +56,9 @@ def close_steps(queue: WorkQueue) -> Steps[None]:
     for pwq in queue.places():
         with pwq.pool.lock:
             pwq.pool.pwqs.discard(pwq)
+    thread = queue.end_rescuer()
+    if thread is not None:
+        thread.join()
 
 
 def _empty_steps(queue: WorkQueue, what: str) -> Steps[None]:

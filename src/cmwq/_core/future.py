@@ -22,9 +22,11 @@ from cmwq._errors import CmwqTimeout
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
+    from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker
     from cmwq._core.pwq import Phase, PoolWorkQueue
     from cmwq._core.queue import WorkQueue
+    from cmwq._core.queued import Queued
     from cmwq._core.room import Room
     from cmwq._core.wait import Target
     from cmwq._core.work import Work
@@ -185,6 +187,9 @@ class Future(cf.Future[T]):
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
         return needs_of(self, waiting)
 
+    def lacks_worker(self) -> WorkerPool | None:
+        return self._phase.pwq.pool if self._state == PENDING else None
+
     def as_target(self) -> Target:
         """Its end, as something to wait for."""
         return _Result(self)
@@ -292,11 +297,12 @@ class Future(cf.Future[T]):
 class _Result:
     """A future as what somebody waits for."""
 
-    __slots__ = ("attach", "detach", "done", "future", "needs")
+    __slots__ = ("attach", "detach", "done", "future", "lacks_worker", "needs", "queue")
 
     def __init__(self, future: Future[Any]) -> None:
         self.future = future
         self.done, self.attach, self.detach, self.needs = future.done, future.attach, future.detach, future.needs
+        self.queue, self.lacks_worker = future.queue, future.lacks_worker
 
     def describe(self) -> str:
         return f"waits for the result of {self.future.describe()}"
@@ -324,7 +330,7 @@ class WorkFuture(Future[Any]):
     Not an item: the work's is. Cancelling it leaves the work alone.
     """
 
-    _item: Item | None = None
+    _item: Queued | None = None
 
     def __init__(self, phase: Phase, work: Work) -> None:
         self._phase = phase
@@ -332,7 +338,7 @@ class WorkFuture(Future[Any]):
         self._fn = self._kwargs = self._context = None
         self._args = ()
 
-    def of(self, item: Item) -> None:
+    def of(self, item: Queued) -> None:
         """That execution's it is.  Context: lock of the item's pool held, or not queued yet."""
         self._item = item
 
@@ -357,6 +363,10 @@ class WorkFuture(Future[Any]):
             yield from needs_of(item, waiting)
         else:  # delayed: it will run behind an execution that waits now
             yield from (other for other in list(waiting) if getattr(other, "work", None) is self._work)
+
+    def lacks_worker(self) -> WorkerPool | None:
+        item = self._item
+        return None if item is None or self._work._item is not item else item._phase.pwq.pool
 
     def describe(self) -> str:
         return "a work" if self._item is None else self._item.describe()

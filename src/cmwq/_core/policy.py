@@ -31,6 +31,12 @@ def need_to_create_worker(pool: WorkerPool) -> bool:
     return not may_start_working(pool) and not pool.managing and not pool.refused
 
 
+def need_rescuer(pool: WorkerPool) -> bool:
+    """C2: does work wait, with nobody idle and nobody to be created? Asked by a mayday, and by a rescuer at work."""
+    stranded = bool(pool.worklist) and not pool.idle_list and not pool.closing
+    return stranded and (pool.managing or pool.refused)
+
+
 def keep_working(pool: WorkerPool) -> bool:
     """A5: shall I take another item? Asked by a running worker that just ended one, itself counted."""
     return bool(pool.worklist) and pool.nr_running <= pool.target + slack(pool)

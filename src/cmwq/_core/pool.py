@@ -25,9 +25,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from cmwq._core import hogs
+from cmwq._core import hogs, rescuer
 from cmwq._core.config import HIGHPRI_NICE
-from cmwq._core.policy import need_more_worker, too_many_workers
+from cmwq._core.policy import need_more_worker, need_rescuer, too_many_workers
+from cmwq._core.watchdog import Progress
 from cmwq._core.worker import Worker, worker_thread
 from cmwq._errors import ThreadLimit
 
@@ -52,7 +53,6 @@ class WorkerPool:
         cpus: tuple[int, ...],
         target: int,
         *,
-        bound: bool,
         highpri: bool,
         host: Host,
         sensor: Sensor,
@@ -61,14 +61,16 @@ class WorkerPool:
         runtime: Runtime,
     ) -> None:
         self.name = name  # I
-        self.cpus = cpus  # I
-        self.bound = bound  # I: workers are bound to `cpus`
+        self.cpus = cpus  # L to change, read freely: what its workers are bound to
+        self.disassociated = False  # L to change, read freely: its CPU left (D2)
         self.highpri = highpri  # I
         self.nice = HIGHPRI_NICE if highpri else 0  # I: the nice value its workers ask for (E7)
         self.niced = False  # ~: they got it
         self.host = host  # I
         self.runtime = runtime  # I
         self.config = config  # I
+        self.watchdog = runtime.watchdog  # I
+        self.progress = Progress()  # the watchdog's
         self.max_workers = max_workers  # I: the runtime's own cap (B6)
         self.target = target  # L: how many may run
         self.gil = host.gil_enabled()  # L: looked at again with each new worker
@@ -82,6 +84,10 @@ class WorkerPool:
         self.nr_waking = 0  # L: counted, woken by us, and not yet arrived
         self.managing = False  # L: somebody is the manager
         self.refused = False  # L: no thread could be had; a retry is due (B2)
+        self.nr_refusals = 0  # L: so many times in a row
+        self.refusal = ""  # L: what the last was for
+        self.rescued = False  # L: a queue with a rescuer has a place here
+        self.mayday_timer: Timer | None = None  # L: exists only while work waits and no worker can be had (C2)
         self.closing = False  # L: the runtime ends: no worker is created any more
         self.lost = False  # F: it was the parent's
         self.nr_parked = 0  # L: works that are active and in no list: they run elsewhere first (E3)
@@ -123,6 +129,8 @@ class WorkerPool:
         self.nr_running += 1
         self.nr_waking += 1
         self.nr_wakeups += 1
+        if not self.watchdog.on:
+            self.watchdog.begin()
         self.look_out()
         return worker
 
@@ -142,9 +150,10 @@ class WorkerPool:
 
     def look_out(self) -> None:
         """Tell the sensor whom to wake when it sees that fewer run than may: the warmest idle worker, while work waits
-        that nobody is on the way to.
+        that nobody is on the way to. Where none is to be had, see to it that the rescuers are called (C2).
 
-        Context: lock held. Called after every change of the worklist's emptiness, the idle list's top, or nr_waking.
+        Context: lock held. Called after every change of the worklist's emptiness, the idle list's top, nr_waking, and
+        of what `need_rescuer` asks for.
         """
         reserve = self.idle_list[-1] if self.worklist and self.idle_list and not self.nr_waking else None
         if reserve is not self.armed_with:
@@ -153,6 +162,8 @@ class WorkerPool:
             if reserve is not None and self.hog_timer is None:
                 self.hog_rests = 0
                 hogs.watch(self)
+        if self.rescued and self.mayday_timer is None and need_rescuer(self):
+            rescuer.watch(self, self.config.mayday_initial_timeout)
 
     def count(self, worker: Worker) -> None:
         """It runs, from now on (A2).  Context: lock held."""
@@ -183,14 +194,21 @@ class WorkerPool:
             if worker.hog:
                 hogs.ended(self, worker)
 
-    def set_target(self, target: int) -> None:
-        """D6: the CPUs changed."""
+    def serve(self, cpus: tuple[int, ...], target: int) -> None:
+        """D6: from now on these CPUs. Its workers are bound to them, wherever they are; so many may run."""
         with self.lock:
+            changed = cpus != self.cpus
+            if changed:
+                self.cpus = cpus
+                self.lookout.set_cpus(cpus)
             self.target = target
             self.lookout.set_target(target)
-            woken = self.kick()
+            woken = self.kick_or_look_out()
+            threads = [worker.tid for worker in self.workers if worker.tid] if changed else []
         if woken is not None:
             woken.parker.unpark()
+        for tid in threads:
+            self.host.bind(cpus, tid)
 
     # ------------------------------------------------------------------------------------- idle list
 
@@ -199,9 +217,7 @@ class WorkerPool:
         worker.idle = True
         worker.last_active = self.host.monotonic()
         self.idle_list.append(worker)
-        if self.drainers and self.is_quiet():
-            for drainer in self.drainers:
-                drainer.unpark()
+        self.tell_drainers()
         if self.cull_timer is None and too_many_workers(self) and not self.closing:
             self.cull_timer = self.host.call_later(self.config.idle_worker_timeout, self.cull)
         self.look_out()
@@ -226,15 +242,19 @@ class WorkerPool:
                 if expires > now:
                     self.cull_timer = self.host.call_later(expires - now, self.cull)
                     break
-                del self.idle_list[0]
-                coldest.idle = False
-                coldest.dying = True
-                self.workers.discard(coldest)
-                self.nr_culled += 1
-                dying.append(coldest)
+                dying.append(self.dismiss_coldest())
             self.look_out()
         for worker in dying:
             worker.parker.unpark()
+
+    def dismiss_coldest(self) -> Worker:
+        """It dies once it is unparked.  Context: lock held. The caller sees to the sensor."""
+        coldest = self.idle_list.pop(0)
+        coldest.idle = False
+        coldest.dying = True
+        self.workers.discard(coldest)
+        self.nr_culled += 1
+        return coldest
 
     # ------------------------------------------------------------------------------------- creating
 
@@ -259,6 +279,7 @@ class WorkerPool:
             worker.discard_parker()
             raise
         with self.lock:
+            self.nr_refusals = 0
             self.nr_created += 1
             self.peak_workers = max(self.peak_workers, len(self.workers))
             if self.closing:
@@ -288,27 +309,37 @@ class WorkerPool:
         Context: lock not held, `managing` set by the caller, for itself.
         """
         while True:
-            refused = False
-            try:
-                self.create_worker()
-            except ThreadLimit:
-                refused = True
-            except Exception:
-                _log.exception("pool %s could not create a worker", self.name)
-                refused = True
+            refusal = self.try_to_create()
             with self.lock:
-                if refused:
-                    self.creation_refused()
-                if refused or self.idle_list or self.closing:
+                if refusal is not None:
+                    self.creation_refused(refusal)
+                if refusal is not None or self.idle_list or self.closing:
                     self.managing = False
+                    self.look_out()
                     return
 
-    def creation_refused(self) -> None:
+    def try_to_create(self) -> str | None:
+        """Why no worker could be created; None: one was.  Context: lock not held."""
+        try:
+            self.create_worker()
+        except ThreadLimit as exc:
+            return str(exc)
+        except Exception as exc:
+            _log.exception("pool %s could not create a worker", self.name)
+            return repr(exc)
+        return None
+
+    def creation_refused(self, why: str) -> None:
         """B2, B6: go on with what there is, and try again after the cool-down.  Context: lock held."""
         self.nr_refused += 1
+        self.nr_refusals += 1
+        self.refusal = why
         if not (self.refused or self.idle_list or self.closing):
             self.refused = True
+            if not self.watchdog.on:
+                self.watchdog.begin()
             self.host.call_later(self.config.create_cooldown, self.retry_creation)
+        self.look_out()
 
     def retry_creation(self) -> None:
         """The cool-down is over. Stops when an idle worker appeared.  Context: the timer.
@@ -321,6 +352,7 @@ class WorkerPool:
             if self.idle_list or self.managing or self.closing:
                 return
             self.managing = True
+            self.look_out()
         self.create_reserve()
 
     # ------------------------------------------------------------------------------------- end
@@ -342,6 +374,12 @@ class WorkerPool:
                 self.drainers.append(parker)
             return False
 
+    def tell_drainers(self) -> None:
+        """A worker or a rescuer has nothing more to do.  Context: lock held."""
+        if self.drainers and self.is_quiet():
+            for drainer in self.drainers:
+                drainer.unpark()
+
     def tell_no_more(self, parker: Parker) -> None:
         with self.lock:
             if parker in self.drainers:
@@ -355,7 +393,7 @@ class WorkerPool:
         self.lost = self.closing = True
         self.busy_works.clear()
         self.drainers.clear()
-        self.cull_timer = self.hog_timer = None
+        self.cull_timer = self.hog_timer = self.mayday_timer = None
         self.lock = self.host.reinit_lock(self.lock)
         for worker in self.workers:
             worker.dying = True
@@ -375,16 +413,16 @@ class WorkerPool:
             self.closing = True
             for pwq in self.pwqs:
                 pwq.gate = True
-            workers = list(self.workers)
+            workers = [worker for worker in self.workers if worker.index >= 0]  # a rescuer is just about to leave
             idle, self.idle_list = self.idle_list, []
             for worker in workers:
                 worker.dying = True
             for worker in idle:
                 worker.idle = False
-            for timer in (self.cull_timer, self.hog_timer):
+            for timer in (self.cull_timer, self.hog_timer, self.mayday_timer):
                 if timer is not None:
                     timer.cancel()
-            self.cull_timer = self.hog_timer = None
+            self.cull_timer = self.hog_timer = self.mayday_timer = None
             self.look_out()
         for worker in workers:
             worker.parker.unpark()
@@ -407,6 +445,8 @@ class WorkerPool:
             # Who is on the way wakes the next (A6).
             "A4: nobody rests while needed": not (need_more_worker(self) and self.idle_list and not self.nr_waking),
             "E1: whoever waits inactive is attended to": all(p.attends or not p.inactive for p in self.pwqs),
+            "C2: whoever can be had for the works is called": not (self.rescued and need_rescuer(self))
+            or self.mayday_timer is not None,
             "A9: nr_hogs is the recount": self.nr_hogs == sum(w.hog for w in self.workers),
             "E1: nothing waits inactive while there is room": all(
                 not p.inactive or p.frozen or p.nr_active >= p.max_active for p in self.pwqs

@@ -7,7 +7,7 @@ durations are seconds as float, on the host's monotonic clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -70,8 +70,16 @@ class Host(Protocol):
         """Call fn on the host's one timer thread. fn must not block for long. Raises `ThreadLimit`."""
         ...
 
-    def bind(self, cpus: Iterable[int]) -> None:
-        """Bind the calling thread to these CPUs."""
+    def bind(self, cpus: Iterable[int], tid: int = 0) -> bool:
+        """Bind a thread of this process (0: the calling one) to these CPUs. False: it can't be done."""
+        ...
+
+    def bound_to(self, tid: int) -> Collection[int] | None:
+        """The CPUs to which a thread is bound; None: not known, or it is gone."""
+        ...
+
+    def thread_id(self) -> int:
+        """The system's name for the calling thread."""
         ...
 
     def set_thread_name(self, name: str) -> None:
@@ -94,17 +102,28 @@ class Host(Protocol):
         """A clock that tells, to any thread, how many seconds of CPU the calling thread has used; None: unknown."""
         ...
 
-    def cpus(self) -> tuple[int, ...]: ...
-    def cpu_groups(self, scope: str) -> tuple[tuple[int, ...], ...]:
-        """The CPUs, in the groups of that scope. Each CPU is in one."""
+    def cpus(self) -> tuple[int, ...]:
+        """Those the process may run on now, at least one."""
+        ...
+
+    def cpu_groups(self, scope: str, cpus: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """These CPUs, in the groups of that scope. Each is in one."""
         ...
 
     def cpu_limit(self) -> int:
-        """How many CPUs' worth of time the process may use: `cpus()`, capped by the cgroup's quota, at least 1."""
+        """How many CPUs' worth of time the process may use now: `cpus()`, capped by the cgroup's quota, at least 1."""
         ...
 
     def current_cpu(self) -> int | None: ...
     def gil_enabled(self) -> bool: ...
+    def stack_of(self, thread: Thread | None) -> tuple[str, ...]:
+        """Where a thread is, as `traceback.format_stack`; empty: not known."""
+        ...
+
+    def waits_in(self, tid: int) -> str:
+        """What a thread waits for in the system, in words; empty: nothing, or not known."""
+        ...
+
     def watch_process(self, runtime: Runtime) -> None:
         """From now on: call `runtime.process_forked()` in the child of a fork, `runtime.process_exits()` at exit."""
         ...
@@ -127,13 +146,18 @@ class Sensor(Protocol):
         """Begin to watch a pool. Called once per pool, before its first worker."""
         ...
 
+    def cpus_changed(self) -> None:
+        """CPUs came or went."""
+        ...
+
     def stop(self) -> None:
         """End of the runtime. Nothing is reported afterwards."""
         ...
 
 
 class Lookout(Protocol):
-    """A sensor's view of one pool. `arm`, `deliver`, `ended` and `exempt` are called with pool.lock held.
+    """A sensor's view of one pool. All but `lock`, `parker`, `attach` and `detach` are called with pool.lock
+    held.
 
     Two ways to report. A sensor that can run Python takes pool.lock, calls `pool.worker_sleeping(worker)` or
     `pool.worker_running(worker)`, then `woken = pool.kick()`, releases the lock and unparks `woken`. One that can't
@@ -181,3 +205,6 @@ class Lookout(Protocol):
         ...
 
     def set_target(self, target: int) -> None: ...
+    def set_cpus(self, cpus: tuple[int, ...]) -> None:
+        """Where the pool's workers run from now on."""
+        ...

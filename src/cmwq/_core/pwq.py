@@ -65,7 +65,7 @@ class PoolWorkQueue:
     """A queue's place on one pool (the kernel's pool_workqueue)."""
 
     __slots__ = (
-        "__weakref__", "attends", "exempt", "freezers", "frozen", "gate", "inactive", "lends", "max_active",
+        "__weakref__", "attends", "called", "exempt", "freezers", "frozen", "gate", "inactive", "lends", "max_active",
         "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "phase", "pool", "sealed", "wq",
     )  # fmt: skip
 
@@ -85,6 +85,7 @@ class PoolWorkQueue:
         self.nr_thaws = 0  # L
         self.gate = gate  # L: whoever queues must ask `check_admitted`
         self.nr_admitted = 0  # L: works let through the shut gate
+        self.called = False  # L: its queue's rescuer was asked to help here, and has not come yet (C2)
         self.attends = frozen  # L: something is to be done when a work ends: works wait, or freezers
 
     def check_admitted(self, item: Item) -> None:
@@ -187,6 +188,13 @@ class PoolWorkQueue:
     def has_works(self) -> bool:
         """Context: lock held."""
         return bool(self.phase.count or self.sealed)
+
+    def has_works_waiting(self, last: int | None = None) -> bool:
+        """Some, of the phases up to that number, have not begun."""
+        with self.pool.lock:
+            phases = [p for p in (*self.sealed, self.phase) if last is None or p.number <= last]
+            begun = [w.item for w in self.pool.workers if w.item is not None and w.item._phase in phases]
+            return sum(phase.count for phase in phases) > len(begun)
 
     # ------------------------------------------------------------------------------- freezer (E8)
 

@@ -14,6 +14,7 @@ from contextvars import Context, copy_context
 from enum import Enum
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from weakref import finalize
 
 from cmwq._core.config import DFL_ACTIVE
 from cmwq._core.drain import close_steps, drain_steps, flush_steps
@@ -21,6 +22,7 @@ from cmwq._core.future import BoundedFuture, Future, WorkFuture
 from cmwq._core.map import map_calls
 from cmwq._core.pwq import PoolWorkQueue, insert, insert_many
 from cmwq._core.queued import Queued
+from cmwq._core.rescuer import Rescuer
 from cmwq._core.room import FULL, Room
 from cmwq._core.wait import own_item, run_steps
 from cmwq._core.work import Delay, DelayedWork, Work
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cmwq._core.pool import WorkerPool
+    from cmwq._core.ports import Thread
     from cmwq._core.runtime import Runtime
 
 P = ParamSpec("P")
@@ -60,15 +63,20 @@ class WorkQueue:
     freezable: `cmwq.freeze()` stops it (E8).
     max_pending, full: at most so many works may wait to begin; beyond, "block": who queues waits for room (a work of
         the queue itself gets QueueFull instead), or "raise": QueueFull (E9). Works whose delay ends are let in.
+    rescuer: it has a thread of its own from the start, which runs its works, one at a time, when no worker can be
+        created: it keeps moving whatever happens (C). Making the queue then raises ThreadLimit if that thread, or the
+        runtime's own, can't be had. A work that the rescuer runs and that waits for one that nobody could begin is
+        told by ThreadLimit.
     on_error: called as on_error(work, exception) for a queued `Work` that raised, on the worker; without it the
         exception is logged to the logger "cmwq". Exceptions of `submit`ted calls are in their futures.
     context: the context that calls run in a copy of (default: a copy of the caller's, taken as they are submitted).
     runtime: where the pools are; the process's default runtime if not given.
 
-    All methods are thread-safe. The first work starts what is needed; making a queue starts nothing (G1). Methods that
-    queue raise QueueClosed after `close`, during `drain`, and after the runtime's end, and ThreadLimit if not even a
-    pool's first thread can be had. As a context manager it closes at the end. After a fork the child's queue is open
-    and empty (G2).
+    All methods are thread-safe. The first work starts what is needed; making a queue starts nothing (G1), unless it is
+    to have a rescuer. Methods that queue raise QueueClosed after `close`, during `drain`, and after the runtime's end,
+    and ThreadLimit if not even the runtime's own thread, which tries again later, can be had. A pool that gets no
+    worker is no error: works wait until it does. As a context manager it closes at the end. After a fork the child's
+    queue is open and empty (G2).
     """
 
     def __init__(
@@ -83,6 +91,7 @@ class WorkQueue:
         freezable: bool = False,
         max_pending: int | None = None,
         full: str = "block",
+        rescuer: bool = False,
         on_error: Callable[[Work, BaseException], object] | None = None,
         context: Context | None = None,
         runtime: Runtime | None = None,
@@ -123,6 +132,11 @@ class WorkQueue:
         self._only: PoolWorkQueue | None = None  # Q to change: the one to use, where the scope has but one pool
         self._delays: set[Delay] = set()  # works whose time has not come; each change is atomic
         self._room = None if max_pending is None else Room(self, max_pending, full)  # F
+        self.nr_maydays = self.nr_rescued = 0  # ~
+        self._wants_rescuer = rescuer  # I
+        self.rescuer: Rescuer | None = None  # Q to change
+        if rescuer:
+            self._have_rescuer()
         runtime.adopt(self)
 
     def __repr__(self) -> str:
@@ -537,6 +551,8 @@ class WorkQueue:
         return self._pwqs.get(pool) or self._pwq_on(pool)
 
     def _pwq_on(self, pool: WorkerPool) -> PoolWorkQueue:
+        if self._wants_rescuer and self.rescuer is None:
+            self._have_rescuer()  # the child of a fork has none yet
         with self._lock:
             pwq = self._pwqs.get(pool)
             if pwq is None:
@@ -548,9 +564,30 @@ class WorkQueue:
                 with pool.lock:
                     pool.pwqs.add(pwq)
                     pwq.gate |= pool.closing
+                    if self._wants_rescuer:
+                        pool.rescued = True
+                        pool.look_out()
                 if self.scope == "system" and pool.runtime is self.runtime:
                     self._only = pwq
             return pwq
+
+    def _have_rescuer(self) -> None:
+        """C1. Raises ThreadLimit."""
+        self.runtime.begin()
+        with self._lock:
+            if self.rescuer is None and self._state is not State.CLOSED:
+                self.rescuer = Rescuer(self.name, self.runtime.host)
+                # Nobody has the queue any more: nobody needs the thread.
+                finalize(self, self.rescuer.stop).atexit = False
+
+    def end_rescuer(self) -> Thread | None:
+        """It has no works any more. Returns the thread that ends, for the caller to join."""
+        with self._lock:
+            rescuer, self.rescuer = self.rescuer, None
+        if rescuer is None:
+            return None
+        rescuer.stop()
+        return rescuer.thread
 
     def places(self) -> list[PoolWorkQueue]:
         """Its place on each pool it has used."""
@@ -573,6 +610,7 @@ class WorkQueue:
         self._only = None
         self._delays = set()
         self._drainers = 0
+        self.rescuer = None
         self._shut = self._closing
         if self._closing:
             self._state = State.CLOSED

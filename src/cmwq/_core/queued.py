@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from cmwq._core.future import WorkFuture
     from cmwq._core.item import Item
+    from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker
     from cmwq._core.pwq import Phase, PoolWorkQueue
     from cmwq._core.queue import WorkQueue
@@ -209,6 +210,17 @@ class Queued:
         future.of(self)
         self.futures = [*(self.futures or ()), future]
 
+    def relist(self) -> None:
+        """It hung behind its running self, which has ended; and that worker won't run it: whoever comes does, before
+        all others.  Context: lock held. The caller wakes whom that needs.
+        """
+        pwq = self._phase.pwq
+        self.behind = False
+        if self.lent:
+            self.lent = False
+            pwq.nr_active += 1
+        pwq.pool.worklist.appendleft(self)
+
     def _be_over(self) -> None:
         self.over = True
         if self.parkers is not None:
@@ -245,6 +257,16 @@ class ItemEnd:
 
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
         return needs_of(self.item, waiting)
+
+    @property
+    def queue(self) -> WorkQueue:
+        return self.item.queue
+
+    def lacks_worker(self) -> WorkerPool | None:
+        pool = self.item.pwq.pool
+        with pool.lock:
+            runs = any(worker.item is self.item for worker in pool.workers)
+            return None if self.item.over or runs else pool
 
     def describe(self) -> str:
         return f"{self.verb} {self.item.describe()}"

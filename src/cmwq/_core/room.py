@@ -15,6 +15,7 @@ from cmwq._errors import QueueFull
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
+    from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker
     from cmwq._core.queue import WorkQueue
     from cmwq._core.wait import Steps, Target
@@ -109,6 +110,13 @@ class _Turn:
         """Only works of the queue can make room. If it is ordered, the one that runs must end first."""
         queue = self.room._queue
         return (item for item in list(waiting) if item.queue is queue and queue.ordered)
+
+    @property
+    def queue(self) -> WorkQueue:
+        return self.room._queue
+
+    def lacks_worker(self) -> WorkerPool | None:
+        return next((pwq.pool for pwq in self.room._queue.places() if pwq.has_works_waiting()), None)
 
     def describe(self) -> str:
         return f"waits for room in queue {self.room._queue.name!r}"

@@ -13,17 +13,19 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakSet
 
 from cmwq._core.config import Config
 from cmwq._core.hogs import HogReports
+from cmwq._core.hotplug import Hotplug
 from cmwq._core.pool import WorkerPool
 from cmwq._core.snapshot import Snapshot, view_of_pool, view_of_queue
 from cmwq._core.wait import Quiet, Waits, run_steps
+from cmwq._core.watchdog import Watchdog
 from cmwq._core.work import Work
-from cmwq._core.worker import current_worker, forget_this_thread
+from cmwq._core.worker import be_worker, current_worker
 from cmwq._errors import CmwqTimeout, FlushDeadlock, ForeignProcess, QueueClosed
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from cmwq._core.ports import Host, Sensor
     from cmwq._core.queue import WorkQueue
     from cmwq._core.wait import Steps
+    from cmwq._core.watchdog import Stall
     from cmwq._core.worker import Worker
 
 PoolKey: TypeAlias = tuple[str, int, bool]
@@ -68,8 +71,9 @@ class Runtime:
         self.config = config or Config()  # I
         self.max_workers = max_workers  # I
         self._sensor_wanted = sensor  # I
-        self._cpus_wanted = None if cpus is None else tuple(sorted(set(cpus)))  # I
         self._lock = host.lock()
+        self.hotplug = Hotplug(self, None if cpus is None else tuple(sorted(set(cpus))))  # I
+        self.watchdog = Watchdog(self)  # I
         self._pools: dict[PoolKey, WorkerPool] = {}  # R to change; read freely
         self._queues: WeakSet[WorkQueue] = WeakSet()  # R
         self._freezer = host.lock()  # freezing and thawing exclude each other; before R, Q and L
@@ -83,7 +87,34 @@ class Runtime:
     # ------------------------------------------------------------------------------- pools
 
     def cpus(self) -> tuple[int, ...]:
-        return self.host.cpus() if self._cpus_wanted is None else self._cpus_wanted
+        """Those in use: there, not taken offline by hand, and wanted. As far as noticed: see `check_cpus`."""
+        return self.hotplug.cpus()
+
+    def cpu_offline(self, cpu: int) -> None:
+        """Use this CPU no more (D2): works queued from now on go elsewhere, those there are done elsewhere, and nobody
+        is bound to it. Returns at once. Harmless if that was said before.
+
+        CPUs that really leave are noticed without it, within a second while work is unfinished (D1). Raises ValueError:
+        it is none of those in use, or the last. Thread-safe.
+        """
+        self.hotplug.take(cpu)
+
+    def cpu_online(self, cpu: int) -> None:
+        """Use it again (D4). Harmless if it is in use. Raises ValueError if the process may not. Thread-safe."""
+        self.hotplug.give_back(cpu)
+
+    def check_cpus(self) -> bool:
+        """Notice at once what else is noticed within a second: CPUs or a CPU quota that changed. True: they did."""
+        return self.hotplug.check()
+
+    @property
+    def on_stall(self) -> Callable[[Stall], object] | None:
+        """Called as on_stall(stall), on the timer thread, when a pool stalls, and when it goes on (H3). Settable."""
+        return self.watchdog.on_stall
+
+    @on_stall.setter
+    def on_stall(self, call: Callable[[Stall], object] | None) -> None:
+        self.watchdog.on_stall = call
 
     def adopt(self, queue: WorkQueue) -> None:
         with self._lock:
@@ -91,7 +122,7 @@ class Runtime:
 
     def pool_here(self, scope: str, *, highpri: bool = False) -> WorkerPool:
         """The pool for a work queued by the calling thread. Starts it if need be: raises ThreadLimit, QueueClosed."""
-        first = -1 if scope == "system" else self._group_of(scope, self._cpu_here())[0]
+        first = -1 if scope == "system" else self.hotplug.home(scope, self._cpu_here())
         return self._pools.get((scope, first, highpri)) or self._start_pool(scope, first, highpri)
 
     def pool_at(self, scope: str, cpu: int, *, highpri: bool = False) -> WorkerPool:
@@ -101,26 +132,34 @@ class Runtime:
         """
         if scope == "system" or cpu not in self.cpus():
             return self.pool_here(scope, highpri=highpri)
-        first = self._group_of(scope, cpu)[0]
+        first = self.hotplug.home(scope, cpu)
         return self._pools.get((scope, first, highpri)) or self._start_pool(scope, first, highpri)
-
-    def _group_of(self, scope: str, cpu: int) -> tuple[int, ...]:
-        """The CPUs that share a pool with this one."""
-        if scope == "cpu":
-            return (cpu,)
-        cpus = self.cpus()
-        for group in self.host.cpu_groups(scope):
-            if cpu in group:
-                return tuple(each for each in group if each in cpus)
-        return (cpu,)
 
     def _cpu_here(self) -> int:
         worker = current_worker()
-        if worker is not None and worker.pool.runtime is self and len(worker.pool.cpus) == 1:
-            return worker.pool.cpus[0]
         cpus = self.cpus()
+        if worker is not None and worker.pool.runtime is self and len(worker.pool.cpus) == 1:
+            own = worker.pool.cpus[0]
+            if own in cpus:
+                return own
         cpu = self.host.current_cpu()
         return cpu if cpu is not None and cpu in cpus else cpus[next(self._turn) % len(cpus)]
+
+    def begin(self) -> None:
+        """Have what every pool relies on, before anything can go wrong. Raises ThreadLimit, QueueClosed."""
+        with self._lock:
+            self._begin()
+
+    def _begin(self) -> Sensor:
+        """Context: R held."""
+        if self.closed:
+            raise QueueClosed("the runtime is closed and takes no more work")
+        if self._sensor is None:
+            self.host.start_timers()
+            self._sensor = self._choose_sensor()
+            self.hotplug.begin()
+            self.host.watch_process(self)
+        return self._sensor
 
     def _start_pool(self, scope: str, first: int, highpri: bool) -> WorkerPool:
         """first: the first CPU of its group; -1 for all."""
@@ -128,29 +167,30 @@ class Runtime:
             pool = self._pools.get((scope, first, highpri))
             if pool is not None:
                 return pool
-            if self.closed:
-                raise QueueClosed("the runtime is closed and takes no more work")
-            if self._sensor is None:
-                self.host.start_timers()
-                self._sensor = self._choose_sensor()
-                self.host.watch_process(self)
-            cpus = self.cpus() if first < 0 else self._group_of(scope, first)
+            sensor = self._begin()
+            cpus = self.hotplug.served_by((scope, first, highpri)) or self.cpus()  # it may just have left
             pool = WorkerPool(
                 "u0" if first < 0 else str(first) if scope == "cpu" else f"{scope}{first}",
                 cpus,
-                min(len(cpus), self.host.cpu_limit()),
-                bound=first >= 0 or self._cpus_wanted is not None,
+                self.hotplug.target(cpus),
                 highpri=highpri,
                 host=self.host,
-                sensor=self._sensor,
+                sensor=sensor,
                 config=self.config,
                 max_workers=self.max_workers,
                 runtime=self,
             )
-            # B1: the first reserve. Made by whoever brings the first work, so that it hears of a refusal.
-            pool.create_worker()
+            pool.managing = True
             self._pools[scope, first, highpri] = pool
-            return pool
+        # B1: the first reserve. If it is refused, works wait for the retry, or for a rescuer.
+        try:
+            pool.create_reserve()
+        except BaseException:  # Ctrl-C
+            with pool.lock:
+                pool.managing = False
+                pool.creation_refused("interrupted")
+            raise
+        return pool
 
     def _choose_sensor(self) -> Sensor:
         if self._sensor_wanted is None or isinstance(self._sensor_wanted, str):
@@ -212,7 +252,7 @@ class Runtime:
             sensor_reason=sensor.reason if sensor else "nothing has run yet",
             gil=self.host.gil_enabled(),
             cpus=self.cpus(),
-            cpu_limit=self.host.cpu_limit(),
+            cpu_limit=self.hotplug.limit(),
             pid=os.getpid(),
         )
 
@@ -243,6 +283,10 @@ class Runtime:
             workers = self._end()
             if workers is not None:
                 break
+        for queue in self._all_queues():
+            thread = queue.end_rescuer()
+            if thread is not None:
+                thread.join()
         # The last a manager was just creating may have no thread noted yet: it has once the manager has ended.
         for worker in sorted(workers, key=lambda worker: worker.thread is None):
             if worker.thread is not None:
@@ -309,7 +353,12 @@ class Runtime:
     def process_forked(self) -> None:
         """In the child: nothing was ever started or queued (G2)."""
         Work.process_forked()
-        forget_this_thread()
+        worker = current_worker()
+        if worker is not None and worker.pool.runtime is self:
+            self.host.bind(self.cpus())  # to be the main thread, free of what it was bound to
+            be_worker(None)
+        self.hotplug.forget()
+        self.watchdog.forget()
         self.waits = Waits(self.host)
         self._freezer = self.host.lock()
         self.frozen = False

@@ -20,6 +20,8 @@ class PoolView:
     name: str
     cpus: tuple[int, ...]
     target: int
+    disassociated: bool
+    """Its CPU left: its works are done elsewhere, and all of them may run (D2)."""
     workers: int
     idle: int
     running: int
@@ -50,6 +52,11 @@ class QueueView:
     unfinished: int
     hogs: int
     """Works that used the CPU for long without blocking, while others waited (A9)."""
+    rescuer: bool
+    maydays: int
+    """How often its rescuer was called, for each pool (C2)."""
+    rescued: int
+    """Works that its rescuer began (C3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,7 @@ def view_of_pool(pool: WorkerPool) -> PoolView:
             name=pool.name,
             cpus=pool.cpus,
             target=pool.target,
+            disassociated=pool.disassociated,
             workers=len(pool.workers),
             idle=len(pool.idle_list),
             running=pool.nr_running,
@@ -102,4 +110,16 @@ def view_of_queue(wq: WorkQueue) -> QueueView:
             active += pwq.nr_active
             inactive += len(pwq.inactive)
             unfinished += pwq.phase.count + sum(phase.count for phase in pwq.sealed)
-    return QueueView(wq.name, wq.scope, wq._state.value, wq.max_active, active, inactive, unfinished, wq.nr_hogs)
+    return QueueView(
+        name=wq.name,
+        scope=wq.scope,
+        state=wq._state.value,
+        max_active=wq.max_active,
+        active=active,
+        inactive=inactive,
+        unfinished=unfinished,
+        hogs=wq.nr_hogs,
+        rescuer=wq.rescuer is not None,
+        maydays=wq.nr_maydays,
+        rescued=wq.nr_rescued,
+    )

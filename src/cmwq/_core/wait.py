@@ -17,19 +17,24 @@ that begin to wait for each other one is second.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
+from cmwq._core.rescuer import hopeless
 from cmwq._core.worker import current_worker, step_aside, step_back
-from cmwq._errors import CmwqTimeout, FlushDeadlock
+from cmwq._errors import CmwqTimeout, FlushDeadlock, ThreadLimit
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
+    from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Host, Lock, Parker
     from cmwq._core.pwq import Phase, PoolWorkQueue
     from cmwq._core.queue import WorkQueue
     from cmwq._core.runtime import Runtime
+    from cmwq._core.worker import Worker
 
+_log = logging.getLogger("cmwq")
 T = TypeVar("T")
 
 
@@ -49,6 +54,15 @@ class Target(Protocol):
         """The waiting works without which it can't be done."""
         ...
 
+    @property
+    def queue(self) -> WorkQueue:
+        """Whose works it waits for."""
+        ...
+
+    def lacks_worker(self) -> WorkerPool | None:
+        """Where a worker is needed for what has not begun yet. None: all runs, or is over."""
+        ...
+
     def describe(self) -> str:
         """What one does who waits for it: "flushes queue 'q1'"."""
         ...
@@ -63,12 +77,15 @@ class Waits:
 
     def __init__(self, host: Host) -> None:
         self._lock: Lock = host.lock()
+        self._warned: set[tuple[str, str]] = set()  # each change is atomic
         self._waiting: dict[Item, Target] = {}  # each change is atomic; taken back by who is refused with the lock held
 
     def begin(self, item: Item, target: Target) -> None:
         """Raises FlushDeadlock if the work would wait for itself."""
         waiting = self._waiting
         waiting[item] = target
+        if item.queue.rescuer is not None and target.queue.rescuer is None:
+            self._warn(item, target)
         # Noted first, looked at then: of two that begin at the same time one sees the other. Mostly there is nobody to
         # see.
         if next(target.needs(waiting), None) is None:
@@ -82,8 +99,23 @@ class Waits:
         links += [f"{other.describe()}, which {what.describe()}" for other, what in chain]
         raise FlushDeadlock(f"this would wait for ever: {', that needs '.join(links)}, that needs {item.describe()}")
 
+    def all(self) -> dict[Item, Target]:
+        return dict(self._waiting)
+
     def end(self, item: Item) -> None:
         self._waiting.pop(item, None)
+
+    def _warn(self, item: Item, target: Target) -> None:
+        """F7: a queue that moves whatever happens relies on one that may not. Said once for each two queues."""
+        pair = item.queue.name, target.queue.name
+        if pair not in self._warned:
+            self._warned.add(pair)
+            _log.warning(
+                "%s, which has a rescuer, %s; but queue %r has none, and without threads this waits for ever (F7)",
+                item.describe(),
+                target.describe(),
+                target.queue.name,
+            )
 
     def _chain(self, item: Item, target: Target) -> list[tuple[Item, Target]] | None:
         """How target depends on item: the works between them. None: it doesn't."""
@@ -151,6 +183,13 @@ class PhaseEnd:
                 if each is not None and each.pwq is self.phase.pwq and each._phase.number <= self.phase.number:
                     yield item
 
+    @property
+    def queue(self) -> WorkQueue:
+        return self.phase.pwq.wq
+
+    def lacks_worker(self) -> WorkerPool | None:
+        return self.phase.pwq.pool if self.phase.pwq.has_works_waiting(self.phase.number) else None
+
     def describe(self) -> str:
         return f"flushes queue {self.phase.pwq.wq.name!r}"
 
@@ -177,6 +216,13 @@ class Quiet:
 
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
         return (item for item in list(waiting) if item.pwq is self.pwq)
+
+    @property
+    def queue(self) -> WorkQueue:
+        return self.pwq.wq
+
+    def lacks_worker(self) -> WorkerPool | None:
+        return None
 
     def describe(self) -> str:
         return f"freezes queue {self.pwq.wq.name!r}"
@@ -210,11 +256,23 @@ def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float 
     try:
         step_aside(worker, lender)
         try:
+            if worker.index < 0 and deadline is None:
+                return _wait_hopefully(worker, target, parker, waits)
             return _park_until(target.done, parker, runtime.host, deadline)
         finally:
             step_back(worker, lender)
     finally:
         waits.end(item)
+
+
+def _wait_hopefully(worker: Worker, target: Target, parker: Parker, waits: Waits) -> bool:
+    """A rescuer's work waits. Raises ThreadLimit where it would be for ever (C4)."""
+    while not target.done():
+        reason = hopeless(worker, target, waits.all())
+        if reason is not None and not target.done():
+            raise ThreadLimit(reason)
+        parker.park(worker.pool.config.mayday_interval)
+    return True
 
 
 def run_steps(steps: Steps[T], runtime: Runtime, timeout: float | None, what: Callable[[], str]) -> T:

@@ -31,16 +31,17 @@ class Worker:
 
     __slots__ = (
         "counted", "cpu_time", "dying", "hinted", "hog", "hog_item", "hog_since", "hog_used", "idle", "index", "item",
-        "kicked", "last", "last_active", "name", "nr_hints", "on_lock", "parker", "pool", "shown", "sleeping", "thread",
-        "watched",
+        "kicked", "last", "last_active", "name", "nr_hints", "on_lock", "parker", "pool", "shown", "sleeping", "stray",
+        "thread", "tid", "watched",
     )  # fmt: skip
 
-    def __init__(self, pool: WorkerPool, index: int, parker: Parker) -> None:
+    def __init__(self, pool: WorkerPool, index: int, parker: Parker, name: str = "") -> None:
         self.pool = pool  # I
-        self.index = index  # I
+        self.index = index  # I: negative: a queue's rescuer, here for a while
         self.parker = parker  # I
-        self.name = f"cmwq/{pool.name}:{index}{'H' * pool.highpri}"  # I
+        self.name = name or f"cmwq/{pool.name}:{index}{'H' * pool.highpri}"  # I
         self.thread: Thread | None = None  # I: set by the creator once it exists
+        self.tid = 0  # L: the system's name for it, once it is bound to the pool's CPUs
         self.idle = False  # L: on the idle list
         self.kicked = False  # L: taken from the idle list and counted by kick(), and not yet arrived
         self.dying = False  # L: shall end
@@ -56,18 +57,30 @@ class Worker:
         self.hog = False  # L: its item is a hog, and let go of
         self.last: Item | None = None  # S: ended, to be dropped without the lock
         self.last_active = 0.0  # L: when it went idle
+        self.stray = False  # ~: it is to bind itself again, before its next item
         self.nr_hints = 0  # S: depth of blocking()
-        self.shown: object = None  # S: the queue the thread is named after
+        self.shown: object = None  # ~: the queue the thread is named after; None: see to the thread first
         self.watched: Any = None  # the sensor's own
 
     def __repr__(self) -> str:
         state = "idle" if self.idle else "blocked" if self.sleeping else "running" if self.counted else "preparing"
         return f"<Worker {self.name} {state}>"
 
+    def bind(self) -> None:
+        """Let its thread run on the CPUs that the pool has (A1).  Context: its own thread, lock not held."""
+        pool = self.pool
+        while True:
+            cpus = pool.cpus
+            pool.host.bind(cpus)
+            with pool.lock:
+                if pool.cpus is cpus:
+                    self.tid = pool.host.thread_id()  # from now on whoever changes them binds it
+                    return
+
     def forget_hints(self) -> None:
         """Its item ended: a `blocking()` that was entered and never left is over (B4).  Context: pool.lock held."""
-        if self.nr_hints:
-            self.nr_hints = 0
+        self.nr_hints = 0
+        if self.hinted:
             self.hinted = False
             self.pool.lookout.exempt(self, False)
 
@@ -89,20 +102,19 @@ def current_worker() -> Worker | None:
     return getattr(_this_thread, "worker", None)
 
 
-def forget_this_thread() -> None:
-    """In the child of a fork: the calling thread is no worker, whatever it was in the parent."""
-    _this_thread.worker = None
+def be_worker(worker: Worker | None) -> None:
+    """What the calling thread is from now on."""
+    _this_thread.worker = worker
 
 
 def worker_thread(worker: Worker) -> None:
     """The body of every worker's thread."""
     pool = worker.pool
     lock = pool.lock
-    _this_thread.worker = worker
+    be_worker(worker)
     pool.lookout.attach(worker)
     pool.host.set_thread_name(worker.name)
-    if pool.bound:
-        pool.host.bind(pool.cpus)
+    worker.bind()
     if pool.nice:
         pool.niced = pool.host.set_nice(pool.nice)
     worker.cpu_time = pool.host.cpu_clock()
@@ -168,6 +180,7 @@ def manage_workers(pool: WorkerPool, worker: Worker) -> None:
     """
     pool.uncount(worker)
     pool.managing = True
+    pool.look_out()
     pool.lock.release()
     pool.create_reserve()
     pool.lock.acquire()
@@ -183,6 +196,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
     worklist, lock, ended = pool.worklist, pool.lock, pool.lookout.ended
     last: Item | None = None
     item: Item | None = None
+    woken: Worker | None
     while True:
         follower = last.follower if last is not None else None
         if follower is not None:
@@ -199,10 +213,12 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
                     break
             item = worklist.popleft()
         if not item.claim(worker):
-            if not worklist:
-                pool.look_out()
+            woken = pool.kick()  # its place may have gone to others
+            pool.look_out()
             lock.release()
-            last = item = follower = None  # without the lock: finalisers are user code
+            if woken is not None:
+                woken.parker.unpark()
+            last = item = follower = woken = None  # without the lock: finalisers are user code
             lock.acquire()
             continue
         worker.item = item
@@ -257,6 +273,9 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
     queue, exempt = worker.item.queue, worker.item.exempt  # type: ignore[union-attr]
     if worker.shown is not queue:
         worker.shown = queue
+        if worker.stray:
+            worker.stray = False
+            worker.bind()
         pool.host.set_thread_name(f"{worker.name}-{queue.name}")
     if not exempt:
         worker.item.run()  # type: ignore[union-attr]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 from cmwq._core import ports
@@ -93,11 +93,22 @@ class ThreadHost:
         timers, self._timers = self._timers, Timers(self.spawn)
         timers.close()
 
-    def bind(self, cpus: Iterable[int]) -> None:
+    def bind(self, cpus: Iterable[int], tid: int = 0) -> bool:
         """Best effort: a CPU may have gone away between the decision and the call (D6)."""
-        if hasattr(os, "sched_setaffinity"):
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, cpus)
+        try:
+            os.sched_setaffinity(tid, cpus)
+        except (OSError, AttributeError):  # AttributeError: no Linux
+            return False
+        return True
+
+    def bound_to(self, tid: int) -> Collection[int] | None:
+        try:
+            return os.sched_getaffinity(tid)
+        except (OSError, AttributeError):
+            return None
+
+    def thread_id(self) -> int:
+        return threading.get_native_id()
 
     def set_nice(self, nice: int) -> bool:
         """Of the calling thread alone. False: not permitted, or not to be had here. To undo it may not be permitted."""
@@ -139,9 +150,9 @@ class ThreadHost:
     def cpus(self) -> tuple[int, ...]:
         return topology.cpus()
 
-    def cpu_groups(self, scope: str) -> tuple[tuple[int, ...], ...]:
-        """`cpus()`, grouped by what they share: `topology.SCOPES`. Read from the system once for each set of CPUs."""
-        key = scope, self.cpus()
+    def cpu_groups(self, scope: str, cpus: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """By what they share: `topology.SCOPES`. Read from the system once for each set of CPUs."""
+        key = scope, cpus
         groups = self._groups.get(key)
         if groups is None:
             groups = self._groups[key] = self._topology.groups(*key)
@@ -155,6 +166,19 @@ class ThreadHost:
 
     def gil_enabled(self) -> bool:
         return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
+
+    def stack_of(self, thread: ports.Thread | None) -> tuple[str, ...]:
+        ident = getattr(thread, "ident", None)
+        frame = sys._current_frames().get(ident) if ident is not None else None
+        return () if frame is None else tuple(traceback.format_stack(frame))
+
+    def waits_in(self, tid: int) -> str:
+        try:
+            with open(f"/proc/self/task/{tid}/wchan") as file:
+                function = file.read()
+        except OSError:
+            return ""
+        return "" if function in ("", "0") else f"asleep in the kernel's {function}"
 
     def watch_process(self, runtime: Runtime) -> None:
         life.watch(runtime)

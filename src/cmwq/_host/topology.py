@@ -24,9 +24,12 @@ _RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5})(?::(\d{1,5})/(\d{1,5}))?)?", re.ASC
 
 
 def cpus() -> tuple[int, ...]:
-    """The CPUs the process may run on, at least one."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
+    """The CPUs the process may run on, at least one. The process's are its main thread's: others may be bound."""
+    for pid in (os.getpid(), 0):  # 0: this thread's, should the main thread have ended
+        try:
+            return tuple(sorted(os.sched_getaffinity(pid)))
+        except (OSError, AttributeError):  # AttributeError: no Linux
+            continue
     return tuple(range(os.cpu_count() or 1))
 
 

@@ -63,6 +63,7 @@ enum {
     NAP = 20 * US,              /* long enough for a lock of a free-threaded build to end its spinning */
     RELOOK = 4,                 /* workers believed blocked that one look visits */
     SPINS = 400,                /* looks at a pool's lock before sleeping for it, without a GIL */
+    GONE = 50 * MS,             /* between two tries to get back to a CPU that is offline */
     MAX_LOOKOUTS = 4096,
     MAX_KEPT = 64,              /* descriptors kept open: a pool of a thousand threads must not hold a thousand */
 };
@@ -123,7 +124,7 @@ typedef struct {
 } Slot;
 
 typedef struct {
-    cpu_set_t cpus;             /* I */
+    atomic_ulong cpus[CPU_SETSIZE / (8 * sizeof(long))];    /* A: where its workers run */
     int capacity;               /* I */
     Slot *slots;                /* I: type-stable: a slot is reused, never freed while the watch lives */
     atomic_int nr_slots;        /* A: slots[0:nr_slots] have been used */
@@ -211,6 +212,12 @@ static void slot_become(Slot *slot, unsigned state)
     unsigned word = atomic_load(&slot->word);
     while (!atomic_compare_exchange_weak(&slot->word, &word, step(word, state)))
         ;
+}
+
+static bool serves(Lookout *lookout, int cpu)
+{
+    const int bits = 8 * sizeof(long);
+    return cpu < CPU_SETSIZE && atomic_load_explicit(&lookout->cpus[cpu / bits], memory_order_relaxed) >> cpu % bits & 1;
 }
 
 /* ---------------------------------------------------------------------------------------------- looking */
@@ -429,7 +436,7 @@ static void make_round(Watch *watch, int cpu, bool *armed, bool *woke)
     *armed = *woke = false;
     for (int i = 0, n = atomic_load(&watch->nr_lookouts); i < n; i++) {
         Lookout *lookout = atomic_load(&watch->lookouts[i]);
-        if (!atomic_load(&lookout->reserve) || (cpu >= 0 && !CPU_ISSET(cpu, &lookout->cpus)))
+        if (!atomic_load(&lookout->reserve) || (cpu >= 0 && !serves(lookout, cpu)))
             continue;
         *armed = true;
         if (cpu >= 0 || now_ns(CLOCK_MONOTONIC) - atomic_load(&lookout->last_look) > TICK)
@@ -446,6 +453,17 @@ static void wait_for_bell(Watch *watch, unsigned bell, long long ns)
     atomic_fetch_sub(&watch->sleepers, 1);
 }
 
+/* Is it on its CPU?  The kernel drives a thread off a CPU that goes offline, and never back; so it goes by itself. */
+static bool at_post(int cpu)
+{
+    cpu_set_t post;
+    if (sched_getcpu() == cpu)
+        return true;
+    CPU_ZERO(&post);
+    CPU_SET(cpu, &post);
+    return !sched_setaffinity(0, sizeof post, &post) && sched_getcpu() == cpu;
+}
+
 /* A sentinel looks again and again for LINGER after anything happened: on an idle CPU that delays nobody, and on a busy
    one sched_yield() leaves the CPU to those who have work.  It must not sleep there: coming back from where it was kept
    off the CPU is the very event it waits for, and a pause begun a moment before would hide it.  Where nobody else wants
@@ -457,6 +475,12 @@ static void sentinel_main(Watch *watch, int cpu)
     while (!atomic_load(&watch->stop)) {
         bool armed, woke;
         unsigned bell = atomic_load(&watch->bell);
+        if (!at_post(cpu)) {            /* its CPU is gone, and so there is nothing to look for */
+            struct timespec pause = timespec_of(GONE);
+            clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
+            wait_for_bell(watch, bell, -1);
+            continue;
+        }
         make_round(watch, cpu, &armed, &woke);
         long long now = now_ns(CLOCK_MONOTONIC);
         if (woke || bell != last_bell || now - last > KEPT_OFF) {
@@ -783,9 +807,30 @@ static PyObject *lookout_set_target(LookoutObject *self, PyObject *value)
     Py_RETURN_NONE;
 }
 
-/* The struct is left to the next pool with the same CPUs: pools whose start failed must not use up the places.  Native
+static PyObject *lookout_set_cpus(LookoutObject *self, PyObject *sequence)
+{
+    enum { BITS = 8 * sizeof(long) };
+    unsigned long words[CPU_SETSIZE / BITS] = {0};
+    PyObject *cpus = PySequence_Tuple(sequence);
+    if (!cpus)
+        return NULL;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(cpus); i++) {
+        long cpu = PyLong_AsLong(PyTuple_GET_ITEM(cpus, i));
+        if (cpu >= 0 && cpu < CPU_SETSIZE)
+            words[cpu / BITS] |= 1UL << cpu % BITS;
+    }
+    Py_DECREF(cpus);
+    if (PyErr_Occurred())
+        return NULL;
+    for (int i = 0; i < CPU_SETSIZE / BITS; i++)
+        atomic_store(&self->lookout->cpus[i], words[i]);
+    ring(self->watch);                  /* it may be armed */
+    Py_RETURN_NONE;
+}
+
+/* The struct is left to the next pool: pools whose start failed must not use up the places.  Native
    threads may be in the middle of a look at it.  They are not confused: they touch nothing but atomics and what stays
-   as it was (cpus, capacity, slots).  Each slot is given back here, which is a step of its word, so verdicts that are
+   as it was (capacity, slots).  Each slot is given back here, which is a step of its word, so verdicts that are
    on their way fail.  At worst such a look takes the next pool's reserve and wakes it in vain, a false alarm like
    others: that worker finds that it isn't needed, and arms anew. */
 static void lookout_dealloc(LookoutObject *self)
@@ -880,6 +925,7 @@ static PyMethodDef lookout_methods[] = {
     {"deliver", (PyCFunction)lookout_deliver, METH_NOARGS,
      "What changed: slot number, 'sleeps', and whether for a lock."},
     {"set_target", (PyCFunction)lookout_set_target, METH_O, "How many may run."},
+    {"set_cpus", (PyCFunction)lookout_set_cpus, METH_O, "The CPUs whose sentinels look after it."},
     {NULL},
 };
 
@@ -955,7 +1001,7 @@ static PyObject *watch_stop(WatchObject *self, PyObject *Py_UNUSED(none))
     Py_RETURN_NONE;
 }
 
-static Lookout *lookout_new(const cpu_set_t *cpus, int capacity)
+static Lookout *lookout_new(int capacity)
 {
     Lookout *lookout = calloc(1, sizeof *lookout);
     if (lookout && !(lookout->slots = calloc((size_t)capacity, sizeof(Slot)))) {
@@ -963,7 +1009,6 @@ static Lookout *lookout_new(const cpu_set_t *cpus, int capacity)
         lookout = NULL;
     }
     if (lookout) {
-        lookout->cpus = *cpus;
         lookout->capacity = capacity;
         atomic_store(&lookout->taken, true);
     }
@@ -971,13 +1016,13 @@ static Lookout *lookout_new(const cpu_set_t *cpus, int capacity)
 }
 
 /* A lookout that nobody uses any more, or a new one.  The caller sees to it that there is one call at a time. */
-static Lookout *take_lookout(Watch *watch, const cpu_set_t *cpus, int capacity)
+static Lookout *take_lookout(Watch *watch, int capacity)
 {
     int n = atomic_load(&watch->nr_lookouts);
     for (int i = 0; i < n; i++) {
         Lookout *lookout = atomic_load(&watch->lookouts[i]);
         bool taken = false;
-        if (lookout->capacity >= capacity && CPU_EQUAL(&lookout->cpus, cpus) &&
+        if (lookout->capacity >= capacity &&
             atomic_compare_exchange_strong(&lookout->taken, &taken, true))
             return lookout;
     }
@@ -985,7 +1030,7 @@ static Lookout *take_lookout(Watch *watch, const cpu_set_t *cpus, int capacity)
         PyErr_SetString(PyExc_RuntimeError, "too many pools for one watch");
         return NULL;
     }
-    Lookout *lookout = lookout_new(cpus, capacity);
+    Lookout *lookout = lookout_new(capacity);
     if (!lookout) {
         PyErr_NoMemory();
         return NULL;
@@ -997,36 +1042,26 @@ static Lookout *take_lookout(Watch *watch, const cpu_set_t *cpus, int capacity)
 
 static PyObject *watch_lookout(WatchObject *self, PyObject *args)
 {
-    PyObject *sequence;
+    PyObject *cpus, *done;
     int target, capacity;
-    cpu_set_t cpus;
-    if (!PyArg_ParseTuple(args, "Oii", &sequence, &target, &capacity))
+    if (!PyArg_ParseTuple(args, "Oii", &cpus, &target, &capacity))
         return NULL;
-    PyObject *fast = PySequence_Tuple(sequence);
-    if (!fast)
-        return NULL;
-    CPU_ZERO(&cpus);
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(fast); i++) {
-        long cpu = PyLong_AsLong(PyTuple_GET_ITEM(fast, i));
-        if (cpu == -1 && PyErr_Occurred()) {
-            Py_DECREF(fast);
-            return NULL;
-        }
-        if (cpu >= 0 && cpu < CPU_SETSIZE)
-            CPU_SET((int)cpu, &cpus);
-    }
-    Py_DECREF(fast);
     State *state = PyType_GetModuleState(Py_TYPE(self));
     LookoutObject *object = PyObject_New(LookoutObject, state->lookout_type);
     if (!object)
         return NULL;
-    if (!(object->lookout = take_lookout(self->watch, &cpus, capacity))) {
+    if (!(object->lookout = take_lookout(self->watch, capacity))) {
         Py_DECREF(object);
         return NULL;
     }
     object->watch = self->watch;
     atomic_fetch_add(&self->watch->refs, 1);
     atomic_store(&object->lookout->target, target);
+    if (!(done = lookout_set_cpus(object, cpus))) {
+        Py_DECREF(object);
+        return NULL;
+    }
+    Py_DECREF(done);
     return (PyObject *)object;
 }
 

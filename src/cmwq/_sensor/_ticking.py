@@ -124,6 +124,9 @@ class TickingSensor:
             self._lookouts.append(lookout)
         return lookout
 
+    def cpus_changed(self) -> None:
+        pass
+
     def stop(self) -> None:
         if os.getpid() != self._pid:
             return  # forked: there is no thread here, and its lock may be held for good
@@ -210,6 +213,9 @@ class TickingLookout:
 
     def set_target(self, target: int) -> None:
         pass  # kick() knows
+
+    def set_cpus(self, cpus: tuple[int, ...]) -> None:
+        pass
 
     def look(self) -> bool:
         """One look at the pool's workers. Returns whether one was woken.  Context: the tick thread, no lock held."""

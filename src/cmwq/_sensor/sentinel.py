@@ -7,6 +7,7 @@ is armed (G4). Assumes that the pool calls `arm`, `deliver`, `ended`, `exempt` w
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cmwq._errors import ThreadLimit
@@ -53,22 +54,32 @@ class SentinelSensor:
         self._watch = _sentinel.Watch()
         self._lock = threading.Lock()
         self._posted: set[int] = set()
-        self._knows_gil = False
+        self._knows_gil: bool | None = None  # None: not tried yet
 
     def lookout(self, pool: WorkerPool) -> SentinelLookout:
-        """Raises ThreadLimit: no thread can be had for watching, or too many pools are watched."""
+        """Raises ThreadLimit: too many pools are watched."""
         with self._lock:
             try:
-                if self._host.gil_enabled() and not self._knows_gil:
-                    self._knows_gil = self._watch.learn_gil()
-                for cpu in (-1, *topology.cpus()):
-                    if cpu not in self._posted:
-                        self._watch.start(cpu)
-                        self._posted.add(cpu)
                 native = self._watch.lookout(pool.cpus, pool.target, pool.max_workers + 1)
-            except (OSError, RuntimeError) as exc:
+            except RuntimeError as exc:
                 raise ThreadLimit(f"pool {pool.name}: it can't be watched: {exc}") from exc
-        return SentinelLookout(pool, native)
+        self.post()
+        return SentinelLookout(self, pool, native)
+
+    def post(self) -> None:
+        """A sentinel for each CPU that has none. Where threads are refused it is tried again with the next worker:
+        without workers there is nothing to watch.
+        """
+        with self._lock, suppress(OSError):
+            if self._knows_gil is None and self._host.gil_enabled():
+                self._knows_gil = self._watch.learn_gil()
+            for cpu in (-1, *topology.cpus()):
+                if cpu not in self._posted:
+                    self._watch.start(cpu)
+                    self._posted.add(cpu)
+
+    def cpus_changed(self) -> None:
+        self.post()  # those that are there go back to their CPUs by themselves
 
     def stop(self) -> None:
         self._watch.stop()
@@ -81,11 +92,12 @@ class SentinelSensor:
 class SentinelLookout:
     """One pool's slots. A worker's parker is its slot."""
 
-    def __init__(self, pool: WorkerPool, native: Any) -> None:
+    def __init__(self, sensor: SentinelSensor, pool: WorkerPool, native: Any) -> None:
+        self._sensor = sensor
         self._pool = pool
         self._native = native
         self._workers: dict[int, Worker] = {}
-        self.set_target = native.set_target
+        self.set_target, self.set_cpus = native.set_target, native.set_cpus
 
     def lock(self) -> Lock:
         """A lock whose waiters the sentinels know: waiting for it is no blocking."""
@@ -93,6 +105,7 @@ class SentinelLookout:
         return lock
 
     def parker(self) -> Parker:
+        self._sensor.post()
         try:
             slot: Parker = self._native.slot()
         except RuntimeError as exc:

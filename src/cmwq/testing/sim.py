@@ -13,6 +13,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.config import Config
@@ -46,6 +47,8 @@ class SimThread:
         self.name = name
         self.waits_for = ""
         self.ended = False
+        self.tid = 0
+        self.cpus: tuple[int, ...] = ()
         self.burnt = 0.0
         self.burns_since: float | None = None
         self._host = host
@@ -224,8 +227,22 @@ class SimHost:
 
         return self._at(delay, due)
 
-    def bind(self, cpus: Iterable[int]) -> None:
-        pass
+    def bind(self, cpus: Iterable[int], tid: int = 0) -> bool:
+        thread = self._threads[tid - 1] if tid else self.me()
+        thread.cpus = tuple(cpus)
+        return True
+
+    def bound_to(self, tid: int) -> tuple[int, ...]:
+        return self._threads[tid - 1].cpus
+
+    def thread_id(self) -> int:
+        return self.me().tid
+
+    def stack_of(self, thread: Any) -> tuple[str, ...]:
+        return ()
+
+    def waits_in(self, tid: int) -> str:
+        return self._threads[tid - 1].waits_for
 
     def set_thread_name(self, name: str) -> None:
         pass
@@ -246,10 +263,11 @@ class SimHost:
     def cpus(self) -> tuple[int, ...]:
         return tuple(range(self._nr_cpus))
 
-    def cpu_groups(self, scope: str) -> tuple[tuple[int, ...], ...]:
+    def cpu_groups(self, scope: str, cpus: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Pairs of CPUs share a core, fours a cache, eights a NUMA node."""
         width = {"cpu": 1, "smt": 2, "cache": 4, "numa": 8}.get(scope, self._nr_cpus)
-        return tuple(tuple(self.cpus()[i : i + width]) for i in range(0, self._nr_cpus, width))
+        groups = itertools.groupby(cpus, lambda cpu: cpu // width)
+        return tuple(tuple(group) for _, group in groups)
 
     def cpu_limit(self) -> int:
         return self._nr_cpus
@@ -374,12 +392,14 @@ class SimHost:
             self.fail(AssertionError(f"{self.current and self.current.name} did not come to a seam"))
         for thread in self._threads:
             thread._thread.join(_TIME_BOUND)
+        self.current = None  # what a finaliser still does is outside of it
         if self.failure is not None:
             raise self.failure
 
     def _start(self, name: str, body: Callable[[], None]) -> SimThread:
         thread = SimThread(self, name, body)
         self._threads.append(thread)
+        thread.tid = len(self._threads)
         thread._thread.start()
         return thread
 
@@ -449,6 +469,9 @@ class SimSensor:
     def lookout(self, pool: WorkerPool) -> SimLookout:
         return SimLookout(pool, self._host)
 
+    def cpus_changed(self) -> None:
+        pass
+
     def stop(self) -> None:
         pass
 
@@ -505,6 +528,9 @@ class SimLookout:
     def set_target(self, target: int) -> None:
         pass
 
+    def set_cpus(self, cpus: tuple[int, ...]) -> None:
+        pass
+
 
 class Simulation:
     """A host, a sensor, and what works do there: `burn` a CPU, `sleep`, write to the `log`.
@@ -519,8 +545,14 @@ class Simulation:
         self.sensor = SimSensor(self.host, late, lambda: late > 0 and chance.random() < 0.5)
         self.log: list[tuple[float, str]] = []
 
-    def runtime(self, *, max_workers: int = 1024, config: Config | None = None) -> Runtime:
-        """A runtime in this simulation, its invariants checked after every step."""
+    def runtime(self, *, max_workers: int = 1024, config: Config | None = None, watchdog: bool = False) -> Runtime:
+        """A runtime in this simulation, its invariants checked after every step.
+
+        watchdog: let it run. Without, a state in which nobody can run is a SimDeadlock, for no timer is due either.
+        """
+        config = config or Config()
+        if not watchdog:
+            config = replace(config, watch_period=0)
         runtime = Runtime(host=self.host, sensor=self.sensor, max_workers=max_workers, config=config)
 
         def check() -> None:

@@ -1,0 +1,222 @@
+"""CPUs that come and go (D): taken offline, out of the process's affinity or cpuset, or by hand; and the CPU quota.
+
+Guarantees: `check`, which the watchdog calls once a second while work is unfinished, notices any of these (D1). A pool
+of several CPUs gets another target, and its workers' affinity follows (D6). A pool whose last CPU left is
+*disassociated*: its workers may run anywhere, concurrency is not managed there any more, and no work goes there except
+what was there already, or follows an execution there (D2, D3). When its CPU returns, even meanwhile, surplus idle
+workers die, the others are bound again, and concurrency is managed again (D4). One CPU always remains (D5). An ordered
+queue has its place on the pool of all CPUs, which never goes.
+
+How: the duties that a thread had in early kernels, the trustee, are a flag and a few functions, as in later ones. What
+it did besides, creating workers and calling rescuers until nothing is left, the pool's own managers and maydays do. A
+timer looks every `trustee_cooldown` whether the pool has drained, and then ends the workers that were made for it.
+
+Why not inotify: files in cgroups and sysfs tell who writes to them, not what becomes of it (a parent's cpuset, another
+namespace, a hypervisor). And to read it would take a thread. Reading the files costs 0.1 ms a second.
+
+Why bind threads again that were bound already: the kernel moves a thread off a CPU that leaves, and doesn't move it
+back; a change of the cpuset overwrites it. If the CPU was gone and back between two looks, only the thread's own
+affinity tells: `_bind_strays`.
+
+H: `Hotplug._lock`, before R; the other letters are those of `pool`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cmwq._core.pool import WorkerPool
+    from cmwq._core.runtime import PoolKey, Runtime
+
+UNMANAGED = 1 << 30
+"""D2: the target of a pool in which all may run."""
+
+
+class Hotplug:
+    """Which CPUs a runtime uses, and which pool serves which of them."""
+
+    def __init__(self, runtime: Runtime, wanted: tuple[int, ...] | None) -> None:
+        self._runtime = runtime  # I
+        self._wanted = wanted  # I: None: all that the process may use
+        self._taken: frozenset[int] = frozenset()  # H: offline by hand
+        self._cpus: tuple[int, ...] = ()  # H and R to change, read freely: what was noticed last; empty: nothing yet
+        self._limit = 0  # H and R: likewise
+        self._homes: dict[tuple[str, int], int] = {}  # R to change, read freely: scope and CPU: the pool's first CPU
+        self._lock = runtime.host.lock()
+
+    def cpus(self) -> tuple[int, ...]:
+        """Those in use, as far as noticed."""
+        return self._cpus or self._present()
+
+    def limit(self) -> int:
+        """How many CPUs' worth of time, as far as noticed."""
+        return self._limit or self._runtime.host.cpu_limit()
+
+    def begin(self) -> None:
+        """Context: R held; nothing runs yet."""
+        self._cpus, self._limit = self._present(), self._runtime.host.cpu_limit()
+
+    def forget(self) -> None:
+        """In the child of a fork."""
+        self._lock = self._runtime.host.lock()
+        self._cpus, self._limit = (), 0
+
+    def _present(self) -> tuple[int, ...]:
+        there = self._runtime.host.cpus()
+        if self._wanted is not None:
+            there = tuple(cpu for cpu in self._wanted if cpu in there) or self._wanted[:1]
+        return tuple(cpu for cpu in there if cpu not in self._taken) or there
+
+    # ------------------------------------------------------------------------------- which pool
+
+    def home(self, scope: str, cpu: int) -> int:
+        """The first CPU of the pool that serves this one. It stays the same while CPUs come and go.  R not held."""
+        if scope == "cpu":
+            return cpu
+        home = self._homes.get((scope, cpu))
+        if home is None:
+            with self._runtime._lock:
+                self._learn(scope)
+                home = self._homes.setdefault((scope, cpu), cpu)
+        return home
+
+    def served_by(self, key: PoolKey) -> tuple[int, ...]:
+        """The CPUs that the pool serves now.  Context: R or H held."""
+        scope, first, _ = key
+        cpus = self.cpus()
+        if first < 0:
+            return cpus
+        if scope == "cpu":
+            return (first,) if first in cpus else ()
+        return tuple(cpu for cpu in cpus if self._homes.get((scope, cpu)) == first)
+
+    def target(self, cpus: tuple[int, ...]) -> int:
+        return min(len(cpus), self.limit())
+
+    def _learn(self, scope: str) -> None:
+        """A CPU that is new joins those it belongs with. What is known stays: the files say nothing of absent CPUs.
+
+        Context: R held.
+        """
+        for group in self._runtime.host.cpu_groups(scope, self.cpus()):
+            homes = [self._homes[scope, cpu] for cpu in group if (scope, cpu) in self._homes]
+            for cpu in group:
+                self._homes.setdefault((scope, cpu), homes[0] if homes else group[0])
+
+    # ------------------------------------------------------------------------------- what changed
+
+    def take(self, cpu: int) -> None:
+        """It goes offline by hand. Raises ValueError: it isn't there, or it is the last."""
+        with self._lock:
+            cpus = self._present()
+            if cpu in self._taken:
+                return
+            if cpu not in cpus:
+                raise ValueError(f"CPU {cpu!r} can't go offline: it is none of those in use, {cpus}")
+            if len(cpus) == 1:
+                raise ValueError(f"CPU {cpu} can't go offline: it is the last one (D5)")
+            self._taken |= {cpu}
+        self.check()
+
+    def give_back(self, cpu: int) -> None:
+        """It may be used again. Raises ValueError: it may not, whatever we do."""
+        with self._lock:
+            self._taken -= {cpu}
+            if cpu not in self._present():
+                raise ValueError(
+                    f"CPU {cpu!r} can't go online here: it is offline, or outside the process's affinity, cpuset or "
+                    "the runtime's own CPUs; when it comes it will be noticed"
+                )
+        self.check()
+
+    def check(self) -> bool:
+        """Notice what changed, and follow (D1). True: something did.  Context: no lock held."""
+        runtime = self._runtime
+        with self._lock:
+            now = self._present(), runtime.host.cpu_limit()
+            with runtime._lock:
+                sensor = runtime._sensor
+                if sensor is None or runtime.closed:
+                    return False
+                pools = list(runtime._pools.items())
+                changed = now != (self._cpus, self._limit)
+                self._cpus, self._limit = now
+                for scope in {scope for (scope, first, _), _ in pools if first >= 0 and scope != "cpu"}:
+                    self._learn(scope)
+            if changed:
+                sensor.cpus_changed()
+                for key, pool in pools:
+                    self._follow(pool, self.served_by(key))
+            for _, pool in pools:
+                _bind_strays(pool)
+        return changed
+
+    def _follow(self, pool: WorkerPool, cpus: tuple[int, ...]) -> None:
+        """Context: H held."""
+        if not cpus:
+            if not pool.disassociated:
+                with pool.lock:
+                    pool.disassociated = True
+                    _look_after(pool)
+            pool.serve(self._cpus, UNMANAGED)
+        else:
+            if pool.disassociated:
+                with pool.lock:
+                    pool.disassociated = False
+                _dismiss_surplus(pool)
+            pool.serve(cpus, self.target(cpus))
+
+
+def _look_after(pool: WorkerPool) -> None:
+    """Context: lock held."""
+    pool.host.call_later(pool.config.trustee_cooldown, partial(_trustee, pool))
+
+
+def _trustee(pool: WorkerPool) -> None:
+    """D2: until the list is empty and nothing runs.  Context: the timer."""
+    with pool.lock:
+        if not pool.disassociated or pool.closing:
+            return
+        if pool.managing or not pool.is_quiet():
+            _look_after(pool)
+            return
+    _dismiss_surplus(pool)
+
+
+def _dismiss_surplus(pool: WorkerPool) -> None:
+    """D4: the idle workers die, but for one reserve (B1): there are as many as there were works."""
+    with pool.lock:
+        dying = [pool.dismiss_coldest() for _ in pool.idle_list[1:]]
+        pool.look_out()
+    for worker in dying:
+        worker.parker.unpark()
+
+
+def _bind_strays(pool: WorkerPool) -> None:
+    """Workers whose threads are bound to something else than the pool's CPUs: by the kernel, or by a work (B4).
+
+    One that executes something binds itself before its next item: that work may have wished it so.  Context: H held.
+    """
+    host = pool.host
+    with pool.lock:
+        cpus = pool.cpus
+        threads = [(worker, worker.tid) for worker in pool.workers if worker.tid]
+    strays = []
+    for worker, tid in threads:
+        bound = host.bound_to(tid)
+        if bound is not None and set(bound) != set(cpus):
+            strays.append(worker)
+    if not strays:
+        return
+    idle = []
+    with pool.lock:
+        for worker in strays:
+            if worker.item is None and worker in pool.workers:
+                idle.append(worker.tid)
+            elif worker.index >= 0:
+                worker.stray = True
+                worker.shown = None  # so that it looks
+    for tid in idle:
+        host.bind(cpus, tid)

@@ -1,0 +1,233 @@
+"""Rescuer: a thread that a queue owns from the start, for the time when no worker can be had (C).
+
+Guarantees: it is there before anything can go wrong, or making the queue fails (C1); when work waits and no worker
+could be created for `mayday_initial_timeout`, and every `mayday_interval` after, each queue with works on the pool is
+asked to help (C2); the rescuer then runs the works of its own queue there, in order, on that pool's CPUs, one at a
+time, under the same limits as every worker (C3, C5). So they execute even if nobody can ever create a thread (C4).
+
+It doesn't count as running (A8): it comes to help because what counts can't be relied on. Without a reserve no sensor
+looks, so a worker that blocked in the meantime may still be believed to run; therefore a mayday asks only whether work
+waits and nobody can be had, not how many run (the kernel asks that too). What it costs is one runnable thread more.
+
+A rescuer's work that waits for something that nobody can begin would wait for ever. It is told (`ThreadLimit`), and so
+the rescuer goes on: `hopeless`. The letters are those of `pool`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cmwq._core.policy import need_rescuer
+from cmwq._core.worker import Worker, be_worker
+from cmwq._errors import ThreadLimit
+
+if TYPE_CHECKING:
+    from cmwq._core.item import Item
+    from cmwq._core.pool import WorkerPool
+    from cmwq._core.ports import Host, Thread
+    from cmwq._core.pwq import PoolWorkQueue
+    from cmwq._core.wait import Target
+
+BATCH = 16
+"""So many works in one go; then whoever else called gets its turn."""
+
+
+class Rescuer:
+    """One queue's. It knows the queue only while it works for it, so a queue that nobody has any more can go."""
+
+    def __init__(self, queue_name: str, host: Host) -> None:
+        """Raises ThreadLimit."""
+        self.name = f"cmwq/R-{queue_name}"  # I
+        self.worker: Worker | None = None  # S to change: its role in the pool it helps; None: it rests
+        self._host = host  # I
+        self._parker = host.parker()  # I
+        self._calls: deque[PoolWorkQueue] = deque()  # L of the place's pool to append; S to take
+        self._stopped = False  # ~
+        try:
+            self.thread: Thread = host.spawn(self.name, self._run)  # I
+        except ThreadLimit as exc:
+            raise ThreadLimit(f"queue {queue_name!r} was to have a rescuer: {exc}") from exc
+
+    def call(self, pwq: PoolWorkQueue) -> bool:
+        """Mayday. True: to be woken.  Context: lock held."""
+        if pwq.called:
+            return False
+        pwq.called = True
+        pwq.wq.nr_maydays += 1
+        self._calls.append(pwq)
+        return True
+
+    def wake(self) -> None:
+        self._parker.unpark()
+
+    def stop(self) -> None:
+        """It ends when it has done what it was called for."""
+        self._stopped = True
+        self.wake()
+
+    def _run(self) -> None:
+        self._host.set_thread_name(self.name)
+        while not self._stopped:
+            self._parker.park()
+            while self._calls:
+                pwq = self._calls.popleft()
+                if self._rescue(pwq):
+                    self._calls.append(pwq)  # after those who called meanwhile
+                pwq = None  # type: ignore[assignment]  # at rest it keeps nothing alive
+
+    def _rescue(self, pwq: PoolWorkQueue) -> bool:
+        """C3. True: more is to be done."""
+        pool = pwq.pool
+        self.worker = worker = Worker(pool, -1, self._parker, self.name)
+        worker.thread = self.thread
+        worker.bind()
+        be_worker(worker)
+        with pool.lock:
+            pwq.called = False
+            pool.workers.add(worker)
+            number, more = 0, True
+            while more and number < BATCH and not worker.dying:
+                more = _run_next(pool, pwq, worker) and need_rescuer(pool)
+                number += 1
+            pool.workers.discard(worker)
+            pool.tell_drainers()
+            if more:
+                pwq.called = True
+            woken = pool.kick_or_look_out()
+        be_worker(None)
+        self.worker = None
+        if woken is not None:
+            woken.parker.unpark()
+        if worker.dying:
+            self._stopped = True  # in the child of a fork within the work: this thread is the parent's no more
+            self._calls.clear()
+        return more and not worker.dying
+
+
+def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
+    """Run the next listed work of that queue, as `worker.process_works` would. False: there is none.
+
+    Context: lock held; released around the work.
+    """
+    lock = pool.lock
+    item = _take(pool, pwq)
+    if item is None:
+        return False
+    if item.claim(worker):
+        worker.item = item
+        pool.nr_started += 1
+        pwq.wq.nr_rescued += 1
+        lock.release()
+        item.run()
+        lock.acquire()
+        worker.forget_hints()
+        pool.nr_completed += 1
+        announcement = item.end()
+        if announcement is not None:
+            lock.release()
+            announcement.announce(item)
+            lock.acquire()
+            worker.forget_hints()
+            item.retire()
+            announcement = None
+        worker.item = None
+        if item.follower is not None:
+            item.follower.relist()  # E3: it may be another queue's, which a worker has to run
+            item.follower = None
+    woken = pool.kick_or_look_out()
+    lock.release()
+    if woken is not None:
+        woken.parker.unpark()
+    item = woken = None  # without the lock: finalisers are user code
+    lock.acquire()
+    return True
+
+
+def _take(pool: WorkerPool, pwq: PoolWorkQueue) -> Item | None:
+    """Off the list with the first work of that queue. Costs O(works of others before it).  Context: lock held."""
+    worklist = pool.worklist
+    for index, item in enumerate(worklist):
+        if item.pwq is pwq:
+            del worklist[index]
+            return item
+    return None
+
+
+# ----------------------------------------------------------------------------------- maydays (C2)
+
+
+def watch(pool: WorkerPool, delay: float) -> None:
+    """Look again after so long whether help is needed.  Context: lock held, no timer is set."""
+    with suppress(ThreadLimit):  # never, once the runtime has begun
+        pool.mayday_timer = pool.host.call_later(delay, partial(mayday, pool))
+
+
+def mayday(pool: WorkerPool) -> None:
+    """Ask for help, if it is still needed.  Context: the timer."""
+    called: list[Rescuer] = []
+    with pool.lock:
+        pool.mayday_timer = None
+        if need_rescuer(pool):
+            for pwq in pool.pwqs:
+                rescuer = pwq.wq.rescuer
+                if rescuer is not None and pwq.nr_active and rescuer.call(pwq):
+                    called.append(rescuer)
+            watch(pool, pool.config.mayday_interval)
+    for rescuer in called:
+        rescuer.wake()
+
+
+# ----------------------------------------------------------------------------------- what one thread can't do
+
+
+def hopeless(worker: Worker, target: Target, waiting: dict[Item, Target]) -> str | None:
+    """Why the rescuer's work would wait for ever: something it waits for has not begun, no thread could be created, not
+    even after a cool-down, and all who could begin it wait themselves. None: somebody may go on.
+
+    Context: the rescuer, no lock held.
+    """
+    pool = target.lacks_worker()
+    if pool is None or _may_be_done(target, waiting, {worker: False}):
+        return None
+    return (
+        f"{worker.item and worker.item.describe()} {target.describe()}, which needs a worker of pool {pool.name}, and "
+        f"there is none: a thread was refused {pool.nr_refusals} times in a row ({pool.refusal}), whoever is there "
+        f"waits likewise, and so would this rescuer. Allow more threads, or queue what a work waits for before it"
+    )
+
+
+def _may_be_done(target: Target, waiting: dict[Item, Target], known: dict[object, bool]) -> bool:
+    """known: of whom it was asked already whether they may go on; False, too, while that is being asked."""
+    if target in known:
+        return known[target]
+    known[target] = False
+    pool = target.lacks_worker()
+    known[target] = (pool is None or _somebody_is_free(pool, target, waiting, known)) and all(
+        _may_be_done(waiting[item], waiting, known) for item in list(target.needs(waiting)) if item in waiting
+    )
+    return known[target]
+
+
+def _somebody_is_free(pool: WorkerPool, target: Target, waiting: dict[Item, Target], known: dict[object, bool]) -> bool:
+    with pool.lock:
+        if pool.idle_list or pool.managing or pool.nr_refusals < 2:
+            return True
+        busy = [(worker, worker.item) for worker in pool.workers]
+    rescuer = target.queue.rescuer
+    if rescuer is not None:
+        helper = rescuer.worker
+        if helper is None:
+            return True  # it rests, and will be called
+        busy.append((helper, helper.item))
+    return any(_may_go_on(worker, item, waiting, known) for worker, item in busy)
+
+
+def _may_go_on(worker: Worker, item: Item | None, waiting: dict[Item, Target], known: dict[object, bool]) -> bool:
+    if worker not in known:
+        known[worker] = False
+        awaited = None if item is None else waiting.get(item)
+        known[worker] = awaited is None or _may_be_done(awaited, waiting, known)
+    return known[worker]
