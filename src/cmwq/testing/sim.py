@@ -1,8 +1,8 @@
 """The simulator: see the package's docstring.
 
 Guarantees: one simulated thread runs at a time, and changes only at seams, so a run is a function of its seed; a state
-in which nobody can run and no time is due is reported as SimDeadlock, with what each thread waits for; after every step
-the invariants of the watched runtimes are checked wherever their lock is free.
+in which nobody can run and no time is due is reported as SimDeadlock, with what each thread waits for; after every
+step, or every so many, the invariants of the watched runtimes are checked wherever their lock is free.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import heapq
 import itertools
 import random
 import threading
+from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -54,7 +55,9 @@ class SimThread:
         self._host = host
         self._body = body
         self._joiners: list[SimThread] = []
-        self._baton = threading.Semaphore(0)
+        self.ready = False  # it is among those who can run
+        self._baton = allocate_lock()  # held; who hands over releases it
+        self._baton.acquire()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def _run(self) -> None:
@@ -171,12 +174,13 @@ class SimHost:
         self.failure: BaseException | None = None
         self.steps = 0
         self.on_step: list[Callable[[], None]] = []
+        self.check_every = 1  # steps between two calls of those
         self.refuse: Callable[[str], bool] = lambda name: False  # is the thread of that name refused?
         self._nr_cpus = cpus
         self._free_cpus = cpus
         self._cpu_queue: deque[SimThread] = deque()
         self._random = None if seed is None else random.Random(seed)
-        self._ready: list[SimThread] = []
+        self._ready: deque[SimThread] = deque()
         self._threads: list[SimThread] = []
         self._agenda: list[tuple[float, int, SimTimer]] = []
         self._numbers = itertools.count()
@@ -184,6 +188,7 @@ class SimHost:
         self._timer_thread: SimThread | None = None
         self._over = threading.Event()
         self._checking = False
+        self._next_check = 0  # the step of the next
 
     # ------------------------------------------------------------------------------- Host
 
@@ -314,7 +319,8 @@ class SimHost:
         return self.current
 
     def make_ready(self, thread: SimThread) -> None:
-        if thread not in self._ready and not thread.ended:
+        if not (thread.ready or thread.ended):
+            thread.ready = True
             self._ready.append(thread)
 
     def wake_later(self, delay: float, thread: SimThread) -> SimTimer:
@@ -328,14 +334,14 @@ class SimHost:
         if self._random is not None and self._ready and self._random.random() < 0.5:
             me = self.current
             next_ = self._pick()
-            self._ready.append(me)
+            self.make_ready(me)
             self._hand_over(me, next_)
 
     def pause(self) -> None:
         """Let those who can run go first, one of them at least."""
         if self.current is not None and self._ready:
             me, next_ = self.current, self._pick()
-            self._ready.append(me)
+            self.make_ready(me)
             self._hand_over(me, next_)
 
     def block(self, waits_for: str) -> None:
@@ -366,7 +372,8 @@ class SimHost:
         if not self.stopped:
             self.stopped = True
             for thread in self._threads:
-                thread._baton.release()
+                if thread._baton.locked():
+                    thread._baton.release()
             self._over.set()
 
     def run(self, main: Callable[[], None]) -> None:
@@ -374,6 +381,7 @@ class SimHost:
 
         def body() -> None:
             main()
+            self._check()
             self.stop()
 
         # A real lock held across a seam would stop the simulation.
@@ -387,9 +395,11 @@ class SimHost:
     def _run(self, body: Callable[[], None]) -> None:
         self.current = self._start("main", body)
         self.current._baton.release()
-        # Generous: only a simulated thread that really hangs takes so long.
-        if not self._over.wait(_TIME_BOUND):
-            self.fail(AssertionError(f"{self.current and self.current.name} did not come to a seam"))
+        steps = -1
+        while not self._over.wait(_TIME_BOUND):
+            if self.steps == steps:
+                self.fail(AssertionError(f"{self.current and self.current.name} did not come to a seam"))
+            steps = self.steps
         for thread in self._threads:
             thread._thread.join(_TIME_BOUND)
         self.current = None  # what a finaliser still does is outside of it
@@ -415,7 +425,12 @@ class SimHost:
             self.block("timers")
 
     def _pick(self) -> SimThread:
-        return self._ready.pop(self._random.randrange(len(self._ready)) if self._random else 0)
+        ready = self._ready
+        if self._random is not None and len(ready) > 1:
+            ready.rotate(-self._random.randrange(len(ready)))
+        thread = ready.popleft()
+        thread.ready = False
+        return thread
 
     def _next(self) -> SimThread:
         while not self._ready:
@@ -441,6 +456,11 @@ class SimHost:
         if self.stopped:
             raise SimStopped
         self.steps += 1
+        if self.steps >= self._next_check:
+            self._check()
+
+    def _check(self) -> None:
+        self._next_check = self.steps + self.check_every
         if not self._checking:
             self._checking = True
             try:
@@ -545,11 +565,19 @@ class Simulation:
         self.sensor = SimSensor(self.host, late, lambda: late > 0 and chance.random() < 0.5)
         self.log: list[tuple[float, str]] = []
 
-    def runtime(self, *, max_workers: int = 1024, config: Config | None = None, watchdog: bool = False) -> Runtime:
-        """A runtime in this simulation, its invariants checked after every step.
+    def runtime(
+        self,
+        *,
+        max_workers: int = 1024,
+        config: Config | None = None,
+        check_every: int = 1,
+        watchdog: bool = False,
+    ) -> Runtime:
+        """A runtime in this simulation, its invariants checked after each `check_every`-th step and at the end.
 
         watchdog: let it run. Without, a state in which nobody can run is a SimDeadlock, for no timer is due either.
         """
+        self.host.check_every = check_every
         config = config or Config()
         if not watchdog:
             config = replace(config, watch_period=0)
