@@ -132,6 +132,7 @@ class SimParker:
         self._host = host
         self._token = False
         self._sleeper: SimThread | None = None
+        self._wake_up: SimTimer | None = None  # it is on its way
 
     def park(self, timeout: float = -1) -> bool:
         host = self._host
@@ -143,16 +144,25 @@ class SimParker:
                 timer = host.wake_later(timeout, me)
             host.block("unpark")
             self._sleeper = None
-        if timer is not None:
-            timer.cancel()
+        for on_its_way in (timer, self._wake_up):
+            if on_its_way is not None:
+                on_its_way.cancel()
+        self._wake_up = None
         token, self._token = self._token, False
         return token
 
     def unpark(self) -> None:
-        self._token = True
-        if self._sleeper is not None:
-            self._host.make_ready(self._sleeper)
+        self.ring()
         self._host.seam()
+
+    def ring(self) -> None:
+        """`unpark` by who is no simulated thread."""
+        self._token = True
+        if self._sleeper is not None and self._wake_up is None:
+            if self._host.wake_cost:
+                self._wake_up = self._host.wake_later(self._host.wake_cost, self._sleeper)
+            else:
+                self._host.make_ready(self._sleeper)
 
 
 class SimTimer:
@@ -164,7 +174,11 @@ class SimTimer:
 
 
 class SimHost:
-    """The core's `Host`, simulated. Not for several tests at a time: one run, one host."""
+    """The core's `Host`, simulated. Not for several tests at a time: one run, one host.
+
+    spawn_cost: seconds that creating a thread takes whoever does it. wake_cost: seconds from an unpark until the
+    sleeper runs. Neither uses a CPU.
+    """
 
     def __init__(self, cpus: int = 1, seed: int | None = None, gil: bool = False) -> None:
         self.gil = gil
@@ -176,7 +190,10 @@ class SimHost:
         self.on_step: list[Callable[[], None]] = []
         self.check_every = 1  # steps between two calls of those
         self.refuse: Callable[[str], bool] = lambda name: False  # is the thread of that name refused?
-        self._nr_cpus = cpus
+        self.spawn_cost = 0.0
+        self.wake_cost = 0.0
+        self.here: int | None = 0  # what it says of where the calling thread runs
+        self._cpus = tuple(range(cpus))
         self._free_cpus = cpus
         self._cpu_queue: deque[SimThread] = deque()
         self._random = None if seed is None else random.Random(seed)
@@ -211,6 +228,8 @@ class SimHost:
         self.seam()
         if self.refuse(name):
             raise ThreadLimit(f"the script refuses thread {name}")
+        if self.spawn_cost and self.current is not None:
+            self.sleep(self.spawn_cost)
         thread = self._start(name, body)
         self.make_ready(thread)
         self.seam()
@@ -266,25 +285,39 @@ class SimHost:
         return lambda: me.cpu_time()
 
     def cpus(self) -> tuple[int, ...]:
-        return tuple(range(self._nr_cpus))
+        return self._cpus
 
     def cpu_groups(self, scope: str, cpus: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Pairs of CPUs share a core, fours a cache, eights a NUMA node."""
-        width = {"cpu": 1, "smt": 2, "cache": 4, "numa": 8}.get(scope, self._nr_cpus)
-        groups = itertools.groupby(cpus, lambda cpu: cpu // width)
-        return tuple(tuple(group) for _, group in groups)
+        width = {"cpu": 1, "smt": 2, "cache": 4, "numa": 8}.get(scope, cpus[-1] + 1)
+        return tuple(tuple(group) for _, group in itertools.groupby(cpus, lambda cpu: cpu // width))
 
     def cpu_limit(self) -> int:
-        return self._nr_cpus
+        return len(self._cpus)
 
     def current_cpu(self) -> int | None:
-        return 0
+        return self.here
 
     def gil_enabled(self) -> bool:
         return self.gil
 
     def watch_process(self, runtime: Runtime) -> None:
         pass  # no process: nothing forks or exits
+
+    # ------------------------------------------------------------------------------- what a script does
+
+    def refuse_during(self, *windows: tuple[float, float]) -> None:
+        """No thread can be had from the first to the second time of each, in seconds."""
+        self.refuse = lambda name: any(begin <= self.now < end for begin, end in windows)
+
+    def set_cpus(self, cpus: Iterable[int]) -> None:
+        """From now on there are these CPUs, at least one. Who burns one that left burns it to the end."""
+        before, self._cpus = len(self._cpus), tuple(sorted(set(cpus)))
+        assert self._cpus, "a host without a CPU"
+        self._free_cpus += len(self._cpus) - before
+        while self._cpu_queue and self._free_cpus > 0:
+            self._free_cpus -= 1
+            self.make_ready(self._cpu_queue.popleft())
 
     # ------------------------------------------------------------------------------- what simulated threads do
 
@@ -297,7 +330,7 @@ class SimHost:
     def burn(self, seconds: float) -> None:
         """Use a CPU for so long. CPUs are handed out first come first served, and not taken away."""
         me = self.me()
-        if not self._free_cpus:
+        if self._free_cpus <= 0:
             self._cpu_queue.append(me)
             self.block("a CPU")  # whoever leaves it hands it over
         else:
@@ -306,7 +339,7 @@ class SimHost:
         me.burns_since = self.now
         self.block(f"{seconds * 1000:g} ms of CPU")
         me.burnt, me.burns_since = me.cpu_time(), None
-        if self._cpu_queue:
+        if self._cpu_queue and self._free_cpus >= 0:
             self.make_ready(self._cpu_queue.popleft())
         else:
             self._free_cpus += 1
@@ -476,18 +509,24 @@ class SimHost:
 class SimSensor:
     """Knows of every `Simulation.sleep`, at once, or `late` seconds after when `miss()` says so (a level-triggered
     sensor's way).
+
+    marks: it reports in the sentinel's way. It marks what it saw and wakes the reserve it was armed with, once nobody
+    can run: it has the priority of an idle CPU.
     """
 
     name = "scripted"
     reason = "the simulation's own"
 
-    def __init__(self, host: SimHost, late: float = 0.0, miss: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, host: SimHost, late: float = 0.0, miss: Callable[[], bool] = lambda: False, marks: bool = False
+    ) -> None:
         self._host = host
         self._late = late
         self._miss = miss
+        self._marks = marks
 
     def lookout(self, pool: WorkerPool) -> SimLookout:
-        return SimLookout(pool, self._host)
+        return MarkingLookout(pool, self._host) if self._marks else SimLookout(pool, self._host)
 
     def cpus_changed(self) -> None:
         pass
@@ -504,6 +543,10 @@ class SimSensor:
 
     def _report(self, worker: Worker, item: object) -> None:
         pool = worker.pool
+        if isinstance(pool.lookout, MarkingLookout):
+            if worker.item is item and worker.watched:
+                pool.lookout.mark(worker, True)
+            return
         with pool.lock:
             if worker.item is not item or not worker.watched:
                 return
@@ -513,6 +556,9 @@ class SimSensor:
             woken.parker.unpark()
 
     def running(self, worker: Worker) -> None:
+        if isinstance(worker.pool.lookout, MarkingLookout):
+            worker.pool.lookout.mark(worker, False)
+            return
         with worker.pool.lock:
             if not worker.hinted:
                 worker.pool.worker_running(worker)
@@ -552,17 +598,80 @@ class SimLookout:
         pass
 
 
+class MarkingLookout(SimLookout):
+    """As the sentinel's: a verdict is a mark until a worker comes to read it."""
+
+    def __init__(self, pool: WorkerPool, host: SimHost) -> None:
+        super().__init__(pool, host)
+        self._pool = pool
+        self._host = host
+        self._marks: dict[Worker, bool] = {}  # not read yet: does it sleep?
+        self._nr_asleep = 0  # of those marks
+        self._due = False  # a look is
+
+    def mark(self, worker: Worker, sleeps: bool) -> None:
+        if worker.hinted or worker.hog or not worker.counted:
+            return  # the pool knows better
+        self._forget(worker)
+        if worker.sleeping != sleeps:
+            self._marks[worker] = sleeps
+            self._nr_asleep += sleeps
+            self._look_soon()
+
+    def arm(self, reserve: Worker | None) -> None:
+        super().arm(reserve)
+        self._look_soon()
+
+    def deliver(self) -> None:
+        marks, self._marks, self._nr_asleep = self._marks, {}, 0
+        for worker, sleeps in marks.items():
+            (self._pool.worker_sleeping if sleeps else self._pool.worker_running)(worker)
+
+    def review(self, worker: Worker) -> None:
+        self.deliver()
+
+    def ended(self, worker: Worker) -> None:
+        super().ended(worker)
+        self._forget(worker)
+
+    def exempt(self, worker: Worker, flag: bool) -> None:
+        self._forget(worker)
+        self._look_soon()
+
+    def set_target(self, target: int) -> None:
+        self._look_soon()
+
+    def _forget(self, worker: Worker) -> None:
+        self._nr_asleep -= self._marks.pop(worker, False)
+
+    def _look_soon(self) -> None:
+        if self.armed is not None and self._nr_asleep and not self._due:
+            self._due = True
+            self._host._at(0.0, self._look)
+
+    def _look(self) -> None:
+        """Context: nobody can run."""
+        self._due = False
+        reserve, pool = self.armed, self._pool
+        if reserve is not None and pool.nr_running - self._nr_asleep < pool.target:
+            self.armed = None  # one arming wakes at most one
+            reserve.parker.ring()  # type: ignore[attr-defined]
+
+
 class Simulation:
     """A host, a sensor, and what works do there: `burn` a CPU, `sleep`, write to the `log`.
 
     cpus: how many there are. seed: decides who goes first at each seam; None: first come, first served. late: seconds
-    after which a sleep that the sensor missed (half of them, by the seed) is reported.
+    after which a sleep that the sensor missed (half of them, by the seed) is reported. marks: the sensor reports in the
+    sentinel's way. What threads cost is for the host to be told: `SimHost.spawn_cost`, `wake_cost`.
     """
 
-    def __init__(self, *, cpus: int = 1, seed: int | None = None, late: float = 0.0, gil: bool = False) -> None:
+    def __init__(
+        self, *, cpus: int = 1, seed: int | None = None, late: float = 0.0, gil: bool = False, marks: bool = False
+    ) -> None:
         self.host = SimHost(cpus, seed, gil)
         chance = random.Random(seed)
-        self.sensor = SimSensor(self.host, late, lambda: late > 0 and chance.random() < 0.5)
+        self.sensor = SimSensor(self.host, late, lambda: late > 0 and chance.random() < 0.5, marks)
         self.log: list[tuple[float, str]] = []
 
     def runtime(
