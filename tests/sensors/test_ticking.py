@@ -74,7 +74,7 @@ class FakePool:
         self.workers: set[FakeWorker] = set()
         self.idle_list: list[FakeWorker] = []
         self.worklist: list[object] = []
-        self.nr_running = self.nr_waking = self.nr_started = self.nr_completed = 0
+        self.nr_running = self.nr_waking = self.nr_wakeups = self.nr_completed = 0
         self.lookout = sensor.lookout(cast(Any, self))
 
     def kick(self) -> FakeWorker | None:

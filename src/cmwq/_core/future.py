@@ -40,9 +40,10 @@ _DONE = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
 class Audience:
     """Who waits for one future: made when the first of them comes."""
 
-    __slots__ = ("callbacks", "condition", "parkers", "waiters")
+    __slots__ = ("brief", "callbacks", "condition", "parkers", "waiters")
 
     def __init__(self) -> None:
+        self.brief = False  # L: the future is done and retired; what is left is to `tell`
         self.parkers: list[Parker] = []  # L: threads in result() or exception()
         self.callbacks: list[Callable[[Any], object]] = []  # L: add_done_callback
         self.condition: Condition | None = None  # L: made for concurrent.futures.wait and as_completed
@@ -72,11 +73,15 @@ class Audience:
                     else:
                         waiter.add_exception(future)
                 condition.notify_all()
-        for parker in self.parkers:
-            parker.unpark()
+        self.tell()
         callbacks, self.callbacks = self.callbacks, []
         for callback in callbacks:
             _call_back(callback, future)
+
+    def tell(self) -> None:
+        """Wake the threads that wait. It is done, so nobody changes the list any more.  Context: lock not held."""
+        for parker in self.parkers:
+            parker.unpark()
 
 
 def _call_back(callback: Callable[[Any], object], future: Any) -> None:
@@ -104,17 +109,19 @@ class Future(cf.Future[T]):
     _result: T | None = None  # the running worker, before _state becomes FINISHED
     _exception: BaseException | None = None  # likewise
     _audience: Audience | None = None  # L
+    _call: tuple[Any, ...] | None = None  # dropped when run or cancelled, and what it refers to with it
+    _kwargs: dict[str, Any] | None = None  # likewise
+    _context: Context | None = None  # likewise
     follower = None
     accepted = False
 
-    def __init__(
-        self, phase: Phase, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
-    ) -> None:
+    def __init__(self, phase: Phase, call: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> None:
+        """call: the function and its positional arguments."""
         self._phase = phase  # I once queued
-        self._fn: Callable[..., T] | None = fn  # dropped when run or cancelled, and what it refers to with it
-        self._args: tuple[Any, ...] = args
-        self._kwargs: dict[str, Any] | None = kwargs
-        self._context: Context | None = context
+        self._call = call
+        self._context = context
+        if kwargs:
+            self._kwargs = kwargs
 
     @property
     def pwq(self) -> PoolWorkQueue:
@@ -126,7 +133,8 @@ class Future(cf.Future[T]):
 
     @property
     def function(self) -> object:
-        return self._fn
+        call = self._call  # it may end at any moment
+        return None if call is None else call[0]
 
     @property
     def exempt(self) -> bool:
@@ -147,28 +155,33 @@ class Future(cf.Future[T]):
 
     def run(self) -> None:
         try:
-            self._result = self._context.run(self._fn, *self._args, **self._kwargs)  # type: ignore
+            if self._kwargs is None:
+                self._result = self._context.run(*self._call)  # type: ignore
+            else:
+                self._result = self._context.run(*self._call, **self._kwargs)  # type: ignore
+                self._kwargs = None
         except BaseException as exc:
             self._exception = exc
-            self._fn = self._context = self._kwargs = None
-            self._args = ()
+            self._call = self._context = self._kwargs = None
             self = None  # type: ignore[assignment]  # break the cycle through the traceback
         else:
-            self._fn = self._context = self._kwargs = None
-            self._args = ()
+            self._call = self._context = None
 
     def end(self) -> Audience | None:
-        if self._audience is not None:
-            return self._audience
+        audience = self._audience
+        if audience is not None:
+            if audience.callbacks or audience.condition is not None:
+                return audience
+            audience.brief = True
         self._state = FINISHED
         self._phase.retire()
-        return None
+        return audience
 
     def retire(self) -> None:
         self._phase.retire()
 
     def describe(self) -> str:
-        return f"call {name_of(self._fn)} of queue {self.queue.name!r}"
+        return f"call {name_of(self.function)} of queue {self.queue.name!r}"
 
     # ------------------------------------------------------------------------------- target of a wait
 
@@ -181,7 +194,7 @@ class Future(cf.Future[T]):
 
     def detach(self, parker: Parker) -> None:
         with self._phase.pwq.pool.lock:
-            if self._audience is not None and parker in self._audience.parkers:
+            if self._state not in _DONE and self._audience is not None and parker in self._audience.parkers:
                 self._audience.parkers.remove(parker)
 
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
@@ -224,14 +237,8 @@ class Future(cf.Future[T]):
             audience = self._audience
             self._state = CANCELLED_AND_NOTIFIED if audience is None else CANCELLED
             self._withdraw()
-            held = (
-                self._fn,
-                self._args,
-                self._kwargs,
-                self._context,
-            )  # dropped outside the lock: finalisers are user code
-            self._fn = self._context = self._kwargs = None
-            self._args = ()
+            held = self._call, self._kwargs, self._context  # dropped outside the lock: finalisers are user code
+            self._call = self._kwargs = self._context = None
         if audience is not None:
             audience.announce(self)
         del held
@@ -286,6 +293,15 @@ class Future(cf.Future[T]):
         runtime.check_alive(pwq.pool, self)
         host = runtime.host
         parker = host.parker()
+        if timeout is None and current_worker() is None:  # nobody's work waits: the short way
+            try:
+                if self.attach(parker):
+                    while self._state not in _DONE:
+                        parker.park()
+            except BaseException:
+                self.detach(parker)
+                raise
+            return
         deadline = None if timeout is None else host.monotonic() + timeout
         if not wait_for(_Result(self), parker, runtime, deadline):
             raise CmwqTimeout(f"no result within {timeout} s: {self!r}")
@@ -335,8 +351,6 @@ class WorkFuture(Future[Any]):
     def __init__(self, phase: Phase, work: Work) -> None:
         self._phase = phase
         self._work = work
-        self._fn = self._kwargs = self._context = None
-        self._args = ()
 
     def of(self, item: Queued) -> None:
         """That execution's it is.  Context: lock of the item's pool held, or not queued yet."""

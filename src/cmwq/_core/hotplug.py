@@ -217,6 +217,6 @@ def _bind_strays(pool: WorkerPool) -> None:
                 idle.append(worker.tid)
             elif worker.index >= 0:
                 worker.stray = True
-                worker.shown = None  # so that it looks
+                worker.served = None  # so that it looks
     for tid in idle:
         host.bind(cpus, tid)

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 class Announcement(Protocol):
     """What is left to do when an item has ended, with no lock held."""
 
+    @property
+    def brief(self) -> bool:
+        """The item is retired, and `tell` is all that is left."""
+        ...
+
+    def tell(self) -> None: ...
     def announce(self, item: Item) -> None:
         """Must not raise."""
         ...
@@ -65,7 +71,8 @@ class Item(Protocol):
     def end(self) -> Announcement | None:
         """It ran.
 
-        None: that was all. Else what is to be announced, and then `retire` to be called.  Context: lock held.
+        None: that was all, and nothing follows. Else what is to be announced; then, unless it is brief, `retire` is to
+        be called, and the follower to be run.  Context: lock held.
         """
         ...
 

@@ -98,7 +98,7 @@ class WorkerPool:
         self.armed_with: Worker | None = None  # L: the reserve the sensor was given
         self.cull_timer: Timer | None = None  # L: exists only while there is something to cull (B3)
         self.next_worker = 0  # L
-        self.nr_created = self.nr_culled = self.nr_wakeups = self.nr_started = self.nr_completed = 0  # ~
+        self.nr_created = self.nr_culled = self.nr_wakeups = self.nr_completed = 0  # ~
         self.nr_refused = self.peak_workers = 0  # ~
         self.lookout = sensor.lookout(self)  # I
         self.lock = self.lookout.lock()  # I
@@ -109,6 +109,14 @@ class WorkerPool:
             f"<WorkerPool {self.name} workers={len(self.workers)} idle={len(self.idle_list)} "
             f"running={self.nr_running} pending={len(self.worklist)}{flags}>"
         )
+
+    def nr_started(self) -> int:
+        """Works that have begun so far.  Context: lock held."""
+        return self.nr_completed + sum(worker.item is not None and not worker.announcing for worker in self.workers)
+
+    def count_started(self) -> int:
+        with self.lock:
+            return self.nr_started()
 
     # ------------------------------------------------------------------------------------- waking
 

@@ -174,7 +174,11 @@ class Lookout(Protocol):
         ...
 
     def attach(self, worker: Worker) -> None:
-        """On the worker's own thread, before its first item."""
+        """On the worker's own thread, before its first item.
+
+        May set `worker.ended`, which is called with pool.lock held whenever it ended an item: whatever was seen of it
+        is void. It must cost next to nothing.
+        """
         ...
 
     def detach(self, worker: Worker) -> None:
@@ -191,13 +195,6 @@ class Lookout(Protocol):
 
     def review(self, worker: Worker) -> None:
         """The worker would go idle because too many run: if others of those sleep by now, say so. May do nothing."""
-        ...
-
-    def ended(self, worker: Worker) -> None:
-        """The worker ended an item: whatever was seen of it is void.
-
-        Called for every item: must cost next to nothing.
-        """
         ...
 
     def exempt(self, worker: Worker, flag: bool) -> None:

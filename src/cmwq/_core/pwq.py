@@ -250,6 +250,8 @@ def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
         else:
             pwq.nr_active += 1
             pool.worklist.append(item)
+        if pool.armed_with is not None and pool.nr_running >= pool.target:
+            return  # A3; and the sensor is armed already
         woken = pool.kick_or_look_out()
     if woken is not None:
         woken.parker.unpark()

@@ -132,6 +132,7 @@ class WorkQueue:
         self._only: PoolWorkQueue | None = None  # Q to change: the one to use, where the scope has but one pool
         self._delays: set[Delay] = set()  # works whose time has not come; each change is atomic
         self._room = None if max_pending is None else Room(self, max_pending, full)  # F
+        self._special = max_pending is not None or context is not None  # I: submitting takes more than the usual
         self.nr_maydays = self.nr_rescued = 0  # ~
         self._wants_rescuer = rescuer  # I
         self.rescuer: Rescuer | None = None  # Q to change
@@ -154,10 +155,10 @@ class WorkQueue:
         A `Work` given instead of a function is queued; the future is that of the execution to come, and cancelling it
         leaves the work alone. Raises WorkDisabled if it is disabled.
         """
-        if self._room is not None or self._context is not None or isinstance(fn, Work):
+        if self._special or isinstance(fn, Work):
             return self._submit_specially(fn, args, kwargs)
         pwq = self._only or self._pwq_here()
-        future: Future[Any] = Future(pwq.phase, fn, args, kwargs, copy_context())
+        future: Future[Any] = Future(pwq.phase, (fn, *args), kwargs, copy_context())
         insert(pwq, future)
         return future
 
@@ -169,10 +170,10 @@ class WorkQueue:
         context = self.new_context()
         pwq = self._only or self._pwq_here()
         if self._room is None:
-            future: Future[Any] = Future(pwq.phase, fn, args, kwargs, context)
+            future: Future[Any] = Future(pwq.phase, (fn, *args), kwargs, context)
             insert(pwq, future)
             return future
-        bounded: BoundedFuture[Any] = BoundedFuture(pwq.phase, fn, args, kwargs, context)
+        bounded: BoundedFuture[Any] = BoundedFuture(pwq.phase, (fn, *args), kwargs, context)
         bounded._room = self._room
         self._room.take()
         try:
@@ -197,10 +198,10 @@ class WorkQueue:
         All are accepted, or none; with `max_pending` each for itself, as there is room.
         """
         calls = list(zip(*iterables))  # noqa: B905  # as map() does
-        if self._room is not None or self._context is not None or isinstance(fn, Work):
+        if self._special or isinstance(fn, Work):
             return [self.submit(fn, *args) for args in calls]
         pwq = self._only or self._pwq_here()
-        futures: list[Future[T]] = [Future(pwq.phase, fn, args, {}, copy_context()) for args in calls]
+        futures: list[Future[T]] = [Future(pwq.phase, (fn, *args), {}, copy_context()) for args in calls]
         insert_many(pwq, futures)
         return futures
 

@@ -80,6 +80,11 @@ class Queued:
 
     # ------------------------------------------------------------------------------- item
 
+    brief = False
+
+    def tell(self) -> None:
+        raise NotImplementedError  # it is never brief
+
     @property
     def withdrawn(self) -> bool:
         return self.work is None
@@ -139,7 +144,7 @@ class Queued:
     def end(self) -> Queued | None:
         # In the child of a fork within the function there is no such entry any more.
         self._phase.pwq.pool.busy_works.pop(self.work, None)  # type: ignore[arg-type]
-        if self.held is not None or self.futures is not None:
+        if self.held is not None or self.futures is not None or self.follower is not None:
             return self
         self.retire()
         return None

@@ -113,12 +113,11 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
     Context: lock held; released around the work.
     """
     lock = pool.lock
-    item = _take(pool, pwq)
+    item, telling = _take(pool, pwq), None
     if item is None:
         return False
     if item.claim(worker):
         worker.item = item
-        pool.nr_started += 1
         pwq.wq.nr_rescued += 1
         lock.release()
         item.run()
@@ -126,12 +125,16 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
         worker.forget_hints()
         pool.nr_completed += 1
         announcement = item.end()
+        if announcement is not None and announcement.brief:
+            telling, announcement = announcement, None
         if announcement is not None:
+            worker.announcing = True
             lock.release()
             announcement.announce(item)
             lock.acquire()
             worker.forget_hints()
             item.retire()
+            worker.announcing = False
             announcement = None
         worker.item = None
         if item.follower is not None:
@@ -141,7 +144,9 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
     lock.release()
     if woken is not None:
         woken.parker.unpark()
-    item = woken = None  # without the lock: finalisers are user code
+    if telling is not None:
+        telling.tell()
+    item = woken = telling = None  # without the lock: finalisers are user code
     lock.acquire()
     return True
 

@@ -303,7 +303,7 @@ class Runtime:
         try:
             while True:
                 pools = list(self._pools.values())
-                before, started = started, sum(pool.nr_started for pool in pools)
+                before, started = started, sum(map(WorkerPool.count_started, pools))
                 if before == started and all(pool.quiet_or_tell(None) for pool in pools):
                     return True
                 for pool in pools:

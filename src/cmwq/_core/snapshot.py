@@ -96,7 +96,7 @@ def view_of_pool(pool: WorkerPool) -> PoolView:
             culled=pool.nr_culled,
             refused=pool.nr_refused,
             peak_workers=pool.peak_workers,
-            started=pool.nr_started,
+            started=pool.nr_started(),
             completed=pool.nr_completed,
             wakeups=pool.nr_wakeups,
             nice=pool.nice if pool.niced else 0,

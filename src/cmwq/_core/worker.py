@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from weakref import ref
 
-    from cmwq._core.item import Item
+    from cmwq._core.item import Announcement, Item
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker, Thread
     from cmwq._core.pwq import PoolWorkQueue
@@ -30,9 +30,9 @@ class Worker:
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "counted", "cpu_time", "dying", "hinted", "hog", "hog_item", "hog_since", "hog_used", "idle", "index", "item",
-        "kicked", "last", "last_active", "name", "nr_hints", "on_lock", "parker", "pool", "shown", "sleeping", "stray",
-        "thread", "tid", "watched",
+        "announcing", "counted", "cpu_time", "dying", "ended", "hinted", "hog", "hog_item", "hog_since", "hog_used",
+        "idle", "index", "item", "kicked", "last", "last_active", "name", "nr_hints", "on_lock", "parker", "pool",
+        "served", "shown", "sleeping", "stray", "telling", "thread", "tid", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker, name: str = "") -> None:
@@ -55,11 +55,15 @@ class Worker:
         self.hog_used: float | None = None  # L: if it is a hog, its CPU time when last looked at
         self.hog_since = 0.0  # L: its CPU time then
         self.hog = False  # L: its item is a hog, and let go of
+        self.telling: Announcement | None = None  # S: what is left to do when the lock is free
         self.last: Item | None = None  # S: ended, to be dropped without the lock
         self.last_active = 0.0  # L: when it went idle
         self.stray = False  # ~: it is to bind itself again, before its next item
+        self.announcing = False  # L: its item has ended, and those who wait are being told
+        self.ended: Callable[[], None] = _nothing  # I once its thread runs: whatever a sensor saw of it is void
+        self.served: PoolWorkQueue | None = None  # ~: its next item is run without ado if it came through the same
         self.nr_hints = 0  # S: depth of blocking()
-        self.shown: object = None  # ~: the queue the thread is named after; None: see to the thread first
+        self.shown = ""  # S: the queue the thread is named after
         self.watched: Any = None  # the sensor's own
 
     def __repr__(self) -> str:
@@ -89,6 +93,10 @@ class Worker:
         free = getattr(self.parker, "free", None)
         if free is not None:
             free()
+
+
+def _nothing() -> None:
+    """No sensor sees it."""
 
 
 def _unknown() -> None:
@@ -126,7 +134,10 @@ def worker_thread(worker: Worker) -> None:
                     process_works(pool, worker)
                     if not worker.dying:
                         pool.enter_idle(worker)
-            worker.last = None  # an idle worker must not keep a result alive
+            if worker.telling is not None:
+                worker.telling.tell()
+                worker.telling = None
+            worker.last = worker.served = None  # an idle worker must not keep a result alive, nor a queue
     finally:
         with lock:
             pool.worker_died(worker)
@@ -159,7 +170,7 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
         pool.nr_running += 1
         pool.nr_wakeups += 1
     worker.counted = True
-    pool.lookout.ended(worker)  # what was seen of it while it waited for the lock is void
+    worker.ended()  # what was seen of it while it waited for the lock is void
     if need_to_create_worker(pool):
         manage_workers(pool, worker)
         # While it managed it was not counted, and the reserve it made may have gone to work in its place (A3).
@@ -168,7 +179,7 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
                 pool.enter_idle(worker)
             return False
         pool.count(worker)
-        pool.lookout.ended(worker)
+        worker.ended()
     return True
 
 
@@ -193,76 +204,95 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
     when it is left: an exception's traceback holds on to frames.
     Context: lock held; released around each item.
     """
-    worklist, lock, ended = pool.worklist, pool.lock, pool.lookout.ended
+    worklist, lock, ended = pool.worklist, pool.lock, worker.ended
     last: Item | None = None
     item: Item | None = None
-    woken: Worker | None
-    while True:
-        follower = last.follower if last is not None else None
-        if follower is not None:
-            last.follower = None  # type: ignore[union-attr]
-            item = follower  # E3: behind its running self, on the same worker
-        elif not worklist:
-            break
-        else:
-            if last is not None and not keep_working(pool):
-                # While every CPU is busy nobody looks, and one of those believed running may long sleep: a worker that
-                # went idle for it would be missed at once.
-                pool.lookout.review(worker)
-                if not keep_working(pool):
-                    break
-            item = worklist.popleft()
+    follower: Item | None = None
+    telling: Announcement | None = None
+    woken: Worker | None = None
+    while worklist:
+        running, target = pool.nr_running, pool.target
+        if running > target and last is not None and not keep_working(pool):
+            # While every CPU is busy nobody looks, and one of those believed running may long sleep: a worker that
+            # went idle for it would be missed at once.
+            pool.lookout.review(worker)
+            if not keep_working(pool):
+                break
+        item = worklist.popleft()
         if not item.claim(worker):
             woken = pool.kick()  # its place may have gone to others
             pool.look_out()
             lock.release()
             if woken is not None:
                 woken.parker.unpark()
-            last = item = follower = woken = None  # without the lock: finalisers are user code
+            if telling is not None:
+                telling.tell()
+            last = item = woken = telling = None  # without the lock: finalisers are user code
             lock.acquire()
             continue
-        worker.item = item
-        pool.nr_started += 1
-        woken = None
-        if worklist:
-            if pool.nr_running < pool.target:
-                woken = pool.kick()  # A6: the wake chain
-            if pool.armed_with is None:
+        while True:
+            worker.item = item
+            if worklist:
+                if running < target:
+                    woken = pool.kick()  # A6: the wake chain
+                if pool.armed_with is None:
+                    pool.look_out()
+            elif pool.armed_with is not None:
                 pool.look_out()
-        elif pool.armed_with is not None:
-            pool.look_out()
-        lock.release()
-        if woken is not None:
-            woken.parker.unpark()
-        last = woken = follower = None
-        if item.exempt or worker.shown is not item.queue:
-            execute_specially(pool, worker)
-        else:
-            item.run()
-        lock.acquire()
-        ended(worker)
-        if worker.sleeping:
-            pool.worker_running(worker)
-            worker.forget_hints()
-        pool.nr_completed += 1
-        announcement = item.end()
-        if announcement is not None:
-            woken = pool.kick_or_look_out() if worklist else None  # callbacks may take their time
             lock.release()
             if woken is not None:
                 woken.parker.unpark()
-            announcement.announce(item)
+                woken = None
+            if telling is not None:
+                telling.tell()
+                telling = None
+            last = follower = None
+            if worker.served is item._phase.pwq:
+                item.run()
+            else:
+                execute_specially(pool, worker)
             lock.acquire()
-            ended(worker)
+            ended()
             if worker.sleeping:
                 pool.worker_running(worker)
                 worker.forget_hints()
-            item.retire()
-            announcement = woken = None
+            pool.nr_completed += 1
+            announcement = item.end()
+            if announcement is None:
+                break
+            if announcement.brief:
+                telling, announcement = announcement, None
+                break
+            announce(pool, worker, announcement)
+            announcement, follower = None, item.follower
+            if follower is None or not follower.claim(worker):
+                break
+            last, item = item, follower  # E3: behind its running self, on the same worker
+            last.follower = None
         worker.item = None
         last, item = item, None
     pool.uncount(worker)
-    worker.last, last = last, None
+    worker.last, worker.telling, last = last, telling, None
+
+
+def announce(pool: WorkerPool, worker: Worker, announcement: Announcement) -> None:
+    """Tell those who wait that the worker's item has ended, and then those who flush.
+
+    Context: lock held; dropped and retaken.
+    """
+    item, worker.announcing = worker.item, True
+    woken = pool.kick_or_look_out() if pool.worklist else None  # callbacks may take their time
+    pool.lock.release()
+    if woken is not None:
+        woken.parker.unpark()
+    announcement.announce(item)  # type: ignore[arg-type]
+    pool.lock.acquire()
+    worker.ended()
+    if worker.sleeping:
+        pool.worker_running(worker)
+        worker.forget_hints()
+    item.retire()  # type: ignore[union-attr]
+    worker.announcing = False
 
 
 def execute_specially(pool: WorkerPool, worker: Worker) -> None:
@@ -270,14 +300,15 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
 
     Context: lock not held.
     """
-    queue, exempt = worker.item.queue, worker.item.exempt  # type: ignore[union-attr]
-    if worker.shown is not queue:
-        worker.shown = queue
-        if worker.stray:
-            worker.stray = False
-            worker.bind()
-        pool.host.set_thread_name(f"{worker.name}-{queue.name}")
-    if not exempt:
+    pwq = worker.item._phase.pwq  # type: ignore[union-attr]
+    if worker.stray:
+        worker.stray = False
+        worker.bind()
+    if worker.shown != pwq.wq.name:
+        worker.shown = pwq.wq.name
+        pool.host.set_thread_name(f"{worker.name}-{worker.shown}")
+    if not pwq.exempt:
+        worker.served = pwq
         worker.item.run()  # type: ignore[union-attr]
         return
     with pool.lock:

@@ -186,7 +186,7 @@ class TickingLookout:
         return self.sensor.host.parker()
 
     def attach(self, worker: Worker) -> None:
-        worker.watched = Watched()
+        worker.watched = Watched()  # when an item ends: the one that a verdict was about is compared instead
 
     def detach(self, worker: Worker) -> None:
         worker.watched = None
@@ -201,9 +201,6 @@ class TickingLookout:
 
     def review(self, worker: Worker) -> None:
         pass
-
-    def ended(self, worker: Worker) -> None:
-        pass  # the item that a verdict was about is compared instead
 
     def exempt(self, worker: Worker, flag: bool) -> None:
         watched: Watched | None = worker.watched

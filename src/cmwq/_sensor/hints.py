@@ -76,7 +76,7 @@ class HintsSensor(TickingSensor):
         if worker.sleeping:
             return Doing.SLEEPS
         pool, now = worker.pool, time.monotonic()
-        count = pool.nr_started + pool.nr_completed
+        count = pool.nr_wakeups + pool.nr_completed  # whoever begins a work was woken, or ended one before
         before, since = self._progress.get(pool, (-1, now))
         if count == before and now - since >= STUCK:
             self._progress[pool] = count, now

@@ -115,6 +115,7 @@ class SentinelLookout:
     def attach(self, worker: Worker) -> None:
         self._workers[worker.parker.index] = worker  # type: ignore[attr-defined]
         worker.parker.attach()  # type: ignore[attr-defined]
+        worker.ended = worker.parker.ended  # type: ignore[attr-defined]
 
     def detach(self, worker: Worker) -> None:
         with self._pool.lock:
@@ -137,9 +138,6 @@ class SentinelLookout:
     def review(self, worker: Worker) -> None:
         worker.parker.review()  # type: ignore[attr-defined]
         self.deliver()
-
-    def ended(self, worker: Worker) -> None:
-        worker.parker.ended()  # type: ignore[attr-defined]
 
     def exempt(self, worker: Worker, flag: bool) -> None:
         worker.parker.exempt(flag)  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.config import Config
@@ -572,6 +573,7 @@ class SimLookout:
 
     def attach(self, worker: Worker) -> None:
         worker.watched = False
+        worker.ended = partial(self.ended, worker)
 
     def detach(self, worker: Worker) -> None:
         pass
