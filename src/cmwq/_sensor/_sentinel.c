@@ -62,6 +62,7 @@ enum {
     ALONE = 5 * US,             /* a yield that took no longer: nobody else wants this CPU */
     NAP = 20 * US,              /* long enough for a lock of a free-threaded build to end its spinning */
     RELOOK = 4,                 /* workers believed blocked that one look visits */
+    PARK_SPINS = 150,           /* looks at a parker before sleeping there, without a GIL */
     SPINS = 400,                /* looks at a pool's lock before sleeping for it, without a GIL */
     GONE = 50 * MS,             /* between two tries to get back to a CPU that is offline */
     MAX_LOOKOUTS = 4096,
@@ -603,6 +604,12 @@ static PyObject *slot_park(SlotObject *self, PyObject *args)
         return NULL;
     slot_become(slot, PARKED);
     unsigned token = 0;
+#ifdef Py_GIL_DISABLED
+    Py_BEGIN_ALLOW_THREADS
+    for (int i = 0; i < PARK_SPINS && !atomic_load_explicit(&slot->token, memory_order_relaxed); i++)
+        spin_wait();
+    Py_END_ALLOW_THREADS
+#endif
     if (atomic_compare_exchange_strong(&slot->token, &token, 2)) {
         Py_BEGIN_ALLOW_THREADS
         long long deadline = timeout < 0 ? 0 : now_ns(CLOCK_MONOTONIC) + (long long)(timeout * 1e9);
