@@ -170,6 +170,35 @@ def test_C3_C5_a_work_queued_while_it_runs_follows_itself_though_a_worker_must_r
     sim.run(main)
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+def test_C5_E2_one_that_hung_behind_the_rescuers_execution_and_was_taken_back_gives_one_place_back(
+    ordered: bool,
+) -> None:
+    sim = Simulation(cpus=2)
+
+    def main() -> None:
+        with sim.runtime() as runtime:
+            rescued = cmwq.WorkQueue("rescued", rescuer=True, runtime=runtime)
+            other = cmwq.WorkQueue("other", ordered=ordered, max_active=1, runtime=runtime)
+            sim.host.refuse = no_workers
+            work = cmwq.Work(sim.sleep, 2.0)
+            rescued.queue(work)
+            sim.sleep(20 * MS)
+            sim.host.refuse = lambda name: False
+            sim.sleep(1.1)
+            assert other.queue(work)
+            sim.sleep(1 * MS)  # a worker came to it, and hung it behind the rescuer's
+            assert work.cancel()
+            rescued.flush()
+            assert not any(place.nr_active or place.nr_withdrawn for place in other.places())
+            first, second = other.submit(sim.sleep, 10 * MS), other.submit(int)
+            sim.sleep(5 * MS)
+            assert first.running()
+            assert not second.done()
+
+    sim.run(main)
+
+
 def test_C4_works_execute_though_all_workers_are_blocked_for_good() -> None:
     """Nobody looks, for there is no reserve to wake: they are believed to run. The rescuer comes all the same."""
     sim = Simulation(cpus=3, late=1e9)  # sleeps are not noticed

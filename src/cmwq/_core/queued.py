@@ -219,6 +219,8 @@ class Queued:
         """It hung behind its running self, which has ended; and that worker won't run it: whoever comes does, before
         all others.  Context: lock held. The caller wakes whom that needs.
         """
+        if self.work is None:
+            return  # taken back meanwhile, and its place with it
         pwq = self._phase.pwq
         self.behind = False
         if self.lent:
