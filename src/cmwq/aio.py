@@ -74,7 +74,7 @@ async def _wait_for(target: Target, parker: _LoopParker) -> None:
     item = worker.item if worker is not None else None
     try:
         if item is not None:  # the loop runs within a work, which could wait for itself (F7)
-            item.queue.runtime.waits.begin(item, target)
+            item.queue.runtime.waits.begin(item, target, limited=True)  # other tasks go on
         while not target.done():
             await parker.wait()
     finally:

@@ -307,6 +307,117 @@ def test_C4_nobody_is_told_while_another_worker_may_come_to_it() -> None:
     sim.run(main)
 
 
+def only_the_first(name: str) -> bool:
+    """A script that lets a pool have one worker, and every rescuer."""
+    return is_worker(name) and not name.endswith(":0")
+
+
+def test_C4_nobody_is_told_while_one_waits_only_for_a_time() -> None:
+    """The one worker waits for the rescuer's work, but not for ever; then it does what that one waits for."""
+    sim = Simulation()
+
+    def main() -> None:
+        with sim.runtime() as runtime:
+            wq = cmwq.WorkQueue("q", rescuer=True, runtime=runtime)
+            sim.host.refuse = only_the_first
+            later: list[cmwq.Future[int]] = []
+
+            def waits_for_a_time() -> None:
+                sim.sleep(1.5)
+                with pytest.raises(TimeoutError):
+                    first.result(timeout=2)
+
+            limited = wq.submit(waits_for_a_time)
+            sim.sleep(1 * MS)
+            first = wq.submit(lambda: (sim.sleep(2.0), later[0].result())[1])
+            later.append(wq.submit(abs, -7))
+            assert first.result() == 7
+            limited.result()
+            assert sim.host.now == 3.5
+
+    sim.run(main)
+
+
+def test_C4_a_row_of_refusals_ends_when_a_worker_is_there() -> None:
+    """Two refusals long ago say nothing of what the next cool-down will bring."""
+    sim = Simulation()
+
+    def main() -> None:
+        with sim.runtime() as runtime:
+            wq = cmwq.WorkQueue("q", rescuer=True, runtime=runtime)
+            sim.host.refuse = only_the_first
+            wq.submit(sim.sleep, 1.5).result()
+            assert only_pool(runtime).nr_refused == 2
+            sim.sleep(100)
+            later: list[cmwq.Future[int]] = []
+            wq.submit(lambda: (sim.sleep(20 * MS), later[0].result()))
+            sim.sleep(1 * MS)
+            first = wq.submit(lambda: later[0].result())
+            later.append(wq.submit(abs, -7))
+            sim.sleep(500 * MS)
+            sim.host.refuse = lambda name: False
+            assert first.result() == 7, "B2: the retry after a second brings a worker"
+
+    sim.run(main)
+
+
+def test_C4_who_waits_in_a_chain_of_500_works_is_found() -> None:
+    sim = Simulation()
+    number = 500
+
+    def main() -> None:
+        with sim.runtime(check_every=10_000) as runtime:
+            wq = cmwq.WorkQueue("q", max_active=10_000, rescuer=True, runtime=runtime)
+            chain: list[cmwq.Future[int]] = []
+            go: list[bool] = []
+
+            def link(n: int) -> int:
+                while not go:
+                    sim.sleep(1.0)
+                return chain[n + 1].result()
+
+            chain.extend(wq.submit(link, n) for n in range(number))
+            sim.sleep(2.0)
+            sim.host.refuse = no_workers
+            sim.sensor._miss, sim.sensor._late = (lambda: True), 1e9
+            while only_pool(runtime).idle_list:
+                wq.submit(link, number - 1)
+                sim.sleep(1 * MS)
+            sim.sleep(1.5)
+            first = wq.submit(lambda: chain[-1].result())
+            chain.append(wq.submit(abs, -7))
+            go.append(True)
+            sim.sleep(2.0)
+            assert isinstance(first.exception(), cmwq.ThreadLimit)
+            assert [future.result() for future in chain] == [7] * (number + 1), "which the rescuer then does"
+
+    sim.run(main)
+
+
+def test_C4_room_may_be_made_on_any_of_the_queues_pools() -> None:
+    """The rescuer's work waits for room; on the first pool nobody can make it, on the second somebody computes."""
+    sim = Simulation(cpus=2)
+
+    def main() -> None:
+        with sim.runtime(config=cmwq.Config(cpu_intensive_thresh=0)) as runtime:
+            full = cmwq.WorkQueue("full", scope="cpu", max_pending=2, runtime=runtime)
+            rescued = cmwq.WorkQueue("rescued", rescuer=True, runtime=runtime)
+            sim.host.refuse = lambda name: is_worker(name) and not name.startswith("cmwq/1:0")
+            ran: list[int] = []
+            full.queue_on(0, cmwq.Work(ran.append, 0))  # no worker for it, for long
+            full.queue_on(1, cmwq.Work(sim.burn, 5.0))
+            sim.sleep(1 * MS)
+            full.queue_on(1, cmwq.Work(ran.append, 1))
+            work = cmwq.Work(ran.append, 2)
+            sim.sleep(1.5)
+            assert rescued.submit(full.queue_on, 1, work).exception() is None
+            work.flush()
+            assert ran == [1, 2]
+            sim.host.refuse = lambda name: False
+
+    sim.run(main)
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 def test_C5_max_active_and_order_hold_on_rescuers_and_workers_at_once(ordered: bool) -> None:
     def run(seed: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures as cf
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextvars import Context
 from threading import Condition
@@ -200,8 +200,8 @@ class Future(cf.Future[T]):
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
         return needs_of(self, waiting)
 
-    def lacks_worker(self) -> WorkerPool | None:
-        return self._phase.pwq.pool if self._state == PENDING else None
+    def lacks_workers(self) -> Collection[WorkerPool]:
+        return (self._phase.pwq.pool,) if self._state == PENDING else ()
 
     def as_target(self) -> Target:
         """Its end, as something to wait for."""
@@ -313,12 +313,12 @@ class Future(cf.Future[T]):
 class _Result:
     """A future as what somebody waits for."""
 
-    __slots__ = ("attach", "detach", "done", "future", "lacks_worker", "needs", "queue")
+    __slots__ = ("attach", "detach", "done", "future", "lacks_workers", "needs", "queue")
 
     def __init__(self, future: Future[Any]) -> None:
         self.future = future
         self.done, self.attach, self.detach, self.needs = future.done, future.attach, future.detach, future.needs
-        self.queue, self.lacks_worker = future.queue, future.lacks_worker
+        self.queue, self.lacks_workers = future.queue, future.lacks_workers
 
     def describe(self) -> str:
         return f"waits for the result of {self.future.describe()}"
@@ -378,9 +378,9 @@ class WorkFuture(Future[Any]):
         else:  # delayed: it will run behind an execution that waits now
             yield from (other for other in list(waiting) if getattr(other, "work", None) is self._work)
 
-    def lacks_worker(self) -> WorkerPool | None:
+    def lacks_workers(self) -> Collection[WorkerPool]:
         item = self._item
-        return None if item is None or self._work._item is not item else item._phase.pwq.pool
+        return () if item is None or self._work._item is not item else (item._phase.pwq.pool,)
 
     def describe(self) -> str:
         return "a work" if self._item is None else self._item.describe()

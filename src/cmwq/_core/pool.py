@@ -340,7 +340,7 @@ class WorkerPool:
     def creation_refused(self, why: str) -> None:
         """B2, B6: go on with what there is, and try again after the cool-down.  Context: lock held."""
         self.nr_refused += 1
-        self.nr_refusals += 1
+        self.nr_refusals = 0 if self.idle_list else self.nr_refusals + 1  # 0: nobody will try again
         self.refusal = why
         if not (self.refused or self.idle_list or self.closing):
             self.refused = True
@@ -357,6 +357,8 @@ class WorkerPool:
         """
         with self.lock:
             self.refused = False
+            if self.idle_list:
+                self.nr_refusals = 0  # the next refusal begins a new row
             if self.idle_list or self.managing or self.closing:
                 return
             self.managing = True

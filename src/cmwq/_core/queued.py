@@ -14,7 +14,7 @@ The letters are those of `pool`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -269,11 +269,11 @@ class ItemEnd:
     def queue(self) -> WorkQueue:
         return self.item.queue
 
-    def lacks_worker(self) -> WorkerPool | None:
+    def lacks_workers(self) -> Collection[WorkerPool]:
         pool = self.item.pwq.pool
         with pool.lock:
             runs = any(worker.item is self.item for worker in pool.workers)
-            return None if self.item.over or runs else pool
+            return () if self.item.over or runs else (pool,)
 
     def describe(self) -> str:
         return f"{self.verb} {self.item.describe()}"

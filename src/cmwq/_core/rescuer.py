@@ -188,51 +188,50 @@ def mayday(pool: WorkerPool) -> None:
 # ----------------------------------------------------------------------------------- what one thread can't do
 
 
-def hopeless(worker: Worker, target: Target, waiting: dict[Item, Target]) -> str | None:
-    """Why the rescuer's work would wait for ever: something it waits for has not begun, no thread could be created, not
-    even after a cool-down, and all who could begin it wait themselves. None: somebody may go on.
+def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | None:
+    """Why the rescuer's work `own` would wait for ever: something it waits for has not begun, no thread could be
+    created, not even after a cool-down, and all who could begin it wait themselves. None: somebody may go on.
 
-    Context: the rescuer, no lock held.
+    waiting: the works that wait without a limit of time, this one among them.  Context: the rescuer, no lock held.
     """
-    pool = target.lacks_worker()
-    if pool is None or _may_be_done(target, waiting, {worker: False}):
+    if not target.lacks_workers():
         return None
-    return (
-        f"{worker.item and worker.item.describe()} {target.describe()}, which needs a worker of pool {pool.name}, and "
-        f"there is none: a thread was refused {pool.nr_refusals} times in a row ({pool.refusal}), whoever is there "
-        f"waits likewise, and so would this rescuer. Allow more threads, or queue what a work waits for before it"
-    )
+    # Whoever may go on is taken out, until nobody is found any more. The last to wait first: mostly the others wait
+    # for them. No recursion, for there may be a chain of as many as there are workers.
+    stuck, found = dict(waiting), True
+    while found:
+        found = False
+        for item in reversed(list(stuck)):
+            if _may_be_done(stuck[item], stuck):
+                if item is own:
+                    return None
+                del stuck[item]
+                found = True
+    for pool in target.lacks_workers():
+        return (
+            f"{own.describe()} {target.describe()}, which needs a worker of pool {pool.name}, and there is none: a "
+            f"thread was refused {pool.nr_refusals} times in a row ({pool.refusal}), whoever is there waits likewise, "
+            f"and so would this rescuer. Allow more threads, or queue what a work waits for before it"
+        )
+    return None  # it began in this very moment
 
 
-def _may_be_done(target: Target, waiting: dict[Item, Target], known: dict[object, bool]) -> bool:
-    """known: of whom it was asked already whether they may go on; False, too, while that is being asked."""
-    if target in known:
-        return known[target]
-    known[target] = False
-    pool = target.lacks_worker()
-    known[target] = (pool is None or _somebody_is_free(pool, target, waiting, known)) and all(
-        _may_be_done(waiting[item], waiting, known) for item in list(target.needs(waiting)) if item in waiting
-    )
-    return known[target]
+def _may_be_done(target: Target, stuck: dict[Item, Target]) -> bool:
+    pools = target.lacks_workers()
+    if pools and not any(_somebody_is_free(pool, target, stuck) for pool in pools):
+        return False
+    return next(target.needs(stuck), None) is None
 
 
-def _somebody_is_free(pool: WorkerPool, target: Target, waiting: dict[Item, Target], known: dict[object, bool]) -> bool:
+def _somebody_is_free(pool: WorkerPool, target: Target, stuck: dict[Item, Target]) -> bool:
     with pool.lock:
         if pool.idle_list or pool.managing or pool.nr_refusals < 2:
             return True
-        busy = [(worker, worker.item) for worker in pool.workers]
+        busy = [worker.item for worker in pool.workers if worker.index >= 0]  # others' rescuers won't
     rescuer = target.queue.rescuer
     if rescuer is not None:
         helper = rescuer.worker
         if helper is None:
             return True  # it rests, and will be called
-        busy.append((helper, helper.item))
-    return any(_may_go_on(worker, item, waiting, known) for worker, item in busy)
-
-
-def _may_go_on(worker: Worker, item: Item | None, waiting: dict[Item, Target], known: dict[object, bool]) -> bool:
-    if worker not in known:
-        known[worker] = False
-        awaited = None if item is None else waiting.get(item)
-        known[worker] = awaited is None or _may_be_done(awaited, waiting, known)
-    return known[worker]
+        busy.append(helper.item)
+    return any(item is None or item not in stuck for item in busy)

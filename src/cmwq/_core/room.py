@@ -7,7 +7,7 @@ by a waiter that was interrupted goes to the next. Its lock is a leaf: it may be
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from cmwq._core.wait import own_item, run_steps
@@ -115,8 +115,8 @@ class _Turn:
     def queue(self) -> WorkQueue:
         return self.room._queue
 
-    def lacks_worker(self) -> WorkerPool | None:
-        return next((pwq.pool for pwq in self.room._queue.places() if pwq.has_works_waiting()), None)
+    def lacks_workers(self) -> Collection[WorkerPool]:
+        return [pwq.pool for pwq in self.room._queue.places() if pwq.has_works_waiting()]
 
     def describe(self) -> str:
         return f"waits for room in queue {self.room._queue.name!r}"

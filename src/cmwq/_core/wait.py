@@ -18,7 +18,7 @@ that begin to wait for each other one is second.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from cmwq._core.rescuer import hopeless
@@ -59,8 +59,8 @@ class Target(Protocol):
         """Whose works it waits for."""
         ...
 
-    def lacks_worker(self) -> WorkerPool | None:
-        """Where a worker is needed for what has not begun yet. None: all runs, or is over."""
+    def lacks_workers(self) -> Collection[WorkerPool]:
+        """Where a worker is needed for what has not begun yet; on one of these pools. Empty: all runs, or is over."""
         ...
 
     def describe(self) -> str:
@@ -79,10 +79,13 @@ class Waits:
         self._lock: Lock = host.lock()
         self._warned: set[tuple[str, str]] = set()  # each change is atomic
         self._waiting: dict[Item, Target] = {}  # each change is atomic; taken back by who is refused with the lock held
+        self._limited: set[Item] = set()  # those of them that wait only for a time; each change is atomic
 
-    def begin(self, item: Item, target: Target) -> None:
+    def begin(self, item: Item, target: Target, *, limited: bool) -> None:
         """Raises FlushDeadlock if the work would wait for itself."""
         waiting = self._waiting
+        if limited:
+            self._limited.add(item)
         waiting[item] = target
         if item.queue.rescuer is not None and target.queue.rescuer is None:
             self._warn(item, target)
@@ -94,7 +97,7 @@ class Waits:
             chain = self._chain(item, target)
             if chain is None:
                 return
-            del waiting[item]
+            self.end(item)
         links = [f"{item.describe()} {target.describe()}"]
         links += [f"{other.describe()}, which {what.describe()}" for other, what in chain]
         raise FlushDeadlock(f"this would wait for ever: {', that needs '.join(links)}, that needs {item.describe()}")
@@ -102,8 +105,13 @@ class Waits:
     def all(self) -> dict[Item, Target]:
         return dict(self._waiting)
 
+    def for_ever(self) -> dict[Item, Target]:
+        """Without those that go on by themselves some time."""
+        return {item: target for item, target in self.all().items() if item not in self._limited}
+
     def end(self, item: Item) -> None:
         self._waiting.pop(item, None)
+        self._limited.discard(item)
 
     def _warn(self, item: Item, target: Target) -> None:
         """F7: a queue that moves whatever happens relies on one that may not. Said once for each two queues."""
@@ -187,8 +195,8 @@ class PhaseEnd:
     def queue(self) -> WorkQueue:
         return self.phase.pwq.wq
 
-    def lacks_worker(self) -> WorkerPool | None:
-        return self.phase.pwq.pool if self.phase.pwq.has_works_waiting(self.phase.number) else None
+    def lacks_workers(self) -> Collection[WorkerPool]:
+        return (self.phase.pwq.pool,) if self.phase.pwq.has_works_waiting(self.phase.number) else ()
 
     def describe(self) -> str:
         return f"flushes queue {self.phase.pwq.wq.name!r}"
@@ -221,8 +229,8 @@ class Quiet:
     def queue(self) -> WorkQueue:
         return self.pwq.wq
 
-    def lacks_worker(self) -> WorkerPool | None:
-        return None
+    def lacks_workers(self) -> Collection[WorkerPool]:
+        return ()
 
     def describe(self) -> str:
         return f"freezes queue {self.pwq.wq.name!r}"
@@ -252,12 +260,12 @@ def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float 
     pwq = item.pwq
     lender = pwq if pwq.lends else None
     waits = pwq.wq.runtime.waits
-    waits.begin(item, target)
+    waits.begin(item, target, limited=deadline is not None)
     try:
         step_aside(worker, lender)
         try:
             if worker.index < 0 and deadline is None:
-                return _wait_hopefully(worker, target, parker, waits)
+                return _wait_hopefully(worker, item, target, parker, waits)
             return _park_until(target.done, parker, runtime.host, deadline)
         finally:
             step_back(worker, lender)
@@ -265,10 +273,10 @@ def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float 
         waits.end(item)
 
 
-def _wait_hopefully(worker: Worker, target: Target, parker: Parker, waits: Waits) -> bool:
+def _wait_hopefully(worker: Worker, item: Item, target: Target, parker: Parker, waits: Waits) -> bool:
     """A rescuer's work waits. Raises ThreadLimit where it would be for ever (C4)."""
     while not target.done():
-        reason = hopeless(worker, target, waits.all())
+        reason = hopeless(item, target, waits.for_ever())
         if reason is not None and not target.done():
             raise ThreadLimit(reason)
         parker.park(worker.pool.config.mayday_interval)
