@@ -9,7 +9,9 @@ from collections import Counter
 import pytest
 
 import cmwq
+from cmwq._core import hotplug, rescuer
 from cmwq._core.pool import WorkerPool
+from cmwq._core.worker import Worker, be_worker
 from cmwq.testing import Simulation
 
 MS = 1e-3
@@ -414,6 +416,49 @@ def test_C4_room_may_be_made_on_any_of_the_queues_pools() -> None:
             work.flush()
             assert ran == [1, 2]
             sim.host.refuse = lambda name: False
+
+    sim.run(main)
+
+
+def test_C3_a_rescuer_takes_no_workers_place_under_the_cap() -> None:
+    """B6: threads can be had again, but it stays as long as it is needed: it must not be why it is."""
+    sim = Simulation(cpus=2)
+
+    def main() -> None:
+        with sim.runtime(max_workers=2) as runtime:
+            rescued = cmwq.WorkQueue("rescued", rescuer=True, runtime=runtime)
+            sim.host.refuse = only_the_first
+            rescued.submit(sim.sleep, 100.0)
+            sim.sleep(1 * MS)
+            for _ in range(40):
+                rescued.submit(sim.sleep, 0.3)  # whenever the retry comes, the rescuer runs one
+            sim.sleep(0.5)
+            sim.host.refuse = lambda name: False
+            sim.sleep(2.0)
+            assert only_pool(runtime).nr_created == 2
+
+    sim.run(main)
+
+
+def test_C3_it_is_bound_to_the_pools_cpus_even_if_they_change_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = Simulation(cpus=2)
+
+    def main() -> None:
+        with sim.runtime() as runtime:
+            wq = cmwq.WorkQueue("q", rescuer=True, runtime=runtime)
+            sim.host.refuse = no_workers
+
+            def just_bound(worker: Worker | None) -> None:
+                be_worker(worker)
+                if worker is not None:
+                    sim.host.set_cpus([1])
+                    # As if by another thread, and already in the middle of it: the look at strays comes later.
+                    with monkeypatch.context() as patch:
+                        patch.setattr(hotplug, "_bind_strays", lambda pool: None)
+                        runtime.check_cpus()
+
+            monkeypatch.setattr(rescuer, "be_worker", just_bound)
+            assert wq.submit(lambda: sim.host.me().cpus).result() == (1,)
 
     sim.run(main)
 

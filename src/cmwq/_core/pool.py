@@ -270,6 +270,8 @@ class WorkerPool:
         """One more worker, idle.  Context: lock not held.  Raises ThreadLimit: refused, or a cap is reached (B6)."""
         with self.lock:
             room = self.max_workers - len(self.workers)
+            if room <= 0:
+                room += sum(worker.index < 0 for worker in self.workers)  # rescuers are none of them
             number = self.next_worker
             self.next_worker += 1
             self.gil = self.host.gil_enabled()

@@ -83,11 +83,12 @@ class Rescuer:
         pool = pwq.pool
         self.worker = worker = Worker(pool, -1, self._parker, self.name)
         worker.thread = self.thread
+        with pool.lock:
+            pool.workers.add(worker)  # before it binds: if the CPUs change now, it is bound anew like all of them
         worker.bind()
         be_worker(worker)
         with pool.lock:
             pwq.called = False
-            pool.workers.add(worker)
             number, more = 0, True
             while more and number < BATCH and not worker.dying:
                 more = _run_next(pool, pwq, worker) and need_rescuer(pool)
