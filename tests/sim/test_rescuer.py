@@ -463,6 +463,32 @@ def test_C3_it_is_bound_to_the_pools_cpus_even_if_they_change_as_it_comes(monkey
     sim.run(main)
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_G3_what_was_taken_back_holds_up_no_end_where_no_worker_can_be_had(before: bool) -> None:
+    """It stays in the list, to be passed over; but there is nobody to do that."""
+    sim = Simulation()
+
+    def main() -> None:
+        runtime = sim.runtime()
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        sim.host.refuse = no_workers
+        future, work = wq.submit(int), cmwq.Work(int)
+        wq.queue(work)
+
+        def take_back() -> None:
+            sim.sleep(0 if before else 5.0)
+            assert future.cancel()
+            assert work.cancel()
+
+        thread = sim.host.spawn("other", take_back)
+        if before:
+            thread.join()
+        runtime.close()
+        assert sim.host.now == (0 if before else 5.0)
+
+    sim.run(main)
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 def test_C5_max_active_and_order_hold_on_rescuers_and_workers_at_once(ordered: bool) -> None:
     def run(seed: int) -> None:

@@ -375,7 +375,14 @@ class WorkerPool:
         Context: lock held.
         """
         busy = any(worker.item or worker.counted for worker in self.workers)
-        return not (busy or self.worklist or self.nr_parked)
+        return not (busy or self.nr_parked or self.has_work())
+
+    def has_work(self) -> bool:
+        """Work waits that wasn't taken back. (What was is passed over by who comes, but maybe nobody can.)
+
+        Context: lock held.
+        """
+        return any(not item.withdrawn for item in self.worklist)
 
     def quiet_or_tell(self, parker: Parker | None) -> bool:
         """Whether it is quiet; if not, `parker` is unparked when it may be."""
@@ -387,7 +394,7 @@ class WorkerPool:
             return False
 
     def tell_drainers(self) -> None:
-        """A worker or a rescuer has nothing more to do.  Context: lock held."""
+        """A worker or a rescuer has nothing more to do, or a work was taken back.  Context: lock held."""
         if self.drainers and self.is_quiet():
             for drainer in self.drainers:
                 drainer.unpark()

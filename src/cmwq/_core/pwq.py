@@ -59,6 +59,7 @@ class Phase:
             pwq.complete_phases()
         if pwq.nr_withdrawn > PURGE:
             pwq.purge()
+        pwq.pool.tell_drainers()
 
 
 class PoolWorkQueue:

@@ -190,6 +190,7 @@ class Queued:
             self.parked = False
             self._phase.pwq.pool.nr_parked -= 1
             self._phase.pwq.pass_over()
+            self._phase.pwq.pool.tell_drainers()
         elif self.lent:
             self._phase.pwq.nr_withdrawn -= 1  # nor is this, and holds none
         elif self.behind:

@@ -138,7 +138,7 @@ class Watchdog:
         before = progress.stalled_for
         with pool.lock:
             busy = not pool.is_quiet()
-            progress.look(bool(pool.worklist), pool.nr_started(), elapsed)
+            progress.look(pool.has_work(), pool.nr_started(), elapsed)
         if progress.reported and not progress.stalled_for:
             progress.reported = False
             self._tell(Stall(pool.name, before, len(pool.worklist), True, "", ()))
