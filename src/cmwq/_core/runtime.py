@@ -67,12 +67,15 @@ class Runtime:
             host = ThreadHost()
         if max_workers < 2:
             raise ValueError(f"max_workers is {max_workers}: a pool needs at least 2, one to work and one in reserve")
+        wanted = None if cpus is None else tuple(sorted(set(cpus)))
+        if wanted == ():
+            raise ValueError("cpus is empty: a runtime needs one at least")
         self.host = host  # I
         self.config = config or Config()  # I
         self.max_workers = max_workers  # I
         self._sensor_wanted = sensor  # I
         self._lock = host.lock()
-        self.hotplug = Hotplug(self, None if cpus is None else tuple(sorted(set(cpus))))  # I
+        self.hotplug = Hotplug(self, wanted)  # I
         self.watchdog = Watchdog(self)  # I
         self._pools: dict[PoolKey, WorkerPool] = {}  # R to change; read freely
         self._queues: WeakSet[WorkQueue] = WeakSet()  # R
@@ -109,7 +112,10 @@ class Runtime:
 
     @property
     def on_stall(self) -> Callable[[Stall], object] | None:
-        """Called as on_stall(stall), on the timer thread, when a pool stalls, and when it goes on (H3). Settable."""
+        """Called as on_stall(stall), on the timer thread, when a pool stalls, and when it goes on (H3). Settable.
+
+        It must not wait for works: retries, maydays and delayed works need that thread.
+        """
         return self.watchdog.on_stall
 
     @on_stall.setter
@@ -182,6 +188,7 @@ class Runtime:
             )
             pool.managing = True
             self._pools[scope, first, highpri] = pool
+        self.watchdog.begin()  # who waits for the first worker is to be seen, too
         # B1: the first reserve. If it is refused, works wait for the retry, or for a rescuer.
         try:
             pool.create_reserve()
@@ -283,6 +290,7 @@ class Runtime:
             workers = self._end()
             if workers is not None:
                 break
+        self.watchdog.stop()
         for queue in self._all_queues():
             thread = queue.end_rescuer()
             if thread is not None:

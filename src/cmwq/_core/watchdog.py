@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
+    from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
     from cmwq._core.runtime import Runtime
+    from cmwq._core.wait import Target
 
 _log = logging.getLogger("cmwq")
 
@@ -91,7 +93,8 @@ class Watchdog:
     """One runtime's."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self.on = False  # D to change, read freely: it will look
+        self.on = False  # D to change, read freely: it will look, or shall not
+        self._stopped = False  # D
         self.on_stall: Callable[[Stall], object] | None = None
         self._runtime = runtime  # I
         self._period = runtime.config.watch_period  # I
@@ -114,6 +117,11 @@ class Watchdog:
                 return
             self.on = True
 
+    def stop(self) -> None:
+        """At the end of the runtime. A look in progress begins no other: the timer thread may have ended."""
+        with self._lock:
+            self.on = self._stopped = True
+
     def forget(self) -> None:
         """In the child of a fork."""
         self._lock = self._runtime.host.lock()
@@ -123,13 +131,26 @@ class Watchdog:
         """Context: the timer."""
         runtime = self._runtime
         with self._lock:
+            if self._stopped:
+                return
             self.on = False
             now = runtime.host.monotonic()
             elapsed = min(now - self._last, 2 * self._period)
             self._last = now
-        runtime.hotplug.check()
-        busy = [pool for pool in list(runtime._pools.values()) if self._look_at(pool, elapsed)]
-        if busy and not runtime.closed:
+        busy = False
+        # Whatever is raised here: a pool that stalls wakes nobody, so nobody else would begin the next look.
+        try:
+            runtime.hotplug.check()
+        except Exception:
+            busy = True
+            _log.exception("the CPUs could not be looked at")
+        for pool in list(runtime._pools.values()):
+            try:
+                busy |= self._look_at(pool, elapsed)
+            except Exception:
+                busy = True
+                _log.exception("pool %s could not be looked at", pool.name)
+        if busy:
             self.begin()
 
     def _look_at(self, pool: WorkerPool, elapsed: float) -> bool:
@@ -152,7 +173,7 @@ class Watchdog:
         if self.on_stall is not None:
             try:
                 self.on_stall(stall)
-            except Exception:
+            except BaseException:
                 _log.exception("on_stall raised")
 
 
@@ -167,6 +188,8 @@ def _describe(pool: WorkerPool, seconds: float) -> Stall:
                 reason += f"; without a rescuer: {', '.join(map(repr, stranded))}"
         elif pool.managing:
             reason = "a thread is being created"
+        elif pool.disassociated:
+            reason = f"its CPU left, and all may run; {pool.nr_running} are believed to, {pool.nr_blocked} to block"
         else:
             reason = f"{pool.nr_running} of {pool.target} that may run are believed to run, {pool.nr_blocked} to block"
         found = [
@@ -177,7 +200,15 @@ def _describe(pool: WorkerPool, seconds: float) -> Stall:
     workers = []
     for worker, item, tid in found:
         target = None if item is None else waiting.get(item)
-        waits_for = pool.host.waits_in(tid) if target is None else target.describe()
+        waits_for = pool.host.waits_in(tid) if target is None else _words(target)
         stack = pool.host.stack_of(worker.thread) if item is not None else ()
-        workers.append(StalledWorker(worker.name, tid, item.describe() if item is not None else "", waits_for, stack))
+        workers.append(StalledWorker(worker.name, tid, _words(item) if item is not None else "", waits_for, stack))
     return Stall(pool.name, seconds, pending, False, reason, tuple(workers))
+
+
+def _words(what: Item | Target) -> str:
+    """To name a callable may mean to ask its repr(), which is the user's."""
+    try:
+        return what.describe()
+    except Exception as exc:
+        return f"(its repr() raised {type(exc).__name__})"

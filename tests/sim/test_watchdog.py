@@ -1,0 +1,275 @@
+"""The watchdog (H3, D1) on the virtual clock: who is reported, when, how often, and when nobody looks any more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+
+import cmwq
+from cmwq.testing import SimHost, Simulation
+from cmwq.testing.sim import SimTimer
+
+MS = 1e-3
+
+
+def refuse_workers(host: SimHost) -> None:
+    host.refuse = lambda name: name.startswith("cmwq/") and not name.startswith("cmwq/R-")
+
+
+def refuse_all_but_the_first(host: SimHost) -> None:
+    host.refuse = lambda name: name.startswith("cmwq/") and not name.endswith(":0")
+
+
+def all_may(host: SimHost) -> None:
+    host.refuse = lambda name: False
+
+
+def test_H3_a_pool_that_stalls_is_reported_once_and_once_more_when_it_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Threads are refused from the start; after 100 s they are to be had. No other work is reported."""
+    sim = Simulation(cpus=2)
+    told: list[tuple[float, cmwq.Stall]] = []
+
+    def main() -> None:
+        with sim.runtime(watchdog=True) as runtime:
+            runtime.on_stall = lambda stall: told.append((sim.host.now, stall))
+            wq = cmwq.WorkQueue("q", runtime=runtime)
+            for _ in range(50):  # works that wait for long, while others begin: no stall
+                wq.submit(sim.burn, 2.0)
+            wq.flush()
+            assert not told
+            refuse_workers(sim.host)
+            other = cmwq.WorkQueue("other", scope="cpu", runtime=runtime)
+            began = sim.host.now
+            futures = [other.submit(int) for _ in range(3)]
+            sim.sleep(100)
+            assert len(told) == 1
+            all_may(sim.host)
+            assert [future.result() for future in futures] == [0, 0, 0]
+            sim.sleep(5)
+            (first, stall), (second, over) = told
+            assert 30 <= first - began <= 32
+            assert (stall.pool, stall.pending, stall.over) == ("0", 3, False)
+            assert 30 <= stall.seconds <= 31
+            assert "no thread could be had" in stall.reason
+            assert "without a rescuer: 'other'" in stall.reason
+            assert 100 < second - began <= 103
+            assert (over.pool, over.over) == ("0", True)
+            assert over.seconds > 95
+
+    with caplog.at_level(logging.WARNING, "cmwq"):
+        sim.run(main)
+    assert [record.getMessage().splitlines()[0][:20] for record in caplog.records] == [
+        "pool 0: 3 works wait",
+        "pool 0 goes on, afte",
+    ]
+
+
+def test_H3_each_episode_is_reported() -> None:
+    sim = Simulation()
+    told: list[bool] = []
+
+    def main() -> None:
+        with sim.runtime(watchdog=True) as runtime:
+            runtime.on_stall = lambda stall: told.append(stall.over)
+            wq = cmwq.WorkQueue("q", runtime=runtime)
+            refuse_all_but_the_first(sim.host)
+            for seconds in (40.0, 25.0, 40.0, 1.0):
+                wq.submit(sim.sleep, seconds)
+            wq.flush()
+            sim.sleep(2)
+
+    sim.run(main)
+    assert told == [False, True, False, True]
+
+
+def test_H3_the_report_says_what_each_worker_does_and_what_that_waits_for() -> None:
+    sim = Simulation()
+    told: list[cmwq.Stall] = []
+
+    def main() -> None:
+        with sim.runtime(watchdog=True) as runtime:
+            runtime.on_stall = told.append
+            wq = cmwq.WorkQueue("q", runtime=runtime)
+            later: list[cmwq.Future[int]] = []
+
+            def waits() -> int:
+                sim.sleep(10 * MS)
+                return later[0].result()
+
+            sim.host.refuse = lambda name: name.startswith("cmwq/u0") and int(name.rpartition(":")[2]) >= 2
+            blocked = wq.submit(sim.sleep, 50.0)
+            first = wq.submit(waits)
+            sim.sleep(2 * MS)
+            later.append(wq.submit(abs, -7))
+            sim.sleep(40)
+            (stall,) = told
+            doing = {worker.work: worker.waits_for for worker in stall.workers}
+            assert len(doing) == 2
+            (waiting,) = (name for name in doing if "waits" in name)
+            assert "waits for the result of call abs of queue 'q'" in doing[waiting]
+            (sleeping,) = (name for name in doing if "sleep" in name)
+            assert "sleep" in doing[sleeping]
+            assert all(worker.name in str(stall) for worker in stall.workers)
+            all_may(sim.host)
+            assert first.result() == 7
+            blocked.result()
+
+    sim.run(main)
+
+
+class Unspeakable:
+    """Something to call that can't be named."""
+
+    def __init__(self, sim: Simulation) -> None:
+        self._sim = sim
+
+    def __call__(self) -> None:
+        self._sim.sleep(100.0)
+
+    def __repr__(self) -> str:
+        raise ValueError("no")
+
+
+@pytest.mark.parametrize("how", ["repr", "on_stall", "cpus"])
+def test_H3_nothing_that_raises_ends_the_looks(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A pool that stalls wakes nobody who would begin them again."""
+    sim = Simulation()
+    told: list[bool] = []
+
+    def main() -> None:
+        with sim.runtime(watchdog=True, config=cmwq.Config(create_cooldown=1000)) as runtime:
+
+            def on_stall(stall: cmwq.Stall) -> None:
+                told.append(stall.over)
+                if how == "on_stall":
+                    raise SystemExit
+
+            runtime.on_stall = on_stall
+            wq = cmwq.WorkQueue("q", runtime=runtime)
+            refuse_all_but_the_first(sim.host)
+            wq.submit(int).result()
+            if how == "cpus":
+                sim.host.cpu_limit = lambda: 1 // 0  # type: ignore[method-assign]
+            wq.submit(Unspeakable(sim))
+            late = wq.submit(int)
+            sim.sleep(50)
+            assert told == [False]
+            late.result()
+            sim.sleep(2)
+            assert told == [False, True]
+
+    with caplog.at_level(logging.CRITICAL, "cmwq"):
+        sim.run(main)
+
+
+def test_H3_who_waits_for_the_first_worker_is_reported() -> None:
+    """It takes long to create it; nobody is ever woken meanwhile, and nobody refused."""
+    sim = Simulation()
+    told: list[str] = []
+
+    def main() -> None:
+        with sim.runtime(watchdog=True) as runtime:
+            runtime.on_stall = lambda stall: told.append(stall.reason)
+            wq = cmwq.WorkQueue("q", runtime=runtime)
+            sim.host.spawn("other", lambda: wq.submit(int))
+            sim.host.spawn_cost = 50.0
+            sim.sleep(1 * MS)
+            assert wq.submit(abs, -7).result() == 7
+            sim.host.spawn_cost = 0.0
+            sim.sleep(2)
+            assert told == ["a thread is being created", ""]
+
+    sim.run(main)
+
+
+def test_H3_what_waits_by_its_own_will_is_no_stall() -> None:
+    """Inactive works, delayed ones, frozen ones, those on hold, and those taken back."""
+    sim = Simulation(cpus=2)
+    told: list[cmwq.Stall] = []
+
+    def main() -> None:
+        with sim.runtime(watchdog=True) as runtime:
+            runtime.on_stall = told.append
+            one = cmwq.WorkQueue("one", ordered=True, runtime=runtime)
+            frozen = cmwq.WorkQueue("frozen", freezable=True, runtime=runtime)
+            runtime.freeze()
+            futures = [one.submit(sim.sleep, 40.0) for _ in range(3)]
+            futures.append(frozen.submit(int))
+            one.queue_delayed(cmwq.DelayedWork(int), 100.0)
+            sim.sleep(121)
+            runtime.thaw()
+            for future in futures:
+                future.result()
+            refuse_workers(sim.host)
+            taken_back = cmwq.WorkQueue("other", scope="cpu", runtime=runtime).submit(int)
+            assert taken_back.cancel()
+            sim.sleep(100)
+            assert not told
+
+    sim.run(main)
+
+
+def test_G4_nobody_looks_while_nothing_is_to_be_done() -> None:
+    """The last look is within a second; then nothing is due, until there is work again."""
+    sim = Simulation(cpus=2)
+    looks: list[float] = []
+
+    def main() -> None:
+        with sim.runtime(watchdog=True) as runtime:
+            look = runtime.watchdog._look
+
+            def seen() -> None:
+                looks.append(sim.host.now)
+                look()
+
+            runtime.watchdog._look = seen  # type: ignore[method-assign]
+            wq = cmwq.WorkQueue("q", rescuer=True, runtime=runtime)
+            for _ in range(3):
+                wq.submit(sim.sleep, 2.5).result()
+                ended, number = sim.host.now, len(looks)
+                sim.sleep(100)
+                assert 1 <= len(looks) - number <= 2
+                assert looks[-1] <= ended + 1.0
+                assert not runtime.watchdog.on
+            assert len(looks) <= 3 * 4
+
+    sim.run(main)
+
+
+def test_H3_no_look_begins_another_once_the_runtime_has_ended() -> None:
+    """It would start the timer thread anew, to stay for good."""
+    sim = Simulation()
+
+    def main() -> None:
+        runtime = sim.runtime(watchdog=True)
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        begin, call_later = runtime.watchdog.begin, sim.host.call_later
+        after: list[object] = []
+
+        def begin_late() -> None:
+            while sim.host.me().name == "timers" and sim.host.now < 1:
+                sim.host.sleep(1.0)  # it saw a work; meanwhile that ends, and the runtime
+            begin()
+
+        def noted(delay: float, fn: Callable[[], None]) -> SimTimer:
+            after.append(fn)
+            return call_later(delay, fn)
+
+        runtime.watchdog.begin = begin_late  # type: ignore[method-assign]
+        wq.submit(sim.sleep, 500 * MS)
+        runtime.close()
+        assert sim.host.now == 0.5
+        sim.host.call_later = noted  # type: ignore[method-assign]
+        sim.sleep(3)
+        assert after == []
+
+    sim.run(main)
+
+
+def test_runtime_needs_a_cpu() -> None:
+    with pytest.raises(ValueError, match="cpus is empty"):
+        cmwq.Runtime(cpus=[])
