@@ -204,7 +204,7 @@ def test_G4_an_idle_process_does_not_wake_up(python: Python) -> None:
                 return total
             ex = cmwq.Executor()
             cf.wait([ex.submit(time.sleep, 0.002) for _ in range(50)])
-            time.sleep(1.5)  # what ticks finds out that there is nothing to do, timers linger
+            time.sleep(2.5)  # what ticks finds out that there is nothing to do, timers linger
             before = switches()
             time.sleep(2)
             after = switches()
