@@ -157,7 +157,7 @@ class WorkQueue:
         """
         if self._special or isinstance(fn, Work):
             return self._submit_specially(fn, args, kwargs)
-        pwq = self._only or self._pwq_here()
+        pwq = self._only or self.place_here()
         future: Future[Any] = Future(pwq.phase, (fn, *args), kwargs, copy_context())
         insert(pwq, future)
         return future
@@ -168,7 +168,7 @@ class WorkQueue:
                 raise TypeError(f"{fn!r} has its arguments already")
             return self._submit_work(fn)
         context = self.new_context()
-        pwq = self._only or self._pwq_here()
+        pwq = self._only or self.place_here()
         if self._room is None:
             future: Future[Any] = Future(pwq.phase, (fn, *args), kwargs, context)
             insert(pwq, future)
@@ -184,7 +184,7 @@ class WorkQueue:
         return bounded
 
     def _submit_work(self, work: Work) -> Future[Any]:
-        future = WorkFuture((self._only or self._pwq_here()).phase, work)
+        future = WorkFuture((self._only or self.place_here()).phase, work)
         while True:
             if self._queue(work, future=future) or work.add_future(future):
                 return future  # where it was pending: one with the earlier queueing
@@ -200,7 +200,7 @@ class WorkQueue:
         calls = list(zip(*iterables))  # noqa: B905  # as map() does
         if self._special or isinstance(fn, Work):
             return [self.submit(fn, *args) for args in calls]
-        pwq = self._only or self._pwq_here()
+        pwq = self._only or self.place_here()
         futures: list[Future[T]] = [Future(pwq.phase, (fn, *args), {}, copy_context()) for args in calls]
         insert_many(pwq, futures)
         return futures
@@ -262,7 +262,7 @@ class WorkQueue:
         """
         delay = _checked_delay(work, delay)
         self._check_open()  # before anything is changed
-        pwq = self._only or self._pwq_here()
+        pwq = self._only or self.place_here()
         new = Delay(self, pwq, work, delay)
         lost = None
         seized, taken = work._seize()
@@ -308,7 +308,7 @@ class WorkQueue:
                 room.give()
             return False
         try:
-            pwq = (self._only or self._pwq_here()) if cpu is None else self._pwq_at(cpu)
+            pwq = (self._only or self.place_here()) if cpu is None else self._pwq_at(cpu)
             # The bit is ours, and no block can come between: it would need the bit.
             with work._lock:
                 if delay > 0:
@@ -541,7 +541,7 @@ class WorkQueue:
             )
         raise QueueClosed(f"queue {self.name!r} is closed and takes no more work; make a new one")
 
-    def _pwq_here(self) -> PoolWorkQueue:
+    def place_here(self) -> PoolWorkQueue:
         """The queue's place on the pool for a work queued here and now."""
         pool = self.runtime.pool_here(self.scope, highpri=self.highpri)
         return self._pwqs.get(pool) or self._pwq_on(pool)

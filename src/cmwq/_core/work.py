@@ -21,13 +21,14 @@ To find the bit taken promises no order of memory by itself (E6). There is one a
 over; without one because every store into a Python object takes that object's lock, and letting go of it is a full
 barrier between the store and the look at the bit.
 
-The letters are those of `pool`; W: work._lock. Order: R, W < Q < L.
+The letters are those of `pool`; W: work._lock. Order: W < R < Q < L.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from threading import Lock
 from time import sleep
@@ -372,7 +373,7 @@ class Delay:
         self.wq = wq  # I
         self.work = work  # I
         self._seconds = seconds  # I
-        self._pwq = pwq  # I: where it will go
+        self._pwq = pwq  # I: where it will go, if that CPU is still there
         self._context: Context | None = wq.new_context()
         self._timer: Timer | None = None  # W
         self.futures: list[WorkFuture] = []  # W: who wants the result
@@ -419,8 +420,12 @@ class Delay:
 
     def insert(self, *, accepted: bool = True) -> None:
         """The bit becomes the item's. Raises QueueClosed.  Context: W held."""
-        item = Queued(self.work, self._pwq.phase, self._context)
+        pwq = self._pwq
+        if pwq.pool.disassociated:
+            with suppress(CmwqError):  # D3; the old place will do where no other can be had: the queue drains, say
+                pwq = self.wq.place_here()
+        item = Queued(self.work, pwq.phase, self._context)
         item.accepted = accepted
         for future in self.futures:
             item.add_future(future)
-        self.wq.hand_over(item, self._pwq)
+        self.wq.hand_over(item, pwq)
