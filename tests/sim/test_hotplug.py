@@ -325,6 +325,32 @@ def test_D3_E3_a_work_follows_its_execution_even_there() -> None:
     sim.run(main)
 
 
+def test_D2_D4_a_pool_whose_cpu_leaves_as_it_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = Simulation(cpus=3)
+
+    def main() -> None:
+        with sim.runtime() as runtime:
+            wq = cmwq.WorkQueue("q", scope="cpu", runtime=runtime)
+            wq.submit(int).result()
+            home = runtime.hotplug.home
+
+            def leaves(scope: str, cpu: int) -> int:
+                first = home(scope, cpu)
+                leave(sim, runtime, 0, 2)
+                return first
+
+            with monkeypatch.context() as patch:
+                patch.setattr(runtime.hotplug, "home", leaves)
+                assert wq.queue_on(1, cmwq.Work(int))
+            pool = pool_of(runtime, "1")
+            assert (pool.cpus, pool.target, pool.disassociated) == ((0, 2), UNMANAGED, True)
+            wq.flush()
+            leave(sim, runtime, 0, 1, 2)
+            assert (pool.cpus, pool.target, pool.disassociated) == ((1,), 1, False)
+
+    sim.run(main)
+
+
 # ------------------------------------------------------------------------------------- D5
 
 

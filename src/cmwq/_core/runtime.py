@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 from cmwq._core.config import Config
 from cmwq._core.hogs import HogReports
-from cmwq._core.hotplug import Hotplug
+from cmwq._core.hotplug import UNMANAGED, Hotplug
 from cmwq._core.pool import WorkerPool
 from cmwq._core.snapshot import Snapshot, view_of_pool, view_of_queue
 from cmwq._core.wait import Quiet, Waits, run_steps
@@ -174,11 +174,11 @@ class Runtime:
             if pool is not None:
                 return pool
             sensor = self._begin()
-            cpus = self.hotplug.served_by((scope, first, highpri)) or self.cpus()  # it may just have left
+            cpus = self.hotplug.served_by((scope, first, highpri))  # none: it has just left (D2)
             pool = WorkerPool(
                 "u0" if first < 0 else str(first) if scope == "cpu" else f"{scope}{first}",
-                cpus,
-                self.hotplug.target(cpus),
+                cpus or self.cpus(),
+                self.hotplug.target(cpus) if cpus else UNMANAGED,
                 highpri=highpri,
                 host=self.host,
                 sensor=sensor,
@@ -186,6 +186,7 @@ class Runtime:
                 max_workers=self.max_workers,
                 runtime=self,
             )
+            pool.disassociated = not cpus
             pool.managing = True
             self._pools[scope, first, highpri] = pool
         self.watchdog.begin()  # who waits for the first worker is to be seen, too
