@@ -26,7 +26,7 @@ from cmwq._core.rescuer import Rescuer
 from cmwq._core.room import FULL, Room
 from cmwq._core.wait import own_item, run_steps
 from cmwq._core.work import Delay, DelayedWork, Work
-from cmwq._errors import FlushDeadlock, QueueClosed, WorkDisabled
+from cmwq._errors import FlushDeadlock, QueueClosed, ThreadLimit, WorkDisabled
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -574,12 +574,15 @@ class WorkQueue:
 
     def _have_rescuer(self) -> None:
         """C1. Raises ThreadLimit."""
-        self.runtime.begin()
-        with self._lock:
-            if self.rescuer is None and self._state is not State.CLOSED:
-                self.rescuer = Rescuer(self.name, self.runtime.host)
-                # Nobody has the queue any more: nobody needs the thread.
-                finalize(self, self.rescuer.stop).atexit = False
+        try:
+            self.runtime.begin()
+            with self._lock:
+                if self.rescuer is None and self._state is not State.CLOSED:
+                    self.rescuer = Rescuer(self.name, self.runtime.host)
+                    # Nobody has the queue any more: nobody needs the thread.
+                    finalize(self, self.rescuer.stop).atexit = False
+        except ThreadLimit as exc:
+            raise ThreadLimit(f"queue {self.name!r} was to have a rescuer: {exc}") from exc
 
     def end_rescuer(self) -> Thread | None:
         """It has no works any more. Returns the thread that ends, for the caller to join."""

@@ -46,10 +46,7 @@ class Rescuer:
         self._parker = host.parker()  # I
         self._calls: deque[PoolWorkQueue] = deque()  # L of the place's pool to append; S to take
         self._stopped = False  # ~
-        try:
-            self.thread: Thread = host.spawn(self.name, self._run)  # I
-        except ThreadLimit as exc:
-            raise ThreadLimit(f"queue {queue_name!r} was to have a rescuer: {exc}") from exc
+        self.thread: Thread = host.spawn(self.name, self._run)  # I
 
     def call(self, pwq: PoolWorkQueue) -> bool:
         """Mayday. True: to be woken.  Context: lock held."""
