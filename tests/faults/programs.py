@@ -63,6 +63,9 @@ class Common:
     def snapshot(self) -> dict[str, Any]:
         return self.runtime.snapshot().to_dict()
 
+    def check_cpus(self) -> bool:
+        return self.runtime.check_cpus()
+
     def reports(self) -> dict[str, Any]:
         """Of stalls: what `on_stall` was told, and what was logged."""
         return {"told": self.stalls, "logged": self.log.lines}
@@ -244,6 +247,14 @@ class Load(Common):
     def lighten(self) -> None:
         """From now on hardly any CPU time is used, but every pool has works."""
         self.light = True
+
+    def where(self, cpu: int) -> str:
+        """The pool in which a work runs that is queued on this CPU."""
+        names: list[str] = []
+        work = cmwq.Work(lambda: names.append(threading.current_thread().name))
+        self.queues["percpu"].queue_on(cpu, work)
+        work.flush(PATIENCE)
+        return names[0].removeprefix("cmwq/").partition(":")[0]
 
     def progress(self) -> dict[str, int]:
         """How many works of each queue have run."""

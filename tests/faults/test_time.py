@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from .machine import Machine
+from .machine import Machine, wait_until
 from .test_cpus import await_progress, check_end
 
 STILL = 2.0
@@ -29,7 +29,8 @@ def test_H3_F9_a_process_that_is_stopped_for_a_while_goes_on_as_if_nothing_had_b
         program.signal(signal.SIGSTOP)
     else:
         group["freezer.state"] = "FROZEN"
-    time.sleep(STILL)
+        wait_until(lambda: group["freezer.state"] != "FROZEN" and "it isn't frozen yet")
+    time.sleep(STILL)  # no wait: it stands still meanwhile
     if group is None:
         program.signal(signal.SIGCONT)
     else:
