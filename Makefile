@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check lint types bench stress model mutants promises clean setup
+.PHONY: help demo test test-all check lint types bench stress faults hotplug model mutants promises clean setup
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -41,6 +41,14 @@ bench: setup  ## the workload suite; table here, JSON and chart in out/
 
 stress: setup  ## work queues under stress: flushes, races, coalescing, a million delayed works
 	$(PY) bench/stress.py $(ARGS)
+
+faults: setup  ## tests against real faults: a CPU offline and back 100 times, threads refused, quotas, freezes (root)
+	CMWQ_FAULT_CYCLES=100 $(PY) -m pytest --timeout 600 tests/faults $(ARGS)
+
+hotplug: EXTRAS := bench
+hotplug: setup  ## latency of works while a CPU goes offline and comes back; chart in out/ (root)
+	@mkdir -p out
+	$(PY) bench/hotplug.py --chart out/hotplug.svg $(ARGS)
 
 model: setup  ## the runtime beside a model of it: 2,000 random programs of 50 steps
 	CMWQ_MODEL_EXAMPLES=2000 CMWQ_MODEL_STEPS=50 $(PY) -m pytest --timeout 3600 tests/model/test_state_machine.py $(ARGS)
