@@ -199,7 +199,7 @@ class Load(Common):
         self.random = random.Random(1)
         self.light = self.stopping = False
         self.wrong: list[str] = []
-        self.lock = threading.Lock()
+        self.lock, self.alone = threading.Lock(), threading.Lock()
         self.order: list[int] = []
         self.numbers = itertools.count()
         self.calls: dict[str, list[cmwq.Future[Any]]] = {}
@@ -227,8 +227,11 @@ class Load(Common):
             self.calls["ordered"].append(self.queues["ordered"].submit(self.in_order, next(self.numbers)))
 
     def in_order(self, number: int) -> None:
+        if not self.alone.acquire(blocking=False):
+            self.wrong.append("two works of the ordered queue run at once")
         self.order.append(number)
         self.do("ordered")
+        self.alone.release()
         if not self.stopping:
             self.queue_in_order()
 
