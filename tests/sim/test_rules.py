@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from weakref import finalize
 
 import pytest
 
@@ -70,6 +72,55 @@ def test_A4_the_next_starts_at_the_very_moment_the_last_running_one_blocks() -> 
         assert sim.log == [(float(n), f"{n}") for n in range(20)]
 
     in_simulation(test)
+
+
+def test_A4_a_finaliser_that_takes_its_time_holds_up_nobody() -> None:
+    def test(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        runtime.pool_here("system").create_worker()
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        cancelled = wq.submit(print)
+        finalize(cancelled, sim.burn, 1.0)
+        cancelled.cancel()
+        del cancelled
+        # With the GIL nobody is woken for it: one is on the way. That one drops the cancelled call first.
+        assert wq.submit(lambda: sim.host.now).result() == 0.0
+
+    in_simulation(test, cpus=2, gil=True)
+
+
+def test_A4_what_a_work_made_room_for_does_not_wait_for_its_next_execution() -> None:
+    def test(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        one, many = cmwq.WorkQueue("one", max_active=1, runtime=runtime), cmwq.WorkQueue("many", runtime=runtime)
+        work = cmwq.Work(sim.burn, 0.002)
+        one.queue(work)
+        behind = one.submit(lambda: sim.host.now)
+        many.submit(sim.burn, 0.001)
+        sim.sleep(0.0005)
+        many.queue(work)  # as long as it runs this hangs behind it, and is executed first
+        assert behind.result() == 0.002
+
+    in_simulation(test, cpus=2)
+
+
+def test_A4_who_finds_that_others_sleep_wakes_for_the_rest() -> None:
+    def test(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+
+        def hints() -> None:
+            with cmwq.blocking():
+                sim.host.sleep(0.0005)
+            sim.host.sleep(0.0005)
+
+        def sleeps() -> None:
+            sim.host.sleep(0.001)
+            sim.sleep(1.0)
+
+        # Three run, two fall asleep, and the third ends its work before anybody has looked.
+        for fn in (hints, sleeps, sleeps, partial(sim.burn, 0.001)):
+            wq.submit(fn)
+        assert wq.submit(lambda: sim.host.now).result() == 0.001
+
+    in_simulation(test, cpus=2, marks=True)
 
 
 def blocked_then_a_flood(sim: Simulation, runtime: cmwq.Runtime, blocked: int) -> int:

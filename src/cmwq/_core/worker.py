@@ -218,6 +218,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
             pool.lookout.review(worker)
             if not keep_working(pool):
                 break
+            running = pool.nr_running
         item = worklist.popleft()
         if not item.claim(worker):
             woken = pool.kick()  # its place may have gone to others
@@ -269,6 +270,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
                 break
             last, item = item, follower  # E3: behind its running self, on the same worker
             last.follower = None
+            running, target = pool.nr_running, pool.target  # the lock was dropped
         worker.item = None
         last, item = item, None
     pool.uncount(worker)
