@@ -236,7 +236,10 @@ class WorkerPool:
             self.armed_with = None
             self.lookout.arm(None)
         worker.idle = False
-        self.idle_list.remove(worker)
+        if self.idle_list[-1] is worker:  # nearly always: the sensor wakes the warmest
+            self.idle_list.pop()
+        else:
+            self.idle_list.remove(worker)
 
     def cull(self) -> None:
         """B3: the coldest idle workers die, one by one, while there are too many.  Context: the timer."""
