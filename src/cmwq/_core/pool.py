@@ -375,10 +375,14 @@ class WorkerPool:
     def is_quiet(self) -> bool:
         """No work waits or runs, nor a callback of one. (What waits inactive has an active one before it.)
 
-        Context: lock held.
+        Context: lock held. Asked whenever a worker goes idle while somebody drains: so the workers are looked at only
+        if the numbers don't tell.
         """
-        busy = any(worker.item or worker.counted for worker in self.workers)
-        return not (busy or self.nr_parked or self.has_work())
+        if self.nr_parked or self.nr_blocked or self.nr_running > self.nr_waking or self.has_work():
+            return False
+        if len(self.idle_list) + self.nr_waking == len(self.workers):
+            return True
+        return not any(worker.item or worker.counted for worker in self.workers)
 
     def has_work(self) -> bool:
         """Work waits that wasn't taken back. (What was is passed over by who comes, but maybe nobody can.)
