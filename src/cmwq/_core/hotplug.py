@@ -42,13 +42,18 @@ class Hotplug:
         self._wanted = wanted  # I: None: all that the process may use
         self._taken: frozenset[int] = frozenset()  # H: offline by hand
         self._cpus: tuple[int, ...] = ()  # H and R to change, read freely: what was noticed last; empty: nothing yet
+        self._there: frozenset[int] = frozenset()  # H and R to change, read freely: the same
         self._limit = 0  # H and R: likewise
         self._homes: dict[tuple[str, int], int] = {}  # R to change, read freely: scope and CPU: the pool's first CPU
+        self._served: dict[tuple[str, int], tuple[int, ...]] = {}  # R to change, read freely: the CPUs of each of those
         self._lock = runtime.host.lock()
 
     def cpus(self) -> tuple[int, ...]:
         """Those in use, as far as noticed."""
         return self._cpus or self._present()
+
+    def uses(self, cpu: int) -> bool:
+        return cpu in (self._there or self._present())
 
     def limit(self) -> int:
         """How many CPUs' worth of time, as far as noticed."""
@@ -56,17 +61,23 @@ class Hotplug:
 
     def begin(self) -> None:
         """Context: R held; nothing runs yet."""
-        self._cpus, self._limit = self._present(), self._runtime.host.cpu_limit()
+        self._note(self._present(), self._runtime.host.cpu_limit())
+        self._learn({scope for scope, _ in self._served})  # a fork's child
+
+    def _note(self, cpus: tuple[int, ...], limit: int) -> None:
+        """Context: R held."""
+        self._cpus, self._there, self._limit = cpus, frozenset(cpus), limit
 
     def forget(self) -> None:
         """In the child of a fork."""
         self._lock = self._runtime.host.lock()
-        self._cpus, self._limit = (), 0
+        self._cpus, self._there, self._limit = (), frozenset(), 0
 
     def _present(self) -> tuple[int, ...]:
         there = self._runtime.host.cpus()
         if self._wanted is not None:
-            there = tuple(cpu for cpu in self._wanted if cpu in there) or self._wanted[:1]
+            usable = frozenset(there)
+            there = tuple(cpu for cpu in self._wanted if cpu in usable) or self._wanted[:1]
         return tuple(cpu for cpu in there if cpu not in self._taken) or there
 
     # ------------------------------------------------------------------------------- which pool
@@ -78,32 +89,36 @@ class Hotplug:
         home = self._homes.get((scope, cpu))
         if home is None:
             with self._runtime._lock:
-                self._learn(scope)
+                self._learn({scope})
                 home = self._homes.setdefault((scope, cpu), cpu)
         return home
 
     def served_by(self, key: PoolKey) -> tuple[int, ...]:
         """The CPUs that the pool serves now.  Context: R or H held."""
         scope, first, _ = key
-        cpus = self.cpus()
         if first < 0:
-            return cpus
+            return self.cpus()
         if scope == "cpu":
-            return (first,) if first in cpus else ()
-        return tuple(cpu for cpu in cpus if self._homes.get((scope, cpu)) == first)
+            return (first,) if self.uses(first) else ()
+        return self._served.get((scope, first), ())
 
     def target(self, cpus: tuple[int, ...]) -> int:
         return min(len(cpus), self.limit())
 
-    def _learn(self, scope: str) -> None:
+    def _learn(self, scopes: set[str]) -> None:
         """A CPU that is new joins those it belongs with. What is known stays: the files say nothing of absent CPUs.
 
         Context: R held.
         """
-        for group in self._runtime.host.cpu_groups(scope, self.cpus()):
-            homes = [self._homes[scope, cpu] for cpu in group if (scope, cpu) in self._homes]
-            for cpu in group:
-                self._homes.setdefault((scope, cpu), homes[0] if homes else group[0])
+        served: dict[tuple[str, int], list[int]] = {}
+        for scope in scopes:
+            for group in self._runtime.host.cpu_groups(scope, self.cpus()):
+                homes = [self._homes[scope, cpu] for cpu in group if (scope, cpu) in self._homes]
+                for cpu in group:
+                    home = self._homes.setdefault((scope, cpu), homes[0] if homes else group[0])
+                    served.setdefault((scope, home), []).append(cpu)
+        kept = {key: cpus for key, cpus in self._served.items() if key[0] not in scopes}
+        self._served = kept | {key: tuple(sorted(cpus)) for key, cpus in served.items()}
 
     # ------------------------------------------------------------------------------- what changed
 
@@ -142,9 +157,8 @@ class Hotplug:
                     return False
                 pools = list(runtime._pools.items())
                 changed = now != (self._cpus, self._limit)
-                self._cpus, self._limit = now
-                for scope in {scope for (scope, first, _), _ in pools if first >= 0 and scope != "cpu"}:
-                    self._learn(scope)
+                self._note(*now)
+                self._learn({scope for scope, _ in self._served})
             if changed:
                 sensor.cpus_changed()
                 for key, pool in pools:

@@ -136,20 +136,22 @@ class Runtime:
 
         of a CPU that is not there, the one for the calling thread. Raises as `pool_here`.
         """
-        if scope == "system" or cpu not in self.cpus():
+        if scope == "system" or not self.hotplug.uses(cpu):
             return self.pool_here(scope, highpri=highpri)
         first = self.hotplug.home(scope, cpu)
         return self._pools.get((scope, first, highpri)) or self._start_pool(scope, first, highpri)
 
     def _cpu_here(self) -> int:
-        worker = current_worker()
-        cpus = self.cpus()
+        worker, uses = current_worker(), self.hotplug.uses
         if worker is not None and worker.pool.runtime is self and len(worker.pool.cpus) == 1:
             own = worker.pool.cpus[0]
-            if own in cpus:
+            if uses(own):
                 return own
         cpu = self.host.current_cpu()
-        return cpu if cpu is not None and cpu in cpus else cpus[next(self._turn) % len(cpus)]
+        if cpu is not None and uses(cpu):
+            return cpu
+        cpus = self.cpus()
+        return cpus[next(self._turn) % len(cpus)]
 
     def begin(self) -> None:
         """Have what every pool relies on, before anything can go wrong. Raises ThreadLimit, QueueClosed."""
