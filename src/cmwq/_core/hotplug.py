@@ -215,12 +215,12 @@ def _bind_strays(pool: WorkerPool) -> None:
     """
     host = pool.host
     with pool.lock:
-        cpus = pool.cpus
+        cpus, served = pool.cpus, set(pool.cpus)
         threads = [(worker, worker.tid) for worker in pool.workers if worker.tid]
     strays = []
     for worker, tid in threads:
         bound = host.bound_to(tid)
-        if bound is not None and set(bound) != set(cpus):
+        if bound is not None and set(bound) != served:
             strays.append(worker)
     if not strays:
         return
