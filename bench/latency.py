@@ -19,16 +19,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from measure import percentile
 from workloads import _count_down, _loop_rate
 
 PATIENCE = 0.25
+SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 SETTLE = 0.0003  # seconds of CPU between submitting the probe and blocking
 
 Submit = Callable[..., "Future[Any]"]
@@ -207,8 +209,22 @@ def thread_pool(size: int) -> Iterator[tuple[Submit, int, str]]:
         yield pool.submit, size, f"ThreadPoolExecutor({size})"
 
 
-def percentile(ordered: list[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def distributions(
+    submit: Submit, target: int, kinds: Iterable[str], rounds: int, *, fsync_kib: int = 64
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Per kind: percentiles and every figure, in microseconds, and how many calls had ended first."""
+    turns = int(SETTLE * _loop_rate())
+    with busy(submit, target - 1):
+        for kind in kinds:
+            blocker = Fsync(fsync_kib) if kind == "fsync" else KINDS[kind]()
+            for _ in range(10):
+                one_round(submit, blocker, turns)
+            measured = [one_round(submit, blocker, turns) for _ in range(rounds)]
+            blocker.close()
+            figures = sorted(figure for figure, _ in measured)
+            line: dict[str, Any] = {name: percentile(figures, share) for name, share in SHARES.items()}
+            line |= {"max": figures[-1], "ended_first": sum(ended for _, ended in measured)}
+            yield kind, line | {"microseconds": [round(figure, 1) for figure, _ in measured]}
 
 
 def main() -> int:
@@ -227,7 +243,6 @@ def main() -> int:
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
 
-    turns = int(SETTLE * _loop_rate())
     pool: Any = partial(cmwq_pool, options.all_cpus)
     if options.contender == "threads":
         pool = partial(thread_pool, (os.cpu_count() or 1) if options.all_cpus else 1)
@@ -237,19 +252,11 @@ def main() -> int:
         python = f"Python {sys.version.split()[0]}{'' if gil else ' free-threaded'}"
         print(f"{title}, target {target}, {python}, {options.rounds} rounds; microseconds")
         print(f"{'kind':<12} {'p50':>8} {'p90':>8} {'p99':>8} {'max':>8}  call ended first", flush=True)
-        with busy(submit, target - 1):
-            for kind in options.kind or KINDS:
-                blocker = Fsync(options.fsync_kib) if kind == "fsync" else KINDS[kind]()
-                for _ in range(10):
-                    one_round(submit, blocker, turns)
-                rounds = [one_round(submit, blocker, turns) for _ in range(options.rounds)]
-                blocker.close()
-                figures = sorted(figure for figure, _ in rounds)
-                late = sum(ended for _, ended in rounds)
-                shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-                line = {name: percentile(figures, share) for name, share in shares.items()} | {"max": figures[-1]}
-                report[kind] = line | {"ended_first": late, "microseconds": [round(figure, 1) for figure, _ in rounds]}
-                print(f"{kind:<12} " + " ".join(f"{v:>8.1f}" for v in line.values()) + f"  {late}", flush=True)
+        kinds = options.kind or KINDS
+        for kind, line in distributions(submit, target, kinds, options.rounds, fsync_kib=options.fsync_kib):
+            report[kind] = line
+            figures = " ".join(f"{line[name]:>8.1f}" for name in (*SHARES, "max"))
+            print(f"{kind:<12} {figures}  {line['ended_first']}", flush=True)
     if options.json:
         options.json.write_text(
             json.dumps({"contender": title, "target": target, "python": python, "kinds": report}, indent=1) + "\n"

@@ -1,10 +1,11 @@
 """cmwq against ThreadPoolExecutor tuned by hand: every workload, every size, in one process.
 
-Its one job: for each workload find the best ThreadPoolExecutor size, and compare. How: (1) one screening round over all
-sizes, and one of cmwq in which the threads that ran items are counted; (2) the best 3 sizes and cmwq take turns, in a
-new random (seeded) order each round; medians. Pools are made once per workload and kept, so neither side pays for
-starting threads in the rounds that count. The ratio is best ThreadPoolExecutor time / cmwq time: above 1, cmwq was
-faster than the best number anyone could have chosen.
+Its one job: for each workload find the best ThreadPoolExecutor size, and compare; and find the one size that is best
+for all workloads together, and compare with that. How: (1) one screening round of every size on every workload; (2) for
+each workload one round of cmwq in which the threads that ran items are counted, then the best 3 sizes, those that may
+be the best single one, and cmwq take turns, in a new random (seeded) order each round; medians. Pools are made once per
+workload and kept, so neither side pays for starting threads in the rounds that count. A ratio is ThreadPoolExecutor
+time / cmwq time: above 1, cmwq was faster than the best number anyone could have chosen.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -31,6 +33,7 @@ from typing import Any
 from workloads import WORKLOADS, Run, Workload
 
 FINALISTS = 3
+SINGLES = 2  # sizes that may be the best one for all workloads together
 QUIET = 0.05  # share of the machine's CPUs that other processes may use before the figures are doubtful
 HANG = 120.0  # seconds one workload may take before all stacks are printed and the suite gives up
 
@@ -58,13 +61,19 @@ class Comparison:
     finalists: dict[int, Samples]
     cmwq: Samples
 
+    best_sizes: tuple[int, ...]
+
     @property
     def best(self) -> int:
-        return min(self.finalists, key=lambda size: self.finalists[size].time)
+        """Among those that were the best when screened: the others are here for the sake of all workloads."""
+        return min(self.best_sizes, key=lambda size: self.finalists[size].time)
 
     @property
     def ratio(self) -> float:
-        return self.finalists[self.best].time / self.cmwq.time
+        return self.ratio_of(self.best)
+
+    def ratio_of(self, size: int) -> float:
+        return self.finalists[size].time / self.cmwq.time
 
     def to_dict(self) -> dict[str, Any]:
         best = self.finalists[self.best]
@@ -73,6 +82,41 @@ class Comparison:
             "best_seconds": best.time,
             "cmwq_seconds": self.cmwq.time,
             "ratio": self.ratio,
+        }
+
+
+@dataclass
+class Suite:
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        return geometric_mean([c.ratio for c in self.comparisons])
+
+    @property
+    def worst(self) -> Comparison:
+        return min(self.comparisons, key=lambda c: c.ratio)
+
+    def single(self, *, all_workloads: bool) -> tuple[int, float] | None:
+        """The one size that is best for everything, and the geometric mean of the ratios to it.
+
+        Of all workloads, only sizes count that finish every one; without `all_workloads`, those are left out that hang
+        with some size. None: no such size was measured.
+        """
+        which = [c for c in self.comparisons if all_workloads or len(c.screening) > 1]
+        if not which:
+            return None
+        common = set.intersection(*(set(c.finalists) for c in which))
+        means = {size: geometric_mean([c.ratio_of(size) for c in which]) for size in common}
+        best = min(means, key=means.__getitem__, default=None)
+        return None if best is None else (best, means[best])
+
+    def to_dict(self) -> dict[str, Any]:
+        singles = {"all": self.single(all_workloads=True), "without_hangs": self.single(all_workloads=False)}
+        return {
+            "geometric_mean": self.mean,
+            "single": {key: found and {"size": found[0], "ratio": found[1]} for key, found in singles.items()},
+            "workloads": [c.to_dict() for c in self.comparisons],
         }
 
 
@@ -98,19 +142,55 @@ def measure(run: Run, pool: Executor, samples: Samples) -> None:
     samples.switches.append(after.ru_nvcsw + after.ru_nivcsw - before.ru_nvcsw - before.ru_nivcsw)
 
 
-def compare(workload: Workload, contender: Callable[[], Executor], rounds: int, quick: bool) -> Comparison:
+@contextmanager
+def watched() -> Iterator[None]:
     faulthandler.dump_traceback_later(HANG, exit=True)
-    pools: dict[int, ThreadPoolExecutor] = {}
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def screen(workload: Workload, quick: bool) -> dict[int, float]:
+    """One round of every size, threads to be started included."""
+    seconds = {}
+    with watched(), workload.load(quick=quick) as run:
+        for size in workload.sizes:
+            with ThreadPoolExecutor(size) as pool:
+                gc.collect()
+                seconds[size] = run(pool)
+    return seconds
+
+
+def single_sizes(screenings: Iterable[dict[int, float]]) -> set[int]:
+    """The sizes that may be the best single one: for the workloads that any size finishes, and for all."""
+    screened = list(screenings)
+    several = [seconds for seconds in screened if len(seconds) > 1]
+    found = set.intersection(*map(set, screened))
+    if several:
+        means = {
+            size: geometric_mean([seconds[size] / min(seconds.values()) for seconds in several]) for size in several[0]
+        }
+        found = {min(found, key=lambda size: means.get(size, 0.0))} if found else set()
+        found |= set(sorted(means, key=means.__getitem__)[:SINGLES])
+    return found
+
+
+def compare(
+    workload: Workload,
+    screening: dict[int, float],
+    singles: set[int],
+    contender: Callable[[], Executor],
+    rounds: int,
+    quick: bool,
+) -> Comparison:
+    best = tuple(sorted(screening, key=screening.__getitem__)[:FINALISTS])
+    pools = {size: ThreadPoolExecutor(size) for size in sorted({*best, *singles}.intersection(screening))}
     rng = random.Random(workload.name)
     try:
-        with workload.load(quick=quick) as run, contender() as pool:
-            screening = {}
-            for size in workload.sizes:
-                pools[size] = ThreadPoolExecutor(size)
-                gc.collect()
-                screening[size] = run(pools[size])
-            for size in sorted(pools, key=screening.__getitem__)[FINALISTS:]:
-                pools.pop(size).shutdown()
+        with watched(), workload.load(quick=quick) as run, contender() as pool:
+            for tpe in pools.values():
+                run(tpe)  # starts its threads
             census = Census(pool)
             run(census)
 
@@ -127,9 +207,32 @@ def compare(workload: Workload, contender: Callable[[], Executor], rounds: int, 
     finally:
         for tpe in pools.values():
             tpe.shutdown(cancel_futures=True)
-        faulthandler.cancel_dump_traceback_later()
     items = max(1, workload.items // 5) if quick else workload.items
-    return Comparison(workload.name, workload.summary, items, screening, finalists, cmwq)
+    return Comparison(workload.name, workload.summary, items, screening, finalists, cmwq, best)
+
+
+def run_suite(names: Iterable[str], contender: Callable[[], Executor], rounds: int, quick: bool) -> Suite:
+    """All of it, printed row by row."""
+    suite = Suite()
+    screenings = {}
+    for name in names:
+        print(f"screening {name} ...", end="\r" if sys.stdout.isatty() else "\n", flush=True)
+        screenings[name] = screen(WORKLOADS[name], quick)
+    singles = single_sizes(screenings.values())
+    print(HEADER + "\n" + "-" * len(HEADER), flush=True)
+    for name, screening in screenings.items():
+        suite.comparisons.append(compare(WORKLOADS[name], screening, singles, contender, rounds, quick))
+        print(row(suite.comparisons[-1]), flush=True)
+    print("-" * len(HEADER))
+    print(f"geometric mean of the ratios {suite.mean:.3f}, lowest {suite.worst.ratio:.3f} ({suite.worst.workload})")
+    for found, which in (
+        (suite.single(all_workloads=True), "that finishes them all"),
+        (suite.single(all_workloads=False), "but for those that hang with some size"),
+    ):
+        if found is not None:
+            size, mean = found
+            print(f"against the best single size for all workloads {which}, {size}: geometric mean {mean:.3f}")
+    return suite
 
 
 def contender_named(text: str) -> Callable[[], Executor]:
@@ -159,6 +262,26 @@ def machine_busy() -> float:
 def own_busy() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+class Load:
+    """How busy others kept the machine since this was made."""
+
+    def __init__(self) -> None:
+        self.began, self.busy, self.own = time.monotonic(), machine_busy(), own_busy()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def others(self) -> float:
+        """Their share of all CPUs. Of this process's children, those count as others that have not ended yet."""
+        theirs = machine_busy() - self.busy - (own_busy() - self.own)
+        return max(0.0, theirs) / self.seconds / (os.cpu_count() or 1)
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.0f} s in all; others used {self.others:.0%} of the CPUs"
 
 
 def machine() -> dict[str, Any]:
@@ -247,38 +370,24 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     with options.contender() as pool:
         pool.submit(int).result()  # starts the runtime: only then is it known which sensor serves
-    began, busy, own = time.monotonic(), machine_busy(), own_busy()
+    load = Load()
     facts = machine()
     print(", ".join(f"{key} {value}" for key, value in facts.items()), flush=True)
-    print(HEADER + "\n" + "-" * len(HEADER), flush=True)
-    comparisons = []
-    for name in options.only or WORKLOADS:
-        comparisons.append(compare(WORKLOADS[name], options.contender, options.rounds, options.quick))
-        print(row(comparisons[-1]), flush=True)
-    mean = geometric_mean([c.ratio for c in comparisons])
-    worst = min(comparisons, key=lambda c: c.ratio)
-    print("-" * len(HEADER))
-    print(f"geometric mean of the ratios {mean:.3f}, lowest {worst.ratio:.3f} ({worst.workload})")
-    seconds = time.monotonic() - began
-    others = max(0.0, machine_busy() - busy - (own_busy() - own)) / seconds / (os.cpu_count() or 1)
-    print(
-        f"medians of {options.rounds} alternating rounds; {seconds:.0f} s in all; others used {others:.0%} of the CPUs"
-    )
-    if others > QUIET:
+    suite = run_suite(options.only or WORKLOADS, options.contender, options.rounds, options.quick)
+    print(f"medians of {options.rounds} alternating rounds; {load}")
+    if load.others > QUIET:
         print("warning: the machine was not quiet; repeat on a quieter one before believing small differences")
     if options.json:
         document = {
             "machine": facts,
             "rounds": options.rounds,
             "quick": options.quick,
-            "others_cpu_share": others,
-            "geometric_mean": mean,
-            "workloads": [c.to_dict() for c in comparisons],
+            "others_cpu_share": load.others,
         }
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        options.json.write_text(json.dumps(document | suite.to_dict(), indent=1) + "\n")
     if options.chart:
-        draw(comparisons, options.chart)
-    return 0 if math.isfinite(mean) else 1
+        draw(suite.comparisons, options.chart)
+    return 0 if math.isfinite(suite.mean) else 1
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from functools import cache
 
 import slow_echo
 
-SIZES = (2, 4, 8, 16, 32, 64, 128)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 Item = Callable[[], object]
 Run = Callable[[Executor], float]
