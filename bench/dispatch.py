@@ -1,0 +1,229 @@
+"""What it costs to hand work over: throughput of calls and works, the way there and back, several producers."""
+
+from __future__ import annotations
+
+import os
+import queue
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from measure import Report, medians, percentile, seconds, turns
+
+import cmwq
+
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+def nothing() -> None:
+    pass
+
+
+def flood(pool: Executor, number: int) -> None:
+    """Submit, then take all results."""
+    futures = [pool.submit(nothing) for _ in range(number)]
+    for future in futures:
+        future.result()
+
+
+def stdlib_pools(stack: ExitStack) -> dict[str, ThreadPoolExecutor]:
+    """As many threads as CPUs, and its own default."""
+    pools = {f"ThreadPoolExecutor({CPUS})": ThreadPoolExecutor(CPUS), "ThreadPoolExecutor()": ThreadPoolExecutor()}
+    for pool in pools.values():
+        stack.enter_context(pool)
+    return pools
+
+
+def dispatch(report: Report, quick: bool) -> None:
+    report.heading("Dispatch: what handing over costs")
+    rounds = 3 if quick else 9
+    number = 2_000 if quick else 20_000
+    with ExitStack() as stack:
+        ours = stack.enter_context(cmwq.Executor())
+        theirs = stdlib_pools(stack)
+        throughput(report, ours, theirs, number, rounds)
+        there_and_back(report, ours, theirs, number // 10, rounds)
+        producers(report, ours, theirs, number, rounds)
+
+
+def throughput(report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPoolExecutor], n: int, rounds: int) -> None:
+    wq = ours.queue
+    works = [cmwq.Work(nothing) for _ in range(n)]
+
+    def queueing() -> None:
+        for work in works:
+            wq.queue(work)
+        wq.flush()
+
+    def submitting_many() -> None:
+        for future in wq.submit_many(nothing_of, range(n)):
+            future.result()
+
+    with hand_over() as bare:
+        pools: dict[str, Executor] = {"cmwq": ours, **theirs}
+        contenders = {name: partial(seconds, partial(flood, pool, n)) for name, pool in pools.items()}
+        contenders["queue"] = partial(seconds, queueing)
+        contenders["submit_many"] = partial(seconds, submitting_many)
+        contenders["bare"] = partial(seconds, partial(bare, n))
+        for name in contenders:
+            contenders[name]()  # warm
+        took = medians(contenders, rounds, "throughput")
+    per = {name: time / n * 1e6 for name, time in took.items()}
+    report.details["dispatch_us_per_item"] = per
+    how = f"{n:,} no-ops submitted, then all results taken"
+    report.say(f"{how}; us per no-op: " + ", ".join(f"{name} {us:.2f}" for name, us in per.items()))
+    for name in theirs:
+        report.add(
+            f"dispatch.submit.{kind_of(name)}", f"submit and result: throughput, of {name}", took[name] / took["cmwq"],
+            target=8.0, note="" if kind_of(name) == "default" else how,
+        )  # fmt: skip
+    for name in theirs:
+        report.add(
+            f"dispatch.queue.{kind_of(name)}", f"queue(work), then flush: throughput, of submit to {name}",
+            took[name] / took["queue"], target=12.0,
+            note="" if kind_of(name) == "default" else f"{n:,} different works, made before; flushed once",
+        )  # fmt: skip
+    name = next(iter(theirs))
+    report.add("dispatch.many", f"submit_many and results: throughput, of submit to {name}",
+               took[name] / took["submit_many"])  # fmt: skip
+    report.add("dispatch.bare", "the limit: queue.SimpleQueue to one thread, throughput, of cmwq's submit",
+               took["cmwq"] / took["bare"])  # fmt: skip
+
+
+def kind_of(name: str) -> str:
+    return "default" if name.endswith("()") else "cpus"
+
+
+def nothing_of(_: object) -> None:
+    pass
+
+
+@contextmanager
+def hand_over() -> Iterator[Callable[[int], None]]:
+    """So many calls through a SimpleQueue to one thread that calls them; returns when it called the last."""
+    calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+
+    def serve() -> None:
+        while (call := calls.get()) is not None:
+            call()
+
+    def run(number: int) -> None:
+        done = threading.Event()
+        for _ in range(number - 1):
+            calls.put(nothing)
+        calls.put(done.set)
+        done.wait()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield run
+    finally:
+        calls.put(None)
+        thread.join()
+
+
+def there_and_back(
+    report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPoolExecutor], n: int, rounds: int
+) -> None:
+    """Submit one, wait for its result, and again."""
+    clock = time.perf_counter_ns
+    tails: dict[str, list[float]] = {}
+
+    def pinging(name: str, ping: Callable[[], object]) -> float:
+        took = []
+        for _ in range(n):
+            began = clock()
+            ping()
+            took.append((clock() - began) / 1e3)
+        took.sort()
+        tails.setdefault(name, []).append(percentile(took, 0.99))
+        return statistics.median(took)
+
+    with answering() as bare:
+        pools: dict[str, Executor] = {"cmwq": ours, **theirs}
+        contenders = {name: partial(pinging, name, partial(ping, pool)) for name, pool in pools.items()}
+        contenders["bare"] = partial(pinging, "bare", bare)
+        for pool in pools.values():
+            flood(pool, 100)
+        took = medians(contenders, rounds, "there and back")
+    report.details["pingpong_us"] = took
+    for name, theirs_took in [(name, took[name]) for name in theirs]:
+        report.add(
+            f"dispatch.pingpong.{kind_of(name)}", f"submit one, wait for it, repeat: time, of {name}",
+            took["cmwq"] / theirs_took, target=1.0, at_most=True,
+            note=f"medians {took['cmwq']:.1f} and {theirs_took:.1f} us; 99 % within "
+            f"{statistics.median(tails['cmwq']):.0f} and {statistics.median(tails[name]):.0f} us",
+        )  # fmt: skip
+    report.add("dispatch.pingpong.bare", "the limit: SimpleQueue to a thread and back: time, of cmwq's",
+               took["bare"] / took["cmwq"], note=f"median {took['bare']:.1f} us")  # fmt: skip
+
+
+def ping(pool: Executor) -> None:
+    pool.submit(nothing).result()
+
+
+@contextmanager
+def answering() -> Iterator[Callable[[], object]]:
+    """One call through a SimpleQueue, its end through another."""
+    calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def serve() -> None:
+        while (call := calls.get()) is not None:
+            answers.put(call())
+
+    def run() -> None:
+        calls.put(nothing)
+        answers.get()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield run
+    finally:
+        calls.put(None)
+        thread.join()
+
+
+def producers(report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPoolExecutor], n: int, rounds: int) -> None:
+    """The same number of no-ops, from one, two and four threads: do they help or hinder each other?"""
+    pools: dict[str, Executor] = {"cmwq": ours, **theirs}
+    counts = (1, 2, 4)
+    contenders = {
+        f"{name} {count}": partial(produce, pool, n, count) for name, pool in pools.items() for count in counts
+    }
+    took = {name: statistics.median(values) for name, values in turns(contenders, rounds, "producers").items()}
+    for count in counts[1:]:
+        beside = {name: took[f"{name} 1"] / took[f"{name} {count}"] for name in pools}
+        report.add(
+            f"dispatch.producers.{count}", f"{count} producers: total throughput, of one producer's", beside["cmwq"],
+            target=1.0 if FREE_THREADED else None,
+            note="; ".join(f"{name} {beside[name]:.2f}" for name in theirs)
+            + "; cmwq / " + ", ".join(f"{name} {took[f'{name} {count}'] / took[f'cmwq {count}']:.2f}" for name in theirs),
+        )  # fmt: skip
+
+
+def produce(pool: Executor, number: int, count: int) -> float:
+    """Seconds until all have taken their results."""
+    barrier = threading.Barrier(count + 1)
+
+    def body() -> None:
+        barrier.wait()
+        flood(pool, number // count)
+
+    threads = [threading.Thread(target=body) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    began = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - began

@@ -1,0 +1,32 @@
+"""The suite's figures: against the best number anybody could have chosen, per workload and for all together."""
+
+from __future__ import annotations
+
+from measure import Report
+from suite import run_suite
+from workloads import SIZES, WORKLOADS
+
+import cmwq
+
+
+def oracle(report: Report, quick: bool) -> None:
+    report.heading(f"Against ThreadPoolExecutor(N), N = {', '.join(map(str, SIZES))}")
+    suite = run_suite(WORKLOADS, cmwq.Executor, 2 if quick else 5, quick)
+    report.details["suite"] = suite.to_dict()
+    for c in suite.comparisons:
+        best = c.finalists[c.best]
+        report.add(
+            f"oracle.{c.workload}", f"{c.workload}: the best N's time, of cmwq's", c.ratio, target=1.0,
+            note=f"N = {c.best}: {best.time * 1e3:.1f} ms, cmwq {c.cmwq.time * 1e3:.1f} ms on {c.cmwq.threads} threads",
+        )  # fmt: skip
+    report.add("oracle.mean", "geometric mean over all workloads", suite.mean, target=1.15)
+    finishing, any_size = (suite.single(all_workloads=which) for which in (True, False))
+    if finishing is not None:
+        report.add(
+            "oracle.single.all", f"one N for all workloads, {finishing[0]}: geometric mean", finishing[1], target=1.5,
+            note="the best of those that finish every workload: with fewer than 201 threads, nested hangs",
+        )  # fmt: skip
+    if any_size is not None:
+        report.add(
+            "oracle.single.any", f"one N for all but nested, {any_size[0]}: geometric mean", any_size[1], target=1.5
+        )
