@@ -10,7 +10,8 @@ MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check lint types bench stress faults hotplug model mutants promises clean setup
+.PHONY: help demo test test-all check lint types bench performance suite stress faults hotplug model mutants promises \
+	clean setup
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,8 +35,18 @@ types: setup  ## mypy, strict
 	$(PY) -m mypy
 	$(PY) -m mypy tools
 
-bench: EXTRAS := bench
-bench: setup  ## the workload suite; table here, JSON and chart in out/
+bench: EXTRAS := bench peers
+bench: setup  ## every figure cmwq is measured by, the suite included; JSON and chart in out/
+	@mkdir -p out
+	$(PY) bench/figures.py --json 'out/figures-{tag}.json' --chart out/suite.svg $(ARGS)
+
+performance:  ## the same, with every Python >= 3.11 that is installed; rewrites docs/performance.md
+	@rm -f out/figures-*.json
+	-@$(PYTHON) tools/interpreters.py --run $(MAKE) bench 'PYTHON={python}' 'VENV=.venv-{tag}'
+	@$(PYTHON) bench/performance.py out/figures-*.json
+
+suite: EXTRAS := bench
+suite: setup  ## the workload suite alone
 	@mkdir -p out
 	$(PY) bench/suite.py --json out/suite.json --chart out/suite.svg $(ARGS)
 

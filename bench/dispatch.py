@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +12,9 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from measure import Report, medians, percentile, seconds, turns
+from measure import CPUS, FREE_THREADED, Report, medians, percentile, seconds, turns
 
 import cmwq
-
-CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def nothing() -> None:
@@ -202,12 +197,14 @@ def producers(report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPoolE
     }
     took = {name: statistics.median(values) for name, values in turns(contenders, rounds, "producers").items()}
     for count in counts[1:]:
-        beside = {name: took[f"{name} 1"] / took[f"{name} {count}"] for name in pools}
+        scaled = {name: took[f"{name} 1"] / took[f"{name} {count}"] for name in pools}
+        beside = {name: took[f"{name} {count}"] / took[f"cmwq {count}"] for name in theirs}
         report.add(
-            f"dispatch.producers.{count}", f"{count} producers: total throughput, of one producer's", beside["cmwq"],
+            f"dispatch.producers.{count}", f"{count} producers: total throughput, of one producer's", scaled["cmwq"],
             target=1.0 if FREE_THREADED else None,
-            note="; ".join(f"{name} {beside[name]:.2f}" for name in theirs)
-            + "; cmwq / " + ", ".join(f"{name} {took[f'{name} {count}'] / took[f'cmwq {count}']:.2f}" for name in theirs),
+            note="; ".join(f"{name} {scaled[name]:.2f}" for name in theirs)
+            + "; with so many, cmwq's throughput is "
+            + ", ".join(f"{ratio:.2f} of {name}'s" for name, ratio in beside.items()),
         )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from cycle import profile
 from dispatch import dispatch
-from measure import Figure, Report
+from measure import CPUS, Figure, Report
 from noticing import noticing
 from oracle import oracle
 from peers import peers
@@ -37,7 +37,7 @@ SECTIONS = {
     "peers": peers,
     "profile": profile,
 }
-LIMIT = 600.0  # seconds for one section
+LIMIT = 900.0  # seconds for one section
 
 
 def tag() -> str:
@@ -51,9 +51,9 @@ def facts() -> dict[str, Any]:
     return machine()
 
 
-def here(name: str, quick: bool) -> dict[str, Any]:
+def here(name: str, quick: bool, chart: Path | None) -> dict[str, Any]:
     """One section, in this process."""
-    report, load = Report(), Load()
+    report, load = Report(chart=chart), Load()
     try:
         SECTIONS[name](report, quick)
     except Exception as error:
@@ -63,23 +63,26 @@ def here(name: str, quick: bool) -> dict[str, Any]:
     return {
         "figures": [figure.to_dict() for figure in report.figures],
         "details": report.details,
+        "cpus": CPUS,
         "others_cpu_share": load.others,
         "seconds": load.seconds,
     }
 
 
-def in_child(name: str, quick: bool) -> dict[str, Any]:
+def in_child(name: str, quick: bool, chart: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "section.json"
-        command = [sys.executable, __file__, "--only", name, "--json", str(path), *["--quick"][: int(quick)]]
+        command = [sys.executable, __file__, "--part", "--only", name, "--json", str(path)]
+        command += ["--quick"] if quick else []
+        command += ["--chart", str(chart)] if chart else []
         try:
-            subprocess.run([*command, "--part"], timeout=LIMIT)
+            subprocess.run(command, timeout=LIMIT)
             sections: dict[str, dict[str, Any]] = json.loads(path.read_text())["sections"]
             return sections[name]
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
             failed = Figure(f"{name}.failed", f"section {name}", None, note=f"failed: {type(error).__name__}")
             print(f"section {name} {failed.note}", flush=True)
-            return {"figures": [failed.to_dict()], "details": {}, "others_cpu_share": 0.0, "seconds": LIMIT}
+            return {"figures": [failed.to_dict()], "details": {}, "cpus": CPUS, "others_cpu_share": 0.0, "seconds": 0.0}
 
 
 def main() -> int:
@@ -87,6 +90,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(SECTIONS), help="repeatable; default: all")
     parser.add_argument("--quick", action="store_true", help="little of everything: a smoke test, not a measurement")
     parser.add_argument("--json", type=Path, metavar="FILE", help="{tag} in it stands for the interpreter")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="the suite's, svg or png (needs matplotlib)")
     parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     names = list(dict.fromkeys(options.only or SECTIONS))
@@ -94,7 +98,7 @@ def main() -> int:
     if about:
         print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     run = here if len(names) == 1 else in_child
-    sections = {name: run(name, options.quick) for name in names}
+    sections = {name: run(name, options.quick, options.chart) for name in names}
     if options.json:
         path = Path(str(options.json).replace("{tag}", tag()))
         document = {"tag": tag(), "machine": about, "quick": options.quick, "seconds": load.seconds}
@@ -108,6 +112,9 @@ def main() -> int:
         )
         print(f"missed: {', '.join(f['id'] for f in figures if f['verdict'] == 'missed') or 'none'}")
         print(load)
+        for name, section in sections.items():
+            if section["cpus"] != CPUS:
+                print(f"warning: section {name} ran on {section['cpus']} CPUs; they changed meanwhile")
         if max(section["others_cpu_share"] for section in sections.values()) > QUIET:
             print("warning: the machine was not quiet; repeat on a quieter one before believing small differences")
     return 1 if failed else 0

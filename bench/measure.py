@@ -7,14 +7,19 @@ figures as they come, and keeps them. Guaranteed: what is compared was measured 
 from __future__ import annotations
 
 import gc
+import os
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
 NOISE = 0.03
 """A ratio that misses its target by less is called met within noise."""
 
@@ -34,12 +39,10 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """`met`, `noise` (missed by less than NOISE), `missed`, or nothing where there is no target or no value."""
+        """`met`, `noise` (a ratio that misses by less than NOISE), `missed`; empty: no target, or no value."""
         if self.value is None or self.target is None:
             return ""
-        short = (self.value - self.target) / self.target * (-1 if not self.at_most else 1) if self.target else 0.0
-        if not self.target:
-            return "met" if (self.value <= 0 if self.at_most else self.value >= 0) else "missed"
+        short = (self.value / self.target - 1) * (1 if self.at_most else -1)
         return "met" if short <= 0 else "noise" if short <= NOISE and self.unit == "x" else "missed"
 
     def wanted(self) -> str:
@@ -61,6 +64,8 @@ def shown(value: float | None, unit: str) -> str:
 class Report:
     figures: list[Figure] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    chart: Path | None = None
+    """Where the suite is to draw its chart."""
 
     def heading(self, text: str) -> None:
         print(f"\n{text}\n{'-' * len(text)}", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from measure import Report
-from suite import run_suite
+from suite import draw, run_suite
 from workloads import SIZES, WORKLOADS
 
 import cmwq
@@ -30,3 +30,5 @@ def oracle(report: Report, quick: bool) -> None:
         report.add(
             "oracle.single.any", f"one N for all but nested, {any_size[0]}: geometric mean", any_size[1], target=1.5
         )
+    if report.chart:
+        draw(suite.comparisons, report.chart)

@@ -18,12 +18,13 @@ from typing import Any
 
 from measure import Report, medians
 from suite import watched
-from workloads import WORKLOADS, Item, time_all
+from workloads import WORKLOADS, Item, Workload, time_all
 
 import cmwq
 
 CHOSEN = ("sleep", "native", "no-op", "phases")
 SIZES = (2, 8, 32, 64, 128, 256)  # for the best ThreadPoolExecutor
+SHARE = 3  # of the suite's items, one in so many: some of the peers take their time
 
 RunAll = Callable[[list[Item]], float]
 
@@ -93,7 +94,7 @@ def joblib_threading() -> Iterator[RunAll]:
 
 @contextmanager
 def futurist_dynamic() -> Iterator[RunAll]:
-    """Grows and shrinks by how many are busy; max_workers by default as ThreadPoolExecutor's old 5 per CPU, or so."""
+    """Grows and shrinks by how many are busy, up to its default number."""
     import futurist
 
     with futurist.DynamicThreadPoolExecutor() as pool:
@@ -125,8 +126,16 @@ def why_not(module: str) -> str:
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
+def items_of(workload: Workload, share: int) -> list[Item]:
+    """What it would submit."""
+    recorder = Recorder()
+    with contextmanager(workload.prepare)(workload.items // share) as run:
+        run(recorder)
+    return recorder.items
+
+
 class Recorder(Executor):
-    """What would be submitted."""
+    """Runs nothing."""
 
     def __init__(self) -> None:
         self.items: list[Item] = []
@@ -163,10 +172,8 @@ def peers(report: Report, quick: bool) -> None:
 
 def against_peers(workload: str, found: dict[str, Any], quick: bool, report: Report) -> dict[str, float]:
     """Median seconds of each that works, of cmwq, and of the best fixed pool."""
-    recorder = Recorder()
-    with WORKLOADS[workload].load(quick=quick) as run, ExitStack() as stack:
-        run(recorder)
-        items = recorder.items
+    items = items_of(WORKLOADS[workload], 10 if quick else SHARE)
+    with ExitStack() as stack:
         ours = stack.enter_context(cmwq.Executor())
         fixed = {size: stack.enter_context(ThreadPoolExecutor(size)) for size in SIZES}
         times = {size: min(time_all(pool, items) for _ in range(2)) for size, pool in fixed.items()}

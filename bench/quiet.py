@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import Report, medians, seconds
+from measure import CPUS, Report, medians, seconds
 from workloads import Item, native, pure
 
 import cmwq
@@ -51,7 +51,7 @@ def switches(report: Report, number: int, rounds: int) -> None:
         after = resource.getrusage(resource.RUSAGE_SELF)
         return after.ru_nvcsw + after.ru_nivcsw - before.ru_nvcsw - before.ru_nivcsw
 
-    with cmwq.Executor() as ours, ThreadPoolExecutor(CROWD) as crowd, ThreadPoolExecutor(os.cpu_count()) as few:
+    with cmwq.Executor() as ours, ThreadPoolExecutor(CROWD) as crowd, ThreadPoolExecutor(CPUS) as few:
         pools: dict[str, Executor] = {"cmwq": ours, "crowd": crowd, "few": few}
         for pool in pools.values():
             flood(pool, item, number)
@@ -60,7 +60,7 @@ def switches(report: Report, number: int, rounds: int) -> None:
         "quiet.switches", f"context switches, {number:,} x 0.2 ms native CPU: ThreadPoolExecutor({CROWD})'s, of cmwq's",
         count["crowd"] / max(1.0, count["cmwq"]), target=10.0,
         note=f"cmwq {count['cmwq']:.0f}, ThreadPoolExecutor({CROWD}) {count['crowd']:.0f}, "
-        f"ThreadPoolExecutor({os.cpu_count()}) {count['few']:.0f}; the whole process, sensor threads included",
+        f"ThreadPoolExecutor({CPUS}) {count['few']:.0f}; the whole process, sensor threads included",
     )  # fmt: skip
 
 
@@ -105,10 +105,11 @@ def memory(report: Report, quick: bool) -> None:
     last, first = grown[-1]["items"], grown[0]["items"]
     theirs = in_child("stdlib_items", sizes[:2], room)[-1]
     short = "" if last == sizes[-1] else f"; no more than {last:,}: this machine's memory is too small"
+    by_size = "; ".join(f"{row['items']:,}: {each[row['items']]:.0f} bytes, {row['us']:.2f} us each" for row in grown)
+    beside = f"{theirs['items']:,}: {theirs['bytes'] / theirs['items']:.0f} bytes"
     report.add(
         "quiet.memory.item", f"memory per queued call, {last:,} of them", each[last], "bytes",
-        note="; ".join(f"{row['items']:,}: {each[row['items']]:.0f} bytes, {row['us']:.2f} us to submit" for row in grown)
-        + f"; ThreadPoolExecutor, {theirs['items']:,}: {theirs['bytes'] / theirs['items']:.0f} bytes" + short,
+        note=f"{by_size}; ThreadPoolExecutor, {beside}{short}",
     )  # fmt: skip
     report.add(
         "quiet.memory.linear", f"the same, of that with {first:,}: is it linear?", each[last] / each[first],

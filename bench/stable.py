@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from statistics import median
 
-from measure import Report, medians, percentile
+from measure import CPUS, FREE_THREADED, Report, medians, percentile
 from workloads import WORKLOADS, Item, in_turn, native, pure, time_all
 
 import cmwq
-
-CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def stable(report: Report, quick: bool) -> None:
     report.heading("Stable: locks, long works beside short ones")
     lock_peak(report, quick)
-    for longs, what in ((CPUS, "as many as CPUs"), (2 * CPUS, "twice as many as CPUs")):
+    for longs in (CPUS, 2 * CPUS):
         for kind, part in (("native", native), ("pure", pure)):
-            beside_long(report, f"{kind}.{longs // CPUS}", f"{longs} long {kind} ones, {what}", part, longs, quick)
+            beside_long(
+                report, f"{kind}.{longs // CPUS}", f"short works beside {longs} long {kind} ones", part, longs, quick
+            )
 
 
 def lock_peak(report: Report, quick: bool) -> None:
@@ -79,7 +76,7 @@ def beside_long(report: Report, id: str, title: str, part: Callable[[float], Ite
     middle = {name: median(values) * 1e3 for name, values in tails.items()}
     report.add(
         f"stable.mixed.{id}",
-        f"{title}: p99 of a short one's wait, ThreadPoolExecutor({CPUS})'s, of cmwq's",
+        f"{title}: p99 of the wait, ThreadPoolExecutor({CPUS})'s, of cmwq's",
         p99["stdlib"] / p99["cmwq"], target=10.0,
         note=f"cmwq {p99['cmwq'] * 1e3:.1f} ms (median {middle['cmwq']:.2f}), "
         f"ThreadPoolExecutor({CPUS}) {p99['stdlib'] * 1e3:.0f} ms (median {middle['stdlib']:.1f})",

@@ -1,7 +1,8 @@
 """Make a virtual environment in which cmwq is installed from this tree, with some of its extras.
 
 Its one job: `environment.py DIRECTORY EXTRA...` leaves DIRECTORY ready, made of the Python that runs this file. The C
-extension is built in place if there is a C compiler, and which sensor serves is said.
+extension is built in place if there is a C compiler, and which sensor serves is said. Of the extra `peers`, what can't
+be installed for this Python is left out, and that is said.
 
 Guarantees: nothing is done where nothing changed (Python, this tree's place, pyproject.toml, the C source, the
 compiler); the stamp that says so is written last, so an interrupted run is begun again from nothing. No compiler is
@@ -23,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 SENTINEL = ROOT / "src/cmwq/_sensor/_sentinel.c"
 STAMP = "cmwq.json"
+PEERS = "peers"  # an extra of which any part may be missing
 SENSOR = """
 from cmwq._sensor import NAMES, why_not
 for name in NAMES:
@@ -58,10 +60,13 @@ def main(argv: list[str]) -> int:
     python = str(directory / "bin/python")
     # One that was built from other source or by another compiler must not serve if the build now fails.
     SENTINEL.with_suffix(str(sysconfig.get_config_var("EXT_SUFFIX"))).unlink(missing_ok=True)
-    project = f"{ROOT}[{','.join(sorted(extras))}]"
+    project = f"{ROOT}[{','.join(sorted(extras - {PEERS}))}]"
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--only-binary=:all:"]
     if status := run([*pip, "--editable", project]):
         return status
+    for peer in peers() if PEERS in wanted["extras"] else ():
+        if run([*pip, peer], show=False):
+            print(f"not installed: {peer} (no wheel for this Python)")
     if status := run([python, "-c", SENSOR], show=True):
         return status
     stamp.write_text(json.dumps(wanted, indent=1) + "\n")
@@ -76,6 +81,13 @@ def read(stamp: Path) -> dict[str, Any]:
     return found
 
 
+def peers() -> list[str]:
+    import tomllib  # not in Pythons that `main` refuses
+
+    found: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][PEERS]
+    return found
+
+
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -86,11 +98,11 @@ def compiler() -> str:
     return f"{command}: {shutil.which(command.split()[0])}"
 
 
-def run(command: list[str], *, show: bool = False) -> int:
-    """Its exit status; what it printed, if it failed or `show`."""
+def run(command: list[str], *, show: bool | None = None) -> int:
+    """Its exit status; what it printed, if `show`, or by default if it failed."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     done = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode or show:
+    if done.returncode if show is None else show:
         print(done.stdout, end="", flush=True)
     return done.returncode
 
