@@ -78,7 +78,7 @@ class Quiet:
         self.worker = Worker(self.pool, -1, self.pool.lookout.parker())
         be_worker(self.worker)
         self.pool.lookout.attach(self.worker)
-        self.worker.shown = self.wq
+        self.worker.served = self.pwq  # else the thread is named anew
 
     def process(self) -> float:
         """Everything that waits, by the hot loop itself. Nanoseconds."""
@@ -89,8 +89,20 @@ class Quiet:
             process_works(self.pool, self.worker)
             took = time.perf_counter_ns() - began
             self.pool.target = 0
-        self.worker.last = None
+        if self.worker.telling is not None:
+            self.worker.telling.tell()
+        self.worker.last = self.worker.telling = None
         return took
+
+    def futures(self, number: int) -> list[Any]:
+        """As submitted, but in no list."""
+        made = [self.wq.submit(nothing) for _ in range(number)]
+        with self.pool.lock:
+            self.pool.worklist.clear()
+            self.pwq.phase.count -= number
+            self.pwq.nr_active -= number
+            self.pool.look_out()
+        return made
 
     @contextmanager
     def something_listed(self) -> Iterator[None]:
@@ -146,8 +158,7 @@ def parts_of_submit(quiet: Quiet, number: int) -> list[Part]:
         return took
 
     def inserting() -> float:
-        futures = [Future(pwq.phase, nothing, (), {}, context) for _ in range(number)]
-        took = per("insert(pwq, thing)", futures, insert=insert, pwq=pwq)
+        took = per("insert(pwq, thing)", quiet.futures(number), insert=insert, pwq=pwq)
         quiet.process()
         return took
 
@@ -157,7 +168,7 @@ def parts_of_submit(quiet: Quiet, number: int) -> list[Part]:
 
     counting = "phase = pwq.phase\nphase.count += 1\nif pwq.attends or pwq.nr_active >= pwq.max_active: pass"
     counting += "\nelse: pwq.nr_active += 1\nphase.count -= 1\npwq.nr_active -= 1"
-    creating = "Future(pwq.phase, nothing, (), {}, context)"
+    creating = "Future(pwq.phase, (nothing,), {}, context)"
     return [
         ("submit, whole", whole),
         ("  copy_context()", keeping("copy_context()", number, copy_context=copy_context)),
@@ -174,7 +185,7 @@ def parts_of_run(quiet: Quiet, number: int) -> list[Part]:
     wq, pwq, pool, worker = quiet.wq, quiet.pwq, quiet.pool, quiet.worker
 
     def futures() -> list[Any]:
-        return [Future(pwq.phase, nothing, (), {}, copy_context()) for _ in range(number)]
+        return quiet.futures(number)
 
     def processing(callback: bool = False) -> Callable[[], float]:
         def whole() -> float:
@@ -228,22 +239,21 @@ def parts_of_run(quiet: Quiet, number: int) -> list[Part]:
         return range(number)
 
     switching = "lock.release(); lock.acquire()"
-    asking = "if thing.exempt or worker.shown is not thing.queue: pass"
-    calling = "run(*args, **kwargs)"
+    asking = "if worker.served is thing._phase.pwq: pass"
     return [
         ("one item through process_works, whole", processing()),
         ("  worklist.popleft", popping),
-        ("  keep_working(pool)", going_on),
+        ("  keep_working(pool), asked only where too many run", going_on),
         ("  item.claim(worker)", held("thing.claim(worker)", futures, worker=worker)),
         ("  lock.release(); lock.acquire()", held(switching, numbers, lock=pool.lock)),
-        ("  item.exempt, worker.shown is not item.queue", lambda: per(asking, futures(), worker=worker)),
+        ("  worker.served is item._phase.pwq", lambda: per(asking, futures(), worker=worker)),
         ("  item.run(), whole", lambda: per("thing.run()", futures())),
         (
-            "    context.run(nothing, *(), **{})",
-            simple(calling, number, run=copy_context().run, args=(nothing,), kwargs={}),
+            "    context.run(*call)",
+            simple("run(*call)", number, run=copy_context().run, call=(nothing,)),
         ),
         ("    nothing()", simple("nothing()", number, nothing=nothing)),
-        ("  lookout.ended(worker)", held("ended(worker)", numbers, ended=pool.lookout.ended, worker=worker)),
+        ("  worker.ended()", held("ended()", numbers, ended=worker.ended)),
         ("  item.end(), whole", counted("thing.end()", futures)),
         ("    phase.retire()", counted("phase.retire()", numbers, phase=pwq.phase)),
         ("result() of a future that ended", lambda: per("thing.result()", ended())),

@@ -114,6 +114,8 @@ def main() -> int:
             f"\n{len(verdicts)} targets: " + ", ".join(f"{verdicts.count(v)} {v}" for v in ("met", "noise", "missed"))
         )
         print(f"missed: {', '.join(f['id'] for f in figures if f['verdict'] == 'missed') or 'none'}")
+        for figure in failed:
+            print(f"FAILED: {figure['title']}: {figure['note']}")
         print(load)
         for name, section in sections.items():
             if section["cpus"] != CPUS:
