@@ -38,14 +38,14 @@ def stdlib_pools(stack: ExitStack) -> dict[str, ThreadPoolExecutor]:
 
 def dispatch(report: Report, quick: bool) -> None:
     report.heading("Dispatch: what handing over costs")
-    rounds = 3 if quick else 9
+    rounds = 3 if quick else 7
     number = 2_000 if quick else 20_000
     with ExitStack() as stack:
         ours = stack.enter_context(cmwq.Executor())
         theirs = stdlib_pools(stack)
         throughput(report, ours, theirs, number, rounds)
         there_and_back(report, ours, theirs, number // 10, rounds)
-        producers(report, ours, theirs, number, rounds)
+        producers(report, ours, theirs, number, min(rounds, 5))
 
 
 def throughput(report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPoolExecutor], n: int, rounds: int) -> None:
