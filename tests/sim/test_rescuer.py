@@ -489,6 +489,22 @@ def test_G3_what_was_taken_back_holds_up_no_end_where_no_worker_can_be_had(befor
     sim.run(main)
 
 
+def test_G3_what_waits_behind_something_taken_back_is_done() -> None:
+    sim = Simulation()
+
+    def main() -> None:
+        runtime = sim.runtime()
+        wq = cmwq.WorkQueue("q", max_active=1, runtime=runtime)
+        taken_back = wq.submit(int)
+        behind = wq.submit(sim.note, "done")
+        assert taken_back.cancel()
+        runtime.close()
+        assert behind.done()
+
+    sim.run(main)
+    assert sim.log == [(0.0, "done")]
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 def test_C5_max_active_and_order_hold_on_rescuers_and_workers_at_once(ordered: bool) -> None:
     def run(seed: int) -> None:

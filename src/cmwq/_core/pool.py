@@ -385,11 +385,14 @@ class WorkerPool:
         return not any(worker.item or worker.counted for worker in self.workers)
 
     def has_work(self) -> bool:
-        """Work waits that wasn't taken back. (What was is passed over by who comes, but maybe nobody can.)
+        """Work waits that wasn't taken back. (What was is passed over by who comes, but maybe nobody can.) It may wait
+        inactive, behind what was taken back.
 
         Context: lock held.
         """
-        return any(not item.withdrawn for item in self.worklist)
+        return any(
+            not item.withdrawn or any(not behind.withdrawn for behind in item.pwq.inactive) for item in self.worklist
+        )
 
     def quiet_or_tell(self, parker: Parker | None) -> bool:
         """Whether it is quiet; if not, `parker` is unparked when it may be."""
