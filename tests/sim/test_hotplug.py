@@ -616,6 +616,7 @@ def program(seed: int) -> None:
         for queue in (*queues, *ordered):
             queue.flush()
         checked()
+        sim.host.refuse = lambda name: False
         sim.sleep(0.5)
         for pool in runtime._pools.values():
             assert bound(sim, pool) <= {pool.cpus, (0,)}

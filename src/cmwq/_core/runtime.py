@@ -14,6 +14,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakSet
 
@@ -61,10 +62,18 @@ class Runtime:
         config: Config | None = None,
     ) -> None:
         self._owns_host = host is None  # I
+        # Whatever will be needed is imported now: a fork in the middle of an import leaves that module's lock taken in
+        # the child, for good (G2).
         if host is None:
             from cmwq._host import ThreadHost
 
             host = ThreadHost()
+        if sensor is None or isinstance(sensor, str):
+            from cmwq._sensor import choose
+
+            self._choose_sensor: Callable[[], Sensor] = partial(choose, host, sensor)  # I
+        else:
+            self._choose_sensor = partial(_given, sensor)
         if max_workers < 2:
             raise ValueError(f"max_workers is {max_workers}: a pool needs at least 2, one to work and one in reserve")
         wanted = None if cpus is None else tuple(sorted(set(cpus)))
@@ -73,7 +82,6 @@ class Runtime:
         self.host = host  # I
         self.config = config or Config()  # I
         self.max_workers = max_workers  # I
-        self._sensor_wanted = sensor  # I
         self._lock = host.lock()
         self.hotplug = Hotplug(self, wanted)  # I
         self.watchdog = Watchdog(self)  # I
@@ -201,13 +209,6 @@ class Runtime:
                 pool.creation_refused("interrupted")
             raise
         return pool
-
-    def _choose_sensor(self) -> Sensor:
-        if self._sensor_wanted is None or isinstance(self._sensor_wanted, str):
-            from cmwq._sensor import choose
-
-            return choose(self.host, self._sensor_wanted)
-        return self._sensor_wanted
 
     # ------------------------------------------------------------------------------- freezer (E8)
 
@@ -381,6 +382,10 @@ class Runtime:
         self.host.forget()
         for queue in list(self._queues):
             queue.forget()
+
+
+def _given(sensor: Sensor) -> Sensor:
+    return sensor
 
 
 _default: list[Runtime] = []

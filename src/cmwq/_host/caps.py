@@ -13,6 +13,11 @@ from pathlib import Path
 
 from cmwq._host.topology import cgroup_folders
 
+try:
+    import resource
+except ImportError:
+    resource = None  # type: ignore[assignment]
+
 SPARE = 4  # threads left to the rest of the process
 
 
@@ -44,11 +49,11 @@ def headroom() -> int:
 
 def _nproc() -> Cap:
     source = "getrlimit(RLIMIT_NPROC)"
+    if resource is None:
+        return Cap("RLIMIT_NPROC", None, None, source)
     try:
-        import resource
-
         soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    except (ImportError, OSError, ValueError):
+    except (OSError, ValueError):
         return Cap("RLIMIT_NPROC", None, None, source)
     # Root is exempt from this limit, and others' threads count against it: unknown use is best left to the refusal
     # itself.

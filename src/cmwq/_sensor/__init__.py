@@ -5,20 +5,22 @@ All three keep the same promises; they differ in how soon they notice.
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import TYPE_CHECKING
+
+from cmwq._sensor import hints, procfs, sentinel
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Host, Sensor
 
-NAMES = ("sentinel", "procfs", "hints")
+_MODULES = {"sentinel": sentinel, "procfs": procfs, "hints": hints}
+NAMES = tuple(_MODULES)
 """The best first."""
 
 
 def why_not(name: str) -> str | None:
     """Why that sensor does not work here; None: it does."""
-    reason: str | None = importlib.import_module(f"cmwq._sensor.{name}").usable()
+    reason: str | None = _MODULES[name].usable()
     return reason
 
 
@@ -45,6 +47,5 @@ def choose(host: Host, name: str | None = None) -> Sensor:
 
 
 def _make(name: str, host: Host, reason: str) -> Sensor:
-    module = importlib.import_module(f"cmwq._sensor.{name}")
-    sensor: Sensor = module.make(host, reason)
+    sensor: Sensor = _MODULES[name].make(host, reason)
     return sensor
