@@ -10,8 +10,8 @@ MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check lint types bench performance suite stress faults hotplug model mutants promises \
-	clean setup
+.PHONY: help demo test test-all check lint types bench performance suite stress scale faults hotplug model mutants \
+	promises clean setup
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +52,10 @@ suite: setup  ## the workload suite alone
 
 stress: setup  ## work queues under stress: flushes, races, coalescing, a million delayed works
 	$(PY) bench/stress.py $(ARGS)
+
+scale: setup  ## the core simulated at up to 1,024 CPUs and 1,000,000 works: is the cost of every decision flat?
+	@mkdir -p out
+	$(PY) bench/scale.py --json out/scale.json $(ARGS)
 
 faults: setup  ## tests against real faults: a CPU offline and back 100 times, threads refused, quotas, freezes (root)
 	CMWQ_FAULT_CYCLES=100 $(PY) -m pytest --timeout 600 tests/faults $(ARGS)
