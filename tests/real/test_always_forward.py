@@ -240,7 +240,7 @@ def test_G4_a_rescuer_and_a_watchdog_that_have_nothing_to_do_do_not_wake_up(pyth
                 cf.wait([wq.submit(time.sleep, 0.002) for _ in range(50)])
                 runtime.cpu_online(cpu)
             while runtime.watchdog.on: time.sleep(0.1)
-            time.sleep(0.5)  # what ticks finds out that there is nothing to do
+            time.sleep(2)  # what ticks finds out that there is nothing to do
             before = switches()
             time.sleep(2.5)
             after = switches()

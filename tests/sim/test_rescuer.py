@@ -363,6 +363,28 @@ def test_C4_a_row_of_refusals_ends_when_a_worker_is_there() -> None:
     sim.run(main)
 
 
+def test_C4_it_is_told_though_others_wait_who_may_go_on() -> None:
+    """What they wait for has nothing to do with it."""
+    sim = Simulation(cpus=2)
+
+    def main() -> None:
+        with sim.runtime() as runtime:
+            elsewhere = cmwq.WorkQueue("elsewhere", highpri=True, runtime=runtime)
+            long = elsewhere.submit(sim.sleep, 1000.0)
+            waits = elsewhere.submit(long.result)
+            sim.sleep(1 * MS)
+            wq = cmwq.WorkQueue("q", rescuer=True, runtime=runtime)
+            sim.host.refuse = no_workers
+            later: list[cmwq.Future[int]] = []
+            first = wq.submit(lambda: later[0].result())
+            later.append(wq.submit(abs, -7))
+            assert isinstance(first.exception(), cmwq.ThreadLimit)
+            assert sim.host.now < 10
+            waits.result()
+
+    sim.run(main)
+
+
 def test_C4_who_waits_in_a_chain_of_500_works_is_found() -> None:
     sim = Simulation()
     number = 500
