@@ -66,7 +66,7 @@ class WorkQueue:
     rescuer: it has a thread of its own from the start, which runs its works, one at a time, when no worker can be
         created: it keeps moving whatever happens (C). Making the queue then raises ThreadLimit if that thread, or the
         runtime's own, can't be had. A work that the rescuer runs and that waits for one that nobody could begin is
-        told by ThreadLimit.
+        told by ThreadLimit; but not if it waits in a way unknown here (an Event, `concurrent.futures.wait`).
     on_error: called as on_error(work, exception) for a queued `Work` that raised, on the worker; without it the
         exception is logged to the logger "cmwq". Exceptions of `submit`ted calls are in their futures.
     context: the context that calls run in a copy of (default: a copy of the caller's, taken as they are submitted).
