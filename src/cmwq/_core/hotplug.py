@@ -157,8 +157,9 @@ class Hotplug:
                     return False
                 pools = list(runtime._pools.items())
                 changed = now != (self._cpus, self._limit)
-                self._note(*now)
-                self._learn({scope for scope, _ in self._served})
+                if changed:
+                    self._note(*now)
+                    self._learn({scope for scope, _ in self._served})
             if changed:
                 sensor.cpus_changed()
                 for key, pool in pools:

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cmwq._core.policy import need_rescuer
-from cmwq._core.worker import Worker, be_worker
+from cmwq._core.worker import Worker, announce, be_worker
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
@@ -126,13 +126,7 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
         if announcement is not None and announcement.brief:
             telling, announcement = announcement, None
         if announcement is not None:
-            worker.announcing = True
-            lock.release()
-            announcement.announce(item)
-            lock.acquire()
-            worker.forget_hints()
-            item.retire()
-            worker.announcing = False
+            announce(pool, worker, announcement)
             announcement = None
         worker.item = None
         if item.follower is not None:
