@@ -101,6 +101,18 @@ def nothing_of(_: object) -> None:
 
 
 @contextmanager
+def serving(serve: Callable[[], None], calls: queue.SimpleQueue[Any]) -> Iterator[None]:
+    """A thread that serves meanwhile; None in its queue ends it."""
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        calls.put(None)
+        thread.join()
+
+
+@contextmanager
 def hand_over() -> Iterator[Callable[[int], None]]:
     """So many calls through a SimpleQueue to one thread that calls them; returns when it called the last."""
     calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
@@ -116,13 +128,8 @@ def hand_over() -> Iterator[Callable[[int], None]]:
         calls.put(done.set)
         done.wait()
 
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
+    with serving(serve, calls):
         yield run
-    finally:
-        calls.put(None)
-        thread.join()
 
 
 def there_and_back(
@@ -179,13 +186,8 @@ def answering() -> Iterator[Callable[[], object]]:
         calls.put(nothing)
         answers.get()
 
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
+    with serving(serve, calls):
         yield run
-    finally:
-        calls.put(None)
-        thread.join()
 
 
 def producers(report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPoolExecutor], n: int, rounds: int) -> None:

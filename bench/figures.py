@@ -7,7 +7,6 @@ collect their figures. A section that fails or hangs is a figure without a value
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 from cycle import profile
 from dispatch import dispatch
-from measure import CPUS, Figure, Report
+from measure import CPUS, Figure, Report, need_charts
 from noticing import noticing
 from oracle import oracle
 from peers import peers
@@ -94,8 +93,8 @@ def main() -> int:
     parser.add_argument("--chart", type=Path, metavar="FILE", help="the suite's, svg or png (needs matplotlib)")
     parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.chart and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--chart needs matplotlib: pip install 'cmwq[bench]'")  # told now, not after minutes of measuring
+    if options.chart:
+        need_charts(parser)
     names = list(dict.fromkeys(options.only or SECTIONS))
     about, load = {} if options.part else facts(), Load()
     if about:

@@ -24,6 +24,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from measure import need_charts
+
 import cmwq
 
 PHASES = ("before", "offline", "after")
@@ -195,10 +197,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.cpu == min(os.sched_getaffinity(0)):
         parser.error("needs two CPUs (--baseline?)")
     if options.chart:
-        try:
-            import matplotlib  # noqa: F401  -- told now, not after measuring
-        except ImportError:
-            parser.error("--chart needs matplotlib: pip install 'cmwq[bench]'")
+        need_charts(parser)
     return options
 
 

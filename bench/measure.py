@@ -6,7 +6,9 @@ figures as they come, and keeps them. Guaranteed: what is compared was measured 
 
 from __future__ import annotations
 
+import argparse
 import gc
+import importlib.util
 import os
 import random
 import statistics
@@ -123,3 +125,9 @@ def seconds(call: Callable[[], object]) -> float:
 
 def percentile(ordered: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def need_charts(parser: argparse.ArgumentParser) -> None:
+    """`--chart` was given: say now that it can't be drawn, not after minutes of measuring."""
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("--chart needs matplotlib: pip install 'cmwq[bench]'")

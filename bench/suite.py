@@ -30,6 +30,7 @@ from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
+from measure import need_charts
 from workloads import WORKLOADS, Run, Workload
 
 FINALISTS = 3
@@ -359,10 +360,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.chart:
         if options.chart.suffix not in (".svg", ".png"):
             parser.error("--chart must end in .svg or .png")
-        try:
-            import matplotlib  # noqa: F401  -- told now, not after minutes of measuring
-        except ImportError:
-            parser.error("--chart needs matplotlib: pip install 'cmwq[bench]'")
+        need_charts(parser)
     return options
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from unittest import mock
 
@@ -59,9 +59,14 @@ def simulate(
 
 def simulate_each(scenario: Scenario, seeds: int, *, cpus: int = 1, late: float = 0.0) -> None:
     """Under so many random interleavings. A failure says which seed repeats it."""
-    for seed in range(seeds):
+    with_each(range(seeds), lambda seed: simulate(scenario, cpus=cpus, seed=seed, late=late))
+
+
+def with_each(seeds: Iterable[int], program: Callable[[int], object]) -> None:
+    """Run program(seed) with each. A failure says which seed repeats it."""
+    for seed in seeds:
         try:
-            simulate(scenario, cpus=cpus, seed=seed, late=late)
+            program(seed)
         except BaseException as exc:
             exc.add_note(f"seed {seed}")
             raise

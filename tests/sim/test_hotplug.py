@@ -7,6 +7,7 @@ from collections import Counter
 from contextlib import suppress
 
 import pytest
+from simulated import with_each
 
 import cmwq
 from cmwq._core.hotplug import UNMANAGED
@@ -633,9 +634,4 @@ def program(seed: int) -> None:
 
 @pytest.mark.parametrize("first", range(0, 300, 25))
 def test_D2_D3_D4_D5_300_interleavings_while_cpus_come_and_go(first: int) -> None:
-    for seed in range(first, first + 25):
-        try:
-            program(seed)
-        except BaseException as exc:
-            exc.add_note(f"seed {seed}")
-            raise
+    with_each(range(first, first + 25), program)

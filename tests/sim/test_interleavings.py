@@ -6,6 +6,7 @@ import random
 from collections import Counter
 
 import pytest
+from simulated import with_each
 
 import cmwq
 from cmwq.testing import Simulation
@@ -108,12 +109,7 @@ def run_program(seed: int) -> Simulation:
 
 @pytest.mark.parametrize("first", range(0, 300, SEEDS_PER_TEST))
 def test_300_interleavings_keep_every_invariant(first: int) -> None:
-    for seed in range(first, first + SEEDS_PER_TEST):
-        try:
-            run_program(seed)
-        except BaseException as exc:
-            exc.add_note(f"seed {seed}")
-            raise
+    with_each(range(first, first + SEEDS_PER_TEST), run_program)
 
 
 def test_same_seed_same_run() -> None:

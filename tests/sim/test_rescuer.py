@@ -7,6 +7,7 @@ import random
 from collections import Counter
 
 import pytest
+from simulated import with_each
 
 import cmwq
 from cmwq._core import hotplug, rescuer
@@ -675,9 +676,4 @@ def program(seed: int) -> None:
 
 @pytest.mark.parametrize("first", range(0, 150, 25))
 def test_C4_150_interleavings_with_threads_refused(first: int) -> None:
-    for seed in range(first, first + 25):
-        try:
-            program(seed)
-        except BaseException as exc:
-            exc.add_note(f"seed {seed}")
-            raise
+    with_each(range(first, first + 25), program)

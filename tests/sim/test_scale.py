@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import test_interleavings
+from simulated import with_each
 
 import cmwq
 from cmwq._errors import InvariantError, ThreadLimit
@@ -240,9 +241,4 @@ def test_100_interleavings_with_marks_and_costs_keep_every_invariant() -> None:
         return sim
 
     with mock.patch.object(test_interleavings, "Simulation", harsher):
-        for seed in range(100):
-            try:
-                test_interleavings.run_program(seed)
-            except BaseException as exc:
-                exc.add_note(f"seed {seed}")
-                raise
+        with_each(range(100), test_interleavings.run_program)
