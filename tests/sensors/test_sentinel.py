@@ -110,6 +110,21 @@ def kept_descriptors() -> list[int]:
 # ------------------------------------------------------------------------------------- slots
 
 
+def test_A3_sentinels_have_idle_priority(watch: Watch) -> None:
+    """Else the kernel gives them their share of a busy CPU, and each look costs the workers two switches."""
+    cpu = topology.cpus()[0]
+    watch.start(cpu)
+
+    def policies() -> list[int]:
+        tasks = Path("/proc/self/task").iterdir()
+        named = [int(task.name) for task in tasks if (task / "comm").read_text().strip() == "cmwq/sentinel"]
+        return [os.sched_getscheduler(tid) for tid in named]
+
+    deadline = time.monotonic() + HANG
+    while not (seen := policies()) or set(seen) != {os.SCHED_IDLE}:  # each sets its own as it begins
+        assert time.monotonic() < deadline, f"sentinels have policies {seen}"
+
+
 def test_a_sleeping_thread_is_marked_once_and_anew_after_the_end_of_an_item(watch: Watch) -> None:
     lookout = make_lookout(watch)
     looker = lookout.slot()

@@ -531,8 +531,11 @@ static void *native_main(void *arg)
     prctl(PR_SET_TIMERSLACK, 1);
     if (post.cpu < 0)
         tick_main(post.watch);
-    else
+    else {
+        struct sched_param param = {0};
+        sched_setscheduler(0, SCHED_IDLE, &param);      /* glibc's thread attributes refuse this policy */
         sentinel_main(post.watch, post.cpu);
+    }
     atomic_fetch_sub(&post.watch->natives, 1);
     watch_release(post.watch);
     return NULL;
@@ -551,14 +554,10 @@ static int start_thread(Watch *watch, int cpu)
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
     pthread_attr_setstacksize(&attr, PTHREAD_STACK_MIN > 65536 ? PTHREAD_STACK_MIN : 65536);
     if (cpu >= 0) {
-        struct sched_param param = {0};
         cpu_set_t set;
         CPU_ZERO(&set);
         CPU_SET(cpu, &set);
         pthread_attr_setaffinity_np(&attr, sizeof set, &set);
-        pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
-        pthread_attr_setschedpolicy(&attr, SCHED_IDLE);
-        pthread_attr_setschedparam(&attr, &param);
     }
     sigfillset(&all);                   /* signals are for Python's main thread */
     pthread_sigmask(SIG_SETMASK, &all, &before);
