@@ -69,7 +69,7 @@ def sleeper(lookout: Lookout) -> Iterator[Slot]:
 
 
 def review(lookout: Lookout, looker: Slot) -> list[tuple[int, bool, bool]]:
-    looker.review()
+    looker.review(MANY)
     return list(lookout.deliver())
 
 
@@ -273,7 +273,7 @@ def test_a_lookout_that_was_given_up_is_used_again(watch: Watch) -> None:
     with sleeper(lookout) as slot:
         assert review_until_seen(lookout, looker)
         slot.ended()
-        looker.review()  # a mark that is not delivered
+        looker.review(MANY)  # a mark that is not delivered
         lookout.arm(looker)
         lookout.acquire()
         del lookout, looker

@@ -295,6 +295,8 @@ class Future(cf.Future[T]):
         parker = host.parker()
         if timeout is None and current_worker() is None:  # nobody's work waits: the short way
             try:
+                if self._state == RUNNING and pwq.pool.worklist:
+                    pwq.pool.nap(parker)
                 if self.attach(parker):
                     while self._state not in _DONE:
                         parker.park()

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("cmwq")
 
+NAP = 1e-3
+"""Seconds that somebody outside waits for a result that is being computed before asking to be woken, while works wait."""
+
 
 class WorkerPool:
     """The workers of one scope (A1): one CPU or several."""
@@ -92,6 +95,7 @@ class WorkerPool:
         self.lost = False  # F: it was the parent's
         self.nr_parked = 0  # L: works that are active and in no list: they run elsewhere first (E3)
         self.drainers: list[Parker] = []  # L: who waits for quiet
+        self.nappers: set[Parker] = set()  # L: who looks again by themselves, in a moment or when no work waits any more
         self.nr_hogs = 0  # L: workers whose item is a hog, and let go of (A9)
         self.hog_timer: Timer | None = None  # L: exists only while work waits, and for a moment after
         self.hog_rests = 0  # L: periods since work waited
@@ -172,6 +176,27 @@ class WorkerPool:
                 hogs.watch(self)
         if self.rescued and self.mayday_timer is None and need_rescuer(self):
             rescuer.watch(self, self.config.mayday_initial_timeout)
+        if self.nappers and not self.worklist:
+            for napper in self.nappers:
+                napper.unpark()
+            self.nappers.clear()
+
+    def nap(self, parker: Parker) -> None:
+        """Wait a moment, if works wait; less if the last of them begins.  Context: no worker; lock not held.
+
+        Who takes results one after the other, as fast as they come, would be woken for each, and take a CPU from a
+        worker each time: two or more switches per work. While works wait nobody is short of them; so such a thread
+        looks again by itself, and finds many.
+        """
+        with self.lock:
+            if not self.worklist:
+                return
+            self.nappers.add(parker)
+        try:
+            parker.park(NAP)
+        finally:
+            with self.lock:
+                self.nappers.discard(parker)
 
     def count(self, worker: Worker) -> None:
         """It runs, from now on (A2).  Context: lock held."""

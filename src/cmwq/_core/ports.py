@@ -193,8 +193,11 @@ class Lookout(Protocol):
         """Call `worker_sleeping` and `worker_running` for what was marked."""
         ...
 
-    def review(self, worker: Worker) -> None:
-        """The worker would go idle because too many run: if others of those sleep by now, say so. May do nothing."""
+    def review(self, worker: Worker, enough: int) -> None:
+        """The worker would go idle because too many run: if others of those sleep by now, say so.
+
+        It does go idle if `enough` others were seen to run, so there is no need to look further. May do nothing.
+        """
         ...
 
     def exempt(self, worker: Worker, flag: bool) -> None:

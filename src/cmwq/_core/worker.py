@@ -14,7 +14,7 @@ from collections.abc import Callable
 from threading import local
 from typing import TYPE_CHECKING, Any
 
-from cmwq._core.policy import keep_working, need_more_worker, need_to_create_worker
+from cmwq._core.policy import keep_working, need_more_worker, need_to_create_worker, slack
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -215,7 +215,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
         if running > target and last is not None and not keep_working(pool):
             # While every CPU is busy nobody looks, and one of those believed running may long sleep: a worker that
             # went idle for it would be missed at once.
-            pool.lookout.review(worker)
+            pool.lookout.review(worker, target + slack(pool))
             if not keep_working(pool):
                 break
             running = pool.nr_running
@@ -238,7 +238,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
                     woken = pool.kick()  # A6: the wake chain
                 if pool.armed_with is None:
                     pool.look_out()
-            elif pool.armed_with is not None:
+            elif pool.armed_with is not None or pool.nappers:
                 pool.look_out()
             lock.release()
             if woken is not None:

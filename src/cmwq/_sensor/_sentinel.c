@@ -353,8 +353,10 @@ static bool has_lasted(Slot *slot, unsigned word, long long key, int runnable, i
    who asks before it goes idle, nobody: it is there itself. */
 typedef enum { SENTINEL, TICKER, WORKER } Looker;
 
-/* One look at a pool's workers.  Returns whether a worker was woken. */
-static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self)
+/* One look at a pool's workers.  Returns whether a worker was woken.  It ends early once `enough` were found runnable,
+   or, if it is no worker's, one that waits for the GIL: nobody is woken then, whatever the others do.  A hundred that
+   ended their sleeps together and queue for a CPU would else be read again and again. */
+static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self, int enough)
 {
     struct { Slot *slot; unsigned word; long long key; } waiting[32];
     int nr_waiting = 0, runnable = 0, gil_waiters = 0, young = 0, relooked = 0;
@@ -363,8 +365,8 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
 
     atomic_store(&lookout->last_look, now);
     atomic_fetch_add_explicit(&watch->looks, 1, memory_order_relaxed);
-    for (int k = 0; k < n; k++) {
-        int i = (first + k) % n;
+    for (int k = 0; k < n && runnable < enough && (looker == WORKER || !gil_waiters); k++) {
+        int i = first + k < n ? first + k : first + k - n;
         Slot *slot = &lookout->slots[i];
         unsigned word = atomic_load(&slot->word), state = word & STATE;
         if (state == AWAY || state == PARKED || slot == self)
@@ -419,7 +421,7 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
             runnable++;
     }
     /* The GIL rule: while one waits for the GIL, another could only join the queue. */
-    if (looker == WORKER || gil_waiters || runnable >= (looker == TICKER ? 1 : atomic_load(&lookout->target)))
+    if (looker == WORKER || gil_waiters || runnable >= enough)
         return false;
     int reserve = atomic_exchange(&lookout->reserve, 0);
     if (!reserve)
@@ -441,7 +443,8 @@ static void make_round(Watch *watch, int cpu, bool *armed, bool *woke)
             continue;
         *armed = true;
         if (cpu >= 0 || now_ns(CLOCK_MONOTONIC) - atomic_load(&lookout->last_look) > TICK)
-            *woke |= look(watch, lookout, cpu < 0 ? TICKER : SENTINEL, NULL);
+            *woke |= cpu < 0 ? look(watch, lookout, TICKER, NULL, 1)
+                             : look(watch, lookout, SENTINEL, NULL, atomic_load(&lookout->target));
     }
 }
 
@@ -657,9 +660,12 @@ static PyObject *slot_exempt(SlotObject *self, PyObject *flag)
     Py_RETURN_NONE;
 }
 
-static PyObject *slot_review(SlotObject *self, PyObject *Py_UNUSED(none))
+static PyObject *slot_review(SlotObject *self, PyObject *enough)
 {
-    look(self->owner->watch, self->owner->lookout, WORKER, self->slot);
+    long others = PyLong_AsLong(enough);
+    if (others == -1 && PyErr_Occurred())
+        return NULL;
+    look(self->owner->watch, self->owner->lookout, WORKER, self->slot, (int)others);
     Py_RETURN_NONE;
 }
 
@@ -708,7 +714,8 @@ static PyMethodDef slot_methods[] = {
     {"unpark", (PyCFunction)slot_unpark, METH_NOARGS, "Let park() return, now or next time."},
     {"ended", (PyCFunction)slot_ended, METH_NOARGS, "The worker ended an item: what was seen of it is void."},
     {"exempt", (PyCFunction)slot_exempt, METH_O, "exempt(flag): do not look at this worker until exempt(False)."},
-    {"review", (PyCFunction)slot_review, METH_NOARGS, "The worker itself looks at the others."},
+    {"review", (PyCFunction)slot_review, METH_O,
+     "review(enough): the worker itself looks at the others, until it saw so many run."},
     {"free", (PyCFunction)slot_free, METH_NOARGS, "The thread is ending: give the place to another."},
     {NULL},
 };

@@ -199,7 +199,7 @@ class TickingLookout:
     def deliver(self) -> None:
         pass
 
-    def review(self, worker: Worker) -> None:
+    def review(self, worker: Worker, enough: int) -> None:
         pass
 
     def exempt(self, worker: Worker, flag: bool) -> None:

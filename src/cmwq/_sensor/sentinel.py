@@ -135,8 +135,8 @@ class SentinelLookout:
             else:
                 self._pool.worker_running(worker)
 
-    def review(self, worker: Worker) -> None:
-        worker.parker.review()  # type: ignore[attr-defined]
+    def review(self, worker: Worker, enough: int) -> None:
+        worker.parker.review(enough)  # type: ignore[attr-defined]
         self.deliver()
 
     def exempt(self, worker: Worker, flag: bool) -> None:

@@ -584,7 +584,7 @@ class SimLookout:
     def deliver(self) -> None:
         pass
 
-    def review(self, worker: Worker) -> None:
+    def review(self, worker: Worker, enough: int) -> None:
         pass
 
     def ended(self, worker: Worker) -> None:
@@ -629,7 +629,7 @@ class MarkingLookout(SimLookout):
         for worker, sleeps in marks.items():
             (self._pool.worker_sleeping if sleeps else self._pool.worker_running)(worker)
 
-    def review(self, worker: Worker) -> None:
+    def review(self, worker: Worker, enough: int) -> None:
         self.deliver()
 
     def ended(self, worker: Worker) -> None:
