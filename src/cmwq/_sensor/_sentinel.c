@@ -41,6 +41,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -66,7 +67,8 @@ enum {
     SPINS = 400,                /* looks at a pool's lock before sleeping for it, without a GIL */
     GONE = 50 * MS,             /* between two tries to get back to a CPU that is offline */
     MAX_LOOKOUTS = 4096,
-    MAX_KEPT = 64,              /* descriptors kept open: a pool of a thousand threads must not hold a thousand */
+    MAX_KEPT = 256,             /* descriptors kept open: a pool of a thousand threads must not hold a thousand */
+    KEPT_SHARE = 8,             /* nor more than an eighth of those that the process may have */
 };
 
 #ifdef Py_GIL_DISABLED
@@ -146,6 +148,7 @@ typedef struct {
     atomic_llong gil_low, gil_high;     /* A: futexes in this range are the GIL's; empty range: no GIL */
     atomic_int nr_lookouts;     /* A */
     atomic_int nr_kept;         /* A: slots that keep a descriptor */
+    int max_kept;               /* I */
     atomic_int natives;         /* A: native threads among the refs */
     pid_t pid;                  /* I */
     _Atomic(Lookout *) lookouts[MAX_LOOKOUTS];  /* A: set once */
@@ -243,7 +246,7 @@ static ssize_t read_syscall(Watch *watch, Slot *slot, int tid, char *text, size_
         if (mine && slot->kept)
             close_kept(watch, slot);
         bool keep = mine && n > 0 && !fstat(fd, &file);
-        if (keep && atomic_fetch_add(&watch->nr_kept, 1) >= MAX_KEPT) {
+        if (keep && atomic_fetch_add(&watch->nr_kept, 1) >= watch->max_kept) {
             atomic_fetch_sub(&watch->nr_kept, 1);
             keep = false;
         }
@@ -359,7 +362,8 @@ typedef enum { SENTINEL, TICKER, WORKER } Looker;
 static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self, int enough)
 {
     struct { Slot *slot; unsigned word; long long key; } waiting[32];
-    int nr_waiting = 0, runnable = 0, gil_waiters = 0, young = 0, relooked = 0;
+    struct { Slot *slot; unsigned word; } asleep[RELOOK];
+    int nr_waiting = 0, nr_asleep = 0, runnable = 0, gil_waiters = 0, young = 0;
     long long now = now_ns(CLOCK_MONOTONIC), key, still;
     int n = atomic_load(&lookout->nr_slots), first = n ? atomic_load(&lookout->cursor) % n : 0;
 
@@ -368,20 +372,19 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
     for (int k = 0; k < n && runnable < enough && (looker == WORKER || !gil_waiters); k++) {
         int i = first + k < n ? first + k : first + k - n;
         Slot *slot = &lookout->slots[i];
-        unsigned word = atomic_load(&slot->word), state = word & STATE;
+        unsigned word = atomic_load_explicit(&slot->word, memory_order_relaxed), state = word & STATE;
         if (state == AWAY || state == PARKED || slot == self)
             continue;
-        int tid = atomic_load(&slot->tid);
         if (state != RUNNING) {
-            if (relooked == RELOOK || look_at(watch, lookout, slot, tid, &key) != RUNS) {
-                young += state == ON_LOCK && is_young(slot, now);
-                relooked += relooked < RELOOK;
-                continue;
+            young += state == ON_LOCK && is_young(slot, now);
+            if (nr_asleep < RELOOK) {
+                asleep[nr_asleep].slot = slot;
+                asleep[nr_asleep++].word = word;
+                atomic_store_explicit(&lookout->cursor, i + 1, memory_order_relaxed);
             }
-            relooked++;
-            runnable += mark(lookout, slot, word, RUNNING);
             continue;
         }
+        int tid = atomic_load(&slot->tid);
         switch (tid ? look_at(watch, lookout, slot, tid, &key) : RUNS) {    /* 0: unparked while its thread starts */
         case WAITS_FOR_GIL:
             gil_waiters++;
@@ -411,8 +414,9 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
             break;
         }
     }
-    if (n)
-        atomic_store(&lookout->cursor, (first + RELOOK) % n);
+    for (int i = 0; i < nr_asleep && runnable < enough; i++)
+        if (look_at(watch, lookout, asleep[i].slot, atomic_load(&asleep[i].slot->tid), &key) == RUNS)
+            runnable += mark(lookout, asleep[i].slot, asleep[i].word, RUNNING);
     for (int i = 0, running = runnable; i < nr_waiting; i++) {
         if (has_lasted(waiting[i].slot, waiting[i].word, waiting[i].key, running, young)) {
             mark(lookout, waiting[i].slot, waiting[i].word, ON_LOCK);
@@ -975,6 +979,9 @@ static PyObject *watch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (self) {
         atomic_store(&self->watch->refs, 1);
         self->watch->pid = getpid();
+        struct rlimit limit;
+        bool low = !getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur / KEPT_SHARE < MAX_KEPT;
+        self->watch->max_kept = low ? (int)(limit.rlim_cur / KEPT_SHARE) : MAX_KEPT;
     }
     return (PyObject *)self;
 }
