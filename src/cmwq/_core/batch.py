@@ -51,7 +51,7 @@ class Batch:
         """`wait`, for whoever drives it."""
         done = 0
         while done < len(self._futures):
-            yield self._futures[done].as_target()
+            yield self._futures[done]
             done += 1
 
     def results(self, timeout: float | None = None) -> list[Any]:

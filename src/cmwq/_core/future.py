@@ -203,9 +203,8 @@ class Future(cf.Future[T]):
     def lacks_workers(self) -> Collection[WorkerPool]:
         return (self._phase.pwq.pool,) if self._state == PENDING else ()
 
-    def as_target(self) -> Target:
-        """Its end, as something to wait for."""
-        return _Result(self)
+    def describe_wait(self) -> str:
+        return f"waits for the result of {self.describe()}"
 
     # ------------------------------------------------------------------------------- concurrent.futures.Future
 
@@ -305,25 +304,11 @@ class Future(cf.Future[T]):
                 raise
             return
         deadline = None if timeout is None else host.monotonic() + timeout
-        if not wait_for(_Result(self), parker, runtime, deadline):
+        if not wait_for(self, parker, runtime, deadline):
             raise CmwqTimeout(f"no result within {timeout} s: {self!r}")
 
     def __repr__(self) -> str:
         return f"<cmwq.Future {self._state.lower()} of queue {self.queue.name!r}>"
-
-
-class _Result:
-    """A future as what somebody waits for."""
-
-    __slots__ = ("attach", "detach", "done", "future", "lacks_workers", "needs", "queue")
-
-    def __init__(self, future: Future[Any]) -> None:
-        self.future = future
-        self.done, self.attach, self.detach, self.needs = future.done, future.attach, future.detach, future.needs
-        self.queue, self.lacks_workers = future.queue, future.lacks_workers
-
-    def describe(self) -> str:
-        return f"waits for the result of {self.future.describe()}"
 
 
 class BoundedFuture(Future[T]):

@@ -276,7 +276,7 @@ class ItemEnd:
             runs = any(worker.item is self.item for worker in pool.workers)
             return () if self.item.over or runs else (pool,)
 
-    def describe(self) -> str:
+    def describe_wait(self) -> str:
         return f"{self.verb} {self.item.describe()}"
 
 

@@ -201,7 +201,7 @@ def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | No
                 found = True
     for pool in target.lacks_workers():
         return (
-            f"{own.describe()} {target.describe()}, which needs a worker of pool {pool.name}, and there is none: a "
+            f"{own.describe()} {target.describe_wait()}, which needs a worker of pool {pool.name}, and there is none: a "
             f"thread was refused {pool.nr_refusals} times in a row ({pool.refusal}), whoever is there waits likewise, "
             f"and so would this rescuer. Allow more threads, or queue what a work waits for before it"
         )

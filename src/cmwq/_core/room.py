@@ -118,5 +118,5 @@ class _Turn:
     def lacks_workers(self) -> Collection[WorkerPool]:
         return [pwq.pool for pwq in self.room._queue.places() if pwq.has_works_waiting()]
 
-    def describe(self) -> str:
+    def describe_wait(self) -> str:
         return f"waits for room in queue {self.room._queue.name!r}"

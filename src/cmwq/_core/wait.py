@@ -63,7 +63,7 @@ class Target(Protocol):
         """Where a worker is needed for what has not begun yet; on one of these pools. Empty: all runs, or is over."""
         ...
 
-    def describe(self) -> str:
+    def describe_wait(self) -> str:
         """What one does who waits for it: "flushes queue 'q1'"."""
         ...
 
@@ -98,8 +98,8 @@ class Waits:
             if chain is None:
                 return
             self.end(item)
-        links = [f"{item.describe()} {target.describe()}"]
-        links += [f"{other.describe()}, which {what.describe()}" for other, what in chain]
+        links = [f"{item.describe()} {target.describe_wait()}"]
+        links += [f"{other.describe()}, which {what.describe_wait()}" for other, what in chain]
         raise FlushDeadlock(f"this would wait for ever: {', that needs '.join(links)}, that needs {item.describe()}")
 
     def all(self) -> dict[Item, Target]:
@@ -121,7 +121,7 @@ class Waits:
             _log.warning(
                 "%s, which has a rescuer, %s; but queue %r has none, and without threads this waits for ever (F7)",
                 item.describe(),
-                target.describe(),
+                target.describe_wait(),
                 target.queue.name,
             )
 
@@ -198,7 +198,7 @@ class PhaseEnd:
     def lacks_workers(self) -> Collection[WorkerPool]:
         return (self.phase.pwq.pool,) if self.phase.pwq.has_works_waiting(self.phase.number) else ()
 
-    def describe(self) -> str:
+    def describe_wait(self) -> str:
         return f"flushes queue {self.phase.pwq.wq.name!r}"
 
 
@@ -232,7 +232,7 @@ class Quiet:
     def lacks_workers(self) -> Collection[WorkerPool]:
         return ()
 
-    def describe(self) -> str:
+    def describe_wait(self) -> str:
         return f"freezes queue {self.pwq.wq.name!r}"
 
 

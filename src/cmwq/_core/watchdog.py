@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
-    from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
     from cmwq._core.runtime import Runtime
-    from cmwq._core.wait import Target
 
 _log = logging.getLogger("cmwq")
 
@@ -200,15 +198,15 @@ def _describe(pool: WorkerPool, seconds: float) -> Stall:
     workers = []
     for worker, item, tid in found:
         target = None if item is None else waiting.get(item)
-        waits_for = pool.host.waits_in(tid) if target is None else _words(target)
+        waits_for = pool.host.waits_in(tid) if target is None else _words(target.describe_wait)
         stack = pool.host.stack_of(worker.thread) if item is not None else ()
-        workers.append(StalledWorker(worker.name, tid, _words(item) if item is not None else "", waits_for, stack))
+        workers.append(StalledWorker(worker.name, tid, _words(item.describe) if item is not None else "", waits_for, stack))
     return Stall(pool.name, seconds, pending, False, reason, tuple(workers))
 
 
-def _words(what: Item | Target) -> str:
+def _words(describe: Callable[[], str]) -> str:
     """To name a callable may mean to ask its repr(), which is the user's."""
     try:
-        return what.describe()
+        return describe()
     except Exception as exc:
         return f"(its repr() raised {type(exc).__name__})"
