@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("cmwq")
 
 NAP = 1e-3
-"""Seconds that somebody outside waits for a result that is being computed before asking to be woken, while works wait."""
+"""Seconds that a thread waits for a result that is being computed before it asks to be woken, while works wait."""
 
 
 class WorkerPool:
@@ -95,7 +95,7 @@ class WorkerPool:
         self.lost = False  # F: it was the parent's
         self.nr_parked = 0  # L: works that are active and in no list: they run elsewhere first (E3)
         self.drainers: list[Parker] = []  # L: who waits for quiet
-        self.nappers: set[Parker] = set()  # L: who looks again by themselves, in a moment or when no work waits any more
+        self.nappers: set[Parker] = set()  # L: who looks again in a moment, or when no work waits any more
         self.nr_hogs = 0  # L: workers whose item is a hog, and let go of (A9)
         self.hog_timer: Timer | None = None  # L: exists only while work waits, and for a moment after
         self.hog_rests = 0  # L: periods since work waited

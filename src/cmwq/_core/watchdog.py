@@ -200,7 +200,8 @@ def _describe(pool: WorkerPool, seconds: float) -> Stall:
         target = None if item is None else waiting.get(item)
         waits_for = pool.host.waits_in(tid) if target is None else _words(target.describe_wait)
         stack = pool.host.stack_of(worker.thread) if item is not None else ()
-        workers.append(StalledWorker(worker.name, tid, _words(item.describe) if item is not None else "", waits_for, stack))
+        what = _words(item.describe) if item is not None else ""
+        workers.append(StalledWorker(worker.name, tid, what, waits_for, stack))
     return Stall(pool.name, seconds, pending, False, reason, tuple(workers))
 
 
