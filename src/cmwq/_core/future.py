@@ -311,6 +311,18 @@ class Future(cf.Future[T]):
         return f"<cmwq.Future {self._state.lower()} of queue {self.queue.name!r}>"
 
 
+def _lay_out(cls: type[Future[Any]], *more: str) -> None:
+    """CPython lays out all instances of a class by the attributes of its first ones, and where one gets another later it
+    makes a dictionary of it: twice the memory, and slower. So let the first have all.
+    """
+    first = cls.__new__(cls)
+    for name in ("_phase", "_call", "_context", "_state", "_result", "_kwargs", "_exception", "_audience", *more):
+        setattr(first, name, None)
+
+
+_lay_out(Future)
+
+
 class BoundedFuture(Future[T]):
     """A future of a queue with `max_pending`: it has a place in the queue's room until it begins."""
 
@@ -325,6 +337,9 @@ class BoundedFuture(Future[T]):
     def _withdraw(self) -> None:
         super()._withdraw()
         self._room.give()
+
+
+_lay_out(BoundedFuture, "_room")
 
 
 class WorkFuture(Future[Any]):
@@ -371,3 +386,6 @@ class WorkFuture(Future[Any]):
 
     def describe(self) -> str:
         return "a work" if self._item is None else self._item.describe()
+
+
+_lay_out(WorkFuture, "_work", "_item")

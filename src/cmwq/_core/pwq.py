@@ -44,9 +44,15 @@ class Phase:
         """One of its works ended.  Context: lock held."""
         pwq = self.pwq
         self.count -= 1
-        pwq.nr_active -= 1
-        if pwq.attends:
+        if not pwq.attends:
+            pwq.nr_active -= 1
+        elif pwq.nr_withdrawn or pwq.frozen or pwq.nr_active > pwq.max_active:
+            pwq.nr_active -= 1
             pwq.attend()
+        else:  # as in any flood: the next takes its place
+            pwq.pool.worklist.append(pwq.inactive.popleft())
+            if not pwq.inactive:
+                pwq.attends = False
         if not self.count and self is not pwq.phase:
             pwq.complete_phases()
 
@@ -87,7 +93,7 @@ class PoolWorkQueue:
         self.gate = gate  # L: whoever queues must ask `check_admitted`
         self.nr_admitted = 0  # L: works let through the shut gate
         self.called = False  # L: its queue's rescuer was asked to help here, and has not come yet (C2)
-        self.attends = frozen  # L: something is to be done when a work ends: works wait, or freezers
+        self.attends = frozen  # L: works wait inactive, or it is frozen: something is to be done when a work ends
 
     def check_admitted(self, item: Item) -> None:
         """The gate is shut: raise QueueClosed unless this item is let through.  Context: lock held."""
@@ -244,6 +250,9 @@ def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
             pwq.check_admitted(item)
         item._phase = phase = pwq.phase
         phase.count += 1
+        if pwq.inactive:
+            pwq.inactive.append(item)
+            return
         if pwq.attends or pwq.nr_active >= pwq.max_active:
             pwq.place(item)
             if pwq.inactive:

@@ -202,8 +202,8 @@ def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | No
     for pool in target.lacks_workers():
         return (
             f"{own.describe()} {target.describe_wait()}, which needs a worker of pool {pool.name}, and there is none: "
-            f"a thread was refused {pool.nr_refusals} times in a row ({pool.refusal}), whoever is there waits likewise, "
-            f"and so would this rescuer. Allow more threads, or queue what a work waits for before it"
+            f"a thread was refused {pool.nr_refusals} times in a row ({pool.refusal}), whoever is there waits "
+            f"likewise, and so would this rescuer. Allow more threads, or queue what a work waits for before it"
         )
     return None  # it began in this very moment
 

@@ -889,10 +889,13 @@ static PyObject *lookout_acquire(LookoutObject *self, PyObject *const *args, Py_
             Py_RETURN_TRUE;
     }
 #endif
-    Py_BEGIN_ALLOW_THREADS
-    while (atomic_exchange(lock, 2))
+    /* It is taken with the GIL held only.  Who got it while waiting for the GIL would stop whoever has that at its next
+       item; two workers would change places, at four switches, for each. */
+    while (atomic_exchange(lock, 2)) {
+        Py_BEGIN_ALLOW_THREADS
         futex(lock, FUTEX_WAIT, 2, NULL);
-    Py_END_ALLOW_THREADS
+        Py_END_ALLOW_THREADS
+    }
     Py_RETURN_TRUE;
 }
 
