@@ -62,7 +62,7 @@ enum {
     STILL = 10 * MS,            /* a CPU clock stood: longer than a waiter for the GIL goes without stirring */
     ALONE = 5 * US,             /* a yield that took no longer: nobody else wants this CPU */
     NAP = 20 * US,              /* long enough for a lock of a free-threaded build to end its spinning */
-    RELOOK = 4,                 /* workers believed blocked that one look visits */
+    RELOOK = 1,                 /* workers believed blocked that one look visits */
     PARK_SPINS = 150,           /* looks at a parker before sleeping there, without a GIL */
     SPINS = 400,                /* looks at a pool's lock before sleeping for it, without a GIL */
     GONE = 50 * MS,             /* between two tries to get back to a CPU that is offline */
