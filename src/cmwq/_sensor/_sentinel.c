@@ -57,6 +57,7 @@ enum {
     KEPT_OFF = 50 * US,         /* between two looks: others had the CPU meanwhile */
     QUIET_TICKS = 10,           /* disarmed for so many ticks, the tick goes to sleep */
     TICK = 10 * MS,             /* the plain tick, should every sentinel be starved by other processes */
+    TICK_MAX = 4 * TICK,        /* its period grows up to that while it finds nothing to do */
     SHORT_WAIT = 50 * US,       /* a lock wait must last so long, times (1 + young ones), to count as blocked */
     YOUNG = 10 * MS,            /* a lock wait older than this no longer damps the next */
     STILL = 10 * MS,            /* a CPU clock stood: longer than a waiter for the GIL goes without stirring */
@@ -516,15 +517,17 @@ static void sentinel_main(Watch *watch, int cpu)
 static void tick_main(Watch *watch)
 {
     int quiet = 0;
+    long long period = TICK;
     while (!atomic_load(&watch->stop)) {
         bool armed, woke;
         unsigned bell = atomic_load(&watch->bell);
         make_round(watch, -1, &armed, &woke);
         quiet = armed ? 0 : quiet + 1;
+        period = woke || !armed ? TICK : period * 2 < TICK_MAX ? period * 2 : TICK_MAX;
         if (quiet > QUIET_TICKS)
             wait_for_bell(watch, bell, -1);
         else {
-            struct timespec pause = timespec_of(TICK);
+            struct timespec pause = timespec_of(period);
             clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
         }
     }
