@@ -135,6 +135,40 @@ def test_a_sleeping_thread_is_marked_once_and_anew_after_the_end_of_an_item(watc
         assert review(lookout, looker) == [(slot.index, True, False)]
 
 
+def test_a_look_ends_where_it_could_change_nothing_any_more(watch: Watch) -> None:
+    """`enough` others were seen to run: none here, so none need be."""
+    lookout = make_lookout(watch)
+    looker = lookout.slot()
+    with sleeper(lookout) as slot:
+        time.sleep(0.05)  # it sleeps by now, or the test says less
+        looker.review(0)
+        assert lookout.deliver() == ()
+        assert review_until_seen(lookout, looker) == [(slot.index, True, False)]
+
+
+def test_no_more_than_an_eighth_of_the_descriptors_is_kept(python: Python) -> None:
+    done = python("""
+        import os, resource, threading, time
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        from cmwq._sensor import _sentinel
+        lookout = _sentinel.Watch().lookout((0,), 1, 32)
+        looker, go, there = lookout.slot(), threading.Event(), threading.Semaphore(0)
+        def sleep(slot):
+            slot.attach(), slot.unpark(), slot.park(), there.release(), time.sleep(0.5)
+        slots = [lookout.slot() for _ in range(20)]
+        threads = [threading.Thread(target=sleep, args=(slot,)) for slot in slots]
+        for thread in threads: thread.start()
+        for _ in threads: there.acquire()
+        seen = []
+        while len(seen) < 20: looker.review(99); seen += lookout.deliver()
+        files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+        print(sum(file.endswith("/syscall") for file in files))
+        for thread in threads: thread.join()
+        os._exit(0)  # not what is tested: how such an improvised lookout ends
+    """)
+    assert done.stdout.strip() == "8", done.stderr
+
+
 def test_an_unpark_that_comes_late_does_not_end_an_exemption(watch: Watch) -> None:
     lookout = make_lookout(watch)
     looker = lookout.slot()

@@ -10,7 +10,8 @@ import pytest
 
 import cmwq
 from cmwq._core.pool import WorkerPool
-from cmwq.testing import Simulation
+from cmwq.testing import SimHost, Simulation
+from cmwq.testing.sim import SimParker
 
 
 def in_simulation(
@@ -121,6 +122,52 @@ def test_A4_who_finds_that_others_sleep_wakes_for_the_rest() -> None:
         assert wq.submit(lambda: sim.host.now).result() == 0.001
 
     in_simulation(test, cpus=2, marks=True)
+
+
+class CountedParks(SimParker):
+    def __init__(self, host: SimHost, parks: list[float]) -> None:
+        super().__init__(host)
+        self.parks = parks
+
+    def park(self, timeout: float = -1) -> bool:
+        self.parks.append(timeout)
+        return super().park(timeout)
+
+
+def test_A3_who_takes_results_in_turn_is_not_woken_for_each() -> None:
+    """Each waking takes a CPU from a worker. While works wait it looks again by itself, and misses nothing at the end."""
+    parks: list[float] = []
+
+    def test(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        futures = [wq.submit(sim.burn, 0.0001) for _ in range(200)]
+        sim.sleep(0.00005)  # the first is running
+        sim.host.parker = lambda: CountedParks(sim.host, parks)  # type: ignore[method-assign]
+        for future in futures:
+            future.result()
+        assert sim.host.now == pytest.approx(200 * 0.0001), "it heard late of the last"
+
+    in_simulation(test)
+    assert len(parks) < 40
+
+
+@pytest.mark.parametrize("max_workers", [2, 8])
+def test_A3_who_looks_again_by_itself_is_woken_when_no_work_waits_any_more(max_workers: int) -> None:
+    """With two workers nobody is in reserve here, and no sensor is armed."""
+
+    def test(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        if max_workers == 2:
+            wq.submit(sim.sleep, 1.0)
+            sim.sleep(0.5)
+        first, _second = wq.submit(sim.burn, 0.0002), wq.submit(sim.burn, 0.5)
+        sim.sleep(0.0001)
+        began = sim.host.now
+        first.result()
+        assert sim.host.now - began == pytest.approx(0.0001)
+        assert not only_pool(runtime).nappers
+
+    in_simulation(test, max_workers=max_workers)
 
 
 def blocked_then_a_flood(sim: Simulation, runtime: cmwq.Runtime, blocked: int) -> int:
