@@ -336,8 +336,9 @@ def test_a_future_needs_no_dictionary_of_its_own(python: Any) -> None:
 
 
 def test_workers_do_not_change_places_at_each_item() -> None:
-    """Two that want the GIL and the pool's lock: who waits for the one must not hold the other. (Seen here: 200 to 270 switches;
-    2,500 to 4,000 if it does.)
+    """Two that want the GIL and the pool's lock: who waits for the one must not hold the other.
+
+    (Seen: 200 to 270 switches, and 2,500 to 4,000 if it does.)
     """
     with cmwq.Runtime() as runtime:
         queue = cmwq.WorkQueue("q", runtime=runtime)
