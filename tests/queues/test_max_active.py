@@ -172,3 +172,29 @@ def test_E1_many_threads_change_the_limit_and_nothing_is_left_behind(universe: c
     wq.flush(HANG)
     view = universe.snapshot().queues[0]
     assert (view.active, view.inactive, view.unfinished) == (0, 0, 0)
+
+
+def test_E1_what_was_taken_back_gets_no_place() -> None:
+    """Else it would be passed over only when its turn comes, and hold up until then what waits behind it."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        one = cmwq.WorkQueue("one", max_active=1, runtime=runtime)
+        other = cmwq.WorkQueue("other", runtime=runtime)
+        begun: dict[str, float] = {}
+
+        def last() -> None:
+            begun["last"] = sim.host.now
+
+        one.submit(sim.burn, 0.001)
+        taken_back = one.submit(sim.burn, 0.001)
+        one.submit(last)
+        for _ in range(20):
+            other.submit(sim.burn, 0.001)
+        assert taken_back.cancel()
+        sim.sleep(0.0055)  # the first has ended: its place is the last one's, behind those 20 and before the next
+        for _ in range(20):
+            other.submit(sim.burn, 0.001)
+        one.flush()
+        assert begun["last"] == pytest.approx(0.021)
+
+    simulate(scenario)

@@ -135,7 +135,7 @@ class CountedParks(SimParker):
 
 
 def test_A3_who_takes_results_in_turn_is_not_woken_for_each() -> None:
-    """Each waking takes a CPU from a worker. While works wait it looks again by itself; the last it hears of at once."""
+    """Each waking takes a CPU from a worker. While works wait it looks again by itself; the end it hears at once."""
     parks: list[float] = []
 
     def test(sim: Simulation, runtime: cmwq.Runtime) -> None:

@@ -312,8 +312,8 @@ class Future(cf.Future[T]):
 
 
 def _lay_out(cls: type[Future[Any]], *more: str) -> None:
-    """CPython lays out all instances of a class by the attributes of its first ones. One that gets another later is made
-    a dictionary, which takes twice the memory and is slower. So let the first have all.
+    """CPython lays out all instances of a class by the attributes of its first ones. One that gets another later gets a
+    dictionary, too, which takes twice the memory and is slower. So let the first have all.
     """
     first = cls.__new__(cls)
     for name in ("_phase", "_call", "_context", "_state", "_result", "_kwargs", "_exception", "_audience", *more):
