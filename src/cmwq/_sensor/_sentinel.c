@@ -370,7 +370,8 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
 
     atomic_store(&lookout->last_look, now);
     atomic_fetch_add_explicit(&watch->looks, 1, memory_order_relaxed);
-    for (int k = 0; k < n && runnable < enough && (looker == WORKER || !gil_waiters); k++) {
+    int k = 0;
+    for (; k < n && runnable < enough && (looker == WORKER || !gil_waiters); k++) {
         int i = first + k < n ? first + k : first + k - n;
         Slot *slot = &lookout->slots[i];
         unsigned word = atomic_load_explicit(&slot->word, memory_order_relaxed), state = word & STATE;
@@ -418,7 +419,8 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
     for (int i = 0; i < nr_asleep && runnable < enough; i++)
         if (look_at(watch, lookout, asleep[i].slot, atomic_load(&asleep[i].slot->tid), &key) == RUNS)
             runnable += mark(lookout, asleep[i].slot, asleep[i].word, RUNNING);
-    for (int i = 0, running = runnable; i < nr_waiting; i++) {
+    /* Judged only when all young ones were counted. */
+    for (int i = 0, running = runnable; k == n && i < nr_waiting; i++) {
         if (has_lasted(waiting[i].slot, waiting[i].word, waiting[i].key, running, young)) {
             mark(lookout, waiting[i].slot, waiting[i].word, ON_LOCK);
             young++;
