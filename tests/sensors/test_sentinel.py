@@ -152,7 +152,7 @@ def test_no_more_than_an_eighth_of_the_descriptors_is_kept(python: Python) -> No
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         from cmwq._sensor import _sentinel
         lookout = _sentinel.Watch().lookout((0,), 1, 32)
-        looker, go, there = lookout.slot(), threading.Event(), threading.Semaphore(0)
+        looker, there = lookout.slot(), threading.Semaphore(0)
         def sleep(slot):
             slot.attach(), slot.unpark(), slot.park(), there.release(), time.sleep(0.5)
         slots = [lookout.slot() for _ in range(20)]

@@ -63,7 +63,6 @@ enum {
     STILL = 10 * MS,            /* a CPU clock stood: longer than a waiter for the GIL goes without stirring */
     ALONE = 5 * US,             /* a yield that took no longer: nobody else wants this CPU */
     NAP = 20 * US,              /* long enough for a lock of a free-threaded build to end its spinning */
-    RELOOK = 1,                 /* workers believed blocked that one look visits */
     PARK_SPINS = 150,           /* looks at a parker before sleeping there, without a GIL */
     SPINS = 400,                /* looks at a pool's lock before sleeping for it, without a GIL */
     GONE = 50 * MS,             /* between two tries to get back to a CPU that is offline */
@@ -353,25 +352,24 @@ static bool has_lasted(Slot *slot, unsigned word, long long key, int runnable, i
     return still_for(slot, word, key) >= SHORT_WAIT * ((runnable > 0) + young);
 }
 
-/* Who looks.  A sentinel starts one more while fewer run than may; the tick only when nobody runs at all; a worker,
-   who asks before it goes idle, nobody: it is there itself. */
-typedef enum { SENTINEL, TICKER, WORKER } Looker;
-
-/* One look at a pool's workers.  Returns whether a worker was woken.  It ends early once `enough` were found runnable,
-   or, if it is no worker's, one that waits for the GIL: nobody is woken then, whatever the others do.  A hundred that
-   ended their sleeps together and queue for a CPU would else be read again and again. */
-static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self, int enough)
+/* One look at a pool's workers.  Returns whether a worker was woken: a sentinel or the tick wakes one if fewer than
+   `enough` are runnable; a worker, who asks before it goes idle (`self`), nobody: it is there itself.  The look ends
+   early once `enough` were found runnable, or, if it is no worker's, one that waits for the GIL: nobody is woken then,
+   whatever the others do.  A hundred that ended their sleeps together and queue for a CPU would else be read again and
+   again.  Of those believed blocked one is visited, each in its turn. */
+static bool look(Watch *watch, Lookout *lookout, const Slot *self, int enough)
 {
     struct { Slot *slot; unsigned word; long long key; } waiting[32];
-    struct { Slot *slot; unsigned word; } asleep[RELOOK];
-    int nr_waiting = 0, nr_asleep = 0, runnable = 0, gil_waiters = 0, young = 0;
+    Slot *asleep = NULL;
+    unsigned asleep_word = 0;
+    int nr_waiting = 0, runnable = 0, gil_waiters = 0, young = 0;
     long long now = now_ns(CLOCK_MONOTONIC), key, still;
     int n = atomic_load(&lookout->nr_slots), first = n ? atomic_load(&lookout->cursor) % n : 0;
 
     atomic_store(&lookout->last_look, now);
     atomic_fetch_add_explicit(&watch->looks, 1, memory_order_relaxed);
     int k = 0;
-    for (; k < n && runnable < enough && (looker == WORKER || !gil_waiters); k++) {
+    for (; k < n && runnable < enough && (self || !gil_waiters); k++) {
         int i = first + k < n ? first + k : first + k - n;
         Slot *slot = &lookout->slots[i];
         unsigned word = atomic_load_explicit(&slot->word, memory_order_relaxed), state = word & STATE;
@@ -379,9 +377,9 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
             continue;
         if (state != RUNNING) {
             young += state == ON_LOCK && is_young(slot, now);
-            if (nr_asleep < RELOOK) {
-                asleep[nr_asleep].slot = slot;
-                asleep[nr_asleep++].word = word;
+            if (!asleep) {
+                asleep = slot;
+                asleep_word = word;
                 atomic_store_explicit(&lookout->cursor, i + 1, memory_order_relaxed);
             }
             continue;
@@ -408,7 +406,7 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
             break;
         case UNKNOWN:
             /* Its CPU clock is left.  When a worker looks every CPU is busy, and a clock that stands says nothing. */
-            still = looker == WORKER ? 0 : still_for(slot, word, -1);
+            still = self ? 0 : still_for(slot, word, -1);
             if (still >= STILL)
                 mark(lookout, slot, word, BLOCKED);
             else if (still >= 0)
@@ -416,9 +414,8 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
             break;
         }
     }
-    for (int i = 0; i < nr_asleep && runnable < enough; i++)
-        if (look_at(watch, lookout, asleep[i].slot, atomic_load(&asleep[i].slot->tid), &key) == RUNS)
-            runnable += mark(lookout, asleep[i].slot, asleep[i].word, RUNNING);
+    if (asleep && runnable < enough && look_at(watch, lookout, asleep, atomic_load(&asleep->tid), &key) == RUNS)
+        runnable += mark(lookout, asleep, asleep_word, RUNNING);
     /* Judged only when all young ones were counted. */
     for (int i = 0, running = runnable; k == n && i < nr_waiting; i++) {
         if (has_lasted(waiting[i].slot, waiting[i].word, waiting[i].key, running, young)) {
@@ -428,7 +425,7 @@ static bool look(Watch *watch, Lookout *lookout, Looker looker, const Slot *self
             runnable++;
     }
     /* The GIL rule: while one waits for the GIL, another could only join the queue. */
-    if (looker == WORKER || gil_waiters || runnable >= enough)
+    if (self || gil_waiters || runnable >= enough)
         return false;
     int reserve = atomic_exchange(&lookout->reserve, 0);
     if (!reserve)
@@ -450,8 +447,7 @@ static void make_round(Watch *watch, int cpu, bool *armed, bool *woke)
             continue;
         *armed = true;
         if (cpu >= 0 || now_ns(CLOCK_MONOTONIC) - atomic_load(&lookout->last_look) > TICK)
-            *woke |= cpu < 0 ? look(watch, lookout, TICKER, NULL, 1)
-                             : look(watch, lookout, SENTINEL, NULL, atomic_load(&lookout->target));
+            *woke |= look(watch, lookout, NULL, cpu < 0 ? 1 : atomic_load(&lookout->target));
     }
 }
 
@@ -674,7 +670,7 @@ static PyObject *slot_review(SlotObject *self, PyObject *enough)
     long others = PyLong_AsLong(enough);
     if (others == -1 && PyErr_Occurred())
         return NULL;
-    look(self->owner->watch, self->owner->lookout, WORKER, self->slot, (int)others);
+    look(self->owner->watch, self->owner->lookout, self->slot, (int)others);
     Py_RETURN_NONE;
 }
 
