@@ -59,6 +59,13 @@ def backwards(item):
     else: second.set()
     return item
 second = threading.Event()
+def after_two(item):
+    """Item 1 ends only after item 2's result was printed, to the file `out`."""
+    end = time.monotonic() + 60
+    while item == "1" and not os.path.getsize("out"):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return item
 def stuck(item):
     note(item)
     if item.startswith("quick"): return item
@@ -110,5 +117,18 @@ def cli(folder: Path) -> Cli:
         assert b"Traceback" not in done.stderr
         assert b"Exception ignored" not in done.stderr
         return done
+
+    return run
+
+
+@pytest.fixture
+def unordered(cli: Cli, folder: Path) -> Callable[..., bytes]:
+    """What `cmwq map --unordered OPTIONS` prints for the items 1 and 2, of which 2 is done first."""
+
+    def run(*options: str) -> bytes:
+        with open(folder / "out", "wb") as out:
+            done = cli("map", "--unordered", *options, "targets:after_two", "1", "2", stdout=out.fileno())
+        assert done.returncode == 0
+        return (folder / "out").read_bytes()
 
     return run
