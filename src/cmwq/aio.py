@@ -37,7 +37,7 @@ class _LoopParker:
         self._loop = asyncio.get_running_loop()
         self._told = asyncio.Event()
 
-    def park(self, timeout: float = -1) -> bool:
+    def park(self, timeout: float = -1, spins: bool = False, /) -> bool:
         raise RuntimeError("a task waits, it does not park")
 
     def unpark(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 from conftest import HANG, Gate
@@ -216,6 +217,25 @@ def test_F2_flushing_a_delayed_work_ends_its_delay(universe: cmwq.Runtime) -> No
     assert work.flush(HANG)
     assert ran.is_set()
     assert not work.pending
+
+
+def test_F2_a_delayed_work_that_ends_at_once_was_flushed(
+    universe: cmwq.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was pending, so the answer is True, however fast its delay's end led to the work's."""
+    wq = cmwq.WorkQueue("q", runtime=universe)
+    ran = threading.Event()
+    work = cmwq.DelayedWork(ran.set)
+    wq.queue_delayed(work, 3600)
+    hand_over = wq.hand_over
+
+    def and_wait(*args: Any) -> None:
+        hand_over(*args)
+        assert ran.wait(HANG)
+        wq.flush(HANG)
+
+    monkeypatch.setattr(wq, "hand_over", and_wait)
+    assert work.flush(HANG)
 
 
 def test_F2_under_constant_requeueing_it_returns() -> None:

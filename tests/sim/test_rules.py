@@ -129,9 +129,9 @@ class CountedParks(SimParker):
         super().__init__(host)
         self.parks = parks
 
-    def park(self, timeout: float = -1) -> bool:
+    def park(self, timeout: float = -1, spins: bool = False) -> bool:
         self.parks.append(timeout)
-        return super().park(timeout)
+        return super().park(timeout, spins)
 
 
 def test_A3_who_takes_results_in_turn_is_not_woken_for_each() -> None:

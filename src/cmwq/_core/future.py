@@ -15,7 +15,7 @@ from contextvars import Context
 from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cmwq._core.item import name_of
+from cmwq._core.item import lay_out, name_of
 from cmwq._core.wait import needs_of, wait_for
 from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqTimeout
@@ -299,8 +299,10 @@ class Future(cf.Future[T]):
                 if self._state == RUNNING and pwq.pool.worklist:
                     pwq.pool.nap(parker)
                 if self.attach(parker):
+                    spins = pwq.pool.nr_running <= 1
                     while self._state not in _DONE:
-                        parker.park()
+                        parker.park(-1, spins)
+                        spins = False
             except BaseException:
                 self.detach(parker)
                 raise
@@ -313,16 +315,9 @@ class Future(cf.Future[T]):
         return f"<cmwq.Future {self._state.lower()} of queue {self.queue.name!r}>"
 
 
-def _lay_out(cls: type[Future[Any]], *more: str) -> None:
-    """CPython lays out all instances of a class by the attributes of its first ones. One that gets another later gets a
-    dictionary, too, which takes twice the memory and is slower. So let the first have all.
-    """
-    first = cls.__new__(cls)
-    for name in ("_phase", "_call", "_context", "_state", "_result", "_kwargs", "_exception", "_audience", *more):
-        setattr(first, name, None)
+_ATTRIBUTES = "_phase", "_call", "_context", "_state", "_result", "_kwargs", "_exception", "_audience"
 
-
-_lay_out(Future)
+lay_out(Future, *_ATTRIBUTES)
 
 
 class BoundedFuture(Future[T]):
@@ -341,7 +336,7 @@ class BoundedFuture(Future[T]):
         self._room.give()
 
 
-_lay_out(BoundedFuture, "_room")
+lay_out(BoundedFuture, *_ATTRIBUTES, "_room")
 
 
 class WorkFuture(Future[Any]):
@@ -390,4 +385,4 @@ class WorkFuture(Future[Any]):
         return "a work" if self._item is None else self._item.describe()
 
 
-_lay_out(WorkFuture, "_work", "_item")
+lay_out(WorkFuture, *_ATTRIBUTES, "_work", "_item")

@@ -32,7 +32,11 @@ class Lock(Protocol):
 class Parker(Protocol):
     """Where one thread sleeps until told. An early unpark is kept (once); returning for no reason is allowed."""
 
-    def park(self, timeout: float = ...) -> bool: ...
+    def park(self, timeout: float = ..., spins: bool = ..., /) -> bool:
+        """False: `timeout` seconds have passed (-1: never). spins: it may not take long, and to stay awake for a moment
+        is in nobody's way."""
+        ...
+
     def unpark(self) -> None: ...
 
 

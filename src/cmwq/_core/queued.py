@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from cmwq._core.item import name_of
+from cmwq._core.item import lay_out, name_of
 from cmwq._core.wait import needs_of
 from cmwq._core.worker import current_worker
 
@@ -40,27 +40,27 @@ if TYPE_CHECKING:
 class Queued:
     """One queueing of a Work."""
 
-    __slots__ = (
-        "__weakref__", "_context", "_phase", "accepted", "behind", "follower", "futures", "held", "hold", "lent",
-        "outcome", "over", "parked", "parkers", "room", "work",
-    )  # fmt: skip
+    # Class attributes are the state of one that nothing has happened to: creating one stores only what differs.
+    work: Work | None  # L: None once taken back
+    _phase: Phase  # I once queued
+    _context: Context | None  # dropped when taken back
+    accepted = False  # I: its queue took it earlier, as a delayed work
+    room: Room | None = None  # L: where it has a place, if its queue has a `max_pending`
+    over = False  # L: it ended, or was taken back
+    parkers: list[Parker] | None = None  # L: who waits for that
+    follower: Queued | None = None  # L: the next queueing, which collided with this execution (E3)
+    behind = False  # L: it hangs behind its running self, or did, and is in no list
+    lent = False  # L: it hangs behind its running self, and has no place under max_active meanwhile
+    hold = False  # L: an execution on another pool must end first (E3)
+    parked = False  # L: its turn came while on hold; it is in no list
+    futures: list[WorkFuture] | None = None  # L: who wants the result
+    outcome: tuple[Any, BaseException | None] = (None, None)  # the running worker's
+    held: list[Queued] | None = None  # L of the pool where this one runs: those on hold for it
 
-    def __init__(self, work: Work, phase: Phase, context: Context | None = None) -> None:
-        self.work: Work | None = work  # L: None once taken back
-        self._phase = phase  # I once queued
-        self._context: Context | None = context or copy_context()  # dropped when taken back
-        self.accepted = False  # I: its queue took it earlier, as a delayed work
-        self.room: Room | None = None  # L: where it has a place, if its queue has a `max_pending`
-        self.over = False  # L: it ended, or was taken back
-        self.parkers: list[Parker] | None = None  # L: who waits for that
-        self.follower: Queued | None = None  # L: the next queueing, which collided with this execution (E3)
-        self.behind = False  # L: it hangs behind its running self, or did, and is in no list
-        self.lent = False  # L: it hangs behind its running self, and has no place under max_active meanwhile
-        self.hold = False  # L: an execution on another pool must end first (E3)
-        self.parked = False  # L: its turn came while on hold; it is in no list
-        self.futures: list[WorkFuture] | None = None  # L: who wants the result
-        self.outcome: tuple[Any, BaseException | None] = (None, None)  # the running worker's
-        self.held: list[Queued] | None = None  # L of the pool where this one runs: those on hold for it
+    def __init__(self, work: Work, phase: Phase, context: Context | None) -> None:
+        self.work = work
+        self._phase = phase
+        self._context = context or copy_context()
 
     @property
     def pwq(self) -> PoolWorkQueue:
@@ -111,7 +111,8 @@ class Queued:
                 pwq.nr_active -= 1
                 pwq.activate()
             return False
-        self.behind = False
+        if self.behind:
+            self.behind = False
         if self.lent:
             self.lent = False
             pwq.nr_active += 1  # even if its place is taken: as whoever waited
@@ -235,6 +236,9 @@ class Queued:
             for parker in self.parkers:
                 parker.unpark()
             self.parkers = None
+
+
+lay_out(Queued, "work", "_phase", "_context", "over")
 
 
 class ItemEnd:

@@ -256,7 +256,7 @@ def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float 
     worker = current_worker()
     item = worker.item if worker is not None else None
     if worker is None or item is None:
-        return _park_until(target.done, parker, runtime.host, deadline)
+        return _park_until(target.done, parker, runtime.host, deadline, spins=True)
     pwq = item.pwq
     lender = pwq if pwq.lends else None
     waits = pwq.wq.runtime.waits
@@ -301,14 +301,17 @@ def run_steps(steps: Steps[T], runtime: Runtime, timeout: float | None, what: Ca
         steps.close()
 
 
-def _park_until(done: Callable[[], bool], parker: Parker, host: Host, deadline: float | None) -> bool:
+def _park_until(
+    done: Callable[[], bool], parker: Parker, host: Host, deadline: float | None, *, spins: bool = False
+) -> bool:
     while not done():
         if deadline is None:
-            parker.park()
+            parker.park(-1, spins)
         elif (left := deadline - host.monotonic()) > 0:
-            parker.park(left)
+            parker.park(left, spins)
         else:
             return False
+        spins = False
     return True
 
 

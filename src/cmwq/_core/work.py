@@ -254,8 +254,8 @@ class Work:
 
     def flush_steps(self) -> Steps[bool]:
         """`flush`, for whoever drives it."""
-        self._hasten()
-        item, execution = self._item, self._execution()  # in this order: it may begin in between
+        item = self._hasten() or self._item
+        execution = self._execution()  # after that: it may begin in between
         item = item or execution
         if item is None:
             return False
@@ -277,8 +277,9 @@ class Work:
             return delay.wq.runtime
         return pool.runtime if pool is not None else None
 
-    def _hasten(self) -> None:
-        """A delay ends now.  Context: no lock held."""
+    def _hasten(self) -> Queued | None:
+        """A delay ends now. Returns the queueing that came of it: it may have ended already.  Context: no lock held."""
+        return None
 
     def _take_back(self) -> Queued | Delay | None:
         """What was pending: it is so no more, and the bit is the caller's.
@@ -347,16 +348,15 @@ class DelayedWork(Work):
 
     __slots__ = ()
 
-    def _hasten(self) -> None:
+    def _hasten(self) -> Queued | None:
         with self._here():
             delay = self._delay
             if delay is None:
-                return
+                return None
             self._delay = None
             delay.stop()
             try:
-                delay.insert()
-                return
+                return delay.insert()
             except Exception as exc:
                 self._bit.release()
                 refusal = exc
@@ -418,7 +418,7 @@ class Delay:
         _log.warning("%r is not run: %s", work, refusal)
         self.drop()
 
-    def insert(self, *, accepted: bool = True) -> None:
+    def insert(self, *, accepted: bool = True) -> Queued:
         """The bit becomes the item's. Raises QueueClosed.  Context: W held."""
         pwq = self._pwq
         if pwq.pool.disassociated:
@@ -429,3 +429,4 @@ class Delay:
         for future in self.futures:
             item.add_future(future)
         self.wq.hand_over(item, pwq)
+        return item

@@ -127,13 +127,15 @@ def worker_thread(worker: Worker) -> None:
         pool.niced = pool.host.set_nice(pool.nice)
     worker.cpu_time = pool.host.cpu_clock()
     try:
+        spins = False
         while not worker.dying:
-            worker.parker.park()
+            worker.parker.park(-1, spins)
             with lock:
                 if not worker.dying and start_working(pool, worker):
                     process_works(pool, worker)
                     if not worker.dying:
                         pool.enter_idle(worker)
+                spins = not (pool.nr_running or pool.nr_blocked or pool.worklist)
             if worker.telling is not None:
                 worker.telling.tell()
                 worker.telling = None

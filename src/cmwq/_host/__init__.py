@@ -58,8 +58,8 @@ class ThreadHost:
             return threading.Lock()
         return lock
 
-    def parker(self) -> LockParker:
-        return LockParker()
+    def parker(self) -> ports.Parker:
+        return LockParker() if _sentinel is None else _sentinel.Parker()
 
     def spawn(self, name: str, body: Callable[[], None]) -> ports.Thread:
         thread = threading.Thread(target=body, name=name, daemon=True)

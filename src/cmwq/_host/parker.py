@@ -18,8 +18,8 @@ class LockParker:
         self._lock = Lock()
         self._lock.acquire()
 
-    def park(self, timeout: float = -1) -> bool:
-        """Seconds; -1: for ever. False: the time passed."""
+    def park(self, timeout: float = -1, spins: bool = False) -> bool:
+        """Seconds; -1: for ever. False: the time passed. It never spins: Python can't without the GIL."""
         return self._lock.acquire(True, timeout)
 
     def unpark(self) -> None:

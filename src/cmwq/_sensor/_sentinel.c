@@ -63,8 +63,12 @@ enum {
     STILL = 10 * MS,            /* a CPU clock stood: longer than a waiter for the GIL goes without stirring */
     ALONE = 5 * US,             /* a yield that took no longer: nobody else wants this CPU */
     NAP = 20 * US,              /* long enough for a lock of a free-threaded build to end its spinning */
-    PARK_SPINS = 150,           /* looks at a parker before sleeping there, without a GIL */
-    SPINS = 400,                /* looks at a pool's lock before sleeping for it, without a GIL */
+    PARK_YIELDS = 40,           /* how often who parks yields before it sleeps */
+    PARK_SPIN = 50 * US,        /* and for how long, if it may and that paid off lately */
+    LET_GO = 20 * US,           /* then it lets who unparked it give up the GIL for so long, before it asks for that */
+    FIRST_SLEEP = 10 * MS,      /* of a thread that signals may interrupt */
+    MAX_PENALTY = 63,           /* so many times it goes to sleep earlier, after it spun in vain */
+    LOCK_SPINS = 400,           /* looks at a pool's lock before sleeping for it, without a GIL */
     GONE = 50 * MS,             /* between two tries to get back to a CPU that is offline */
     MAX_LOOKOUTS = 4096,
     MAX_KEPT = 256,             /* descriptors kept open: a pool of a thousand threads must not hold a thousand */
@@ -98,6 +102,104 @@ static struct timespec timespec_of(long long ns)
     return (struct timespec){.tv_sec = ns / 1000000000LL, .tv_nsec = ns % 1000000000LL};
 }
 
+/* ---------------------------------------------------------------------------------------------- parking */
+
+/* Where one thread sleeps until told. */
+typedef struct {
+    atomic_uint token;          /* A: 0 empty, 1 unparked, 2 somebody sleeps */
+    atomic_uint given;          /* A: what `nr_let_go` was when it was unparked */
+} Parking;
+
+static atomic_uint nr_let_go;   /* A: how often a thread gave up the GIL to park */
+static _Thread_local struct { unsigned char rests, penalty; } habit;   /* does it pay off for this thread to spin? */
+
+/* `by_python`: the caller has the GIL, and will park soon, or not. */
+static void give(Parking *parking, bool by_python)
+{
+    atomic_store_explicit(&parking->given, atomic_load(&nr_let_go) - !by_python, memory_order_relaxed);
+    if (atomic_exchange(&parking->token, 1) == 2)
+        futex(&parking->token, FUTEX_WAKE, 1, NULL);
+}
+
+static bool is_given(Parking *parking)
+{
+    return atomic_load_explicit(&parking->token, memory_order_acquire) == 1;
+}
+
+/* Spin for a moment: to wake a thread that sleeps on an idle CPU takes longer than many works.  It yields, for others may
+   want this CPU, the one that is to unpark it above all.  For a moment always, as the locks of free-threaded Pythons do;
+   for longer only if it `may`, and where the last times were not in vain: after each that was, twice as many parkings
+   pass without.  Once unparked it waits until who did that has given up the GIL: to ask for it at once is to sleep, too.
+   Context: no GIL. */
+static void spin(Parking *parking, bool may)
+{
+    long long end = now_ns(CLOCK_MONOTONIC) + PARK_SPIN;
+    bool longer = may && !habit.rests;
+    for (int i = 0; !is_given(parking) && i < PARK_YIELDS; i++)
+        sched_yield();
+    while (longer && !is_given(parking) && now_ns(CLOCK_MONOTONIC) < end)
+        sched_yield();
+    if (!is_given(parking)) {
+        if (longer)
+            habit.rests = habit.penalty = habit.penalty < MAX_PENALTY ? habit.penalty * 2 + 1 : MAX_PENALTY;
+        else if (may)
+            habit.rests--;
+        return;
+    }
+    if (may)
+        habit.rests = habit.penalty = 0;
+#ifndef Py_GIL_DISABLED
+    end = now_ns(CLOCK_MONOTONIC) + LET_GO;
+    while (atomic_load(&nr_let_go) == atomic_load_explicit(&parking->given, memory_order_relaxed)
+           && now_ns(CLOCK_MONOTONIC) < end)
+        sched_yield();
+#endif
+}
+
+/* The GIL is given up for it, once.  `until`: on the monotonic clock; -1: for ever.  False: a signal came first. */
+static bool sleep_until_given(Parking *parking, long long until, bool spins)
+{
+    bool signalled = false;
+    unsigned token = 0;
+    Py_BEGIN_ALLOW_THREADS
+    atomic_fetch_add(&nr_let_go, 1);
+    spin(parking, spins);
+    atomic_compare_exchange_strong(&parking->token, &token, 2);
+    while (!signalled && atomic_load(&parking->token) == 2) {
+        struct timespec left;
+        if (until >= 0) {
+            long long ns = until - now_ns(CLOCK_MONOTONIC);
+            if (ns <= 0)
+                break;
+            left = timespec_of(ns);
+        }
+        signalled = futex(&parking->token, FUTEX_WAIT, 2, until < 0 ? NULL : &left) && errno == EINTR;
+    }
+    Py_END_ALLOW_THREADS
+    return !signalled;
+}
+
+/* 1: unparked.  0: `timeout` seconds passed (-1: for ever).  -1: a signal's handler raised.
+   A signal that comes after the GIL was given up, but before the thread sleeps, does not wake it.  That may take long, if
+   whoever waited for the GIL has the CPU now.  So the first sleep of an interruptible parking is a short one. */
+static int park(Parking *parking, double timeout, bool spins, bool interruptible)
+{
+    bool first = true;
+    long long now = now_ns(CLOCK_MONOTONIC), deadline = timeout < 0 ? -1 : now + (long long)(timeout * 1e9);
+    while (!is_given(parking) && (deadline < 0 || now < deadline || first)) {
+        bool briefly = first && interruptible && (deadline < 0 || now + FIRST_SLEEP < deadline);
+        bool undisturbed = sleep_until_given(parking, briefly ? now + FIRST_SLEEP : deadline, spins && first);
+        if (interruptible && (briefly || !undisturbed) && PyErr_CheckSignals()) {
+            unsigned token = 2;
+            atomic_compare_exchange_strong(&parking->token, &token, 0);     /* an unpark is kept */
+            return -1;
+        }
+        first = false;
+        now = now_ns(CLOCK_MONOTONIC);
+    }
+    return atomic_exchange(&parking->token, 0) == 1;
+}
+
 /* ---------------------------------------------------------------------------------------------- state */
 
 /* A worker as the sentinel sees it.  `word` is sequence << 3 | state, and every change of it is a step of the sequence,
@@ -114,7 +216,7 @@ enum {
 };
 
 typedef struct {
-    atomic_uint token;          /* A: the parker: 0 empty, 1 unparked, 2 somebody waits */
+    Parking parking;            /* A */
     atomic_uint word;           /* A */
     atomic_int tid;             /* A: 0 while the slot is free, or its thread is starting */
     atomic_bool told;           /* P: Python was told that it sleeps */
@@ -200,14 +302,13 @@ static unsigned step(unsigned word, unsigned state)
 
 /* Only a parked slot is changed by it: an exempt one is away for another reason, which an unpark that comes late does
    not end. */
-static void unpark(Slot *slot)
+static void unpark(Slot *slot, bool by_python)
 {
     unsigned word = atomic_load(&slot->word);
     /* On its way counts as running: else the next look would start another for the same work. */
     if ((word & STATE) == PARKED)
         atomic_compare_exchange_strong(&slot->word, &word, step(word, RUNNING));
-    if (atomic_exchange(&slot->token, 1) == 2)
-        futex(&slot->token, FUTEX_WAKE, 1, NULL);
+    give(&slot->parking, by_python);
 }
 
 /* The worker's own transitions (park, exempt, free): whatever was concluded of it before is void. */
@@ -431,7 +532,7 @@ static bool look(Watch *watch, Lookout *lookout, const Slot *self, int enough)
     if (!reserve)
         return false;
     atomic_fetch_add_explicit(&watch->wakes, 1, memory_order_relaxed);
-    unpark(&lookout->slots[reserve - 1]);       /* may preempt this thread for good: it holds nothing */
+    unpark(&lookout->slots[reserve - 1], false);       /* may preempt this thread for good: it holds nothing */
     return true;
 }
 
@@ -490,7 +591,7 @@ static void sentinel_main(Watch *watch, int cpu)
         }
         make_round(watch, cpu, &armed, &woke);
         long long now = now_ns(CLOCK_MONOTONIC);
-        if (woke || bell != last_bell || now - last > KEPT_OFF) {
+        if (woke || bell != last_bell || (armed && now - last > KEPT_OFF)) {
             active = now;
             backoff = BACKOFF_MIN;
         }
@@ -603,43 +704,31 @@ static PyObject *slot_attach(SlotObject *self, PyObject *Py_UNUSED(none))
     Py_RETURN_NONE;
 }
 
-static PyObject *slot_park(SlotObject *self, PyObject *args)
+/* park([timeout[, spins]]) */
+static int park_arguments(PyObject *const *args, Py_ssize_t nargs, double *timeout, int *spins)
 {
-    double timeout = -1;
-    Slot *slot = self->slot;
-    if (!PyArg_ParseTuple(args, "|d", &timeout))
+    *timeout = nargs > 0 ? PyFloat_AsDouble(args[0]) : -1;
+    *spins = nargs > 1 ? PyObject_IsTrue(args[1]) : 0;
+    if (nargs > 2)
+        PyErr_SetString(PyExc_TypeError, "park() takes a timeout and whether to spin");
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyObject *slot_park(SlotObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    double timeout;
+    int spins;
+    if (park_arguments(args, nargs, &timeout, &spins))
         return NULL;
-    slot_become(slot, PARKED);
-    unsigned token = 0;
-#ifdef Py_GIL_DISABLED
-    Py_BEGIN_ALLOW_THREADS
-    for (int i = 0; i < PARK_SPINS && !atomic_load_explicit(&slot->token, memory_order_relaxed); i++)
-        spin_wait();
-    Py_END_ALLOW_THREADS
-#endif
-    if (atomic_compare_exchange_strong(&slot->token, &token, 2)) {
-        Py_BEGIN_ALLOW_THREADS
-        long long deadline = timeout < 0 ? 0 : now_ns(CLOCK_MONOTONIC) + (long long)(timeout * 1e9);
-        while (atomic_load(&slot->token) == 2) {
-            struct timespec left;
-            if (timeout >= 0) {
-                long long ns = deadline - now_ns(CLOCK_MONOTONIC);
-                if (ns <= 0)
-                    break;
-                left = timespec_of(ns);
-            }
-            futex(&slot->token, FUTEX_WAIT, 2, timeout < 0 ? NULL : &left);
-        }
-        Py_END_ALLOW_THREADS
-    }
-    bool unparked = atomic_exchange(&slot->token, 0) == 1;
-    slot_become(slot, RUNNING);
+    slot_become(self->slot, PARKED);
+    int unparked = park(&self->slot->parking, timeout, spins, false);
+    slot_become(self->slot, RUNNING);
     return PyBool_FromLong(unparked);
 }
 
 static PyObject *slot_unpark(SlotObject *self, PyObject *Py_UNUSED(none))
 {
-    unpark(self->slot);
+    unpark(self->slot, true);
     Py_RETURN_NONE;
 }
 
@@ -714,7 +803,7 @@ static PyGetSetDef slot_getset[] = {
 
 static PyMethodDef slot_methods[] = {
     {"attach", (PyCFunction)slot_attach, METH_NOARGS, "The calling thread is the worker."},
-    {"park", (PyCFunction)slot_park, METH_VARARGS,
+    {"park", (PyCFunction)(void (*)(void))slot_park, METH_FASTCALL,
      "park([timeout]): wait for an unpark, one that came before included. True if there was one."},
     {"unpark", (PyCFunction)slot_unpark, METH_NOARGS, "Let park() return, now or next time."},
     {"ended", (PyCFunction)slot_ended, METH_NOARGS, "The worker ended an item: what was seen of it is void."},
@@ -740,10 +829,62 @@ static PyType_Spec slot_spec = {
     .slots = slot_slots,
 };
 
+/* ---------------------------------------------------------------------------------------------- Python: Parker */
+
+typedef struct {
+    PyObject_HEAD
+    Parking parking;
+} ParkerObject;
+
+static PyObject *parker_park(ParkerObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    double timeout;
+    int spins;
+    if (park_arguments(args, nargs, &timeout, &spins))
+        return NULL;
+    int unparked = park(&self->parking, timeout, spins, true);
+    return unparked < 0 ? NULL : PyBool_FromLong(unparked);
+}
+
+static PyObject *parker_unpark(ParkerObject *self, PyObject *Py_UNUSED(none))
+{
+    give(&self->parking, true);
+    Py_RETURN_NONE;
+}
+
+static void parker_dealloc(ParkerObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef parker_methods[] = {
+    {"park", (PyCFunction)(void (*)(void))parker_park, METH_FASTCALL,
+     "park([timeout[, spins]]): wait for an unpark. True if there was one. Signals interrupt it in the main thread."},
+    {"unpark", (PyCFunction)parker_unpark, METH_NOARGS, "Let park() return, now or next time."},
+    {NULL},
+};
+
+static PyType_Slot parker_slots[] = {
+    {Py_tp_doc, "A parker for any thread."},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_dealloc, parker_dealloc},
+    {Py_tp_methods, parker_methods},
+    {0, NULL},
+};
+
+static PyType_Spec parker_spec = {
+    .name = "cmwq._sensor._sentinel.Parker",
+    .basicsize = sizeof(ParkerObject),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = parker_slots,
+};
+
 /* ---------------------------------------------------------------------------------------------- Python: Lookout */
 
 typedef struct {
-    PyTypeObject *slot_type, *lookout_type, *watch_type;
+    PyTypeObject *slot_type, *lookout_type, *watch_type, *parker_type;
 } State;
 
 static PyObject *lookout_slot(LookoutObject *self, PyObject *Py_UNUSED(none))
@@ -759,7 +900,7 @@ static PyObject *lookout_slot(LookoutObject *self, PyObject *Py_UNUSED(none))
         bool used = false;
         if (atomic_load(&slot->used) || !atomic_compare_exchange_strong(&slot->used, &used, true))
             continue;
-        atomic_store(&slot->token, 0);
+        atomic_store(&slot->parking.token, 0);
         slot_become(slot, PARKED);      /* from the start: it may be unparked before its thread is there */
         int n = atomic_load(&lookout->nr_slots);
         while (n <= i && !atomic_compare_exchange_weak(&lookout->nr_slots, &n, i + 1))
@@ -881,7 +1022,7 @@ static PyObject *lookout_acquire(LookoutObject *self, PyObject *const *args, Py_
 #ifdef Py_GIL_DISABLED
     /* Whoever holds it runs, on another CPU, and lets go within microseconds: less than two futex calls take.  (With a
        GIL it would wait for the one that this thread has.) */
-    for (int i = 0; i < SPINS; i++) {
+    for (int i = 0; i < LOCK_SPINS; i++) {
         if (value == 2)
             break;                      /* others sleep for it already */
         spin_wait();
@@ -1194,9 +1335,10 @@ static int exec(PyObject *m)
     State *state = PyModule_GetState(m);
     if (!(state->slot_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &slot_spec, NULL)) ||
         !(state->lookout_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &lookout_spec, NULL)) ||
-        !(state->watch_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &watch_spec, NULL)))
+        !(state->watch_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &watch_spec, NULL)) ||
+        !(state->parker_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &parker_spec, NULL)))
         return -1;
-    return PyModule_AddType(m, state->watch_type);
+    return PyModule_AddType(m, state->watch_type) || PyModule_AddType(m, state->parker_type) ? -1 : 0;
 }
 
 static PyModuleDef_Slot module_slots[] = {

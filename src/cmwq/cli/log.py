@@ -33,7 +33,7 @@ class Log:
         self.path = path
         self.entries: dict[int, Entry] = {}
         self._lock = threading.Lock()  # one line at a time
-        self._broken = False
+        self._failure: OSError | None = None
         try:
             self._fd = _open(path)
             self._begin(json.dumps({"cmwq": "map", "version": 1, "target": target}).encode() + b"\n")
@@ -64,16 +64,16 @@ class Log:
         return json.dumps(self._read(self.entries[index])["result"])
 
     def record(self, index: int, item: str, result: str | None, error: str | None) -> None:
-        """Append one completed item; `result` is JSON. Raises OSError, and from then on always."""
+        """Append one completed item; `result` is JSON. Raises OSError, and from then on always, for the same reason."""
         head = json.dumps({"index": index, "item": item, "ok": error is None})[:-1]
         tail = f'"result": {result}' if error is None else f'"error": {json.dumps(error)}'
         with self._lock:
-            if self._broken:
-                raise OSError("the log could not be written")
+            if self._failure is not None:
+                raise OSError(*self._failure.args)
             try:
                 write_all(self._fd, f"{head}, {tail}}}\n".encode("ascii"))
-            except OSError:
-                self._broken = True
+            except OSError as error:
+                self._failure = error
                 raise
 
     def stop(self, timeout: float) -> None:

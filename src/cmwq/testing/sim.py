@@ -135,7 +135,7 @@ class SimParker:
         self._sleeper: SimThread | None = None
         self._wake_up: SimTimer | None = None  # it is on its way
 
-    def park(self, timeout: float = -1) -> bool:
+    def park(self, timeout: float = -1, spins: bool = False) -> bool:
         host = self._host
         host.seam()
         timer = None
