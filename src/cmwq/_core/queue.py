@@ -125,7 +125,6 @@ class WorkQueue:
         self._state = State.OPEN  # Q and L to change; read under either
         self.nr_hogs = 0  # ~: works that were CPU hogs (A9)
         self._shut = False  # Q to change: it is not open
-        self._born = Work.generation  # F
         self._drainers = 0  # Q: drain() calls in progress
         self._closing = False  # Q: DRAINING is for good
         self._pwqs: dict[WorkerPool, PoolWorkQueue] = {}  # Q to change
@@ -236,10 +235,19 @@ class WorkQueue:
 
         False: it was pending already, and this call is one with the earlier (E4), or it is disabled.
         """
-        # The fast path, for those that are queued again and again.
-        if work._bit.locked() and work._born == self._born and not self._shut:
+        if self._special or self._shut or work._born != Work.generation:
+            return self._queue(work)
+        # The same, as mostly.
+        if not work._bit.acquire(False):
             return False
-        return self._queue(work)
+        try:
+            pwq = self._only or self.place_here()
+            with work._lock:
+                self.hand_over(Queued(work, pwq.phase, copy_context()), pwq)
+        except BaseException:
+            work._bit.release()
+            raise
+        return True
 
     def queue_on(self, cpu: int, work: Work) -> bool:
         """`queue` on the pool that serves this CPU. That of an absent CPU runs elsewhere in the queue's scope (D3)."""
@@ -319,7 +327,8 @@ class WorkQueue:
                     self._start(new)
                 else:
                     item = Queued(work, pwq.phase, self.new_context())
-                    item.room = room
+                    if room is not None:
+                        item.room = room
                     if future is not None:
                         item.add_future(future)
                     self.hand_over(item, pwq)
@@ -609,7 +618,6 @@ class WorkQueue:
     def forget(self) -> None:
         """In the child of a fork: as if nothing had ever been queued (G2)."""
         self._lock = self.runtime.host.lock()
-        self._born = Work.generation
         self._pwqs = {}
         self._only = None
         self._delays = set()
