@@ -49,13 +49,41 @@ def executor(runtime: cmwq.Runtime) -> Iterator[cmwq.Executor]:
 
 @pytest.fixture
 def python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a program in a new interpreter: python(text, **options of subprocess.run)."""
+    """Run a program in a new interpreter: python(*texts, **options of subprocess.run)."""
 
-    def run(program: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(program)]
+    def run(*parts: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-X", "faulthandler", "-c", "".join(map(textwrap.dedent, parts))]
         return subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False, **options)
 
     return run
+
+
+UNTIL_QUIET = """
+    import os, time
+    def switches():
+        total = {}
+        for tid in os.listdir("/proc/self/task"):
+            try:
+                with open(f"/proc/self/task/{tid}/status") as file:
+                    total[tid] = sum(int(line.split()[1]) for line in file if "ctxt_switches" in line)
+            except OSError:
+                pass  # it has just ended
+        del total[str(os.getpid())]  # this very thread
+        return total
+    def until_quiet():
+        deadline = time.monotonic() + 45
+        while True:
+            before = switches()
+            time.sleep(2)
+            after = switches()
+            switched = {tid: n - before.get(tid, 0) for tid, n in after.items() if n != before.get(tid)}
+            if not switched or time.monotonic() > deadline:
+                return len(after) > 1, switched
+"""
+"""Part of a program. until_quiet() returns whether there are several other threads, and how often each of them was
+switched to in the last two seconds: not at all, unless there were no such two seconds for long. (As counted by the
+kernel. A busy machine may let a thread that is about to rest come to it seconds later.)
+"""
 
 
 class Gate:

@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,17 @@ class Machine:
             group["cgroup.procs"] = program.pid
         return group
 
+    @contextmanager
+    def frozen(self, program: Program) -> Iterator[None]:
+        """Meanwhile none of its threads runs, and no signal tells it."""
+        group = self.cgroup("freezer", program)
+        group["freezer.state"] = "FROZEN"
+        try:
+            wait_until(lambda: group["freezer.state"] != "FROZEN" and "it isn't frozen yet")
+            yield
+        finally:
+            group["freezer.state"] = "THAWED"
+
     def switch(self, cpu: int, online: bool) -> None:
         path = cpu_file(cpu)
         self._note("write", str(path), "1")
@@ -127,8 +139,23 @@ class Program:
         self.tell(command, **arguments)
         return self.hear()
 
-    def signal(self, number: int) -> None:
-        self._process.send_signal(number)
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Meanwhile none of its threads runs."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            wait_until(lambda: set(self._states()) != {"T"} and "it doesn't stand still")
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def _states(self) -> list[str]:
+        """Of its threads, as in `ps`."""
+        found = []
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with suppress(OSError):  # it has just ended
+                found.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+        return found
 
     def threads(self) -> list[tuple[str, set[int]]]:
         """Name of each, and the CPUs it is bound to."""

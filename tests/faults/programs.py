@@ -346,10 +346,13 @@ class Loop:
 
 
 class Held(Load):
-    """The load, and a runtime beside it in which a work waits behind others, until it is let go."""
+    """The load, and a runtime beside it in which a work waits behind others, until it is let go. Stalls are that one's:
+    the load's works may really be kept from beginning, on a busy machine.
+    """
 
     def __init__(self, **config: float) -> None:
         super().__init__(**config)
+        self.runtime.on_stall = None
         self.beside = self.make_runtime(max_workers=2)
         self.queue = cmwq.WorkQueue("held", runtime=self.beside)
         self.gate = threading.Event()
@@ -359,6 +362,10 @@ class Held(Load):
         """Works of which two run, and wait."""
         self.gate = threading.Event()
         self.held = [self.queue.submit(self.gate.wait) for _ in range(4)]
+
+    def counted(self) -> float:
+        """For how many seconds that pool has stalled, by the watchdog's count."""
+        return sum(pool.progress.stalled_for for pool in list(self.beside._pools.values()))
 
     def let_go(self) -> bool:
         self.gate.set()

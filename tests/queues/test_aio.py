@@ -123,8 +123,10 @@ def test_results_are_those_of_the_methods(universe: cmwq.Runtime, gate: Gate) ->
         assert await cmwq.aio.disable_sync(work) is True
         assert work.enable()
         wq.queue(work)
-        gate.open.set()
-        assert await cmwq.aio.flush(work, HANG) is True
+        task = asyncio.ensure_future(cmwq.aio.flush(work, HANG))
+        await asyncio.sleep(0)
+        gate.open.set()  # only now: it has begun to wait
+        assert await task is True
 
     run(main())
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from conftest import HANG, Gate
@@ -150,7 +153,14 @@ def test_F7_through_another_queues_work(universe: cmwq.Runtime) -> None:
 
 def test_F7_a_batch_from_one_of_its_own_calls(universe: cmwq.Runtime) -> None:
     batch = cmwq.Batch(cmwq.WorkQueue("q", runtime=universe))
-    culprit = batch.submit(batch.wait)
+    in_it = threading.Event()
+
+    def waits() -> None:
+        assert in_it.wait(HANG)
+        batch.wait()
+
+    culprit = batch.submit(waits)
+    in_it.set()
     with pytest.raises(cmwq.FlushDeadlock):
         culprit.result(HANG)
 
@@ -214,6 +224,40 @@ def test_F7_waits_that_end_are_not_mistaken_for_deadlocks(ordered: bool) -> None
         assert not errors
 
     simulate_each(scenario, 20, cpus=2)
+
+
+class Vanishing(dict[Any, Any]):
+    """Whose entries end just as the chain is followed: after the second look at one it is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    def __contains__(self, key: object) -> bool:
+        found = super().__contains__(key)
+        self.looks += found
+        if self.looks > 2:
+            self.pop(key)
+        return found
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return super().get(key, default) if key in self else default
+
+
+def test_F7_a_wait_that_ends_while_the_chain_is_followed(universe: cmwq.Runtime, gate: Gate) -> None:
+    wq = cmwq.WorkQueue("q", runtime=universe)
+    middle = wq.submit(lambda: wq.submit(gate).result())
+    gate.await_arrivals(1)
+    while len(universe.waits._waiting) < 1:
+        time.sleep(0.001)
+    waiting = universe.waits._waiting = Vanishing()
+    waiting.update(universe.waits.all())
+    waiting[middle] = middle  # what it waits for is not asked any more
+    outer = wq.submit(middle.result)
+    while waiting.looks < 3 and not outer.done():
+        time.sleep(0.001)
+    gate.open.set()
+    outer.result(HANG)
 
 
 def test_F7_from_outside_any_work_all_may_be_waited_for(universe: cmwq.Runtime, gate: Gate) -> None:

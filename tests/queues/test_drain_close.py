@@ -33,6 +33,8 @@ def test_F3_drain_lets_chained_work_through_and_refuses_the_rest(runtime: cmwq.R
     drainer.start()
     while wq.is_open:
         other.submit(int).result(HANG)
+    with wq._lock:
+        pass  # while it is held the state changes first, and then the gates are shut
     refused = cmwq.Work(int)
     for call in (lambda: wq.submit(int), lambda: wq.queue(refused), lambda: wq.submit_many(abs, [1, 2])):
         with pytest.raises(cmwq.QueueClosed, match=r"queue 'spool' is draining .* queue again after drain\(\)"):

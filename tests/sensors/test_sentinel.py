@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -17,11 +19,9 @@ from conftest import HANG
 
 from cmwq import ThreadLimit
 from cmwq._host import ThreadHost, topology
-from cmwq._sensor import sentinel
+from cmwq._sensor import procfs, sentinel
 
 if TYPE_CHECKING:
-    import subprocess
-
     from cmwq._sensor._sentinel import Lookout, Slot, Watch
 
 pytestmark = pytest.mark.skipif(sentinel.usable() is not None, reason=str(sentinel.usable()))
@@ -41,9 +41,14 @@ def make_lookout(watch: Watch, *, capacity: int = 4) -> Lookout:
     return watch.lookout(topology.cpus(), 1, capacity)
 
 
+def is_in_read(tid: int) -> bool:
+    """Does this thread sleep in read()? That is the very call that shows itself in one's own file."""
+    return procfs._read(tid).split()[0] == procfs._read(threading.get_native_id()).split()[0]
+
+
 @contextmanager
 def sleeper(lookout: Lookout) -> Iterator[Slot]:
-    """The slot of a thread that is about to sleep, or sleeps already, for something that isn't a lock."""
+    """The slot of a thread that sleeps for something that isn't a lock."""
     slot = lookout.slot()
     ours, theirs = os.pipe()
     there = threading.Event()
@@ -59,6 +64,10 @@ def sleeper(lookout: Lookout) -> Iterator[Slot]:
     thread.start()
     try:
         assert there.wait(HANG)
+        assert thread.native_id is not None
+        deadline = time.monotonic() + HANG
+        while not is_in_read(thread.native_id):  # it may still wait for the GIL, which would be taken for a lock
+            assert time.monotonic() < deadline, "the thread never reads"
         yield slot
     finally:
         os.write(theirs, b"x")
@@ -110,19 +119,47 @@ def kept_descriptors() -> list[int]:
 # ------------------------------------------------------------------------------------- slots
 
 
+def sentinels(others: set[Path]) -> list[int]:
+    """The sentinels among the process's threads, but for the others."""
+    found = []
+    for task in set(Path("/proc/self/task").iterdir()) - others:
+        with suppress(OSError):  # it has just ended
+            if (task / "comm").read_text().strip() == "cmwq/sentinel":
+                found.append(int(task.name))
+    return found
+
+
+def rests(tid: int) -> bool:
+    """It sleeps, in the kernel's words."""
+    return "(sleeping)" in Path(f"/proc/self/task/{tid}/status").read_text()
+
+
 def test_A3_sentinels_have_idle_priority(watch: Watch) -> None:
     """Else the kernel gives them their share of a busy CPU, and each look costs the workers two switches."""
-    cpu = topology.cpus()[0]
-    watch.start(cpu)
-
-    def policies() -> list[int]:
-        tasks = Path("/proc/self/task").iterdir()
-        named = [int(task.name) for task in tasks if (task / "comm").read_text().strip() == "cmwq/sentinel"]
-        return [os.sched_getscheduler(tid) for tid in named]
-
+    before = set(Path("/proc/self/task").iterdir())
+    watch.start(topology.cpus()[0])
     deadline = time.monotonic() + HANG
-    while not (seen := policies()) or set(seen) != {os.SCHED_IDLE}:  # each sets its own as it begins
-        assert time.monotonic() < deadline, f"sentinels have policies {seen}"
+    while {os.sched_getscheduler(tid) for tid in sentinels(before)} != {os.SCHED_IDLE}:  # it sets its own as it begins
+        assert time.monotonic() < deadline
+
+
+def test_G4_a_sentinel_on_a_busy_cpu_sleeps_once_no_work_waits(watch: Watch) -> None:
+    """Being kept off its CPU is an event only while it looks out for somebody."""
+    cpu = topology.cpus()[0]
+    before = set(Path("/proc/self/task").iterdir())
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            os.sched_setaffinity(busy.pid, {cpu})
+            lookout = make_lookout(watch)
+            watch.start(cpu)
+            lookout.arm(lookout.slot())
+            lookout.arm(None)
+            deadline = time.monotonic() + HANG
+            while not all(rests(tid) for tid in sentinels(before) or [os.getpid()]):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            busy.kill()
 
 
 def test_a_sleeping_thread_is_marked_once_and_anew_after_the_end_of_an_item(watch: Watch) -> None:
@@ -140,7 +177,6 @@ def test_a_look_ends_where_it_could_change_nothing_any_more(watch: Watch) -> Non
     lookout = make_lookout(watch)
     looker = lookout.slot()
     with sleeper(lookout) as slot:
-        time.sleep(0.05)  # it sleeps by now, or the test says less
         looker.review(0)
         assert lookout.deliver() == ()
         assert review_until_seen(lookout, looker) == [(slot.index, True, False)]
@@ -148,22 +184,21 @@ def test_a_look_ends_where_it_could_change_nothing_any_more(watch: Watch) -> Non
 
 def test_no_more_than_an_eighth_of_the_descriptors_is_kept(python: Python) -> None:
     done = python("""
-        import os, resource, threading, time
+        import os, resource, threading
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         from cmwq._sensor import _sentinel
         lookout = _sentinel.Watch().lookout((0,), 1, 32)
-        looker, there = lookout.slot(), threading.Semaphore(0)
+        looker, there, (pipe, _) = lookout.slot(), threading.Semaphore(0), os.pipe()
         def sleep(slot):
-            slot.attach(), slot.unpark(), slot.park(), there.release(), time.sleep(0.5)
+            slot.attach(), slot.unpark(), slot.park(), there.release(), os.read(pipe, 1)
         slots = [lookout.slot() for _ in range(20)]
-        threads = [threading.Thread(target=sleep, args=(slot,)) for slot in slots]
+        threads = [threading.Thread(target=sleep, args=(slot,), daemon=True) for slot in slots]
         for thread in threads: thread.start()
         for _ in threads: there.acquire()
         seen = []
         while len(seen) < 20: looker.review(99); seen += lookout.deliver()
         files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
-        print(sum(file.endswith("/syscall") for file in files))
-        for thread in threads: thread.join()
+        print(sum(file.endswith("/syscall") for file in files), flush=True)
         os._exit(0)  # not what is tested: how such an improvised lookout ends
     """)
     assert done.stdout.strip() == "8", done.stderr
@@ -335,6 +370,39 @@ def test_pools_may_come_and_go_under_the_eyes_of_the_sentinels(watch: Watch) -> 
         reserve.attach()
         lookout.arm(reserve)
         assert reserve.park(HANG)
+
+
+@pytest.mark.skipif(not ThreadHost().gil_enabled(), reason="no GIL")
+def test_who_waits_for_the_gil_does_not_hold_the_pools_lock(python: Python) -> None:
+    """Else whoever has the GIL stops at its next item, and two workers change places, at four switches, for each.
+
+    A thread gives up the GIL once it sleeps for the lock. Then it gets the lock, but not the GIL for a moment.
+    """
+    done = python("""
+        import sys, threading, time
+        from cmwq._sensor import _sentinel
+        sys.setswitchinterval(60)  # from now on a thread has the GIL until it gives it up
+        lock = _sentinel.Watch().lookout((0,), 1, 1)
+        def wait():
+            there.release()
+            with lock: pass
+        free = 0
+        for _ in range(100):
+            lock.acquire()
+            there = threading.Semaphore(0)
+            thread = threading.Thread(target=wait)
+            thread.start()
+            there.acquire()
+            lock.release()
+            end = time.perf_counter() + 1e-3
+            while time.perf_counter() < end: pass
+            if lock.acquire(False):
+                free += 1
+                lock.release()
+            thread.join()
+        print(free)
+    """)
+    assert (done.stdout, done.stderr, done.returncode) == ("100\n", "", 0)
 
 
 # ------------------------------------------------------------------------------------- the Sensor

@@ -450,7 +450,8 @@ def test_procfs_goes_by_cpu_time_where_nothing_can_be_read(monkeypatch: pytest.M
 @linux
 @pytest.mark.skipif(not ThreadHost().gil_enabled(), reason="no GIL")
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="CPython's GIL")
-def test_procfs_learns_the_gil(start: Start) -> None:
+def test_procfs_learns_the_gil(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "LEARN_WITHIN", HANG)  # each of its looks costs a turn at the GIL
     sensor = ProcfsSensor(ThreadHost())
     sensor.learn()
     assert sensor._gil

@@ -135,9 +135,10 @@ class Waits:
             for needed in last.needs(waiting):
                 if needed is item:
                     return path
-                if needed not in seen and needed in waiting:
+                what = waiting.get(needed)  # None: its wait has ended meanwhile
+                if needed not in seen and what is not None:
                     seen.add(needed)
-                    paths.append((waiting[needed], [*path, (needed, waiting[needed])]))
+                    paths.append((what, [*path, (needed, what)]))
         return None
 
 

@@ -63,8 +63,12 @@ enum {
     STILL = 10 * MS,            /* a CPU clock stood: longer than a waiter for the GIL goes without stirring */
     ALONE = 5 * US,             /* a yield that took no longer: nobody else wants this CPU */
     NAP = 20 * US,              /* long enough for a lock of a free-threaded build to end its spinning */
-    PARK_YIELDS = 40,           /* how often who parks yields before it sleeps */
-    PARK_SPIN = 50 * US,        /* and for how long, if it may and that paid off lately */
+    PARK_SPIN = 50 * US,        /* who parks stays awake for so long, if it may and that paid off lately */
+#ifdef Py_GIL_DISABLED
+    PARK_BRIEFLY = 15 * US,     /* else for so long, as the locks of these Pythons do */
+#else
+    PARK_BRIEFLY = 0,
+#endif
     LET_GO = 20 * US,           /* then it lets who unparked it give up the GIL for so long, before it asks for that */
     FIRST_SLEEP = 10 * MS,      /* of a thread that signals may interrupt */
     MAX_PENALTY = 63,           /* so many times it goes to sleep earlier, after it spun in vain */
@@ -127,18 +131,19 @@ static bool is_given(Parking *parking)
 }
 
 /* Spin for a moment: to wake a thread that sleeps on an idle CPU takes longer than many works.  It yields, for others may
-   want this CPU, the one that is to unpark it above all.  For a moment always, as the locks of free-threaded Pythons do;
-   for longer only if it `may`, and where the last times were not in vain: after each that was, twice as many parkings
+   want this CPU, the one that is to unpark it above all; and if they do it is over, or each yield would cost a time slice.
+   For longer only if it `may`, and where the last times were not in vain: after each that was, twice as many parkings
    pass without.  Once unparked it waits until who did that has given up the GIL: to ask for it at once is to sleep, too.
    Context: no GIL. */
 static void spin(Parking *parking, bool may)
 {
-    long long end = now_ns(CLOCK_MONOTONIC) + PARK_SPIN;
     bool longer = may && !habit.rests;
-    for (int i = 0; !is_given(parking) && i < PARK_YIELDS; i++)
+    long long now = now_ns(CLOCK_MONOTONIC), end = now + (longer ? PARK_SPIN : PARK_BRIEFLY), before = now;
+    while (!is_given(parking) && now < end && now - before < ALONE) {
+        before = now;
         sched_yield();
-    while (longer && !is_given(parking) && now_ns(CLOCK_MONOTONIC) < end)
-        sched_yield();
+        now = now_ns(CLOCK_MONOTONIC);
+    }
     if (!is_given(parking)) {
         if (longer)
             habit.rests = habit.penalty = habit.penalty < MAX_PENALTY ? habit.penalty * 2 + 1 : MAX_PENALTY;
@@ -149,10 +154,11 @@ static void spin(Parking *parking, bool may)
     if (may)
         habit.rests = habit.penalty = 0;
 #ifndef Py_GIL_DISABLED
-    end = now_ns(CLOCK_MONOTONIC) + LET_GO;
-    while (atomic_load(&nr_let_go) == atomic_load_explicit(&parking->given, memory_order_relaxed)
-           && now_ns(CLOCK_MONOTONIC) < end)
+    end = now + LET_GO;
+    while (atomic_load(&nr_let_go) == atomic_load_explicit(&parking->given, memory_order_relaxed) && now < end) {
         sched_yield();
+        now = now_ns(CLOCK_MONOTONIC);
+    }
 #endif
 }
 
