@@ -88,8 +88,8 @@ ASLEEP = """
 
 
 def test_F8_ctrl_c_interrupts_a_wait_that_just_begins(python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """Whether the thread spins or sleeps. With `threading.Lock` there is an instant, before it sleeps, in which a signal
-    is not heard until something else happens; when others take the CPU just then it is a long one.
+    """Whether it spins or sleeps. With `threading.Lock` there is an instant, before it sleeps, in which a signal is not
+    heard until something else happens; when others take the CPU just then it is a long one.
     """
     done = python(
         ASLEEP,
