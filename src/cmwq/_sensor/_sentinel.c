@@ -7,6 +7,9 @@
    how many may run (Lookout.target).  What it does: look at the workers, mark those that sleep, and wake the one
    reserve worker it was given.  Policy stays in Python: the woken worker reads the marks and decides.
 
+   A slot is also where its worker parks; so parking is here, too, for all threads (Parker): only without the GIL can a
+   thread stay awake for a moment before it sleeps.
+
    Guarantees
    - A native thread that looks never touches the GIL or a Python object.  (The helper of learn_gil() asks for the GIL:
      that is what it is for.  It is joined before learn_gil() returns.)
@@ -64,13 +67,10 @@ enum {
     ALONE = 5 * US,             /* a yield that took no longer: nobody else wants this CPU */
     NAP = 20 * US,              /* long enough for a lock of a free-threaded build to end its spinning */
     PARK_SPIN = 50 * US,        /* who parks stays awake for so long, if it may and that paid off lately */
-#ifdef Py_GIL_DISABLED
-    PARK_BRIEFLY = 15 * US,     /* else for so long, as the locks of these Pythons do */
-#else
-    PARK_BRIEFLY = 0,
-#endif
+    PARK_SPINS = 150,           /* looks of an idle worker before it sleeps, without a GIL */
+    PARK_YIELDS = 40,           /* yields of everybody else, as in the locks of such Pythons */
     LET_GO = 20 * US,           /* then it lets who unparked it give up the GIL for so long, before it asks for that */
-    FIRST_SLEEP = 10 * MS,      /* of a thread that signals may interrupt */
+    FIRST_SLEEP = 10 * MS,      /* of the main thread, which signals may interrupt */
     MAX_PENALTY = 63,           /* so many times it goes to sleep earlier, after it spun in vain */
     LOCK_SPINS = 400,           /* looks at a pool's lock before sleeping for it, without a GIL */
     GONE = 50 * MS,             /* between two tries to get back to a CPU that is offline */
@@ -132,13 +132,20 @@ static bool is_given(Parking *parking)
 
 /* Spin for a moment: to wake a thread that sleeps on an idle CPU takes longer than many works.  It yields, for others may
    want this CPU, the one that is to unpark it above all; and if they do it is over, or each yield would cost a time slice.
-   For longer only if it `may`, and where the last times were not in vain: after each that was, twice as many parkings
-   pass without.  Once unparked it waits until who did that has given up the GIL: to ask for it at once is to sleep, too.
-   Context: no GIL. */
-static void spin(Parking *parking, bool may)
+   Only if it `may`, and where the last times were not in vain: after each that was, twice as many parkings pass without.
+   Without a GIL a little in any case: who waits for others' works yields as in such a Python's own locks, and a worker,
+   which may rest for long, keeps to itself.  Once unparked it waits until who did that has given up the GIL: to ask for
+   it at once is to sleep, too.  Context: no GIL. */
+static void spin(Parking *parking, bool may, bool worker)
 {
+#ifdef Py_GIL_DISABLED
+    for (int i = 0; i < (worker ? PARK_SPINS : PARK_YIELDS) && !is_given(parking); i++)
+        worker ? spin_wait() : (void)sched_yield();
+#else
+    (void)worker;
+#endif
     bool longer = may && !habit.rests;
-    long long now = now_ns(CLOCK_MONOTONIC), end = now + (longer ? PARK_SPIN : PARK_BRIEFLY), before = now;
+    long long now = now_ns(CLOCK_MONOTONIC), end = now + (longer ? PARK_SPIN : 0), before = now;
     while (!is_given(parking) && now < end && now - before < ALONE) {
         before = now;
         sched_yield();
@@ -163,13 +170,13 @@ static void spin(Parking *parking, bool may)
 }
 
 /* The GIL is given up for it, once.  `until`: on the monotonic clock; -1: for ever.  False: a signal came first. */
-static bool sleep_until_given(Parking *parking, long long until, bool spins)
+static bool sleep_until_given(Parking *parking, long long until, bool spins, bool interruptible)
 {
     bool signalled = false;
     unsigned token = 0;
     Py_BEGIN_ALLOW_THREADS
     atomic_fetch_add(&nr_let_go, 1);
-    spin(parking, spins);
+    spin(parking, spins, !interruptible);
     atomic_compare_exchange_strong(&parking->token, &token, 2);
     while (!signalled && atomic_load(&parking->token) == 2) {
         struct timespec left;
@@ -185,16 +192,23 @@ static bool sleep_until_given(Parking *parking, long long until, bool spins)
     return !signalled;
 }
 
+/* The one in which signals' handlers run. */
+static bool in_main_thread(void)
+{
+    return syscall(SYS_gettid) == getpid();
+}
+
 /* 1: unparked.  0: `timeout` seconds passed (-1: for ever).  -1: a signal's handler raised.
    A signal that comes after the GIL was given up, but before the thread sleeps, does not wake it.  That may take long, if
-   whoever waited for the GIL has the CPU now.  So the first sleep of an interruptible parking is a short one. */
+   whoever waited for the GIL has the CPU now.  So the first sleep of the main thread is a short one. */
 static int park(Parking *parking, double timeout, bool spins, bool interruptible)
 {
     bool first = true;
     long long now = now_ns(CLOCK_MONOTONIC), deadline = timeout < 0 ? -1 : now + (long long)(timeout * 1e9);
     while (!is_given(parking) && (deadline < 0 || now < deadline || first)) {
-        bool briefly = first && interruptible && (deadline < 0 || now + FIRST_SLEEP < deadline);
-        bool undisturbed = sleep_until_given(parking, briefly ? now + FIRST_SLEEP : deadline, spins && first);
+        bool briefly = first && interruptible && in_main_thread() && (deadline < 0 || now + FIRST_SLEEP < deadline);
+        long long until = briefly ? now + FIRST_SLEEP : deadline;
+        bool undisturbed = sleep_until_given(parking, until, spins && first, interruptible);
         if (interruptible && (briefly || !undisturbed) && PyErr_CheckSignals()) {
             unsigned token = 2;
             atomic_compare_exchange_strong(&parking->token, &token, 0);     /* an unpark is kept */
