@@ -192,6 +192,20 @@ def test_the_callers_context_is_captured(universe: cmwq.Runtime) -> None:
     assert seen == ["caller's", "caller's", "queue's own"]
 
 
+def test_a_queues_own_context_may_be_empty(universe: cmwq.Runtime) -> None:
+    """For works as for calls: an empty context is none that is missing."""
+    own = cmwq.WorkQueue("own", context=contextvars.Context(), runtime=universe)
+    seen: list[str] = []
+    token = variable.set("caller's")
+    try:
+        assert own.submit(variable.get).result(HANG) == "unset"
+        own.queue(cmwq.Work(lambda: seen.append(variable.get())))
+    finally:
+        variable.reset(token)
+    own.flush(HANG)
+    assert seen == ["unset"]
+
+
 def test_on_error_that_raises_is_logged_and_the_queue_goes_on(
     universe: cmwq.Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:

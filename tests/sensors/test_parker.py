@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from conftest import HANG
@@ -22,28 +21,16 @@ except ImportError:
 needs_c = pytest.mark.skipif(_sentinel is None, reason="the C extension was not built")
 
 
-@contextlib.contextmanager
-def lock_parkers() -> Iterator[Callable[[], Parker]]:
-    yield LockParker
+KINDS: dict[str, Callable[[], Callable[[], Parker]]] = {
+    "lock": lambda: LockParker,
+    "parker": lambda: _sentinel.Parker,
+    "slot": lambda: _sentinel.Watch().lookout((0,), 1, 8).slot,
+}
 
 
-@contextlib.contextmanager
-def c_parkers() -> Iterator[Callable[[], Parker]]:
-    yield _sentinel.Parker
-
-
-@contextlib.contextmanager
-def slots() -> Iterator[Callable[[], Parker]]:
-    yield _sentinel.Watch().lookout((0,), 1, 8).slot
-
-
-KINDS = [lock_parkers, pytest.param(c_parkers, marks=needs_c), pytest.param(slots, marks=needs_c)]
-
-
-@pytest.fixture(params=KINDS, ids=["lock", "parker", "slot"])
-def new(request: pytest.FixtureRequest) -> Iterator[Callable[[], Parker]]:
-    with request.param() as kind:
-        yield kind
+@pytest.fixture(params=["lock", pytest.param("parker", marks=needs_c), pytest.param("slot", marks=needs_c)])
+def new(request: pytest.FixtureRequest) -> Callable[[], Parker]:
+    return KINDS[request.param]()
 
 
 @pytest.mark.parametrize("spins", [False, True])

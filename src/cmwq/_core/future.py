@@ -16,7 +16,7 @@ from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.item import lay_out, name_of
-from cmwq._core.wait import needs_of, wait_for
+from cmwq._core.wait import needs_of, park_until, wait_for
 from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqTimeout
 
@@ -299,10 +299,7 @@ class Future(cf.Future[T]):
                 if self._state == RUNNING and pwq.pool.worklist:
                     pwq.pool.nap(parker)
                 if self.attach(parker):
-                    spins = pwq.pool.nr_running <= 1
-                    while self._state not in _DONE:
-                        parker.park(-1, spins)
-                        spins = False
+                    park_until(self.done, parker, host, None, spins=pwq.pool.nr_running <= 1)
             except BaseException:
                 self.detach(parker)
                 raise

@@ -15,7 +15,6 @@ The letters are those of `pool`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core.item import lay_out, name_of
@@ -60,7 +59,7 @@ class Queued:
     def __init__(self, work: Work, phase: Phase, context: Context | None) -> None:
         self.work = work
         self._phase = phase
-        self._context = context or copy_context()
+        self._context = context
 
     @property
     def pwq(self) -> PoolWorkQueue:

@@ -257,7 +257,7 @@ def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float 
     worker = current_worker()
     item = worker.item if worker is not None else None
     if worker is None or item is None:
-        return _park_until(target.done, parker, runtime.host, deadline, spins=True)
+        return park_until(target.done, parker, runtime.host, deadline, spins=True)
     pwq = item.pwq
     lender = pwq if pwq.lends else None
     waits = pwq.wq.runtime.waits
@@ -267,7 +267,7 @@ def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float 
         try:
             if worker.index < 0 and deadline is None:
                 return _wait_hopefully(worker, item, target, parker, waits)
-            return _park_until(target.done, parker, runtime.host, deadline)
+            return park_until(target.done, parker, runtime.host, deadline)
         finally:
             step_back(worker, lender)
     finally:
@@ -302,9 +302,10 @@ def run_steps(steps: Steps[T], runtime: Runtime, timeout: float | None, what: Ca
         steps.close()
 
 
-def _park_until(
+def park_until(
     done: Callable[[], bool], parker: Parker, host: Host, deadline: float | None, *, spins: bool = False
 ) -> bool:
+    """False: the deadline passed."""
     while not done():
         if deadline is None:
             parker.park(-1, spins)

@@ -552,7 +552,7 @@ static bool look(Watch *watch, Lookout *lookout, const Slot *self, int enough)
     if (!reserve)
         return false;
     atomic_fetch_add_explicit(&watch->wakes, 1, memory_order_relaxed);
-    unpark(&lookout->slots[reserve - 1], false);       /* may preempt this thread for good: it holds nothing */
+    unpark(&lookout->slots[reserve - 1], false);    /* may preempt this thread for good: it holds nothing */
     return true;
 }
 
@@ -824,7 +824,7 @@ static PyGetSetDef slot_getset[] = {
 static PyMethodDef slot_methods[] = {
     {"attach", (PyCFunction)slot_attach, METH_NOARGS, "The calling thread is the worker."},
     {"park", (PyCFunction)(void (*)(void))slot_park, METH_FASTCALL,
-     "park([timeout]): wait for an unpark, one that came before included. True if there was one."},
+     "park([timeout[, spins]]): wait for an unpark, one that came before included. True if there was one."},
     {"unpark", (PyCFunction)slot_unpark, METH_NOARGS, "Let park() return, now or next time."},
     {"ended", (PyCFunction)slot_ended, METH_NOARGS, "The worker ended an item: what was seen of it is void."},
     {"exempt", (PyCFunction)slot_exempt, METH_O, "exempt(flag): do not look at this worker until exempt(False)."},
@@ -872,13 +872,6 @@ static PyObject *parker_unpark(ParkerObject *self, PyObject *Py_UNUSED(none))
     Py_RETURN_NONE;
 }
 
-static void parker_dealloc(ParkerObject *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    type->tp_free(self);
-    Py_DECREF(type);
-}
-
 static PyMethodDef parker_methods[] = {
     {"park", (PyCFunction)(void (*)(void))parker_park, METH_FASTCALL,
      "park([timeout[, spins]]): wait for an unpark. True if there was one. Signals interrupt it in the main thread."},
@@ -889,7 +882,6 @@ static PyMethodDef parker_methods[] = {
 static PyType_Slot parker_slots[] = {
     {Py_tp_doc, "A parker for any thread."},
     {Py_tp_new, PyType_GenericNew},
-    {Py_tp_dealloc, parker_dealloc},
     {Py_tp_methods, parker_methods},
     {0, NULL},
 };

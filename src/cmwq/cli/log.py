@@ -72,8 +72,8 @@ class Log:
                 raise OSError(*self._failure.args)
             try:
                 write_all(self._fd, f"{head}, {tail}}}\n".encode("ascii"))
-            except OSError as error:
-                self._failure = error
+            except OSError as failure:
+                self._failure = failure
                 raise
 
     def stop(self, timeout: float) -> None:
