@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
-from unittest import mock
 
 import cmwq
-from cmwq.testing import SimHost, Simulation
-from cmwq.testing.sim import SimLock
+from cmwq.testing import Simulation
 
 Scenario = Callable[[Simulation, cmwq.Runtime], None]
-
-
-class WorkLock(SimLock):
-    """A lock of a `Work`. Its pending bit is released by whoever ends it, not by whoever took it."""
-
-    def __init__(self, host: SimHost) -> None:
-        super().__init__(host)
-        self._sim_host = host
-
-    def locked(self) -> bool:
-        return self.holder is not None
-
-    def release(self) -> None:
-        me = self._sim_host.current
-        assert me is None or self.holder is not None, "released, but not held"
-        self.holder = me
-        super().release()
 
 
 def simulate(
@@ -39,11 +19,7 @@ def simulate(
     config: cmwq.Config | None = None,
     max_workers: int = 1024,
 ) -> Simulation:
-    """Run scenario(sim, runtime) as the first thread of a simulation, and close the runtime.
-
-    A `Work` takes plain locks, for it knows no host. Here they are the simulation's, so that other threads may come
-    between any two of its steps.
-    """
+    """Run scenario(sim, runtime) as the first thread of a simulation, and close the runtime."""
     sim = Simulation(cpus=cpus, seed=seed, late=late)
 
     def main() -> None:
@@ -52,8 +28,7 @@ def simulate(
         runtime.check_invariants()
         runtime.close()
 
-    with mock.patch("cmwq._core.work.Lock", partial(WorkLock, sim.host)):
-        sim.run(main)
+    sim.run(main)
     return sim
 
 

@@ -26,12 +26,16 @@ from cmwq._errors import (
     InvariantError,
     QueueClosed,
     QueueFull,
+    Reentered,
     ThreadLimit,
     WorkDisabled,
 )
+from cmwq._host import locks
 from cmwq.executor import Executor
 
 __version__ = "0.1.0"
+
+Work.use(locks.Lock, locks.defer)
 
 system = WorkQueue("system")
 """The process's own queue, always there."""

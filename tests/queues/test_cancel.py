@@ -240,7 +240,7 @@ def test_F5_all_concurrent_cancellers_return(universe: cmwq.Runtime, gate: Gate)
     cancellers = [threading.Thread(target=lambda: results.append(work.cancel_sync(HANG))) for _ in range(4)]
     for canceller in cancellers:
         canceller.start()
-    while work.pending or work._cancels < 4:
+    while work.pending or len(work._cancels) < 4:
         universe.snapshot()
     gate.open.set()
     for canceller in cancellers:

@@ -19,9 +19,9 @@ import cmwq
         (lambda s: s.wq.flush(0.01), "flush of queue 'q': 2 works still there after 0.01 s"),
         (lambda s: s.wq.drain(0.01), "drain of queue 'q': 2 works still there after 0.01 s"),
         (lambda s: s.wq.close(0.01), "close of queue 'q': 2 works still there after 0.01 s"),
-        (lambda s: s.work.flush(0.01), "flush: <cmwq.Work Gate running> did not end after 0.01 s"),
-        (lambda s: s.work.cancel_sync(0.01), "cancel_sync: <cmwq.Work Gate running> did not end after 0.01 s"),
-        (lambda s: s.work.disable_sync(0.01), "disable_sync: <cmwq.Work Gate running disabled> did not end"),
+        (lambda s: s.work.flush(0.01), "flush: <cmwq.Work Gate object running> did not end after 0.01 s"),
+        (lambda s: s.work.cancel_sync(0.01), "cancel_sync: <cmwq.Work Gate object running> did not end after 0.01 s"),
+        (lambda s: s.work.disable_sync(0.01), "disable_sync: <cmwq.Work Gate object running disabled> did not end"),
         (lambda s: s.batch.wait(0.01), "a batch of 1 calls did not end after 0.01 s"),
         (lambda s: s.batch.results(0.01), "a batch of 1 calls did not end after 0.01 s"),
         (lambda s: s.runtime.freeze(0.01), "freeze: works of freezable queues still run after 0.01 s"),
@@ -37,7 +37,7 @@ def test_F8_a_timeout_is_kept_and_says_what_was_not_done(
         with pytest.raises(cmwq.CmwqTimeout) as caught:
             call(stuck)
         # A work is called by its name, whatever else is said of it.
-        assert said.replace("Gate", repr(stuck.gate)) in str(caught.value)
+        assert said in str(caught.value)
         assert isinstance(caught.value, TimeoutError)
         with pytest.raises(cmwq.CmwqTimeout):
             stuck.wq.flush(0)

@@ -7,9 +7,10 @@ was empty on all its pools at one moment; nothing that a closing queue accepted 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
-from cmwq._core.wait import PhaseEnd
+from cmwq._core.wait import PhaseEnd, surely
 
 if TYPE_CHECKING:
     from cmwq._core.queue import WorkQueue
@@ -37,11 +38,11 @@ def flush_steps(queue: WorkQueue) -> Steps[None]:
 
 def drain_steps(queue: WorkQueue) -> Steps[None]:
     queue.refuse_own_work("drains")
-    queue.begin_drain()
-    try:
+    drain = object()
+    end = partial(queue.end_drain, drain)
+    with surely(end), surely(end):
+        queue.begin_drain(drain)
         yield from _empty_steps(queue, "drain")
-    finally:
-        queue.end_drain()
 
 
 def close_steps(queue: WorkQueue) -> Steps[None]:

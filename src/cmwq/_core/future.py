@@ -12,13 +12,14 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextvars import Context
+from functools import partial
 from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.item import lay_out, name_of
-from cmwq._core.wait import needs_of, park_until, wait_for
+from cmwq._core.wait import check_may_wait, needs_of, park_until, wait_for
 from cmwq._core.worker import current_worker
-from cmwq._errors import CmwqTimeout
+from cmwq._errors import CmwqTimeout, Reentered
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
@@ -40,23 +41,25 @@ _DONE = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
 class Audience:
     """Who waits for one future: made when the first of them comes."""
 
-    __slots__ = ("brief", "callbacks", "condition", "parkers", "waiters")
+    __slots__ = ("callbacks", "condition", "nr_told", "parkers", "waiters")
 
     def __init__(self) -> None:
-        self.brief = False  # L: the future is done and retired; what is left is to `tell`
         self.parkers: list[Parker] = []  # L: threads in result() or exception()
         self.callbacks: list[Callable[[Any], object]] = []  # L: add_done_callback
         self.condition: Condition | None = None  # L: made for concurrent.futures.wait and as_completed
         self.waiters: list[Any] = []  # its own condition's lock: theirs
+        self.nr_told = 0  # the condition: so many of those have been told
 
     def announce(self, future: Any) -> None:
         """The call ended: let the future be done, and tell everybody once.  Context: lock not held.
 
         `concurrent.futures.wait` looks at the state several times while it holds the condition, and relies on its being
         the same. So where there is a condition the state changes under it. Order: condition < L.
+
+        If it was interrupted it may be called again, and goes on where it was.
         """
         lock = future._phase.pwq.pool.lock
-        final = CANCELLED_AND_NOTIFIED if future._state == CANCELLED else FINISHED
+        final = CANCELLED_AND_NOTIFIED if future.cancelled() else FINISHED
         with lock:
             condition = self.condition
             if condition is None:
@@ -65,7 +68,9 @@ class Audience:
             with condition:
                 with lock:
                     future._state = final
-                for waiter in self.waiters:
+                while self.nr_told < len(self.waiters):  # they take themselves off the list, later
+                    waiter = self.waiters[self.nr_told]
+                    self.nr_told += 1
                     if final is CANCELLED_AND_NOTIFIED:
                         waiter.add_cancelled(future)
                     elif future._exception is None:
@@ -73,15 +78,24 @@ class Audience:
                     else:
                         waiter.add_exception(future)
                 condition.notify_all()
-        self.tell()
-        callbacks, self.callbacks = self.callbacks, []
-        for callback in callbacks:
-            _call_back(callback, future)
-
-    def tell(self) -> None:
-        """Wake the threads that wait. It is done, so nobody changes the list any more.  Context: lock not held."""
-        for parker in self.parkers:
+        for parker in self.parkers:  # it is done, so nobody changes the list any more
             parker.unpark()
+        raised: BaseException | None = None
+        while self.callbacks:
+            callback = self.callbacks[0]
+            del self.callbacks[0]
+            try:
+                _call_back(callback, future)
+            except BaseException as exc:
+                if exc.__traceback__ is None or exc.__traceback__.tb_next is None:
+                    self.callbacks.insert(0, callback)  # Ctrl-C came before it was called
+                    raise
+                raised = exc  # the others are called all the same
+        if raised is not None:
+            try:
+                raise raised
+            finally:
+                raised = None  # break the cycle through the traceback
 
 
 def _call_back(callback: Callable[[Any], object], future: Any) -> None:
@@ -116,6 +130,8 @@ class Future(cf.Future[T]):
     _context: Context | None = None  # likewise
     follower = None
     accepted = False
+    work = None
+    lent = parked = False
 
     def __init__(self, phase: Phase, call: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> None:
         """call: the function and its positional arguments."""
@@ -169,15 +185,43 @@ class Future(cf.Future[T]):
         else:
             self._call = self._context = None
 
+    @property
+    def begun(self) -> bool:
+        return self._state in (RUNNING, FINISHED)
+
     def end(self) -> Audience | None:
         audience = self._audience
         if audience is not None:
             if audience.callbacks or audience.condition is not None:
                 return audience
-            audience.brief = True
+            lock = self._phase.pwq.pool.lock
+            for parker in audience.parkers:
+                lock.wake(parker)
         self._state = FINISHED
         self._phase.retire()
-        return audience
+        return None
+
+    def abort(self, exc: BaseException) -> None:
+        with self._phase.pwq.pool.lock:
+            if self._call is not None and self._exception is None:
+                self._exception = exc
+            self._call = self._context = self._kwargs = None
+            audience = self._audience
+            if audience is None:
+                self._state = FINISHED
+        if audience is not None:
+            audience.announce(self)
+
+    def be_over(self) -> None:
+        pass
+
+    def refuse(self, exc: BaseException) -> None:
+        """It was to be queued later, and could not: that is its end.  Context: lock not held."""
+        with self._phase.pwq.pool.lock:
+            if self._state != PENDING:
+                return
+            self._state = RUNNING
+        self.abort(exc)
 
     def retire(self) -> None:
         self._phase.retire()
@@ -230,20 +274,40 @@ class Future(cf.Future[T]):
             return self._listeners().waiters
 
     def cancel(self) -> bool:
+        """Take the call back if it has not begun. True: it won't run; False: it runs, or has ended.
+
+        Called by a finaliser or a signal handler in the middle of cmwq's own code on this thread, it is carried out when
+        that is over, and True means: it had not begun yet.
+        """
+        try:
+            cancelled = self._decide_to_cancel()
+            self._announce_cancelled()
+        except Reentered:
+            if self._state == PENDING:
+                self._phase.pwq.pool.host.defer(self.cancel)
+            return self._state not in (RUNNING, FINISHED)
+        except BaseException:
+            self._announce_cancelled()  # if it was decided: to the end
+            raise
+        return cancelled
+
+    def _decide_to_cancel(self) -> bool:
         with self._phase.pwq.pool.lock:
             if self._state in (RUNNING, FINISHED):
                 return False
             if self._state != PENDING:
                 return True
-            audience = self._audience
-            self._state = CANCELLED_AND_NOTIFIED if audience is None else CANCELLED
+            self._state = CANCELLED_AND_NOTIFIED if self._audience is None else CANCELLED
             self._withdraw()
             held = self._call, self._kwargs, self._context  # dropped outside the lock: finalisers are user code
             self._call = self._kwargs = self._context = None
-        if audience is not None:
-            audience.announce(self)
         del held
         return True
+
+    def _announce_cancelled(self) -> None:
+        audience = self._audience
+        if audience is not None and self.cancelled():
+            audience.announce(self)
 
     def _withdraw(self) -> None:
         """Context: lock held."""
@@ -259,10 +323,14 @@ class Future(cf.Future[T]):
         return self._state in _DONE
 
     def add_done_callback(self, fn: Callable[[cf.Future[T]], object]) -> None:
-        with self._phase.pwq.pool.lock:
-            if self._state not in _DONE:
-                self._listeners().callbacks.append(fn)
-                return
+        try:
+            with self._phase.pwq.pool.lock:
+                if self._state not in _DONE:
+                    self._listeners().callbacks.append(fn)
+                    return
+        except Reentered:
+            self._phase.pwq.pool.host.defer(partial(self.add_done_callback, fn))
+            return
         _call_back(fn, self)
 
     def result(self, timeout: float | None = None) -> T:
@@ -293,6 +361,7 @@ class Future(cf.Future[T]):
         runtime = pwq.wq.runtime
         runtime.check_alive(pwq.pool, self)
         host = runtime.host
+        check_may_wait(host)
         parker = host.parker()
         if timeout is None and current_worker() is None:  # nobody's work waits: the short way
             try:
@@ -325,12 +394,12 @@ class BoundedFuture(Future[T]):
     def claim(self, worker: Worker) -> bool:
         if not super().claim(worker):
             return False
-        self._room.give()
+        self._room.give(self)
         return True
 
     def _withdraw(self) -> None:
         super()._withdraw()
-        self._room.give()
+        self._room.give(self)
 
 
 lay_out(BoundedFuture, *_ATTRIBUTES, "_room")
@@ -358,9 +427,9 @@ class WorkFuture(Future[Any]):
             if self._state != PENDING:
                 return
             self._result, self._exception = result, exception
-            self._state = FINISHED if self._audience is None else RUNNING
             audience = self._audience
             self._item = None
+            self._state = FINISHED if audience is None else RUNNING
         if audience is not None:
             audience.announce(self)
 

@@ -44,7 +44,9 @@ def check(pool: WorkerPool) -> None:
     """Context: the timer."""
     found: list[tuple[str, str]] = []
     with pool.lock:
-        pool.hog_timer = None
+        timer, pool.hog_timer = pool.hog_timer, None
+        if timer is not None:
+            timer.cancel()  # not the one that fired, if an interruption left two
         if not pool.worklist:
             # Not at once the end of it: to start a timer wakes the timer thread, in the middle of a burst of works.
             pool.hog_rests += 1
@@ -62,10 +64,8 @@ def check(pool: WorkerPool) -> None:
                     found.append((worker.item.queue.name, name_of(worker.item.function)))
                 if pool.nr_hogs < pool.target:
                     _let_go(pool, worker)
-        woken = pool.kick()
+        pool.kick()
         watch(pool)
-    if woken is not None:
-        woken.parker.unpark()
     for hog in found:
         pool.runtime.hogs.report(hog, pool.config.cpu_intensive_thresh)
 

@@ -26,6 +26,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cmwq._core.ranks import Rank
+
 if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
     from cmwq._core.runtime import PoolKey, Runtime
@@ -46,7 +48,7 @@ class Hotplug:
         self._limit = 0  # H and R: likewise
         self._homes: dict[tuple[str, int], int] = {}  # R to change, read freely: scope and CPU: the pool's first CPU
         self._served: dict[tuple[str, int], tuple[int, ...]] = {}  # R to change, read freely: the CPUs of each of those
-        self._lock = runtime.host.lock()
+        self._lock = runtime.host.lock(Rank.HOTPLUG)
 
     def cpus(self) -> tuple[int, ...]:
         """Those in use, as far as noticed."""
@@ -70,7 +72,7 @@ class Hotplug:
 
     def forget(self) -> None:
         """In the child of a fork."""
-        self._lock = self._runtime.host.lock()
+        self._lock = self._runtime.host.lock(Rank.HOTPLUG)
         self._cpus, self._there, self._limit = (), frozenset(), 0
 
     def _present(self) -> tuple[int, ...]:
@@ -203,10 +205,9 @@ def _trustee(pool: WorkerPool) -> None:
 def _dismiss_surplus(pool: WorkerPool) -> None:
     """D4: the idle workers die, but for one reserve (B1): there are as many as there were works."""
     with pool.lock:
-        dying = [pool.dismiss_coldest() for _ in pool.idle_list[1:]]
+        for _ in pool.idle_list[1:]:
+            pool.dismiss_coldest()
         pool.look_out()
-    for worker in dying:
-        worker.parker.unpark()
 
 
 def _bind_strays(pool: WorkerPool) -> None:

@@ -5,6 +5,8 @@ one queueing of something on one pool, as the worker loop sees it. A `Future` is
 
 from __future__ import annotations
 
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -16,12 +18,6 @@ if TYPE_CHECKING:
 class Announcement(Protocol):
     """What is left to do when an item has ended, with no lock held."""
 
-    @property
-    def brief(self) -> bool:
-        """The item is retired, and `tell` is all that is left."""
-        ...
-
-    def tell(self) -> None: ...
     def announce(self, item: Item) -> None:
         """Must not raise."""
         ...
@@ -37,6 +33,12 @@ class Item(Protocol):
     """I: its queue took it earlier, and lets it through while it drains."""
     _phase: Phase
     """I once queued: where flushes count it."""
+
+    work: Any
+    """L: the `Work` of which this is a queueing, if it is one; None once that was taken back."""
+
+    lent: bool
+    """L: it hangs behind its running self, and has no place under max_active meanwhile."""
 
     @property
     def pwq(self) -> PoolWorkQueue:
@@ -60,6 +62,11 @@ class Item(Protocol):
         """It was taken back, and is but a place in a list to be passed over. Nobody waits for it any more."""
         ...
 
+    @property
+    def begun(self) -> bool:
+        """It was claimed."""
+        ...
+
     def claim(self, worker: Worker) -> bool:
         """About to run. False: it is not to be run, here and now.  Context: lock held."""
         ...
@@ -71,9 +78,19 @@ class Item(Protocol):
     def end(self) -> Announcement | None:
         """It ran.
 
-        None: that was all, and nothing follows. Else what is to be announced; then, unless it is brief, `retire` is to
-        be called, and the follower to be run.  Context: lock held.
+        None: that was all, and nothing follows. Else what is to be announced; then `retire` is to be called, and the
+        follower to be run.  Context: lock held.
         """
+        ...
+
+    def abort(self, exc: BaseException) -> None:
+        """Its worker was interrupted by this, before, in or after the call: if the call has no outcome, this is it, and
+        whoever waits hears of it, if they haven't yet.  Context: the worker, lock not held. `be_over` follows.
+        """
+        ...
+
+    def be_over(self) -> None:
+        """It has ended, but is counted by who calls this.  Context: lock held."""
         ...
 
     def retire(self) -> None:
@@ -86,8 +103,23 @@ class Item(Protocol):
 
 
 def name_of(fn: object) -> str:
-    """How a callable is called in messages."""
-    return getattr(fn, "__qualname__", None) or repr(fn)
+    """How a callable is called in messages: by its own name, or that of its class.
+
+    No code of the user's is asked: it may be called with a lock held, and a `repr()` may call us, take long, or tell of
+    addresses that are never the same. (A property could be such code too, so only what `type` and functions keep
+    themselves counts.)
+    """
+    while type(fn) is partial:
+        fn = fn.func
+    if isinstance(fn, (FunctionType, BuiltinFunctionType, MethodType, type)):
+        name = fn.__qualname__
+    else:
+        name = f"{type(fn).__qualname__} object"
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
+
+
+MAX_NAME = 100
+"""Characters of a name in messages and reports."""
 
 
 def lay_out(cls: type[object], *names: str) -> None:

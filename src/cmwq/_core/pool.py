@@ -1,8 +1,12 @@
 """WorkerPool: one worklist, the workers that serve it, and how many of them run.
 
 Guarantees: `nr_running` is the number of workers that are counted and not asleep (A2); at most one manager (B2); nobody
-is asleep while `need_more_worker` and an idle worker exists, except between a decision under the lock and the `unpark`
-that follows it. A decision is made under the lock, the waking is done outside it.
+is asleep while `need_more_worker` and an idle worker exists. A decision is made under the lock; the waking is the
+lock's own business (`Lock.wake`), so nothing can come between the two.
+
+Whatever is raised in the middle of a critical section, no work is lost and no count is wrong (F10): each section makes
+few changes to what *is* (lists, and flags of workers and items), in an order in which each step leaves something legal;
+all numbers follow from that, and `mend` counts them anew before anybody else has the lock.
 
 # Locking legend. Each shared field names its guard:
 #
@@ -22,11 +26,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from cmwq._core import hogs, rescuer
 from cmwq._core.config import HIGHPRI_NICE
+from cmwq._core.mend import mend, mending
 from cmwq._core.policy import need_more_worker, need_rescuer, too_many_workers
 from cmwq._core.watchdog import Progress
 from cmwq._core.worker import Worker, worker_thread
@@ -35,7 +41,7 @@ from cmwq._errors import ThreadLimit
 if TYPE_CHECKING:
     from cmwq._core.config import Config
     from cmwq._core.item import Item
-    from cmwq._core.ports import Host, Parker, Sensor, Timer
+    from cmwq._core.ports import Host, Parker, Sensor, Thread, Timer
     from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queued import Queued
     from cmwq._core.runtime import Runtime
@@ -85,7 +91,7 @@ class WorkerPool:
         self.nr_running = 0  # L: counted and not asleep; whoever wakes a worker counts it
         self.nr_blocked = 0  # L: counted, and asleep, but not for a lock
         self.nr_waking = 0  # L: counted, woken by us, and not yet arrived
-        self.managing = False  # L: somebody is the manager
+        self.manager: object | None = None  # L: who is creating a worker: a worker, or a stand-in for another thread
         self.refused = False  # L: no thread could be had; a retry is due (B2)
         self.nr_refusals = 0  # L: so many times in a row
         self.refusal = ""  # L: what the last was for
@@ -93,7 +99,8 @@ class WorkerPool:
         self.mayday_timer: Timer | None = None  # L: exists only while work waits and no worker can be had (C2)
         self.closing = False  # L: the runtime ends: no worker is created any more
         self.lost = False  # F: it was the parent's
-        self.nr_parked = 0  # L: works that are active and in no list: they run elsewhere first (E3)
+        self.parked: set[Queued] = set()  # L: works that are active and in no list: they run elsewhere first (E3)
+        self.relisting: tuple[list[Item], PoolWorkQueue, list[Item]] | None = None  # L: see `relist`
         self.drainers: list[Parker] = []  # L: who waits for quiet
         self.nappers: set[Parker] = set()  # L: who looks again in a moment, or when no work waits any more
         self.nr_hogs = 0  # L: workers whose item is a hog, and let go of (A9)
@@ -106,6 +113,12 @@ class WorkerPool:
         self.nr_refused = self.peak_workers = 0  # ~
         self.lookout = sensor.lookout(self)  # I
         self.lock = self.lookout.lock()  # I
+        self.lock.mend = mending(self)
+
+    @property
+    def managing(self) -> bool:
+        """Somebody is the manager.  Context: lock held."""
+        return self.manager is not None
 
     def __repr__(self) -> str:
         flags = " managing" * self.managing + " refused" * self.refused
@@ -124,41 +137,36 @@ class WorkerPool:
 
     # ------------------------------------------------------------------------------------- waking
 
-    def need_more_worker(self) -> bool:
-        """`policy.need_more_worker` for sensors.  Context: lock held."""
-        return need_more_worker(self)
+    def kick(self) -> bool:
+        """Take the warmest idle worker if one is needed, count it, and wake it as soon as the lock is free.
 
-    def kick(self) -> Worker | None:
-        """Take the warmest idle worker if one is needed, and count it. The caller unparks it, outside the lock.
-
-        Context: lock held.
+        That it is `kicked` is what decides; the rest follows from it (`mend`).  Context: lock held.
         """
         if not (self.idle_list and need_more_worker(self)):
-            return None
-        worker = self.idle_list.pop()
-        worker.idle = False
+            return False
+        worker = self.idle_list[-1]
         worker.kicked = True
+        self.lock.wake(worker.parker)
+        self.idle_list.pop()
+        worker.idle = False
         self.nr_running += 1
         self.nr_waking += 1
         self.nr_wakeups += 1
         if not self.watchdog.on:
             self.watchdog.begin()
         self.look_out()
-        return worker
+        return True
 
-    def kick_or_look_out(self) -> Worker | None:
+    def kick_or_look_out(self) -> None:
         """The worklist grew: take whom that needs, or leave it to the sensor to see when that changes.
 
         Context: lock held. At the target (A3) this costs two comparisons: the sensor is armed already.
         """
         if self.nr_running < self.target:
-            woken = self.kick()
-            if woken is not None:
-                return woken
-            self.look_out()
+            if not self.kick():
+                self.look_out()
         elif self.armed_with is None:
             self.look_out()
-        return None
 
     def look_out(self) -> None:
         """Tell the sensor whom to wake when it sees that fewer run than may: the warmest idle worker, while work waits
@@ -236,10 +244,8 @@ class WorkerPool:
                 self.lookout.set_cpus(cpus)
             self.target = target
             self.lookout.set_target(target)
-            woken = self.kick_or_look_out()
+            self.kick_or_look_out()
             threads = [worker.tid for worker in self.workers if worker.tid] if changed else []
-        if woken is not None:
-            woken.parker.unpark()
         for tid in threads:
             self.host.bind(cpus, tid)
 
@@ -247,13 +253,18 @@ class WorkerPool:
 
     def enter_idle(self, worker: Worker) -> None:
         """Context: lock held."""
-        worker.idle = True
         worker.last_active = self.host.monotonic()
+        worker.idle = True
         self.idle_list.append(worker)
         self.tell_drainers()
-        if self.cull_timer is None and too_many_workers(self) and not self.closing:
-            self.cull_timer = self.host.call_later(self.config.idle_worker_timeout, self.cull)
+        if self.cull_timer is None:
+            self.cull_later()
         self.look_out()
+
+    def cull_later(self) -> None:
+        """Context: lock held, no timer is set."""
+        if too_many_workers(self) and not self.closing:
+            self.cull_timer = self.host.call_later(self.config.idle_worker_timeout, self.cull)
 
     def leave_idle(self, worker: Worker) -> None:
         """Context: lock held. The worker is not the one kick() took: the sensor woke it, or nobody did."""
@@ -268,9 +279,10 @@ class WorkerPool:
 
     def cull(self) -> None:
         """B3: the coldest idle workers die, one by one, while there are too many.  Context: the timer."""
-        dying = []
         with self.lock:
-            self.cull_timer = None
+            timer, self.cull_timer = self.cull_timer, None
+            if timer is not None:
+                timer.cancel()  # not the one that fired, if an interruption left two
             now = self.host.monotonic()
             while too_many_workers(self) and self.idle_list and not self.closing:
                 coldest = self.idle_list[0]
@@ -278,19 +290,22 @@ class WorkerPool:
                 if expires > now:
                     self.cull_timer = self.host.call_later(expires - now, self.cull)
                     break
-                dying.append(self.dismiss_coldest())
+                self.dismiss_coldest()
             self.look_out()
-        for worker in dying:
-            worker.parker.unpark()
 
-    def dismiss_coldest(self) -> Worker:
-        """It dies once it is unparked.  Context: lock held. The caller sees to the sensor."""
-        coldest = self.idle_list.pop(0)
-        coldest.idle = False
-        coldest.dying = True
-        self.workers.discard(coldest)
+    def dismiss_coldest(self) -> None:
+        """It dies.  Context: lock held. The caller sees to the sensor."""
+        self.dismiss(self.idle_list[0])
         self.nr_culled += 1
-        return coldest
+
+    def dismiss(self, worker: Worker) -> None:
+        """An idle worker dies as soon as the lock is free.  Context: lock held."""
+        worker.dying = True
+        self.lock.wake(worker.parker)
+        if worker in self.idle_list:
+            self.idle_list.remove(worker)
+        worker.idle = False
+        self.workers.discard(worker)
 
     # ------------------------------------------------------------------------------------- creating
 
@@ -306,55 +321,75 @@ class WorkerPool:
         if room <= 0 or self.host.thread_headroom() <= 0:
             raise ThreadLimit(f"pool {self.name}: no room for one more thread below the caps; see `cmwq doctor`")
         worker = Worker(self, number, self.lookout.parker())
-        # In the set before the thread is there, so that the thread finds itself listed; idle only once it exists.
-        with self.lock:
-            self.workers.add(worker)
         try:
-            worker.thread = self.host.spawn(worker.name, lambda: worker_thread(worker))
-        except BaseException:
+            # In the set before the thread is there, so that the thread finds itself listed; idle only once it exists.
             with self.lock:
-                self.workers.discard(worker)
-            worker.discard_parker()
+                self.workers.add(worker)
+            self.host.spawn(worker.name, partial(worker_thread, worker), partial(_note_thread, worker))
+            self.list_new(worker)
+        except BaseException:
+            # Its thread was refused; or it exists, and this one was interrupted before the new one was listed.
+            if worker.thread is None:
+                with self.lock:
+                    self.workers.discard(worker)
+                worker.discard_parker()
+            else:
+                self.list_new(worker)
             raise
+
+    def list_new(self, worker: Worker) -> None:
+        """Its thread exists: it is idle now, or is taken for work at once. Once for each.  Context: lock not held."""
         with self.lock:
+            if worker.listed:
+                return
+            worker.listed = True
             self.nr_refusals = 0
             self.nr_created += 1
             self.peak_workers = max(self.peak_workers, len(self.workers))
-            if self.closing:
-                worker.dying = True
-                self.workers.discard(worker)
-                woken: Worker | None = worker
+            if self.closing or worker.dying:
+                self.dismiss(worker)
             else:
                 self.enter_idle(worker)
                 self.lookout.deliver()
-                woken = self.kick()
-        if woken is not None:
-            woken.parker.unpark()
+                self.kick()
 
     def worker_died(self, worker: Worker) -> None:
-        """Context: lock held, the worker's own thread."""
-        self.workers.discard(worker)
-        if worker.kicked:
-            worker.kicked = False
-            self.nr_waking -= 1
-            self.nr_running -= 1
+        """It is gone, and so is what it counted for; if it is missing, another takes its place.
 
-    def create_reserve(self) -> None:
+        Context: lock held, the worker's own thread.
+        """
+        self.workers.discard(worker)
+        worker.kicked = worker.counted = worker.sleeping = worker.idle = False
+        if self.manager is worker:
+            self.manager = None
+        if not worker.dying:
+            self.mend()
+            if not self.idle_list and not self.managing and not self.closing:
+                self.creation_refused("a worker died")
+
+    def create_reserve(self, manager: object) -> None:
         """What the manager does: create workers until one stays idle, or none can be had; then leave the office.
 
         The worker just created may be taken for work at once. It then finds a manager in office and relies on it to
         create the next (B1). So the office is left in the very critical section in which the reserve was seen.
-        Context: lock not held, `managing` set by the caller, for itself.
+        Context: lock not held, `pool.manager` set by the caller.
         """
-        while True:
-            refusal = self.try_to_create()
+        try:
+            while True:
+                refusal = self.try_to_create()
+                with self.lock:
+                    if refusal is not None:
+                        self.creation_refused(refusal)
+                    if refusal is not None or self.idle_list or self.closing:
+                        self.manager = None
+                        self.look_out()
+                        return
+        except BaseException:  # Ctrl-C: the office must not stay taken by nobody
             with self.lock:
-                if refusal is not None:
-                    self.creation_refused(refusal)
-                if refusal is not None or self.idle_list or self.closing:
-                    self.managing = False
-                    self.look_out()
-                    return
+                if self.manager is manager:
+                    self.manager = None
+                    self.creation_refused("interrupted")
+            raise
 
     def try_to_create(self) -> str | None:
         """Why no worker could be created; None: one was.  Context: lock not held."""
@@ -373,10 +408,10 @@ class WorkerPool:
         self.nr_refusals = 0 if self.idle_list else self.nr_refusals + 1  # 0: nobody will try again
         self.refusal = why
         if not (self.refused or self.idle_list or self.closing):
-            self.refused = True
             if not self.watchdog.on:
                 self.watchdog.begin()
             self.host.call_later(self.config.create_cooldown, self.retry_creation)
+            self.refused = True  # last: never without a retry that is due
         self.look_out()
 
     def retry_creation(self) -> None:
@@ -391,9 +426,9 @@ class WorkerPool:
                 self.nr_refusals = 0  # the next refusal begins a new row
             if self.idle_list or self.managing or self.closing:
                 return
-            self.managing = True
+            self.manager = office = object()
             self.look_out()
-        self.create_reserve()
+        self.create_reserve(office)
 
     # ------------------------------------------------------------------------------------- end
 
@@ -403,7 +438,7 @@ class WorkerPool:
         Context: lock held. Asked whenever a worker goes idle while somebody drains: so the workers are looked at only
         if the numbers don't tell.
         """
-        if self.nr_parked or self.nr_blocked or self.nr_running > self.nr_waking or self.has_work():
+        if self.parked or self.nr_blocked or self.nr_running > self.nr_waking or self.has_work():
             return False
         if len(self.idle_list) + self.nr_waking == len(self.workers):
             return True
@@ -446,6 +481,7 @@ class WorkerPool:
         """
         self.lost = self.closing = True
         self.busy_works.clear()
+        self.parked.clear()
         self.drainers.clear()
         self.cull_timer = self.hog_timer = self.mayday_timer = None
         self.lock = self.host.reinit_lock(self.lock)
@@ -465,22 +501,44 @@ class WorkerPool:
             if not self.is_quiet():
                 return None
             self.closing = True
-            for pwq in self.pwqs:
-                pwq.gate = True
-            workers = [worker for worker in self.workers if worker.index >= 0]  # a rescuer is just about to leave
-            idle, self.idle_list = self.idle_list, []
-            for worker in workers:
-                worker.dying = True
-            for worker in idle:
-                worker.idle = False
-            for timer in (self.cull_timer, self.hog_timer, self.mayday_timer):
-                if timer is not None:
-                    timer.cancel()
-            self.cull_timer = self.hog_timer = self.mayday_timer = None
-            self.look_out()
+            return self.dismiss_all()
+
+    def dismiss_all(self) -> list[Worker]:
+        """The pool closes: nobody queues here any more, and every worker ends. Returns them. May be said twice.
+
+        Context: lock held.
+        """
+        for pwq in list(self.pwqs):
+            pwq.gate = True
+        workers = [worker for worker in self.workers if worker.index >= 0]  # a rescuer is just about to leave
         for worker in workers:
-            worker.parker.unpark()
+            worker.dying = True
+            worker.idle = False
+            self.lock.wake(worker.parker)
+        self.idle_list.clear()
+        for timer in (self.cull_timer, self.hog_timer, self.mayday_timer):
+            if timer is not None:
+                timer.cancel()
+        self.cull_timer = self.hog_timer = self.mayday_timer = None
+        self.look_out()
         return workers
+
+    def relist(self, listed: list[Item], pwq: PoolWorkQueue, waiting: list[Item]) -> None:
+        """From now on these are on the worklist, in this order, and those wait inactive.
+
+        Noted first: should it be interrupted between emptying a list and filling it, `mend` does it again.
+        Context: lock held.
+        """
+        self.relisting = listed, pwq, waiting
+        self.worklist.clear()
+        self.worklist.extend(listed)
+        pwq.inactive.clear()
+        pwq.inactive.extend(waiting)
+        self.relisting = None
+
+    def mend(self) -> None:
+        """Something was raised in the middle of a critical section.  Context: lock held."""
+        mend(self)
 
     def check_invariants(self) -> None:
         """Raise InvariantError if a rule is broken. For tests: costs O(workers).  Context: lock held."""
@@ -509,3 +567,7 @@ class WorkerPool:
         for rule, holds in facts.items():
             if not holds:
                 raise InvariantError(f"{rule}: {self!r}")
+
+
+def _note_thread(worker: Worker, thread: Thread) -> None:
+    worker.thread = thread

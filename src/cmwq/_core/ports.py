@@ -164,7 +164,7 @@ class Lookout(Protocol):
     held.
 
     Two ways to report. A sensor that can run Python takes pool.lock, calls `pool.worker_sleeping(worker)` or
-    `pool.worker_running(worker)`, then `woken = pool.kick()`, releases the lock and unparks `woken`. One that can't
+    `pool.worker_running(worker)`, then `pool.kick()`, and releases the lock. One that can't
     (the sentinel) marks what it sees and unparks the reserve it was armed with; that worker calls `deliver`, which
     passes the marks on.
     """
@@ -195,6 +195,10 @@ class Lookout(Protocol):
 
     def deliver(self) -> None:
         """Call `worker_sleeping` and `worker_running` for what was marked."""
+        ...
+
+    def remind(self) -> None:
+        """What was delivered may not have been understood: deliver again all that holds now."""
         ...
 
     def review(self, worker: Worker, enough: int) -> None:

@@ -13,8 +13,10 @@ works for the same purpose; a number of phases has no limit and needs no overflo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from cmwq._errors import CmwqError
 
 if TYPE_CHECKING:
     from cmwq._core.future import Future
@@ -50,7 +52,8 @@ class Phase:
             pwq.nr_active -= 1
             pwq.attend()
         else:  # as in any flood: the next takes its place
-            pwq.pool.worklist.append(pwq.inactive.popleft())
+            pwq.pool.worklist.append(pwq.inactive[0])  # in both lists for a moment, never in none: see `mend`
+            del pwq.inactive[0]
             if not pwq.inactive:
                 pwq.attends = False
         if not self.count and self is not pwq.phase:
@@ -68,12 +71,21 @@ class Phase:
         pwq.pool.tell_drainers()
 
 
+class Outside(Phase):
+    """Where a work counts that is not queued yet. It may be taken back, and nobody waits for it with a flush."""
+
+    __slots__ = ()
+
+    def withdraw(self) -> None:
+        pass
+
+
 class PoolWorkQueue:
     """A queue's place on one pool (the kernel's pool_workqueue)."""
 
     __slots__ = (
         "__weakref__", "attends", "called", "exempt", "freezers", "frozen", "gate", "inactive", "lends", "max_active",
-        "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "phase", "pool", "sealed", "wq",
+        "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "outside", "phase", "pool", "sealed", "wq",
     )  # fmt: skip
 
     def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool, gate: bool) -> None:
@@ -86,6 +98,7 @@ class PoolWorkQueue:
         self.inactive: deque[Item] = deque()  # L: beyond max_active, in order
         self.nr_withdrawn = 0  # L: in `inactive` or the pool's worklist, to be passed over
         self.phase = Phase(self, 0)  # L: where new works are counted
+        self.outside = Outside(self, -1)  # I
         self.sealed: deque[Phase] = deque()  # L: phases that somebody flushes, oldest first
         self.frozen = frozen  # L: nothing is started (E8)
         self.freezers: list[Parker] = []  # L: who waits until nothing runs
@@ -121,12 +134,13 @@ class PoolWorkQueue:
         """List waiting works while there is room.  Context: lock held. The caller wakes whom that needs."""
         inactive = self.inactive
         while inactive and self.nr_active < self.max_active and not self.frozen:
-            item = inactive.popleft()
+            item = inactive[0]
             if item.withdrawn:
                 self.nr_withdrawn -= 1
-                continue
-            self.nr_active += 1
-            self.pool.worklist.append(item)
+            else:
+                self.nr_active += 1
+                self.pool.worklist.append(item)
+            del inactive[0]
         self.attends = self.frozen or bool(inactive)
 
     def pass_over(self) -> None:
@@ -155,10 +169,7 @@ class PoolWorkQueue:
         removed = len(worklist) - len(listed)
         self.nr_withdrawn -= removed + len(self.inactive) - len(waiting)
         self.nr_active -= removed
-        worklist.clear()
-        worklist.extend(listed)
-        self.inactive.clear()
-        self.inactive.extend(waiting)
+        self.pool.relist(listed, self, waiting)
         self.activate()
         self.pool.look_out()
 
@@ -166,9 +177,13 @@ class PoolWorkQueue:
         with self.pool.lock:
             self.max_active = limit
             self.activate()
-            woken = self.pool.kick_or_look_out()
-        if woken is not None:
-            woken.parker.unpark()
+            self.pool.kick_or_look_out()
+
+    def has(self, item: Item) -> bool:
+        """It is in a list here, or executes. Costs a search."""
+        with self.pool.lock:
+            executing = any(worker.item is item for worker in self.pool.workers)
+            return executing or item in self.inactive or item in self.pool.worklist
 
     # ------------------------------------------------------------------------------- flush (F1)
 
@@ -180,9 +195,13 @@ class PoolWorkQueue:
         if self.phase.count:
             sealed = self.phase
             self.sealed.append(sealed)
-            self.phase = Phase(self, sealed.number + 1)
+            self.new_phase()
             return sealed
         return self.sealed[-1] if self.sealed else None
+
+    def new_phase(self) -> None:
+        """The current one was sealed.  Context: lock held."""
+        self.phase = Phase(self, self.phase.number + 1)
 
     def complete_phases(self) -> None:
         """Context: lock held."""
@@ -215,9 +234,7 @@ class PoolWorkQueue:
             listed = [item for item in worklist if item.pwq is self]
             if listed:
                 kept = [item for item in worklist if item.pwq is not self]
-                worklist.clear()
-                worklist.extend(kept)
-                self.inactive.extendleft(reversed(listed))
+                self.pool.relist(kept, self, [*listed, *self.inactive])
                 self.nr_active -= len(listed)
                 self.pool.look_out()
 
@@ -229,9 +246,7 @@ class PoolWorkQueue:
                 parker.unpark()
             self.freezers.clear()
             self.activate()
-            woken = self.pool.kick_or_look_out()
-        if woken is not None:
-            woken.parker.unpark()
+            self.pool.kick_or_look_out()
 
     def is_executing(self) -> bool:
         """A work of the queue runs here, or waits within."""
@@ -242,7 +257,7 @@ class PoolWorkQueue:
 def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
     """Hand an item to the pool: listed if `max_active` allows it (E1), a worker woken if one is needed (A4).
 
-    Raises QueueClosed.
+    Raises QueueClosed, and Reentered: this thread is in the middle of a critical section.
     """
     pool = pwq.pool
     with pool.lock:
@@ -262,21 +277,37 @@ def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
             pool.worklist.append(item)
         if pool.armed_with is not None and pool.nr_running >= pool.target:
             return  # A3; and the sensor is armed already
-        woken = pool.kick_or_look_out()
-    if woken is not None:
-        woken.parker.unpark()
+        pool.kick_or_look_out()
 
 
-def insert_many(pwq: PoolWorkQueue, items: Iterable[Future[Any]]) -> None:
+def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
     """As `insert`, in one critical section, all or none. The wake chain (A6) wakes as many workers as are needed."""
     pool = pwq.pool
     with pool.lock:
-        for item in items:
-            if pwq.gate:
+        if pwq.gate:
+            for item in items:
                 pwq.check_admitted(item)
-            item._phase = phase = pwq.phase
-            phase.count += 1
-            pwq.place(item)
-        woken = pool.kick_or_look_out()
-    if woken is not None:
-        woken.parker.unpark()
+        phase = pwq.phase
+        for item in items:
+            item._phase = phase
+        pwq.inactive.extend(items)  # one step, so all or none (F10); those that may be active are so at once
+        phase.count += len(items)
+        pwq.activate()
+        pool.kick_or_look_out()
+
+
+def insert_later(pwq: PoolWorkQueue, item: Future[Any]) -> None:
+    """Insert it as soon as this thread is out of the critical section in which it was called anew (F10).
+
+    There is nobody to be told then that the queue does not take it, except by the future.
+    """
+
+    def insert_now() -> None:
+        if item._phase is not pwq.outside or item.withdrawn:
+            return  # done, in a try that was interrupted; or taken back meanwhile
+        try:
+            insert(pwq, item)
+        except CmwqError as exc:
+            item.refuse(exc)
+
+    pwq.pool.host.defer(insert_now)

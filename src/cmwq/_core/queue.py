@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context, copy_context
 from enum import Enum
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from weakref import finalize
 
@@ -20,13 +20,15 @@ from cmwq._core.config import DFL_ACTIVE
 from cmwq._core.drain import close_steps, drain_steps, flush_steps
 from cmwq._core.future import BoundedFuture, Future, WorkFuture
 from cmwq._core.map import map_calls
-from cmwq._core.pwq import PoolWorkQueue, insert, insert_many
+from cmwq._core.mend import mending
+from cmwq._core.pwq import PoolWorkQueue, insert, insert_later, insert_many
 from cmwq._core.queued import Queued
+from cmwq._core.ranks import Rank
 from cmwq._core.rescuer import Rescuer
 from cmwq._core.room import FULL, Room
 from cmwq._core.wait import own_item, run_steps
 from cmwq._core.work import Delay, DelayedWork, Work
-from cmwq._errors import FlushDeadlock, QueueClosed, ThreadLimit, WorkDisabled
+from cmwq._errors import CmwqError, FlushDeadlock, QueueClosed, Reentered, ThreadLimit, WorkDisabled
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -121,11 +123,11 @@ class WorkQueue:
         self._context = context  # I
         limit = 1 if ordered else DFL_ACTIVE if max_active is None else max_active
         self._max_active = _checked_limit(name, limit)  # Q
-        self._lock = runtime.host.lock()
+        self._lock = runtime.host.lock(Rank.QUEUE, mending(self))
         self._state = State.OPEN  # Q and L to change; read under either
         self.nr_hogs = 0  # ~: works that were CPU hogs (A9)
         self._shut = False  # Q to change: it is not open
-        self._drainers = 0  # Q: drain() calls in progress
+        self._drainers: tuple[object, ...] = ()  # Q: drain() calls in progress
         self._closing = False  # Q: DRAINING is for good
         self._pwqs: dict[WorkerPool, PoolWorkQueue] = {}  # Q to change
         self._only: PoolWorkQueue | None = None  # Q to change: the one to use, where the scope has but one pool
@@ -157,8 +159,11 @@ class WorkQueue:
         if self._special or isinstance(fn, Work):
             return self._submit_specially(fn, args, kwargs)
         pwq = self._only or self.place_here()
-        future: Future[Any] = Future(pwq.phase, (fn, *args), kwargs, copy_context())
-        insert(pwq, future)
+        future: Future[Any] = Future(pwq.outside, (fn, *args), kwargs, copy_context())
+        try:
+            insert(pwq, future)
+        except Reentered:
+            insert_later(pwq, future)
         return future
 
     def _submit_specially(self, fn: Any, args: Any, kwargs: Any) -> Future[Any]:
@@ -169,27 +174,38 @@ class WorkQueue:
         context = self.new_context()
         pwq = self._only or self.place_here()
         if self._room is None:
-            future: Future[Any] = Future(pwq.phase, (fn, *args), kwargs, context)
-            insert(pwq, future)
+            future: Future[Any] = Future(pwq.outside, (fn, *args), kwargs, context)
+            try:
+                insert(pwq, future)
+            except Reentered:
+                insert_later(pwq, future)
             return future
-        bounded: BoundedFuture[Any] = BoundedFuture(pwq.phase, (fn, *args), kwargs, context)
+        bounded: BoundedFuture[Any] = BoundedFuture(pwq.outside, (fn, *args), kwargs, context)
         bounded._room = self._room
-        self._room.take()
         try:
+            self._room.take(bounded)
             insert(pwq, bounded)
+        except Reentered:
+            self._room.give(bounded)  # it is let in later, full or not: nobody is there to wait, or to be told
+            insert_later(pwq, bounded)
         except BaseException:
-            self._room.give()
+            if not pwq.has(bounded):
+                self._room.give(bounded)
             raise
         return bounded
 
     def _submit_work(self, work: Work) -> Future[Any]:
-        future = WorkFuture((self._only or self.place_here()).phase, work)
-        while True:
-            if self._queue(work, future=future) or work.add_future(future):
-                return future  # where it was pending: one with the earlier queueing
-            if work.is_blocked:
-                raise WorkDisabled(f"{work!r} can't be submitted to queue {self.name!r} until it is enabled")
-            Work.pause()  # it was just about to be queued, or to run
+        future = WorkFuture((self._only or self.place_here()).outside, work)
+        self._queue_or_join(work, future)
+        return future
+
+    def _queue_or_join(self, work: Work, future: WorkFuture) -> None:
+        try:
+            while not (self._queue(work, future=future) or work.add_future(future)):
+                if work.is_blocked:
+                    raise WorkDisabled(f"{work!r} can't be submitted to queue {self.name!r} until it is enabled")
+        except Reentered:
+            self.runtime.host.defer(partial(self._queue_or_join, work, future))
 
     def submit_many(self, fn: Callable[..., T], /, *iterables: Iterable[Any]) -> list[Future[T]]:
         """`submit(fn, *args)` for each of zip(*iterables), at a fraction of the cost.
@@ -200,8 +216,12 @@ class WorkQueue:
         if self._special or isinstance(fn, Work):
             return [self.submit(fn, *args) for args in calls]
         pwq = self._only or self.place_here()
-        futures: list[Future[T]] = [Future(pwq.phase, (fn, *args), {}, copy_context()) for args in calls]
-        insert_many(pwq, futures)
+        futures: list[Future[T]] = [Future(pwq.outside, (fn, *args), {}, copy_context()) for args in calls]
+        try:
+            insert_many(pwq, futures)
+        except Reentered:
+            for future in futures:
+                insert_later(pwq, future)
         return futures
 
     def map(
@@ -237,16 +257,17 @@ class WorkQueue:
         """
         if self._special or self._shut or work._born != Work.generation:
             return self._queue(work)
-        # The same, as mostly.
-        if not work._bit.acquire(False):
+        # What `_queue` does, where nothing is special.
+        if work._item is not None or work._delay is not None:
             return False
         try:
             pwq = self._only or self.place_here()
             with work._lock:
-                self.hand_over(Queued(work, pwq.phase, copy_context()), pwq)
-        except BaseException:
-            work._bit.release()
-            raise
+                if not work.is_idle:
+                    return False
+                self.hand_over(Queued(work, pwq.outside, copy_context()), pwq)
+        except Reentered:
+            self.runtime.host.defer(partial(self.queue, work))
         return True
 
     def queue_on(self, cpu: int, work: Work) -> bool:
@@ -270,82 +291,84 @@ class WorkQueue:
         """
         delay = _checked_delay(work, delay)
         self._check_open()  # before anything is changed
-        pwq = self._only or self.place_here()
-        new = Delay(self, pwq, work, delay)
-        lost = None
-        seized, taken = work._seize()
         try:
-            if not seized:
-                return False
-            try:
+            pwq = self._only or self.place_here()
+            new = Delay(self, pwq, work, delay)
+            with work._here():
+                if work.is_blocked:
+                    return False
+                work._moving = new  # from here on it is moved, even if this is interrupted
+                taken = work._take_back()
                 if taken is not None:
                     new.futures = taken.take_futures()
-                else:
-                    self._check_open()
-                if delay > 0:
-                    self._start(new)
-                else:
-                    new.insert(accepted=taken is not None)
-            except BaseException:
-                work._bit.release()
-                lost = new
-                raise
-        finally:
-            work._lock.release()
-            if taken is not None:
-                taken.drop()
-            if lost is not None:
-                lost.drop()
+                try:
+                    new.go()
+                except CmwqError:
+                    work._taken.append(new)
+                    raise
+                finally:
+                    work._moving = None
+            work._drop_taken()
+        except Reentered:
+            self.runtime.host.defer(partial(self.mod_delayed, work, delay))
+            return work.pending
+        except BaseException:
+            work._drop_taken()
+            raise
         return taken is not None
 
     def _queue(
         self, work: Work, cpu: int | None = None, *, delay: float = 0.0, future: WorkFuture | None = None
     ) -> bool:
-        """Everything that may take time, or be refused, comes before the bit is taken or with it given back."""
+        """Everything that may take time, or be refused, comes before W is taken.
+
+        With a future it raises Reentered, for the caller to see to it.
+        """
         if work._born != Work.generation:
             work.begin_anew()
         if self._shut:
-            self._check_admitted(None)  # before the bit is taken: somebody else's queueing must not be one with this
-        room = self._room if delay <= 0 else None
-        if room is not None:
-            if work._bit.locked():
-                return False
-            room.take()
-        if not work._bit.acquire(False):
-            if room is not None:
-                room.give()
+            self._check_admitted(None)  # first: somebody else's queueing must not be one with this
+        if not work.is_idle:
             return False
+        queued = False
+        item: Queued | None = None
         try:
             pwq = (self._only or self.place_here()) if cpu is None else self._pwq_at(cpu)
-            # The bit is ours, and no block can come between: it would need the bit.
+            if delay <= 0:
+                item = Queued(work, pwq.outside, self.new_context())
+                if self._room is not None:
+                    item.room = self._room
+                    self._room.take(item)
             with work._lock:
-                if delay > 0:
+                if not work.is_idle:
+                    return False
+                if item is not None:
+                    if future is not None:
+                        item.add_future(future)
+                    self.hand_over(item, pwq)
+                else:
                     self._check_open()
                     new = Delay(self, pwq, work, delay)
                     if future is not None:
                         new.futures.append(future)
-                    self._start(new)
-                else:
-                    item = Queued(work, pwq.phase, self.new_context())
-                    if room is not None:
-                        item.room = room
-                    if future is not None:
-                        item.add_future(future)
-                    self.hand_over(item, pwq)
-        except BaseException:
-            work._bit.release()
-            if room is not None:
-                room.give()
-            raise
+                    new.start()
+                queued = True
+        except Reentered:
+            if future is not None:
+                raise
+            self.runtime.host.defer(partial(self._queue, work, cpu, delay=delay))
+            return True
+        finally:
+            if not queued and item is not None and item.room is not None and work._item is not item:
+                item.room.give(item)
         return True
 
-    def _start(self, delay: Delay) -> None:
-        """Context: W held, the bit is the delay's."""
-        delay.start()
-        if self._closing:  # `close` may have listed the delays already
-            delay.work._delay = None
-            delay.stop()
+    def check_takes_delays(self) -> None:
+        """Raise QueueClosed if it is being closed, or its runtime is: nobody would wait for the delay."""
+        if self._closing:
             raise QueueClosed(f"queue {self.name!r} is closed and takes no delayed work; make a new one")
+        if self.runtime.closed:
+            raise QueueClosed(f"queue {self.name!r}: its runtime is closed and takes no more work")
 
     def hand_over(self, item: Queued, pwq: PoolWorkQueue) -> None:
         """List the item, behind an execution of its work on another pool if there is one (E3).
@@ -372,7 +395,7 @@ class WorkQueue:
         work._item = item
         try:
             insert(pwq, item)
-        except BaseException:
+        except CmwqError:  # whatever else is raised, `Work.mend` looks whether it was listed
             work._item = None
             raise
 
@@ -439,22 +462,20 @@ class WorkQueue:
     def take_back_delays(self) -> None:
         """Works whose time has not come won't run."""
         for delay in list(self._delays):
-            work, taken = delay.work, None
+            work = delay.work
             with work._here():
                 if work._delay is delay:
-                    taken = work._take_back()
-                    work._bit.release()
-            if taken is not None:
-                taken.drop()
+                    work._take_back()
+            work._drop_taken()
 
-    def begin_drain(self) -> None:
+    def begin_drain(self, drain: object) -> None:
         with self._lock:
-            self._drainers += 1
+            self._drainers = (*self._drainers, drain)
             self._change_state()
 
-    def end_drain(self) -> None:
+    def end_drain(self, drain: object) -> None:
         with self._lock:
-            self._drainers = max(0, self._drainers - 1)  # a fork's child forgets them
+            self._drainers = tuple(other for other in self._drainers if other is not drain)
             self._change_state()
 
     def be_closed(self) -> None:
@@ -463,9 +484,12 @@ class WorkQueue:
 
     def refuse(self) -> None:
         """Accept nothing from outside any more; do not wait. `close` may follow."""
-        with self._lock:
-            self._closing = True
-            self._change_state()
+        try:
+            with self._lock:
+                self._closing = True
+                self._change_state()
+        except Reentered:
+            self.runtime.host.defer(self.refuse)
 
     def cancel_pending(self) -> None:
         """Cancel the future of every submitted call that has not begun. What was queued as a `Work` stays."""
@@ -515,6 +539,15 @@ class WorkQueue:
             with pwq.pool.lock:
                 left += pwq.phase.count + sum(phase.count for phase in pwq.sealed)
         return f"{what} of queue {self.name!r}: {left} works still there"
+
+    def mend(self) -> None:
+        """Something was raised while Q was held: all places agree with what the queue says.  Context: Q held."""
+        self._change_state()
+        for pwq in self._pwqs.values():
+            if pwq.max_active != self._max_active:
+                pwq.set_max_active(self._max_active)
+        if self.scope == "system" and self._only is None:
+            self._only = next((pwq for pwq in self._pwqs.values() if pwq.pool.runtime is self.runtime), None)
 
     def refuse_own_work(self, verb: str) -> None:
         item = own_item(self)
@@ -570,13 +603,14 @@ class WorkQueue:
                 if gate:
                     self._check_admitted(pool)
                 frozen = self.freezable and self.runtime.frozen
-                pwq = self._pwqs[pool] = PoolWorkQueue(self, pool, frozen=frozen, gate=gate)
+                pwq = PoolWorkQueue(self, pool, frozen=frozen, gate=gate)
                 with pool.lock:
                     pool.pwqs.add(pwq)
                     pwq.gate |= pool.closing
                     if self._wants_rescuer:
                         pool.rescued = True
                         pool.look_out()
+                self._pwqs[pool] = pwq  # last: from here on it is known to all who look after places
                 if self.scope == "system" and pool.runtime is self.runtime:
                     self._only = pwq
             return pwq
@@ -617,11 +651,11 @@ class WorkQueue:
 
     def forget(self) -> None:
         """In the child of a fork: as if nothing had ever been queued (G2)."""
-        self._lock = self.runtime.host.lock()
+        self._lock = self.runtime.host.lock(Rank.QUEUE, mending(self))
         self._pwqs = {}
         self._only = None
         self._delays = set()
-        self._drainers = 0
+        self._drainers = ()
         self.rescuer = None
         self._shut = self._closing
         if self._closing:

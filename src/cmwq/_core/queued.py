@@ -41,6 +41,7 @@ class Queued:
 
     # Class attributes are the state of one that nothing has happened to: creating one stores only what differs.
     work: Work | None  # L: None once taken back
+    begun = False  # L: it was claimed
     _phase: Phase  # I once queued
     _context: Context | None  # dropped when taken back
     accepted = False  # I: its queue took it earlier, as a delayed work
@@ -79,14 +80,19 @@ class Queued:
 
     # ------------------------------------------------------------------------------- item
 
-    brief = False
-
-    def tell(self) -> None:
-        raise NotImplementedError  # it is never brief
-
     @property
     def withdrawn(self) -> bool:
         return self.work is None
+
+    def is_pending(self) -> bool:
+        """It is in some list, or will be. Costs a search: for who mends.  Context: lock not held."""
+        pwq, pool = self._phase.pwq, self._phase.pwq.pool
+        with pool.lock:
+            running = pool.busy_works.get(self.work) if self.work is not None else None
+            follows = running is not None and running.follower is self
+            return not (self.begun or self.withdrawn) and (
+                self in pool.worklist or self in pwq.inactive or self in pool.parked or follows
+            )
 
     def claim(self, worker: Worker) -> bool:
         work, pwq = self.work, self._phase.pwq
@@ -96,7 +102,7 @@ class Queued:
             return False
         if self.hold:
             self.parked = True  # it keeps its place under max_active, so an ordered queue stays in order
-            pwq.pool.nr_parked += 1
+            pwq.pool.parked.add(self)
             return False
         busy = worker.pool.busy_works
         running = busy.get(work)
@@ -119,12 +125,11 @@ class Queued:
             pwq.put_back(self)
             return False
         if self.room is not None:
-            self.room.give()
-            self.room = None
+            self.room.give(self)
+        self.begun = True
         busy[work] = self
         work._last = pwq.pool
-        work._item = None
-        work._bit.release()  # E4: cleared before the function runs
+        work._item = None  # E4: cleared before the function runs
         return True
 
     def run(self) -> None:
@@ -163,18 +168,24 @@ class Queued:
         pool = self._phase.pwq.pool
         with pool.lock:
             self.hold = False
-            woken = None
             if self.parked:
-                self.parked = False
-                pool.nr_parked -= 1
                 pool.worklist.appendleft(self)
-                woken = pool.kick_or_look_out()
-        if woken is not None:
-            woken.parker.unpark()
+                pool.parked.discard(self)
+                self.parked = False
+                pool.kick_or_look_out()
 
     def retire(self) -> None:
-        self._be_over()
+        self.be_over()
         self._phase.retire()
+
+    def abort(self, exc: BaseException) -> None:
+        work = self.work
+        if self._context is not None and work is not None:
+            if self.futures is not None:
+                self.outcome = (None, exc)
+            else:
+                self.queue.work_failed(work, exc)
+        self.announce(self)
 
     def describe(self) -> str:
         work = self.work  # it may be taken back at any moment
@@ -188,7 +199,7 @@ class Queued:
         self._phase.withdraw()
         if self.parked:  # it is in no list, and holds a place
             self.parked = False
-            self._phase.pwq.pool.nr_parked -= 1
+            self._phase.pwq.pool.parked.discard(self)
             self._phase.pwq.pass_over()
             self._phase.pwq.pool.tell_drainers()
         elif self.lent:
@@ -196,9 +207,8 @@ class Queued:
         elif self.behind:
             self._phase.pwq.pass_over()
         if self.room is not None:
-            self.room.give()
-            self.room = None
-        self._be_over()
+            self.room.give(self)
+        self.be_over()
 
     def drop(self) -> None:
         """It was withdrawn: let go of what it refers to. Outside the lock: finalisers and callbacks are user code."""
@@ -229,7 +239,7 @@ class Queued:
             pwq.nr_active += 1
         pwq.pool.worklist.appendleft(self)
 
-    def _be_over(self) -> None:
+    def be_over(self) -> None:
         self.over = True
         if self.parkers is not None:
             for parker in self.parkers:

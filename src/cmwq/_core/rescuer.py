@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cmwq._core.policy import need_rescuer
-from cmwq._core.worker import Worker, announce, be_worker
+from cmwq._core.worker import Worker, announce, be_worker, recover
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
@@ -82,23 +82,27 @@ class Rescuer:
         worker.thread = self.thread
         with pool.lock:
             pool.workers.add(worker)  # before it binds: if the CPUs change now, it is bound anew like all of them
-        worker.bind()
-        be_worker(worker)
-        with pool.lock:
+        more = True  # should it be interrupted
+        try:
+            worker.bind()
+            be_worker(worker)
+            pool.lock.acquire()  # by hand, for it is let go of around each item; `recover` lets go of it else
             pwq.called = False
-            number, more = 0, True
+            number = 0
             while more and number < BATCH and not worker.dying:
                 more = _run_next(pool, pwq, worker) and need_rescuer(pool)
                 number += 1
+            pool.lock.release()
+        except BaseException as exc:
+            recover(pool, worker, exc)
+        with pool.lock:
             pool.workers.discard(worker)
             pool.tell_drainers()
             if more:
                 pwq.called = True
-            woken = pool.kick_or_look_out()
+            pool.kick_or_look_out()
         be_worker(None)
         self.worker = None
-        if woken is not None:
-            woken.parker.unpark()
         if worker.dying:
             self._stopped = True  # in the child of a fork within the work: this thread is the parent's no more
             self._calls.clear()
@@ -111,11 +115,12 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
     Context: lock held; released around the work.
     """
     lock = pool.lock
-    item, telling = _take(pool, pwq), None
+    item = _take(pool, pwq, worker)
     if item is None:
         return False
-    if item.claim(worker):
-        worker.item = item
+    if not item.claim(worker):
+        worker.item = None
+    else:
         pwq.wq.nr_rescued += 1
         lock.release()
         item.run()
@@ -123,8 +128,6 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
         worker.forget_hints()
         pool.nr_completed += 1
         announcement = item.end()
-        if announcement is not None and announcement.brief:
-            telling, announcement = announcement, None
         if announcement is not None:
             announce(pool, worker, announcement)
             announcement = None
@@ -132,22 +135,22 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
         if item.follower is not None:
             item.follower.relist()  # E3: it may be another queue's, which a worker has to run
             item.follower = None
-    woken = pool.kick_or_look_out()
+    pool.kick_or_look_out()
     lock.release()
-    if woken is not None:
-        woken.parker.unpark()
-    if telling is not None:
-        telling.tell()
-    item = woken = telling = None  # without the lock: finalisers are user code
+    item = None  # without the lock: finalisers are user code
     lock.acquire()
     return True
 
 
-def _take(pool: WorkerPool, pwq: PoolWorkQueue) -> Item | None:
-    """Off the list with the first work of that queue. Costs O(works of others before it).  Context: lock held."""
+def _take(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> Item | None:
+    """Off the list with the first work of that queue: it is the worker's. Costs O(works of others before it).
+
+    Context: lock held.
+    """
     worklist = pool.worklist
     for index, item in enumerate(worklist):
         if item.pwq is pwq:
+            worker.item = item
             del worklist[index]
             return item
     return None
@@ -166,7 +169,9 @@ def mayday(pool: WorkerPool) -> None:
     """Ask for help, if it is still needed.  Context: the timer."""
     called: list[Rescuer] = []
     with pool.lock:
-        pool.mayday_timer = None
+        timer, pool.mayday_timer = pool.mayday_timer, None
+        if timer is not None:
+            timer.cancel()  # not the one that fired, if an interruption left two
         if need_rescuer(pool):
             for pwq in pool.pwqs:
                 rescuer = pwq.wq.rescuer

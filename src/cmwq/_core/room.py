@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from cmwq._core.wait import own_item, run_steps
+from cmwq._core.mend import mending
+from cmwq._core.ranks import Rank
+from cmwq._core.wait import own_item, run_steps, surely
 from cmwq._errors import QueueFull
 
 if TYPE_CHECKING:
@@ -28,17 +30,24 @@ class Room:
 
     def __init__(self, queue: WorkQueue, limit: int, full: str) -> None:
         self._queue = queue  # I
-        self._lock = queue.runtime.host.lock()
+        self._lock = queue.runtime.host.lock(Rank.ROOM, mending(self))
         self.limit = limit  # I
         self.full = full  # I
-        self.taken = 0  # its own lock
+        self._holders: set[object] = set()  # its own lock: the works that have a place
         self._waiting: deque[_Turn] = deque()  # its own lock
 
-    def take(self, timeout: float | None = None) -> None:
-        """Take a place; wait for one if the queue was made to. Raises QueueFull, CmwqTimeout."""
+    @property
+    def taken(self) -> int:
+        """Places that are taken."""
+        return len(self._holders)
+
+    def take(self, item: object) -> None:
+        """Take a place for this work; wait for one if the queue was made to. Raises QueueFull. If it is interrupted the
+        work may have one or not; the caller gives it back.
+        """
         with self._lock:
-            if self.taken < self.limit and not self._waiting:
-                self.taken += 1
+            if len(self._holders) < self.limit and not self._waiting:
+                self._holders.add(item)
                 return
         name = self._queue.name
         if self.full == "raise":
@@ -48,46 +57,52 @@ class Room:
                 f"queue {name!r} is full ({self.limit} works wait), and one of its own works would wait for room "
                 "that only works behind it can make"
             )
-        run_steps(self.steps(), self._queue.runtime, timeout, lambda: f"queue {name!r} is full: no room for one more")
+        run_steps(
+            self.steps(item), self._queue.runtime, None, lambda: f"queue {name!r} is full: no room for one more"
+        )
 
-    def steps(self) -> Steps[None]:
+    def steps(self, item: object) -> Steps[None]:
         """Wait for a place, as a waiting call."""
-        turn = _Turn(self)
-        with self._lock:
-            if self.taken < self.limit and not self._waiting:
-                self.taken += 1
-                return
-            self._waiting.append(turn)
-        try:
-            yield turn
-        except BaseException:
-            with self._lock:
-                granted = turn.granted
-                if not granted:
-                    self._waiting.remove(turn)
-            if granted:
-                self.give()
-            raise
+        turn = _Turn(self, item)
 
-    def give(self) -> None:
-        """A work began, or was taken back. Its place goes to who waited longest."""
-        parkers: list[Parker] = []
+        def leave() -> None:
+            with self._lock:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+
+        with surely(leave), surely(leave):
+            with self._lock:
+                self._waiting.append(turn)
+                self._grant()
+            yield turn
+
+    def give(self, item: object) -> None:
+        """A work began, or was taken back. Its place goes to who waited longest. Harmless if it has none."""
         with self._lock:
-            if self._waiting:
-                turn = self._waiting.popleft()
-                turn.granted = True
-                parkers = turn.parkers
-            else:
-                self.taken -= 1
-        for parker in parkers:
-            parker.unpark()
+            self._holders.discard(item)
+            self._grant()
+
+    def mend(self) -> None:
+        """Whoever has a place waits no more.  Context: its lock held."""
+        self._grant()
+
+    def _grant(self) -> None:
+        """Context: its lock held. If it is interrupted, it is done again."""
+        while self._waiting and (self._waiting[0].item in self._holders or len(self._holders) < self.limit):
+            turn = self._waiting[0]
+            self._holders.add(turn.item)
+            turn.granted = True
+            for parker in turn.parkers:
+                parker.unpark()
+            self._waiting.popleft()
 
 
 class _Turn:
     """One who waits for a place."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, item: object) -> None:
         self.room = room
+        self.item = item
         self.granted = False
         self.parkers: list[Parker] = []
 

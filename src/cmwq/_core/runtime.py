@@ -12,22 +12,22 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
-from weakref import WeakSet
+from weakref import ref
 
 from cmwq._core.config import Config
 from cmwq._core.hogs import HogReports
 from cmwq._core.hotplug import UNMANAGED, Hotplug
 from cmwq._core.pool import WorkerPool
+from cmwq._core.ranks import Rank
 from cmwq._core.snapshot import Snapshot, view_of_pool, view_of_queue
-from cmwq._core.wait import Quiet, Waits, run_steps
+from cmwq._core.wait import Quiet, Waits, run_steps, surely
 from cmwq._core.watchdog import Watchdog
 from cmwq._core.work import Work
 from cmwq._core.worker import be_worker, current_worker
-from cmwq._errors import CmwqTimeout, FlushDeadlock, ForeignProcess, QueueClosed
+from cmwq._errors import CmwqTimeout, FlushDeadlock, ForeignProcess, QueueClosed, Reentered
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -82,12 +82,12 @@ class Runtime:
         self.host = host  # I
         self.config = config or Config()  # I
         self.max_workers = max_workers  # I
-        self._lock = host.lock()
+        self._lock = host.lock(Rank.RUNTIME)
         self.hotplug = Hotplug(self, wanted)  # I
         self.watchdog = Watchdog(self)  # I
         self._pools: dict[PoolKey, WorkerPool] = {}  # R to change; read freely
-        self._queues: WeakSet[WorkQueue] = WeakSet()  # R
-        self._freezer = host.lock()  # freezing and thawing exclude each other; before R, Q and L
+        self._queues: set[ref[WorkQueue]] = set()  # each change is atomic
+        self._freezer = host.lock(Rank.FREEZER)  # freezing and thawing exclude each other; before R, Q and L
         self.frozen = False  # that lock to change; a queue's new place looks at it with Q held (E8)
         self.waits = Waits(host)  # I
         self.hogs = HogReports()  # I
@@ -131,8 +131,8 @@ class Runtime:
         self.watchdog.on_stall = call
 
     def adopt(self, queue: WorkQueue) -> None:
-        with self._lock:
-            self._queues.add(queue)
+        """It is one of this runtime's, as long as somebody has it."""
+        self._queues.add(ref(queue, self._queues.discard))
 
     def pool_here(self, scope: str, *, highpri: bool = False) -> WorkerPool:
         """The pool for a work queued by the calling thread. Starts it if need be: raises ThreadLimit, QueueClosed."""
@@ -172,9 +172,10 @@ class Runtime:
             raise QueueClosed("the runtime is closed and takes no more work")
         if self._sensor is None:
             self.host.start_timers()
-            self._sensor = self._choose_sensor()
+            sensor = self._choose_sensor()
             self.hotplug.begin()
             self.host.watch_process(self)
+            self._sensor = sensor  # last: what was begun and interrupted is begun again
         return self._sensor
 
     def _start_pool(self, scope: str, first: int, highpri: bool) -> WorkerPool:
@@ -197,17 +198,13 @@ class Runtime:
                 runtime=self,
             )
             pool.disassociated = not cpus
-            pool.managing = True
+            pool.manager = office = object()
             self._pools[scope, first, highpri] = pool
-        self.watchdog.begin()  # who waits for the first worker is to be seen, too
         # B1: the first reserve. If it is refused, works wait for the retry, or for a rescuer.
         try:
-            pool.create_reserve()
-        except BaseException:  # Ctrl-C
-            with pool.lock:
-                pool.managing = False
-                pool.creation_refused("interrupted")
-            raise
+            self.watchdog.begin()  # who waits for the first worker is to be seen, too
+        finally:
+            pool.create_reserve(office)
         return pool
 
     # ------------------------------------------------------------------------------- freezer (E8)
@@ -222,31 +219,38 @@ class Runtime:
 
     def freeze_steps(self) -> Steps[None]:
         """`freeze`, for whoever drives it."""
-        with self._freezer:
-            self.frozen = True
-            # A place made from now on is frozen from the start: who makes it holds Q, and looks after we let go of it.
-            pwqs = [pwq for queue in self._all_queues() if queue.freezable for pwq in queue.places()]
-            targets = [Quiet(pwq) for pwq in pwqs]
-            for pwq in pwqs:
-                pwq.freeze()
-        try:
+        done = False
+
+        def undo() -> None:
+            if not done:
+                self.thaw()
+
+        with surely(undo), surely(undo):
+            with self._freezer:
+                self.frozen = True
+                # A place made from now on is frozen from the start: who makes it holds Q, and looks after we let go of
+                # it.
+                pwqs = [pwq for queue in self._all_queues() if queue.freezable for pwq in queue.places()]
+                targets = [Quiet(pwq) for pwq in pwqs]
+                for pwq in pwqs:
+                    pwq.freeze()
             yield from targets
-        except BaseException:
-            self.thaw()
-            raise
+            done = True
 
     def thaw(self) -> None:
         """Let freezable queues go on, in order and under their `max_active`. Harmless if nothing is frozen."""
-        with self._freezer:
-            self.frozen = False
-            for queue in self._all_queues():
-                if queue.freezable:
-                    for pwq in queue.places():
-                        pwq.thaw()
+        try:
+            with self._freezer:
+                self.frozen = False
+                for queue in self._all_queues():
+                    if queue.freezable:
+                        for pwq in queue.places():
+                            pwq.thaw()
+        except Reentered:
+            self.host.defer(self.thaw)
 
     def _all_queues(self) -> list[WorkQueue]:
-        with self._lock:
-            return list(self._queues)
+        return [queue for weak in self._queues.copy() if (queue := weak()) is not None]
 
     # ------------------------------------------------------------------------------- to be seen
 
@@ -254,7 +258,7 @@ class Runtime:
         """A picture of pools, queues and sensor. Each pool's part is consistent in itself. Starts nothing."""
         with self._lock:
             pools = list(self._pools.values())
-            queues = list(self._queues)
+            queues = self._all_queues()
             sensor = self._sensor
         return Snapshot(
             pools=tuple(map(view_of_pool, pools)),
@@ -372,15 +376,15 @@ class Runtime:
         self.hotplug.forget()
         self.watchdog.forget()
         self.waits = Waits(self.host)
-        self._freezer = self.host.lock()
+        self._freezer = self.host.lock(Rank.FREEZER)
         self.frozen = False
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.abandon()
-        self._lock = self.host.lock()
+        self._lock = self.host.lock(Rank.RUNTIME)
         self._sensor = None
         self.host.forget()
-        for queue in list(self._queues):
+        for queue in self._all_queues():
             queue.forget()
 
 
@@ -388,14 +392,13 @@ def _given(sensor: Sensor) -> Sensor:
     return sensor
 
 
-_default: list[Runtime] = []
-_default_lock = threading.Lock()
+_default: dict[str, Runtime] = {}
 
 
 def default_runtime() -> Runtime:
     """The process's runtime, made when first asked for. Making it starts nothing."""
-    if not _default:
-        with _default_lock:
-            if not _default:
-                _default.append(Runtime())
-    return _default[0]
+    runtime = _default.get("runtime")
+    if runtime is None:
+        # Of two that are made at the same time one is kept. The other has started nothing, and is forgotten.
+        runtime = _default.setdefault("runtime", Runtime())
+    return runtime

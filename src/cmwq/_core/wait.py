@@ -21,9 +21,10 @@ import logging
 from collections.abc import Callable, Collection, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
+from cmwq._core.ranks import Rank
 from cmwq._core.rescuer import hopeless
 from cmwq._core.worker import current_worker, step_aside, step_back
-from cmwq._errors import CmwqTimeout, FlushDeadlock, ThreadLimit
+from cmwq._errors import CmwqTimeout, FlushDeadlock, Reentered, ThreadLimit
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
@@ -76,7 +77,7 @@ class Waits:
     """Which works of a runtime wait, and for what."""
 
     def __init__(self, host: Host) -> None:
-        self._lock: Lock = host.lock()
+        self._lock: Lock = host.lock(Rank.WAITS)
         self._warned: set[tuple[str, str]] = set()  # each change is atomic
         self._waiting: dict[Item, Target] = {}  # each change is atomic; taken back by who is refused with the lock held
         self._limited: set[Item] = set()  # those of them that wait only for a time; each change is atomic
@@ -136,7 +137,7 @@ class Waits:
                 if needed is item:
                     return path
                 what = waiting.get(needed)  # None: its wait has ended meanwhile
-                if needed not in seen and what is not None:
+                if needed not in seen and what is not None and needed not in self._limited:
                     seen.add(needed)
                     paths.append((what, [*path, (needed, what)]))
         return None
@@ -237,6 +238,37 @@ class Quiet:
         return f"freezes queue {self.pwq.wq.name!r}"
 
 
+def check_may_wait(host: Host) -> None:
+    """Raises Reentered if this thread is in the middle of a critical section: a signal handler or a finaliser runs there,
+    and what it would wait for may need the very lock (F10).
+    """
+    if host.inside():
+        raise Reentered(
+            "called by a finaliser or a signal handler in the middle of cmwq's own code on this thread: "
+            "to wait here could be to wait for this thread itself"
+        )
+
+
+class surely:
+    """A context manager that calls `undo` at the end, whatever happens. If that is interrupted it is called again, so it
+    must be harmless to do so.
+
+    An interruption may come before the first step of `__exit__`; so who must be sure writes it twice:
+    `with surely(undo), surely(undo):`. Then one interruption, wherever it comes, meets one of the two at most (F10).
+    """
+
+    __slots__ = ("_undo",)
+
+    def __init__(self, undo: Callable[[], object]) -> None:
+        self._undo = undo
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._undo()
+
+
 def wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float | None) -> bool:
     """Park until the target is done. False: the deadline, on the host's clock, passed before.
 
@@ -256,6 +288,7 @@ def wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float |
 def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float | None) -> bool:
     worker = current_worker()
     item = worker.item if worker is not None else None
+    check_may_wait(runtime.host)
     if worker is None or item is None:
         return park_until(target.done, parker, runtime.host, deadline, spins=True)
     pwq = item.pwq
@@ -263,13 +296,13 @@ def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float 
     waits = pwq.wq.runtime.waits
     waits.begin(item, target, limited=deadline is not None)
     try:
-        step_aside(worker, lender)
+        lent = step_aside(worker, lender)
         try:
             if worker.index < 0 and deadline is None:
                 return _wait_hopefully(worker, item, target, parker, waits)
             return park_until(target.done, parker, runtime.host, deadline)
         finally:
-            step_back(worker, lender)
+            step_back(worker, lent)
     finally:
         waits.end(item)
 
@@ -287,6 +320,7 @@ def _wait_hopefully(worker: Worker, item: Item, target: Target, parker: Parker, 
 def run_steps(steps: Steps[T], runtime: Runtime, timeout: float | None, what: Callable[[], str]) -> T:
     """Drive a waiting call on this thread. Raises CmwqTimeout after `timeout` seconds, saying `what` was not done."""
     host = runtime.host
+    check_may_wait(host)
     deadline = None if timeout is None else host.monotonic() + timeout
     parker = host.parker()
     try:

@@ -4,24 +4,22 @@ Guarantees: queueing a pending work again is one with the earlier queueing (E4);
 time, wherever it is queued (E3); what was done before `queue()` is visible to the execution it leads to (E6); after
 `cancel_sync` the work is neither pending nor running (F5); a disabled work can't be queued (F6).
 
-# Who owns the pending bit
+# What pending means
 
-`_bit` is a lock that nobody ever waits for: a test-and-set. While it is taken, `queue()` returns False. It has one
-owner:
+A work is pending while it has a timer (`_delay`) or an item on some pool (`_item`); the kernel's pending bit follows
+from that. Both are set under the work's own lock, W, by whoever found neither and no block (`_disables`, `_cancels`).
+So there is no moment in which a work is half queued, except for the one who holds W. `_item` is cleared under L, just
+before the function runs (E4).
 
-- *a queueing on its way*: it took the bit, and not yet `_lock`; or *an execution that begins*, and is about to let go;
-- *a pending work*: an item on some pool (`_item`), or a timer (`_delay`). Given up just before the function runs (E4);
-- *a block* (`_blocked_bit`): somebody disabled the work, or is cancelling it.
+`queue` looks at them without W first: a work found pending was so at that moment, and its execution had not begun. What
+the caller did before is visible to that execution (E6): with a GIL by handing that over; without one because every store
+into a Python object takes that object's lock, and letting go of it is a full barrier between the store and the look.
 
-Everything but taking the bit happens under the work's own lock, W. So whoever holds W and finds the bit taken, but no
-item, no timer and no block, has met the first case. It lets go of W and tries again (`_seize`), as the kernel does: who
-is on its way needs nothing but W. What takes time, a pool's first thread or room in a full queue, is waited for before.
+If something is raised while W is held, `mend` settles what was begun before anybody else has it (F10): an item that is
+in no list is none; a move that was decided (`_moving`) is made; who is blocked is not pending; and what was taken back
+(`_taken`) is dropped, so that whoever waits for its result hears of it.
 
-To find the bit taken promises no order of memory by itself (E6). There is one all the same: with a GIL by handing that
-over; without one because every store into a Python object takes that object's lock, and letting go of it is a full
-barrier between the store and the look at the bit.
-
-The letters are those of `pool`; W: work._lock. Order: W < R < Q < L.
+The letters are those of `pool`; W: work._lock. The order of locks is in `ranks`.
 """
 
 from __future__ import annotations
@@ -29,15 +27,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from threading import Lock
-from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core.item import name_of
+from cmwq._core.mend import mending
 from cmwq._core.queued import ItemEnd, Queued
-from cmwq._core.wait import run_steps
-from cmwq._errors import CmwqError
+from cmwq._core.ranks import Rank
+from cmwq._core.wait import run_steps, surely
+from cmwq._core.worker import current_worker
+from cmwq._errors import CmwqError, Reentered
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -70,17 +68,17 @@ class Work:
     """
 
     __slots__ = (
-        "__weakref__", "_args", "_bit", "_blocked_bit", "_born", "_cancels", "_delay", "_disables", "_fn", "_item",
-        "_kwargs", "_last", "_lock",
+        "__weakref__", "_args", "_born", "_cancels", "_delay", "_disables", "_fn", "_item", "_kwargs", "_last", "_lock",
+        "_moving", "_taken",
     )  # fmt: skip
 
     generation = 0
     """F: bumped in the child of a fork: works born before may hold locks of threads that are not there."""
-    _renewal = Lock()  # F: made anew in the child of a fork
-    new_lock: Callable[[], ports.Lock] = staticmethod(Lock)
-    """Where W comes from: a simulation has locks of its own."""
-    pause: Callable[[], object] = staticmethod(partial(sleep, 0))
-    """Let others go first, for an instant."""
+    new_lock: Callable[[int, Callable[[], None] | None], ports.Lock]
+    """Where W comes from: the host's, or a simulation's."""
+    defer: Callable[[Callable[[], object]], None]
+    """`Host.defer`."""
+    _renewal: ports.Lock  # I: works become the child's one at a time
 
     def __init__(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> None:
         if not callable(fn):
@@ -92,22 +90,30 @@ class Work:
         self._begin()
 
     def _begin(self) -> None:
-        self._lock = Work.new_lock()
-        self._bit = Lock()
-        self._blocked_bit = False  # W: the bit is the blocks'
-        self._cancels = 0  # W: cancel_sync()s in progress
+        self._cancels: tuple[object, ...] = ()  # W: cancel_sync()s in progress
         self._item: Queued | None = None  # set under W before it is listed, to None under L: where it is pending
         self._delay: Delay | None = None  # W: its timer
+        self._moving: Delay | None = None  # W: in place of what was pending this is to be
+        self._taken: list[Queued | Delay] = []  # W to add: taken back, and to be dropped without a lock
         self._last: WorkerPool | None = None  # L: where it ran last: only there can it still be running (E3)
-        if self._disables:
-            self._blocked_bit = self._bit.acquire(False)
+        self._lock = Work.new_lock(Rank.WORK, mending(self))
         self._born = Work.generation  # last: until then nobody else touches it
+
+    @classmethod
+    def use(
+        cls,
+        new_lock: Callable[[int, Callable[[], None] | None], ports.Lock],
+        defer: Callable[[Callable[[], object]], None],
+    ) -> None:
+        """Take locks from there from now on: works know no host. For tests that simulate one, too."""
+        Work.new_lock, Work.defer = new_lock, defer
+        Work._renewal = new_lock(Rank.WORK, None)
 
     @classmethod
     def process_forked(cls) -> None:
         """In the child of a fork, while it has one thread: see `generation`."""
         Work.generation += 1
-        Work._renewal = Lock()
+        Work._renewal = Work.new_lock(Rank.WORK, None)
 
     def begin_anew(self) -> None:
         """It was the parent's before a fork: here it is idle, and as disabled as it was (G2)."""
@@ -136,7 +142,7 @@ class Work:
     @property
     def is_blocked(self) -> bool:
         """It can't be queued: it is disabled, or somebody is cancelling it and waits."""
-        return self._disables > 0 or self._cancels > 0
+        return self._disables > 0 or self._cancels != ()
 
     def add_future(self, future: WorkFuture) -> bool:
         """Let it have the result of the execution to come. False: it is not pending."""
@@ -162,7 +168,10 @@ class Work:
         pool = self._last
         if pool is None or pool.lost:
             return None
-        with pool.lock:
+        try:
+            with pool.lock:
+                return pool.busy_works.get(self)
+        except Reentered:  # to look at it is enough
             return pool.busy_works.get(self)
 
     def __repr__(self) -> str:
@@ -172,19 +181,22 @@ class Work:
     # ------------------------------------------------------------------------------- taking back
 
     def cancel(self) -> bool:
-        """Take it back if it is pending (F4). True: it was. Does not wait: an execution that has begun goes on."""
-        while True:
+        """Take it back if it is pending (F4). True: it was. Does not wait: an execution that has begun goes on.
+
+        Called by a finaliser or a signal handler in the middle of cmwq's own code on this thread, it is carried out when
+        that is over, and True means: it was pending when asked. The same holds for `disable` and `enable`.
+        """
+        try:
             with self._here():
-                taken = self._take_back()
-                if taken is not None:
-                    self._bit.release()
-                    break
-                # An idle work's bit is left alone: a `queue` that came meanwhile would take it for pending.
-                if self._blocked_bit or not self._bit.locked():
-                    return False
-            Work.pause()
-        taken.drop()
-        return True
+                was = self._take_back() is not None
+            self._drop_taken()
+        except Reentered:
+            Work.defer(self.cancel)
+            return self.pending
+        except BaseException:
+            self._drop_taken()
+            raise
+        return was
 
     def cancel_sync(self, timeout: float | None = None) -> bool:
         """Take it back, and wait until it doesn't run either (F5). True: it was pending.
@@ -205,7 +217,18 @@ class Work:
         """
         if self._disables >= MAX_DISABLED:
             raise OverflowError(f"{self!r} is disabled {MAX_DISABLED} times already")
-        return self._block("_disables")
+        try:
+            with self._here():
+                self._disables += 1
+                was = self._take_back() is not None
+            self._drop_taken()
+        except Reentered:
+            Work.defer(self.disable)
+            return self.pending
+        except BaseException:
+            self._drop_taken()
+            raise
+        return was
 
     def disable_sync(self, timeout: float | None = None) -> bool:
         """`disable`, and wait for an execution to end. After a CmwqTimeout it stays disabled."""
@@ -217,12 +240,17 @@ class Work:
 
     def enable(self) -> bool:
         """Undo one `disable`. True: it can be queued again. Raises ValueError if it is not disabled."""
-        with self._here():
-            if not self._disables:
-                raise ValueError(f"{self!r} is not disabled")
-            self._disables -= 1
-            self._unblock()
-            return not self._disables
+        try:
+            with self._here():
+                disables = self._disables
+                if disables:
+                    self._disables = disables - 1
+        except Reentered:
+            Work.defer(self.enable)
+            return self._disables <= 1
+        if not disables:
+            raise ValueError(f"{self!r} is not disabled")
+        return disables == 1
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait for its last queueing before this call to end (F2).
@@ -238,13 +266,22 @@ class Work:
 
     def cancel_steps(self) -> Steps[bool]:
         """`cancel_sync`, for whoever drives it."""
-        was = self._block("_cancels")
-        try:
-            yield from self.end_steps()
-        finally:
+        block = object()
+
+        def unblock() -> None:
             with self._here():
-                self._cancels = max(0, self._cancels - 1)  # a fork's child forgets them
-                self._unblock()
+                self._cancels = tuple(other for other in self._cancels if other is not block)
+
+        with surely(unblock), surely(unblock):
+            try:
+                with self._here():
+                    self._cancels = (*self._cancels, block)
+                    was = self._take_back() is not None
+                self._drop_taken()
+            except BaseException:
+                self._drop_taken()
+                raise
+            yield from self.end_steps()
         return was
 
     def end_steps(self) -> Steps[None]:
@@ -254,6 +291,10 @@ class Work:
 
     def flush_steps(self) -> Steps[bool]:
         """`flush`, for whoever drives it."""
+        worker = current_worker()
+        own = None if worker is None else worker.item
+        if isinstance(own, Queued) and own.work is self:
+            yield ItemEnd(own, "flushes")  # refused: it would wait for itself. Its delay, if it has one, goes on
         item = self._hasten() or self._item
         execution = self._execution()  # after that: it may begin in between
         item = item or execution
@@ -281,14 +322,20 @@ class Work:
         """A delay ends now. Returns the queueing that came of it: it may have ended already.  Context: no lock held."""
         return None
 
-    def _take_back(self) -> Queued | Delay | None:
-        """What was pending: it is so no more, and the bit is the caller's.
+    @property
+    def is_idle(self) -> bool:
+        """Neither pending nor blocked: it can be queued."""
+        return self._item is None and self._delay is None and not self.is_blocked
 
-        Context: W held. The caller drops what it got, without W: that calls callbacks and finalisers, which are user
+    def _take_back(self) -> Queued | Delay | None:
+        """What was pending: it is so no more.
+
+        Context: W held. The caller calls `_drop_taken`, without W: that calls callbacks and finalisers, which are user
         code.
         """
         delay = self._delay
         if delay is not None:
+            self._taken.append(delay)
             self._delay = None
             delay.stop()
             return delay
@@ -299,44 +346,45 @@ class Work:
         with pool.lock:
             if self._item is not item:
                 return None  # it began meanwhile
-            self._item = None
+            self._taken.append(item)
             item.withdraw()
-            woken = pool.kick_or_look_out()  # its place may have gone to another
-        if woken is not None:
-            woken.parker.unpark()
+            self._item = None
+            pool.kick_or_look_out()  # its place may have gone to another
         return item
 
-    def _seize(self) -> tuple[bool, Queued | Delay | None]:
-        """Take the bit from whoever has it. False: a block has it. What was pending is the caller's to drop.
+    def _drop_taken(self) -> None:
+        """Let go of what was taken back. If that is interrupted, it may be called again.  Context: no lock held."""
+        taken = self._taken
+        while taken:
+            what = taken[-1]
+            if what is not self._item and what is not self._delay:
+                what.drop()
+            with suppress(ValueError):  # another was quicker
+                taken.remove(what)
 
-        Context: no lock held. On return W is held, for the caller to release.
-        """
-        while True:
-            lock = self._here()
-            lock.acquire()
-            taken = self._take_back()
-            if taken is not None or self._bit.acquire(False):
-                return True, taken
-            if self._blocked_bit:
-                return False, None
-            lock.release()
-            Work.pause()
-
-    def _block(self, counter: str) -> bool:
-        """One more reason not to queue it. Returns whether it was pending.  Context: no lock held."""
-        _, taken = self._seize()
-        setattr(self, counter, getattr(self, counter) + 1)
-        self._blocked_bit = True
-        self._lock.release()
-        if taken is not None:
-            taken.drop()
-        return taken is not None
-
-    def _unblock(self) -> None:
-        """One reason less.  Context: W held."""
-        if self._blocked_bit and not self._disables and not self._cancels:
-            self._blocked_bit = False
-            self._bit.release()
+    def mend(self) -> None:
+        """Something was raised while W was held: settle what had been begun.  Context: W held."""
+        item, delay, moving = self._item, self._delay, self._moving
+        if item is not None and not item.is_pending():
+            self._item = item = None
+        if delay is not None:
+            if item is not None:  # its time had come
+                self._delay = None
+                delay.stop()
+            else:
+                with suppress(CmwqError):
+                    delay.restart()
+        if moving is not None:
+            if item is None and delay is None:  # it was taken back already
+                try:
+                    moving.go()
+                except CmwqError:
+                    self._taken.append(moving)
+            self._moving = None
+        if self.is_blocked:
+            self._take_back()
+        if self._taken:
+            Work.defer(self._drop_taken)
 
 
 class DelayedWork(Work):
@@ -349,25 +397,28 @@ class DelayedWork(Work):
     __slots__ = ()
 
     def _hasten(self) -> Queued | None:
+        refusal: CmwqError | None = None
         with self._here():
             delay = self._delay
             if delay is None:
                 return None
+            try:
+                item = delay.insert()
+            except CmwqError as exc:
+                refusal = exc
+                self._taken.append(delay)
             self._delay = None
             delay.stop()
-            try:
-                return delay.insert()
-            except Exception as exc:
-                self._bit.release()
-                refusal = exc
-        delay.drop()
+        if refusal is None:
+            return item
+        self._drop_taken()
         raise refusal
 
 
 class Delay:
     """One wait of a DelayedWork for its time."""
 
-    __slots__ = ("_context", "_pwq", "_seconds", "_timer", "futures", "work", "wq")
+    __slots__ = ("_context", "_fired", "_pwq", "_seconds", "_timer", "futures", "work", "wq")
 
     def __init__(self, wq: WorkQueue, pwq: PoolWorkQueue, work: Work, seconds: float) -> None:
         self.wq = wq  # I
@@ -376,13 +427,33 @@ class Delay:
         self._pwq = pwq  # I: where it will go, if that CPU is still there
         self._context: Context | None = wq.new_context()
         self._timer: Timer | None = None  # W
+        self._fired = False  # the timer's thread
         self.futures: list[WorkFuture] = []  # W: who wants the result
 
+    def go(self) -> None:
+        """Begin to wait; or, without a delay, be queued at once. Raises ThreadLimit, QueueClosed.  Context: W held."""
+        if self._seconds > 0:
+            self.start()
+        else:
+            self.insert(accepted=True)
+
     def start(self) -> None:
-        """The bit is ours now. Raises ThreadLimit, and is not started then.  Context: W held."""
+        """Raises ThreadLimit, QueueClosed; and is not started then.  Context: W held."""
+        self.wq.check_takes_delays()
         self._timer = self.wq.runtime.host.call_later(self._seconds, self.fire)
-        self.work._delay = self
         self.wq._delays.add(self)
+        self.work._delay = self
+        try:
+            self.wq.check_takes_delays()  # `close` may have listed the delays already
+        except CmwqError:
+            self.work._delay = None
+            self.stop()
+            raise
+
+    def restart(self) -> None:
+        """Its timer may have fired in vain.  Context: W held."""
+        if self._fired:
+            self._timer = self.wq.runtime.host.call_later(0.0, self.fire)
 
     def stop(self) -> None:
         """It won't fire.  Context: W held, and work._delay changed already."""
@@ -403,28 +474,28 @@ class Delay:
 
     def fire(self) -> None:
         """The time has come.  Context: the timer's thread, no lock held."""
-        work = self.work
+        work, refusal = self.work, None
+        self._fired = True
         with work._lock:
             if work._delay is not self:
                 return  # taken back, or moved, in this very moment
-            work._delay = None
-            self.wq._delays.discard(self)
             try:
                 self.insert()
-                return
             except CmwqError as exc:
-                work._bit.release()
                 refusal = exc
-        _log.warning("%r is not run: %s", work, refusal)
-        self.drop()
+            work._delay = None
+            self.wq._delays.discard(self)
+        if refusal is not None:
+            _log.warning("%r is not run: %s", work, refusal)
+            self.drop()
 
     def insert(self, *, accepted: bool = True) -> Queued:
-        """The bit becomes the item's. Raises QueueClosed.  Context: W held."""
+        """Queue its work. Raises QueueClosed.  Context: W held."""
         pwq = self._pwq
         if pwq.pool.disassociated:
             with suppress(CmwqError):  # D3; the old place will do where no other can be had: the queue drains, say
                 pwq = self.wq.place_here()
-        item = Queued(self.work, pwq.phase, self._context)
+        item = Queued(self.work, pwq.outside, self._context)
         item.accepted = accepted
         for future in self.futures:
             item.add_future(future)

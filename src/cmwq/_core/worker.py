@@ -10,6 +10,7 @@ The letters are those of `pool`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from threading import local
 from typing import TYPE_CHECKING, Any
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
     from cmwq._core.ports import Parker, Thread
     from cmwq._core.pwq import PoolWorkQueue
 
+_log = logging.getLogger("cmwq")
+
 
 class Worker:
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
         "announcing", "counted", "cpu_time", "dying", "ended", "hinted", "hog", "hog_item", "hog_since", "hog_used",
-        "idle", "index", "item", "kicked", "last", "last_active", "name", "nr_hints", "on_lock", "parker", "pool",
-        "served", "shown", "sleeping", "stray", "telling", "thread", "tid", "watched",
+        "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "name", "nr_hints", "on_lock",
+        "parker", "pool", "served", "shown", "sleeping", "stray", "stumbled", "thread", "tid", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker, name: str = "") -> None:
@@ -42,25 +45,27 @@ class Worker:
         self.name = name or f"cmwq/{pool.name}:{index}{'H' * pool.highpri}"  # I
         self.thread: Thread | None = None  # I: set by the creator once it exists
         self.tid = 0  # L: the system's name for it, once it is bound to the pool's CPUs
-        self.idle = False  # L: on the idle list
-        self.kicked = False  # L: taken from the idle list and counted by kick(), and not yet arrived
+        self.listed = False  # L: its thread exists, and it has been on the idle list
+        self.idle = False  # L: on the idle list, or about to be put there
+        self.kicked = False  # L: taken from the idle list by kick(), counted, and not yet arrived
         self.dying = False  # L: shall end
         self.counted = False  # L: executing, and not exempt (A8)
         self.sleeping = False  # L: counted, but known to be blocked
         self.on_lock = False  # L: if sleeping: for a lock
         self.hinted = False  # L: it said so itself; no sensor knows better
-        self.item: Item | None = None  # L: what it executes, until everybody has heard of its end
+        self.item: Item | None = None  # L: what it is about to claim, or executes, until everybody has heard of its end
+        self.lender: PoolWorkQueue | None = None  # L: where its item has lent its place under max_active
         self.cpu_time: Callable[[], float | None] = _unknown  # I: CPU seconds its thread has used
         self.hog_item: ref[Item] | None = None  # L: what it executed when last looked at for hogs (A9)
         self.hog_used: float | None = None  # L: if it is a hog, its CPU time when last looked at
         self.hog_since = 0.0  # L: its CPU time then
         self.hog = False  # L: its item is a hog, and let go of
-        self.telling: Announcement | None = None  # S: what is left to do when the lock is free
         self.last: Item | None = None  # S: ended, to be dropped without the lock
         self.last_active = 0.0  # L: when it went idle
         self.stray = False  # ~: it is to bind itself again, before its next item
         self.announcing = False  # L: its item has ended, and those who wait are being told
         self.ended: Callable[[], None] = _nothing  # I once its thread runs: whatever a sensor saw of it is void
+        self.stumbled: Item | None = None  # S: it was interrupted when it was about to claim this one
         self.served: PoolWorkQueue | None = None  # ~: its next item is run without ado if it came through the same
         self.nr_hints = 0  # S: depth of blocking()
         self.shown = ""  # S: the queue the thread is named after
@@ -84,6 +89,9 @@ class Worker:
     def forget_hints(self) -> None:
         """Its item ended: a `blocking()` that was entered and never left is over (B4).  Context: pool.lock held."""
         self.nr_hints = 0
+        if self.lender is not None:
+            self.lender.nr_active += 1
+            self.lender = None
         if self.hinted:
             self.hinted = False
             self.pool.lookout.exempt(self, False)
@@ -116,9 +124,28 @@ def be_worker(worker: Worker | None) -> None:
 
 
 def worker_thread(worker: Worker) -> None:
-    """The body of every worker's thread."""
+    """The body of every worker's thread.
+
+    Nothing that a work does ends it (B4). What is raised between works, by who sends exceptions to threads, say, or
+    because memory ran out, doesn't either: see `recover`. And if it ends all the same, its place is taken by another.
+    """
     pool = worker.pool
-    lock = pool.lock
+    try:
+        begin(worker)
+        while not worker.dying:
+            try:
+                serve(pool, worker)
+            except BaseException as exc:
+                recover(pool, worker, exc)
+    finally:
+        with pool.lock:
+            pool.worker_died(worker)
+        pool.lookout.detach(worker)
+
+
+def begin(worker: Worker) -> None:
+    """Context: its own thread, lock not held."""
+    pool = worker.pool
     be_worker(worker)
     pool.lookout.attach(worker)
     pool.host.set_thread_name(worker.name)
@@ -126,24 +153,63 @@ def worker_thread(worker: Worker) -> None:
     if pool.nice:
         pool.niced = pool.host.set_nice(pool.nice)
     worker.cpu_time = pool.host.cpu_clock()
-    try:
-        spins = False
-        while not worker.dying:
-            worker.parker.park(-1, spins)
-            with lock:
-                if not worker.dying and start_working(pool, worker):
-                    process_works(pool, worker)
-                    if not worker.dying:
-                        pool.enter_idle(worker)
-                spins = not (pool.nr_running or pool.nr_blocked or pool.worklist)
-            if worker.telling is not None:
-                worker.telling.tell()
-                worker.telling = None
-            worker.last = worker.served = None  # an idle worker must not keep a result alive, nor a queue
-    finally:
-        with lock:
-            pool.worker_died(worker)
-        pool.lookout.detach(worker)
+
+
+def serve(pool: WorkerPool, worker: Worker) -> None:
+    """Rest, work, and rest again, until it dies.  Context: lock not held."""
+    lock = pool.lock
+    spins = False
+    while not worker.dying:
+        worker.parker.park(-1, spins)
+        lock.acquire()  # by hand, for it is let go of around each item; `recover` lets go of it else
+        if not worker.dying and start_working(pool, worker):
+            process_works(pool, worker)
+            if not worker.dying:
+                pool.enter_idle(worker)
+        spins = not (pool.nr_running or pool.nr_blocked or pool.worklist)
+        lock.release()
+        worker.last = worker.served = worker.stumbled = None  # an idle worker must not keep a result alive, nor a queue
+
+
+def recover(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
+    """Something was raised that is none of a work's. What the worker had begun ends with that, as if the work had raised
+    it; what it had not begun goes back to where it was; then the worker rests, and whoever is needed is woken.
+
+    Context: the worker's thread, lock held or not: it has just been interrupted.
+    """
+    _log.warning("%r was interrupted by %r, and goes on", worker, exc)
+    lock = pool.lock
+    if lock.held():
+        lock.release()
+    with lock:
+        item = worker.item
+        if item is not None and not item.begun and worker.stumbled is not item:
+            worker.stumbled = item  # a second time it is the item's own fault, and it ends
+            worker.item = None
+            if item not in pool.worklist and not item.withdrawn:
+                pool.worklist.appendleft(item)
+            item = None
+    if item is not None:
+        item.abort(exc)
+    with lock:
+        if item is not None:
+            worker.item = None
+            item.be_over()
+            if item.follower is not None:
+                item.follower.relist()
+                item.follower = None
+        if pool.manager is worker:
+            pool.manager = None
+        worker.kicked = worker.counted = worker.sleeping = worker.announcing = False
+        if worker.hog:
+            worker.hog = False
+        worker.forget_hints()
+        worker.ended()
+        worker.served = None
+        if not worker.dying and worker.index >= 0:
+            worker.idle = True  # a rescuer rests elsewhere
+        pool.mend()
+    worker.last = None
 
 
 def start_working(pool: WorkerPool, worker: Worker) -> bool:
@@ -192,10 +258,10 @@ def manage_workers(pool: WorkerPool, worker: Worker) -> None:
     Promise: somebody was idle since, or the refusal is noted and a retry is due.
     """
     pool.uncount(worker)
-    pool.managing = True
+    pool.manager = worker
     pool.look_out()
     pool.lock.release()
-    pool.create_reserve()
+    pool.create_reserve(worker)
     pool.lock.acquire()
 
 
@@ -210,8 +276,6 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
     last: Item | None = None
     item: Item | None = None
     follower: Item | None = None
-    telling: Announcement | None = None
-    woken: Worker | None = None
     while worklist:
         running, target = pool.nr_running, pool.target
         if running > target and last is not None and not keep_working(pool):
@@ -221,34 +285,25 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
             if not keep_working(pool):
                 break
             running = pool.nr_running
-        item = worklist.popleft()
+        worker.item = item = worklist[0]  # first its, then no more the list's: never lost in between
+        del worklist[0]
         if not item.claim(worker):
-            woken = pool.kick()  # its place may have gone to others
+            worker.item = None
+            pool.kick()  # its place may have gone to others
             pool.look_out()
             lock.release()
-            if woken is not None:
-                woken.parker.unpark()
-            if telling is not None:
-                telling.tell()
-            last = item = woken = telling = None  # without the lock: finalisers are user code
+            last = item = None  # without the lock: finalisers are user code
             lock.acquire()
             continue
         while True:
-            worker.item = item
             if worklist:
                 if running < target:
-                    woken = pool.kick()  # A6: the wake chain
+                    pool.kick()  # A6: the wake chain
                 if pool.armed_with is None:
                     pool.look_out()
             elif pool.armed_with is not None or pool.nappers:
                 pool.look_out()
             lock.release()
-            if woken is not None:
-                woken.parker.unpark()
-                woken = None
-            if telling is not None:
-                telling.tell()
-                telling = None
             last = follower = None
             if worker.served is item._phase.pwq:
                 item.run()
@@ -263,20 +318,18 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
             announcement = item.end()
             if announcement is None:
                 break
-            if announcement.brief:
-                telling, announcement = announcement, None
-                break
             announce(pool, worker, announcement)
             announcement, follower = None, item.follower
             if follower is None or not follower.claim(worker):
                 break
             last, item = item, follower  # E3: behind its running self, on the same worker
+            worker.item = item
             last.follower = None
             running, target = pool.nr_running, pool.target  # the lock was dropped
         worker.item = None
         last, item = item, None
     pool.uncount(worker)
-    worker.last, worker.telling, last = last, telling, None
+    worker.last, last = last, None
 
 
 def announce(pool: WorkerPool, worker: Worker, announcement: Announcement) -> None:
@@ -285,10 +338,9 @@ def announce(pool: WorkerPool, worker: Worker, announcement: Announcement) -> No
     Context: lock held; dropped and retaken.
     """
     item, worker.announcing = worker.item, True
-    woken = pool.kick_or_look_out() if pool.worklist else None  # callbacks may take their time
+    if pool.worklist:
+        pool.kick_or_look_out()  # callbacks may take their time
     pool.lock.release()
-    if woken is not None:
-        woken.parker.unpark()
     announcement.announce(item)  # type: ignore[arg-type]
     pool.lock.acquire()
     worker.ended()
@@ -318,9 +370,7 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
     with pool.lock:
         pool.uncount(worker)
         pool.lookout.exempt(worker, True)
-        woken = pool.kick()
-    if woken is not None:
-        woken.parker.unpark()
+        pool.kick()
     try:
         worker.item.run()  # type: ignore[union-attr]
     finally:
@@ -354,9 +404,7 @@ class blocking:
         pool = worker.pool
         with pool.lock:
             _hint(pool, worker)
-            woken = pool.kick()
-        if woken is not None:
-            woken.parker.unpark()
+            pool.kick()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -372,34 +420,35 @@ class blocking:
             _unhint(pool, worker)
 
 
-def step_aside(worker: Worker, lender: PoolWorkQueue | None) -> None:
+def step_aside(worker: Worker, lender: PoolWorkQueue | None) -> bool:
     """Its work waits for something: it is known to be blocked at once (A4), and lends its place under `max_active`.
 
-    lender: where it has that place; None: it lends none.  Context: lock not held.
+    lender: where it has that place; None: it lends none. Returns whether it lent it now, for `step_back`.
+    Context: lock not held.
     """
     pool = worker.pool
-    worker.nr_hints += 1
     with pool.lock:
-        if lender is not None:
+        lends = lender is not None and worker.lender is None
+        if lender is not None and lends:
+            worker.lender = lender
             lender.nr_active -= 1
             if lender.attends:
                 lender.activate()
+        worker.nr_hints += 1
         if worker.nr_hints == 1 and worker.counted:
             _hint(pool, worker)
-        woken = pool.kick_or_look_out()
-    if woken is not None:
-        woken.parker.unpark()
+        pool.kick_or_look_out()
+    return lends
 
 
-def step_back(worker: Worker, lender: PoolWorkQueue | None) -> None:
-    """It goes on, even if its place is taken:
-
-    to make it wait for a place could wait for ever.  Context: lock not held.
+def step_back(worker: Worker, lent: bool) -> None:
+    """It goes on, even if its place is taken: to make it wait for a place could wait for ever.  Context: lock not held.
     """
     pool = worker.pool
     with pool.lock:
-        if lender is not None:
-            lender.nr_active += 1
+        if lent and worker.lender is not None:
+            worker.lender.nr_active += 1
+            worker.lender = None
         worker.nr_hints -= 1
         if not worker.nr_hints and worker.hinted:
             _unhint(pool, worker)

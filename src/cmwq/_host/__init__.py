@@ -8,11 +8,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cmwq._core import ports
 from cmwq._errors import ThreadLimit
-from cmwq._host import caps, life, topology
+from cmwq._host import caps, life, locks, topology
 from cmwq._host.parker import LockParker
 from cmwq._host.timers import Timer, Timers
 
@@ -48,8 +48,14 @@ class ThreadHost:
     def monotonic(self) -> float:
         return time.monotonic()
 
-    def lock(self) -> ports.Lock:
-        return threading.Lock()
+    def lock(self, rank: int, mend: Callable[[], None] | None = None) -> ports.Lock:
+        return locks.Lock(rank, mend)
+
+    def inside(self) -> int:
+        return locks.inside()
+
+    def defer(self, fn: Callable[[], object]) -> None:
+        locks.defer(fn)
 
     def reinit_lock(self, lock: ports.Lock) -> ports.Lock:
         try:
@@ -61,12 +67,13 @@ class ThreadHost:
     def parker(self) -> ports.Parker:
         return LockParker() if _sentinel is None else _sentinel.Parker()
 
-    def spawn(self, name: str, body: Callable[[], None]) -> ports.Thread:
+    def spawn(self, name: str, body: Callable[[], None], began: Any = None) -> ports.Thread:
         thread = threading.Thread(target=body, name=name, daemon=True)
         try:
             thread.start()
         except (RuntimeError, MemoryError, OSError) as exc:
             raise ThreadLimit(f"the system refused thread {name}: {exc}; `cmwq doctor` lists the limits") from exc
+        if began: began(thread)
         return thread
 
     def thread_headroom(self) -> int:

@@ -26,6 +26,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from cmwq._core.ranks import Rank
+
 if TYPE_CHECKING:
     from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
@@ -180,7 +182,7 @@ class TickingLookout:
         self.cursor = 0  # T: where the next re-look starts
 
     def lock(self) -> Lock:
-        return self.sensor.host.lock()
+        return self.sensor.host.lock(Rank.POOL)
 
     def parker(self) -> Parker:
         return self.sensor.host.parker()
@@ -198,6 +200,9 @@ class TickingLookout:
 
     def deliver(self) -> None:
         pass
+
+    def remind(self) -> None:
+        pass  # it looks again anyway
 
     def review(self, worker: Worker, enough: int) -> None:
         pass
@@ -231,11 +236,7 @@ class TickingLookout:
                     pool.worker_running(worker)
             # The GIL rule: while one waits for the GIL, another could only join the queue. One suffices: while it is
             # on its way the pool disarms, and when it arrives the wake chain (A6) goes on.
-            woken = pool.kick() if self.armed and not gil else None
-        if woken is None:
-            return False
-        woken.parker.unpark()
-        return True
+            return bool(self.armed and not gil and pool.kick())
 
     def _judge(self, workers: list[Worker]) -> tuple[list[tuple[Worker, Item, bool]], bool]:
         """Verdicts (worker, what it was seen with, whether it sleeps), and whether one waits for the GIL."""

@@ -19,10 +19,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.config import Config
+from cmwq._core.ranks import Rank
 from cmwq._core.runtime import Runtime
 from cmwq._core.work import Work
 from cmwq._core.worker import current_worker
-from cmwq._errors import ThreadLimit
+from cmwq._errors import CmwqError, Reentered, ThreadLimit
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -56,6 +57,8 @@ class SimThread:
         self._host = host
         self._body = body
         self._joiners: list[SimThread] = []
+        self.holds: list[SimLock] = []
+        self.deferred: deque[Callable[[], object]] = deque()
         self.ready = False  # it is among those who can run
         self._baton = allocate_lock()  # held; who hands over releases it
         self._baton.acquire()
@@ -88,36 +91,57 @@ class SimThread:
 
 
 class SimLock:
-    def __init__(self, host: SimHost) -> None:
+    """As `cmwq._host.locks.Lock`: it knows its rank and its holder, refuses whoever enters again, and mends."""
+
+    def __init__(self, host: SimHost, rank: int = 0, mend: Callable[[], None] | None = None) -> None:
         self._host = host
+        self.rank = rank
+        self.mend = mend
         self.holder: SimThread | None = None
         self._queue: deque[SimThread] = deque()
+        self._to_wake: list[SimParker] = []
 
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+    def acquire(self) -> None:
         me = self._host.current
         if me is None:  # before the run begins, on the test's own thread
-            return True
+            return
+        if me.holds and me.holds[-1].rank >= self.rank:
+            raise Reentered(f"rank {self.rank} is taken while rank {me.holds[-1].rank} is held")
         self._host.seam()
         while self.holder is not None:
-            if not blocking:
-                return False
-            assert self.holder is not me, "the lock is not recursive"
             self._queue.append(me)
             self._host.block(f"a lock held by {self.holder.name}")
         self.holder = me
-        return True
+        me.holds.append(self)
 
     def release(self) -> None:
-        if self._host.current is None:
+        me = self._host.current
+        if me is None:
             return
-        assert self.holder is self._host.current, "released by another than its holder"
+        assert self.holder is me, "released by another than its holder"
         self.holder = None
+        me.holds.remove(self)
         if self._queue:
             self._host.make_ready(self._queue.popleft())
+        woken, self._to_wake = self._to_wake, []
+        for parker in woken:
+            parker.ring()
         self._host.seam()
+        while me.deferred and not me.holds:
+            me.deferred.popleft()()
 
-    def __enter__(self) -> bool:
-        return self.acquire()
+    def held(self) -> bool:
+        return self._host.current is not None and self.holder is self._host.current
+
+    def locked(self) -> bool:
+        return self.holder is not None
+
+    def wake(self, parker: SimParker) -> None:
+        """Context: held."""
+        self._to_wake.append(parker)
+
+    def __enter__(self) -> None:
+        self.acquire()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -125,6 +149,8 @@ class SimLock:
         if exc_type is not None and issubclass(exc_type, SimStopped):
             self.holder = None
             return
+        if exc_type is not None and not issubclass(exc_type, CmwqError) and self.mend is not None:
+            self.mend()
         self.release()
 
 
@@ -213,11 +239,20 @@ class SimHost:
     def monotonic(self) -> float:
         return self.now
 
-    def lock(self) -> SimLock:
-        return SimLock(self)
+    def lock(self, rank: int = 0, mend: Callable[[], None] | None = None) -> SimLock:
+        return SimLock(self, rank, mend)
 
     def reinit_lock(self, lock: Any) -> SimLock:
-        return SimLock(self)
+        return SimLock(self, lock.rank, lock.mend)
+
+    def inside(self) -> int:
+        return sum(1 << lock.rank for lock in self.current.holds) if self.current is not None else 0
+
+    def defer(self, fn: Callable[[], object]) -> None:
+        if self.inside():
+            self.me().deferred.append(fn)
+        else:
+            fn()
 
     def forget(self) -> None:
         pass
@@ -225,13 +260,17 @@ class SimHost:
     def parker(self) -> SimParker:
         return SimParker(self)
 
-    def spawn(self, name: str, body: Callable[[], None]) -> SimThread:
+    def spawn(
+        self, name: str, body: Callable[[], None], began: Callable[[SimThread], object] | None = None
+    ) -> SimThread:
         self.seam()
         if self.refuse(name):
             raise ThreadLimit(f"the script refuses thread {name}")
         if self.spawn_cost and self.current is not None:
             self.sleep(self.spawn_cost)
         thread = self._start(name, body)
+        if began is not None:
+            began(thread)
         self.make_ready(thread)
         self.seam()
         return thread
@@ -419,12 +458,12 @@ class SimHost:
             self.stop()
 
         # A real lock held across a seam would stop the simulation.
-        new_lock, pause = Work.new_lock, Work.pause
-        Work.new_lock, Work.pause = self.lock, self.pause
+        new_lock, defer = Work.new_lock, Work.defer
+        Work.use(self.lock, self.defer)
         try:
             self._run(body)
         finally:
-            Work.new_lock, Work.pause = new_lock, pause
+            Work.use(new_lock, defer)
 
     def _run(self, body: Callable[[], None]) -> None:
         self.current = self._start("main", body)
@@ -552,9 +591,7 @@ class SimSensor:
             if worker.item is not item or not worker.watched:
                 return
             pool.worker_sleeping(worker)
-            woken = pool.kick()
-        if woken is not None:
-            woken.parker.unpark()
+            pool.kick()
 
     def running(self, worker: Worker) -> None:
         if isinstance(worker.pool.lookout, MarkingLookout):
@@ -569,7 +606,7 @@ class SimLookout:
     def __init__(self, pool: WorkerPool, host: SimHost) -> None:
         self.armed: Worker | None = None
         self.parker = host.parker
-        self.lock = host.lock
+        self.lock = partial(host.lock, Rank.POOL)
 
     def attach(self, worker: Worker) -> None:
         worker.watched = False
@@ -582,6 +619,9 @@ class SimLookout:
         self.armed = reserve
 
     def deliver(self) -> None:
+        pass
+
+    def remind(self) -> None:
         pass
 
     def review(self, worker: Worker, enough: int) -> None:

@@ -1,0 +1,137 @@
+"""Mending: what a pool does when something was raised in the middle of one of its critical sections (F10).
+
+Guarantees: afterwards no work is lost, listed twice or counted wrongly, no worker is forgotten, and whoever was to be
+woken is. Whatever was to happen has happened, or it has not. Mending may itself be interrupted: then it is done again,
+from the beginning, before anybody else has the lock.
+
+How: a pool's state is of two kinds. *What is*: which works are in which list, and the flags of workers and works. Each
+critical section changes that in steps of one store or one call of a C function, in such an order that every beginning
+of the row leaves something that can be told apart here; mostly a work is in its new place before it leaves the old.
+*What follows*: every count, `attends`, `busy_works`, what the sensor is armed with. It is never read here, and made anew.
+
+Costs O(workers + works waiting), only after an interruption. Context of all: pool.lock held.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+from weakref import ref
+
+if TYPE_CHECKING:
+    from cmwq._core.item import Item
+    from cmwq._core.pool import WorkerPool
+    from cmwq._core.pwq import Phase, PoolWorkQueue
+
+
+class Mendable(Protocol):
+    """It has a lock, and can settle what was begun when something was raised while that was held."""
+
+    def mend(self) -> None:
+        """Context: its lock held."""
+        ...
+
+
+def mending(owner: Mendable) -> Callable[[], None]:
+    """`owner.mend` for the owner's lock, without making a circle of the two."""
+    return partial(_mend_if_there, ref(owner))
+
+
+def _mend_if_there(owner: ref[Mendable]) -> None:
+    there = owner()
+    if there is not None:
+        there.mend()
+
+
+def mend(pool: WorkerPool) -> None:
+    """Make everything follow from what is."""
+    if pool.relisting is not None:
+        pool.relist(*pool.relisting)
+    pwqs = list(pool.pwqs)
+    _mend_workers(pool)
+    _mend_lists(pool, pwqs)
+    _count_works(pool, pwqs)
+    for pwq in pwqs:
+        if pwq.sealed and pwq.sealed[-1] is pwq.phase:
+            pwq.new_phase()  # sealed, and its successor not made yet
+        pwq.complete_phases()
+        pwq.attend()
+    if pool.closing:
+        pool.dismiss_all()
+    pool.lookout.arm(None)
+    pool.armed_with = None
+    pool.lookout.remind()
+    if pool.cull_timer is None:
+        pool.cull_later()
+    pool.tell_drainers()
+    pool.kick()
+    pool.look_out()
+
+
+def _mend_workers(pool: WorkerPool) -> None:
+    idle = dict.fromkeys(pool.idle_list)
+    idle.update((worker, None) for worker in pool.workers if worker.idle)
+    pool.idle_list[:] = [worker for worker in idle if worker.idle and not (worker.kicked or worker.dying)]
+    for worker in list(pool.workers):
+        if worker.kicked or worker.dying:
+            worker.idle = False
+            pool.lock.wake(worker.parker)  # once too often does no harm
+        if worker.dying and not worker.item and worker.listed:
+            pool.workers.discard(worker)
+    pool.nr_waking = sum(worker.kicked for worker in pool.workers)
+    pool.nr_running = pool.nr_waking + sum(worker.counted and not worker.sleeping for worker in pool.workers)
+    pool.nr_blocked = sum(worker.sleeping and not worker.on_lock for worker in pool.workers)
+    pool.nr_hogs = sum(worker.hog for worker in pool.workers)
+
+
+def _mend_lists(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
+    """A work that is in two places was on its way from one to the other."""
+    executing = {worker.item for worker in pool.workers if worker.item is not None and worker.item.begun}
+    listed = [item for item in dict.fromkeys(pool.worklist) if item not in executing]
+    if len(listed) != len(pool.worklist):
+        pool.worklist.clear()
+        pool.worklist.extend(listed)
+    there = set(listed)
+    for item in list(pool.parked):
+        if item in there or not item.parked:
+            pool.parked.discard(item)
+            item.parked = False
+    for pwq in pwqs:
+        waiting = [item for item in dict.fromkeys(pwq.inactive) if item not in there and item not in executing]
+        if len(waiting) != len(pwq.inactive):
+            pool.relist(listed, pwq, waiting)
+
+
+def _count_works(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
+    active: Counter[PoolWorkQueue] = Counter()
+    withdrawn: Counter[PoolWorkQueue] = Counter()
+    phases: Counter[Phase] = Counter()
+    for item in (*pool.worklist, *(item for pwq in pwqs for item in pwq.inactive)):
+        if item.withdrawn:
+            withdrawn[item.pwq] += 1
+        else:
+            phases[item._phase] += 1
+    active.update(item.pwq for item in pool.worklist)
+    for item in pool.parked:
+        active[item.pwq] += 1
+        phases[item._phase] += 1
+    listed = set(pool.worklist)
+    pool.busy_works.clear()
+    for worker in pool.workers:
+        item: Item | None = worker.item
+        if item is None or item in listed:
+            continue
+        phases[item._phase] += 1
+        active[item.pwq] += worker.lender is not item.pwq
+        if item.work is not None and not worker.announcing:
+            pool.busy_works[item.work] = item  # type: ignore[assignment]
+        follower = item.follower
+        if follower is not None and not follower.withdrawn:
+            phases[follower._phase] += 1
+            active[follower.pwq] += not follower.lent
+    for pwq in pwqs:
+        pwq.nr_active, pwq.nr_withdrawn = active[pwq], withdrawn[pwq]
+        for phase in (*pwq.sealed, pwq.phase):
+            phase.count = phases[phase]
