@@ -65,7 +65,7 @@ class Audience:
             if condition is None:
                 future._state = final
         if condition is not None:
-            with condition:
+            with _Holding(condition):
                 with lock:
                     future._state = final
                 while self.nr_told < len(self.waiters):  # they take themselves off the list, later
@@ -77,7 +77,6 @@ class Audience:
                         waiter.add_result(future)
                     else:
                         waiter.add_exception(future)
-                condition.notify_all()
         for parker in self.parkers:  # it is done, so nobody changes the list any more
             parker.unpark()
         raised: BaseException | None = None
@@ -96,6 +95,28 @@ class Audience:
                 raise raised
             finally:
                 raised = None  # break the cycle through the traceback
+
+
+class _Holding:
+    """The condition held, if it can be had within a second; notified at the end.
+
+    `concurrent.futures.wait` holds it for microseconds. But one Ctrl-C in its loop that takes the conditions of many
+    futures, and it never lets go of those it had; nobody who announces is to hang for that.
+    """
+
+    __slots__ = ("_condition", "_held")
+
+    def __init__(self, condition: Condition) -> None:
+        self._condition = condition
+        self._held = False
+
+    def __enter__(self) -> None:
+        self._held = self._condition.acquire(timeout=1.0)
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._held:
+            self._condition.notify_all()
+            self._condition.release()
 
 
 def _call_back(callback: Callable[[Any], object], future: Any) -> None:
