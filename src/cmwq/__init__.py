@@ -26,6 +26,7 @@ from cmwq._errors import (
     InvariantError,
     QueueClosed,
     QueueFull,
+    Reentered,
     ThreadLimit,
     WorkDisabled,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "QueueClosed",
     "QueueFull",
     "QueueView",
+    "Reentered",
     "Runtime",
     "Snapshot",
     "Stall",

@@ -33,6 +33,11 @@ class ThreadLimit(CmwqError, RuntimeError):
     """No thread can be had: the system refused one, or a cap is reached (B6)."""
 
 
+class Reentered(CmwqError, RuntimeError):
+    """Called by a finaliser or a signal handler in the middle of cmwq's own code on the same thread: it would have to
+    wait for itself."""
+
+
 class ForeignProcess(CmwqError, RuntimeError):
     """What this would wait for happens in the process that forked this one, and never here (G2)."""
 

@@ -11,22 +11,51 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from cmwq._core.pool import WorkerPool
     from cmwq._core.runtime import Runtime
     from cmwq._core.worker import Worker
 
 
 class Lock(Protocol):
-    """`threading.Lock`, as far as the core uses it."""
+    """A lock that no exception leaves behind, and that a thread never waits for twice. See `cmwq._host.locks`.
 
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    `with lock:` raises `Reentered` if the thread holds a lock of the same or of a higher rank; it, or what it
+    interrupted as a finaliser or a signal handler. After a section that ended by an exception other than a `CmwqError`
+    `mend` is called, with the lock held. If that raises, whoever takes the lock next mends first.
+    """
+
+    mend: Callable[[], object] | None  # L, or before others know the lock
+
+    @property
+    def rank(self) -> int:
+        """A `Rank`."""
+        ...
+
+    def __enter__(self) -> None: ...
+    @property
+    def __exit__(self) -> Callable[..., None]:
+        """For `with` alone: to read it is to take the lock, and what it returns, when it is called or dies, lets go."""
+        ...
+
+    def acquire(self) -> None:
+        """For who can't say `with`, and sees to it that `release` follows, whatever happens."""
+        ...
+
     def release(self) -> None: ...
-    def __enter__(self) -> bool: ...
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
-    ) -> None: ...
+    def locked(self) -> bool:
+        """Does anybody hold it?"""
+        ...
+
+    def held(self) -> bool:
+        """Does this thread hold it?"""
+        ...
+
+    def wake(self, parker: Parker) -> None:
+        """Unpark as soon as the lock is free: whoever decided it can't be interrupted before it is done.
+
+        Context: held.
+        """
+        ...
 
 
 class Parker(Protocol):
@@ -52,9 +81,12 @@ class Host(Protocol):
     """Threads, locks, time and CPUs."""
 
     def monotonic(self) -> float: ...
-    def lock(self) -> Lock: ...
+    def lock(self, rank: int, mend: Callable[[], object] | None = None) -> Lock:
+        """A new lock of that `Rank`. mend: see `Lock`; it makes no cycle with what owns the lock, or that stays."""
+        ...
+
     def reinit_lock(self, lock: Lock) -> Lock:
-        """In the child of a fork: the same lock if possible, free whoever held it."""
+        """In the child of a fork: the same lock, free whoever held it. A section that is still to end there does so."""
         ...
 
     def forget(self) -> None:

@@ -1,4 +1,4 @@
-"""ThreadHost: the core's `Host` on the real machine. threading's locks and threads, the kernel's clock and CPUs."""
+"""ThreadHost: the core's `Host` on the real machine. locks that outlive exceptions, threading's threads, the kernel's clock and CPUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import ports
 from cmwq._errors import ThreadLimit
-from cmwq._host import caps, life, topology
+from cmwq._host import caps, life, locks, topology
 from cmwq._host.parker import LockParker
 from cmwq._host.timers import Timer, Timers
 
@@ -48,14 +48,11 @@ class ThreadHost:
     def monotonic(self) -> float:
         return time.monotonic()
 
-    def lock(self) -> ports.Lock:
-        return threading.Lock()
+    def lock(self, rank: int, mend: Callable[[], object] | None = None) -> ports.Lock:
+        return locks.Lock(rank, mend)
 
     def reinit_lock(self, lock: ports.Lock) -> ports.Lock:
-        try:
-            lock._at_fork_reinit()  # type: ignore[attr-defined]  # as threading itself does
-        except AttributeError:
-            return threading.Lock()
+        lock._at_fork_reinit()  # type: ignore[attr-defined]  # every lock of ours has it: this host's, and a lookout
         return lock
 
     def parker(self) -> ports.Parker:

@@ -10,6 +10,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core.ranks import Rank
 from cmwq._errors import ThreadLimit
 from cmwq._host import topology
 
@@ -60,7 +61,7 @@ class SentinelSensor:
         """Raises ThreadLimit: too many pools are watched."""
         with self._lock:
             try:
-                native = self._watch.lookout(pool.cpus, pool.target, pool.max_workers + 1)
+                native = self._watch.lookout(pool.cpus, pool.target, pool.max_workers + 1, Rank.POOL)
             except RuntimeError as exc:
                 raise ThreadLimit(f"pool {pool.name}: it can't be watched: {exc}") from exc
         self.post()
