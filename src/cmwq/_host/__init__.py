@@ -1,4 +1,4 @@
-"""ThreadHost: the core's `Host` on the real machine. locks that outlive exceptions, threading's threads, the kernel's clock and CPUs."""
+"""ThreadHost: the core's `Host` on the real machine. Our locks, threading's threads, the kernel's clock and CPUs."""
 
 from __future__ import annotations
 
