@@ -91,6 +91,7 @@ __all__ = [
     "QueueClosed",
     "QueueFull",
     "QueueView",
+    "Reentered",
     "Runtime",
     "Snapshot",
     "Stall",

@@ -8,25 +8,54 @@ durations are seconds as float, on the host's monotonic clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from cmwq._core.pool import WorkerPool
     from cmwq._core.runtime import Runtime
     from cmwq._core.worker import Worker
 
 
 class Lock(Protocol):
-    """`threading.Lock`, as far as the core uses it."""
+    """A lock that no exception leaves behind, and that a thread never waits for twice. See `cmwq._host.locks`.
 
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    `with lock:` raises `Reentered` if the thread holds a lock of the same or of a higher rank; it, or what it
+    interrupted as a finaliser or a signal handler. After a section that ended by an exception other than a `CmwqError`
+    `mend` is called, with the lock held. If that raises, whoever takes the lock next mends first.
+    """
+
+    mend: Callable[[], object] | None  # L, or before others know the lock
+
+    @property
+    def rank(self) -> int:
+        """A `Rank`."""
+        ...
+
+    def __enter__(self) -> None: ...
+    @property
+    def __exit__(self) -> Callable[..., None]:
+        """For `with` alone: to read it is to take the lock, and what it returns, when it is called or dies, lets go."""
+        ...
+
+    def acquire(self) -> None:
+        """For who can't say `with`, and sees to it that `release` follows, whatever happens."""
+        ...
+
     def release(self) -> None: ...
-    def __enter__(self) -> bool: ...
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
-    ) -> None: ...
+    def locked(self) -> bool:
+        """Does anybody hold it?"""
+        ...
+
+    def held(self) -> bool:
+        """Does this thread hold it?"""
+        ...
+
+    def wake(self, parker: Parker) -> None:
+        """Unpark as soon as the lock is free: whoever decided it can't be interrupted before it is done.
+
+        Context: held.
+        """
+        ...
 
 
 class Parker(Protocol):
@@ -52,9 +81,20 @@ class Host(Protocol):
     """Threads, locks, time and CPUs."""
 
     def monotonic(self) -> float: ...
-    def lock(self) -> Lock: ...
+    def lock(self, rank: int, mend: Callable[[], object] | None = None) -> Lock:
+        """A new lock of that `Rank`. mend: see `Lock`; it makes no cycle with what owns the lock, or that stays."""
+        ...
+
+    def inside(self) -> int:
+        """Bits of the ranks of the locks that the calling thread holds; 0: none."""
+        ...
+
+    def defer(self, fn: Callable[[], object]) -> None:
+        """Call fn on this thread as soon as it holds no lock any more; now, if it holds none."""
+        ...
+
     def reinit_lock(self, lock: Lock) -> Lock:
-        """In the child of a fork: the same lock if possible, free whoever held it."""
+        """In the child of a fork: the same lock, free whoever held it. A section that is still to end there does so."""
         ...
 
     def forget(self) -> None:
@@ -62,8 +102,8 @@ class Host(Protocol):
         ...
 
     def parker(self) -> Parker: ...
-    def spawn(self, name: str, body: Callable[[], None]) -> Thread:
-        """Start a thread. Raises `ThreadLimit` where the system refuses one."""
+    def spawn(self, name: str, body: Callable[[], None], began: Callable[[Any], object] | None = None) -> Thread:
+        """Start a thread; `began(thread)` is called before body. Raises `ThreadLimit` where the system refuses one."""
         ...
 
     def thread_headroom(self) -> int:

@@ -1,4 +1,4 @@
-"""ThreadHost: the core's `Host` on the real machine. threading's locks and threads, the kernel's clock and CPUs."""
+"""ThreadHost: the core's `Host` on the real machine. Our locks, threading's threads, the kernel's clock and CPUs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ThreadHost:
     def monotonic(self) -> float:
         return time.monotonic()
 
-    def lock(self, rank: int, mend: Callable[[], None] | None = None) -> ports.Lock:
+    def lock(self, rank: int, mend: Callable[[], object] | None = None) -> ports.Lock:
         return locks.Lock(rank, mend)
 
     def inside(self) -> int:
@@ -58,10 +58,7 @@ class ThreadHost:
         locks.defer(fn)
 
     def reinit_lock(self, lock: ports.Lock) -> ports.Lock:
-        try:
-            lock._at_fork_reinit()  # type: ignore[attr-defined]  # as threading itself does
-        except AttributeError:
-            return threading.Lock()
+        lock._at_fork_reinit()  # type: ignore[attr-defined]  # every lock of ours has it: this host's, and a lookout
         return lock
 
     def parker(self) -> ports.Parker:

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from itertools import count
 from operator import attrgetter, call
@@ -64,7 +64,7 @@ class PyLock:
 
     __slots__ = ("_forgiven", "_raw", "_stained", "mend", "rank")
 
-    def __init__(self, rank: int, mend: Callable[[], None] | None = None) -> None:
+    def __init__(self, rank: int, mend: Callable[[], object] | None = None) -> None:
         if not 0 <= rank <= _MAX_RANK:
             raise ValueError(f"a lock's rank is from 0 to {_MAX_RANK}, not {rank}")
         if mend is not None and not callable(mend):
@@ -119,7 +119,7 @@ class PyLock:
         return bool(self._raw._is_owned())
 
     def wake(self, parker: ports.Parker) -> None:
-        """Unpark as soon as the lock is free. (Here: at once. The thread that wakes waits for the lock, if it wants it.)
+        """Unpark as soon as the lock is free. Here: at once; the thread that wakes will wait for the lock.
 
         Context: held.
         """
@@ -195,11 +195,11 @@ def _refuse_to_wait_for_myself(me: _Thread, lock: PyLock) -> None:
         raise Reentered(_REENTERED)
 
 
-def _begin(entry: _Entry) -> None:
+def _begin(entry: _Entry) -> object:
     """Context: the lock was just taken."""
     lock = entry.lock
     if not lock._stained:
-        return
+        return None
     try:
         if lock.mend is not None:
             lock.mend()
@@ -207,6 +207,7 @@ def _begin(entry: _Entry) -> None:
         _end(entry)
         raise
     lock._stained = False
+    return None
 
 
 def _is_within(entry: _Entry) -> bool:
@@ -252,7 +253,7 @@ def _call_deferred(me: _Thread) -> None:
             pass
 
 
-def _drain(me: _Thread) -> Iterator[None]:
+def _drain(me: _Thread) -> Generator[None, None, None]:
     """Call what was deferred. A generator, for the interpreter knows at any time whether one runs: what these calls
     defer, or end a section in, is left to the one that goes on already.
     """
@@ -262,7 +263,7 @@ def _drain(me: _Thread) -> Iterator[None]:
             fn = me.deferred.get(number, _nothing_in_c)
             try:
                 # Taken from the list and called with no bytecode in between: it is called once, whatever interrupts.
-                next(map(call, map(me.deferred.pop, (number,), (_nothing,))))
+                next(map(call, map(me.deferred.pop, (number,), (_nothing_in_c,))))
             except Exception:
                 _log.exception("deferred call %r raised", fn)
             except BaseException as exc:
@@ -286,7 +287,7 @@ def py_defer(fn: Callable[[], object]) -> None:
     if not callable(fn):
         raise TypeError(f"defer() takes a callable, not {type(fn).__name__}")
     me = _threads.me
-    if (me.deferred and not me.drain.gi_running) or me.holds():
+    if me.holds() or (me.deferred and not me.drain.gi_running):
         me.deferred[next(me.numbers)] = fn
         _call_deferred(me)
         return

@@ -8,7 +8,8 @@
    reserve worker it was given.  Policy stays in Python: the woken worker reads the marks and decides.
 
    A slot is also where its worker parks; so parking is here, too, for all threads (Parker): only without the GIL can a
-   thread stay awake for a moment before it sleeps.
+   thread stay awake for a moment before it sleeps.  And a lookout is also its pool's lock; so the locks are here, too
+   (Lock): only in C can a section begin and end between two bytecodes.
 
    Guarantees
    - A native thread that looks never touches the GIL or a Python object.  (The helper of learn_gil() asks for the GIL:
@@ -20,12 +21,14 @@
    - Level-triggered: while a lookout is armed the sentinels look again and again (backing off to 1 ms), so a report
      that came too early or too late is only a late one, never a lost one.
 
-   Letters: A atomic, any thread; I set before it is shared; P atomic, Python threads only.  The words of struct Slot
-   are argued in README.md beside this file.  */
+   Letters: A atomic, any thread; I set before it is shared; P atomic, Python threads only; L whoever holds the lock it
+   belongs to; S its own thread alone; F the child of a fork.  The words of struct Slot are argued in README.md beside
+   this file.  */
 
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <structmember.h>
 
 #ifndef __linux__
 #error "the sentinel needs Linux; cmwq works without it"
@@ -35,6 +38,7 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <limits.h>
+#include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -74,7 +78,11 @@ enum {
     MAX_PENALTY = 63,           /* so many times it goes to sleep earlier, after it spun in vain */
     LOCK_SPINS = 400,           /* looks at a pool's lock before sleeping for it, without a GIL */
     GONE = 50 * MS,             /* between two tries to get back to a CPU that is offline */
+    MAX_PARK = 1000000000,      /* s: who parks for longer parks for ever */
+    MAX_WOKEN = 8,              /* so many unparks of one section wait for its end */
+    MAX_RANK = 31,
     MAX_LOOKOUTS = 4096,
+    MAX_CAPACITY = 1 << 22,     /* more threads than Linux can have */
     MAX_KEPT = 256,             /* descriptors kept open: a pool of a thousand threads must not hold a thousand */
     KEPT_SHARE = 8,             /* nor more than an eighth of those that the process may have */
 };
@@ -104,6 +112,25 @@ static long futex(atomic_uint *word, int op, unsigned value, const struct timesp
 static struct timespec timespec_of(long long ns)
 {
     return (struct timespec){.tv_sec = ns / 1000000000LL, .tv_nsec = ns % 1000000000LL};
+}
+
+typedef struct {
+    PyTypeObject *slot_type, *lookout_type, *watch_type, *parker_type, *lock_type, *hold_type;
+    PyObject *cmwq_error, *reentered;
+} State;
+
+/* An int argument of a METH_O function. */
+static bool as_int(PyObject *value, int *result)
+{
+    long number = PyLong_AsLong(value);
+    if (number == -1 && PyErr_Occurred())
+        return false;
+    if (number < INT_MIN || number > INT_MAX) {
+        PyErr_SetString(PyExc_OverflowError, "the number doesn't fit an int");
+        return false;
+    }
+    *result = (int)number;
+    return true;
 }
 
 /* ---------------------------------------------------------------------------------------------- parking */
@@ -703,12 +730,47 @@ static int start_thread(Watch *watch, int cpu)
     return error;
 }
 
+/* ---------------------------------------------------------------------------------------------- what a lock is */
+
+/* A call that waits until its thread holds no lock. */
+typedef struct Deferred {
+    struct Deferred *next;
+    PyObject *fn;
+} Deferred;
+
+/* What a thread holds.  Others come to it through a lock that it holds, and then only to let go of that lock in its
+   place.  So it is freed by the last of those and the thread, which leaves it to leak if it ends while it holds one. */
+typedef struct {
+    atomic_uint held;           /* S to change, of those that let_go allows: the ranks, a bit each */
+    atomic_uint let_go;         /* A: those of them that another thread let go of meanwhile */
+    atomic_int refs;            /* A */
+    _Atomic(Deferred *) deferred;   /* A: the newest first */
+    Deferred *due;              /* S: taken from there, the oldest first */
+    bool draining;              /* S: calls them */
+} Thread;
+
+/* What a lock is besides its futex. */
+typedef struct {
+    const State *state;         /* I */
+    atomic_uint *word;          /* I: 0 free, 1 held, 2 held and somebody waits */
+    unsigned rank;              /* I */
+    _Atomic(Thread *) owner;    /* L to change; anybody may ask whether it is himself */
+    atomic_ullong turn;         /* L to change: another for each section; one that ends in another is void */
+    PyObject *mend;             /* L, or before others know the lock */
+    bool stained;               /* L: left by an exception, and not mended since */
+    bool by_hand;               /* L: by acquire() */
+    bool forgiven;              /* F: a release() is to come of what the parent acquired */
+    int nr_woken;               /* L */
+    PyObject *woken[MAX_WOKEN]; /* L */
+} Guard;
+
 /* ---------------------------------------------------------------------------------------------- Python: Slot */
 
 typedef struct {
     PyObject_HEAD
     Watch *watch;
     Lookout *lookout;
+    Guard guard;                /* of lookout->lock, so that the sentinels know its futex */
 } LookoutObject;
 
 typedef struct {
@@ -727,11 +789,21 @@ static PyObject *slot_attach(SlotObject *self, PyObject *Py_UNUSED(none))
 /* park([timeout[, spins]]) */
 static int park_arguments(PyObject *const *args, Py_ssize_t nargs, double *timeout, int *spins)
 {
-    *timeout = nargs > 0 ? PyFloat_AsDouble(args[0]) : -1;
-    *spins = nargs > 1 ? PyObject_IsTrue(args[1]) : 0;
-    if (nargs > 2)
+    if (nargs > 2) {
         PyErr_SetString(PyExc_TypeError, "park() takes a timeout and whether to spin");
-    return PyErr_Occurred() ? -1 : 0;
+        return -1;
+    }
+    *timeout = nargs > 0 ? PyFloat_AsDouble(args[0]) : -1;
+    if (*timeout == -1 && PyErr_Occurred())
+        return -1;
+    if (isnan(*timeout)) {
+        PyErr_SetString(PyExc_ValueError, "a timeout must not be NaN");
+        return -1;
+    }
+    if (*timeout > MAX_PARK)
+        *timeout = -1;
+    *spins = nargs > 1 ? PyObject_IsTrue(args[1]) : 0;
+    return *spins < 0 ? -1 : 0;
 }
 
 static PyObject *slot_park(SlotObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -764,6 +836,17 @@ static PyObject *slot_ended(SlotObject *self, PyObject *Py_UNUSED(none))
     Py_RETURN_NONE;
 }
 
+/* What Python believes, by its own account: an interruption may have lost what was delivered. */
+static PyObject *slot_believed(SlotObject *self, PyObject *asleep)
+{
+    int told = PyObject_IsTrue(asleep);
+    if (told < 0)
+        return NULL;
+    atomic_store(&self->slot->told, told);
+    atomic_store(&self->owner->lookout->changed, true);
+    Py_RETURN_NONE;
+}
+
 static PyObject *slot_exempt(SlotObject *self, PyObject *flag)
 {
     int exempt = PyObject_IsTrue(flag);
@@ -776,10 +859,10 @@ static PyObject *slot_exempt(SlotObject *self, PyObject *flag)
 
 static PyObject *slot_review(SlotObject *self, PyObject *enough)
 {
-    long others = PyLong_AsLong(enough);
-    if (others == -1 && PyErr_Occurred())
+    int others;
+    if (!as_int(enough, &others))
         return NULL;
-    look(self->owner->watch, self->owner->lookout, self->slot, (int)others);
+    look(self->owner->watch, self->owner->lookout, self->slot, others);
     Py_RETURN_NONE;
 }
 
@@ -827,6 +910,7 @@ static PyMethodDef slot_methods[] = {
      "park([timeout[, spins]]): wait for an unpark, one that came before included. True if there was one."},
     {"unpark", (PyCFunction)slot_unpark, METH_NOARGS, "Let park() return, now or next time."},
     {"ended", (PyCFunction)slot_ended, METH_NOARGS, "The worker ended an item: what was seen of it is void."},
+    {"believed", (PyCFunction)slot_believed, METH_O, "believed(asleep): what differs from that is to be delivered again."},
     {"exempt", (PyCFunction)slot_exempt, METH_O, "exempt(flag): do not look at this worker until exempt(False)."},
     {"review", (PyCFunction)slot_review, METH_O,
      "review(enough): the worker itself looks at the others, until it saw so many run."},
@@ -893,11 +977,695 @@ static PyType_Spec parker_spec = {
     .slots = parker_slots,
 };
 
-/* ---------------------------------------------------------------------------------------------- Python: Lookout */
+/* ---------------------------------------------------------------------------------------------- Python: Lock */
+
+/* The locks on which it rests that neither an exception nor a call from within leaves anything half done.
+
+   No frame leaves a lock behind.  `with` asks the type for `__exit__` before it calls `__enter__`, and what it gets
+   lies on the frame's stack until the section is over.  Here `__exit__` is a getter: it takes the lock and gives back a
+   Hold, to which nothing else refers.  So a Hold that was called ended its section, and one that dies without was left
+   some other way: by an exception in one of the few bytecodes around a section, for which `with` answers for nobody.  No
+   bytecode runs between taking the lock and the Hold's being on that stack, nor between the Hold's call and the lock's
+   being free, those of `mend` aside: there is no moment at which an exception finds neither.
+
+   An exceptional end mends: `mend` recounts what the section may have left half done, before the lock is free.  If it
+   fails, the lock is stained, and whoever gets it next mends first, or doesn't get it.
+
+   No deadlock.  A thread that holds a lock asks only for those of a higher rank: it, and whatever runs within it,
+   finalisers and signal handlers, which count as what they interrupted.  So among the threads that wait for locks, the
+   one that holds the highest rank waits for somebody who doesn't.  Who asks for another is refused before anything is
+   touched.
+
+   What can't be done now can be done later (defer): when this thread holds none of them any more.  */
+
+static _Thread_local Thread *this_thread;
+static pthread_key_t thread_key;
+static pthread_once_t thread_key_once = PTHREAD_ONCE_INIT;
+static bool thread_key_made;
+
+static unsigned held_by(Thread *thread)
+{
+    return atomic_load_explicit(&thread->held, memory_order_relaxed) & ~atomic_load(&thread->let_go);
+}
+
+static void thread_release(Thread *thread)
+{
+    if (atomic_fetch_sub(&thread->refs, 1) == 1)
+        free(thread);
+}
+
+static void thread_ends(void *arg)
+{
+    Thread *thread = arg;
+    this_thread = NULL;
+    if (!held_by(thread))
+        thread_release(thread);
+}
+
+static void make_thread_key(void)
+{
+    thread_key_made = !pthread_key_create(&thread_key, thread_ends);
+}
+
+static Thread *new_thread(void)
+{
+    pthread_once(&thread_key_once, make_thread_key);
+    Thread *thread = thread_key_made ? calloc(1, sizeof *thread) : NULL;
+    if (thread && pthread_setspecific(thread_key, thread)) {
+        free(thread);
+        thread = NULL;
+    }
+    if (!thread) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    atomic_store(&thread->refs, 1);
+    return this_thread = thread;
+}
+
+/* NULL: no memory. */
+static Thread *current_thread(void)
+{
+    Thread *me = this_thread;
+    return me ? me : new_thread();
+}
+
+/* Tell the log of the exception that is set, and clear it.  Context: this thread holds no lock. */
+static void log_failure(PyObject *fn)
+{
+    PyObject *type, *exception, *traceback;
+    PyErr_Fetch(&type, &exception, &traceback);
+    PyErr_NormalizeException(&type, &exception, &traceback);
+    if (traceback)
+        PyException_SetTraceback(exception, traceback);
+    PyObject *logging = PyImport_ImportModule("logging");
+    PyObject *log = logging ? PyObject_CallMethod(logging, "getLogger", "s", "cmwq") : NULL;
+    PyObject *method = log ? PyObject_GetAttrString(log, "error") : NULL;
+    PyObject *args = method ? Py_BuildValue("(sO)", "deferred call %r raised", fn) : NULL;
+    PyObject *kwargs = args ? Py_BuildValue("{sO}", "exc_info", exception) : NULL;
+    PyObject *result = kwargs ? PyObject_Call(method, args, kwargs) : NULL;
+    if (!result)
+        PyErr_WriteUnraisable(fn);
+    Py_XDECREF(result);
+    Py_XDECREF(kwargs);
+    Py_XDECREF(args);
+    Py_XDECREF(method);
+    Py_XDECREF(log);
+    Py_XDECREF(logging);
+    Py_XDECREF(type);
+    Py_XDECREF(exception);
+    Py_XDECREF(traceback);
+}
+
+/* False: a BaseException that is no Exception is set.  Others are told to the log. */
+static bool call_deferred(PyObject *fn)
+{
+    PyObject *result = PyObject_CallNoArgs(fn);
+    Py_XDECREF(result);
+    if (result)
+        return true;
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return false;
+    log_failure(fn);
+    return true;
+}
+
+static void push_deferred(Thread *thread, Deferred *call)
+{
+    call->next = atomic_load(&thread->deferred);
+    while (!atomic_compare_exchange_weak(&thread->deferred, &call->next, call))
+        ;
+}
+
+/* All that were deferred, the oldest first. */
+static Deferred *take_deferred(Thread *thread)
+{
+    Deferred *newest = atomic_load(&thread->deferred) ? atomic_exchange(&thread->deferred, NULL) : NULL, *oldest = NULL;
+    while (newest) {
+        Deferred *next = newest->next;
+        newest->next = oldest;
+        oldest = newest;
+        newest = next;
+    }
+    return oldest;
+}
+
+/* Call what this thread deferred, if it holds no lock.  Each is taken from the list and called with no bytecode in
+   between, so that it is called once, whatever interrupts.  One that raises what may not be kept back doesn't keep back
+   the others: the first such exception is set at the end, and then it returns false.  What is deferred by these calls,
+   or ends a section in one, is left to the loop that goes on already. */
+static bool call_all_deferred(Thread *me)
+{
+    PyObject *type = NULL, *exception = NULL, *traceback = NULL;
+    if (me->draining)
+        return true;
+    me->draining = true;
+    while (!held_by(me)) {
+        Deferred *call = me->due;
+        if (!call && !(call = me->due = take_deferred(me)))
+            break;
+        PyObject *fn = call->fn;
+        me->due = call->next;
+        PyMem_RawFree(call);
+        if (!call_deferred(fn)) {
+            if (type)
+                log_failure(fn);
+            else
+                PyErr_Fetch(&type, &exception, &traceback);
+        }
+        Py_DECREF(fn);
+    }
+    me->draining = false;
+    if (!type)
+        return true;
+    PyErr_Restore(type, exception, traceback);
+    return false;
+}
+
+static bool has_deferred(Thread *thread)
+{
+    return atomic_load(&thread->deferred) || thread->due;
+}
+
+/* Taken with the GIL held only.  Who got it while waiting for the GIL would stop whoever has that at its next item; two
+   workers would change places, at four switches, for each. */
+static void word_acquire(atomic_uint *word)
+{
+    unsigned value = 0;
+    if (atomic_compare_exchange_strong(word, &value, 1))
+        return;
+#ifdef Py_GIL_DISABLED
+    /* Whoever holds it runs, on another CPU, and lets go within microseconds: less than two futex calls take.  (With a
+       GIL it would wait for the one that this thread has.) */
+    for (int i = 0; i < LOCK_SPINS; i++) {
+        if (value == 2)
+            break;                      /* others sleep for it already */
+        spin_wait();
+        value = atomic_load_explicit(word, memory_order_relaxed);
+        if (!value && atomic_compare_exchange_strong(word, &value, 1))
+            return;
+    }
+#endif
+    while (atomic_exchange(word, 2)) {
+        Py_BEGIN_ALLOW_THREADS
+        futex(word, FUTEX_WAIT, 2, NULL);
+        Py_END_ALLOW_THREADS
+    }
+}
+
+static void word_release(atomic_uint *word)
+{
+    if (atomic_exchange(word, 0) == 2)
+        futex(word, FUTEX_WAKE, 1, NULL);
+}
+
+static bool is_held(const Guard *guard)
+{
+    Thread *me = this_thread;
+    return me && atomic_load_explicit(&guard->owner, memory_order_relaxed) == me;
+}
+
+static unsigned long long turn_of(Guard *guard)
+{
+    return atomic_load_explicit(&guard->turn, memory_order_relaxed);
+}
+
+static void next_turn(Guard *guard)
+{
+    atomic_store_explicit(&guard->turn, turn_of(guard) + 1, memory_order_relaxed);
+}
+
+static void wake_now(PyObject *parker, const State *state)
+{
+    if (Py_IS_TYPE(parker, state->slot_type))
+        unpark(((SlotObject *)parker)->slot, true);
+    else if (Py_IS_TYPE(parker, state->parker_type))
+        give(&((ParkerObject *)parker)->parking, true);
+    else {
+        PyObject *result = PyObject_CallMethod(parker, "unpark", NULL);
+        if (!result)
+            PyErr_WriteUnraisable(parker);
+        Py_XDECREF(result);
+    }
+}
+
+/* Note that the lock's holder doesn't hold it any more. */
+static void forget_rank(const Guard *guard, Thread *holder)
+{
+    unsigned bit = 1u << guard->rank;
+    if (holder == this_thread)
+        atomic_store_explicit(&holder->held, atomic_load_explicit(&holder->held, memory_order_relaxed) & ~bit,
+                              memory_order_relaxed);
+    else
+        atomic_fetch_or(&holder->let_go, bit);
+}
+
+static void note_rank(const Guard *guard, Thread *me)
+{
+    unsigned held = atomic_load_explicit(&me->held, memory_order_relaxed);
+    if (atomic_load_explicit(&me->let_go, memory_order_relaxed))
+        held &= ~atomic_exchange(&me->let_go, 0);
+    atomic_store_explicit(&me->held, held | 1u << guard->rank, memory_order_relaxed);
+}
+
+/* Another thread let go of what this one held, whose frame died there as a generator's can.  This one may have ended,
+   and then nobody else would call what it deferred. */
+static void inherit_deferred(Thread *holder)
+{
+    Thread *me = current_thread();
+    if (!me) {
+        PyErr_Clear();
+        return;
+    }
+    for (Deferred *call = held_by(holder) ? NULL : take_deferred(holder), *next; call; call = next) {
+        next = call->next;
+        push_deferred(me, call);
+    }
+}
+
+/* What was deferred may be called then, and false be returned: see call_all_deferred().  Context: held, if by another
+   thread; no exception is set. */
+static bool guard_unlock(Guard *guard)
+{
+    const State *state = guard->state;
+    PyObject *woken[MAX_WOKEN];
+    int nr_woken = guard->nr_woken;
+    for (int i = 0; i < nr_woken; i++)
+        woken[i] = guard->woken[i];
+    guard->nr_woken = 0;
+    guard->by_hand = false;
+    Thread *holder = atomic_load_explicit(&guard->owner, memory_order_relaxed);
+    bool foreign = holder != this_thread;
+    if (foreign)
+        atomic_fetch_add(&holder->refs, 1);
+    next_turn(guard);
+    atomic_store_explicit(&guard->owner, NULL, memory_order_relaxed);
+    forget_rank(guard, holder);
+    word_release(guard->word);          /* from here on it is another's */
+    for (int i = 0; i < nr_woken; i++) {
+        wake_now(woken[i], state);
+        Py_DECREF(woken[i]);
+    }
+    if (foreign) {
+        inherit_deferred(holder);
+        thread_release(holder);
+    }
+    Thread *me = this_thread;
+    return !me || !has_deferred(me) || call_all_deferred(me);
+}
+
+/* Context: held; no exception is set.  False: one is. */
+static bool guard_mend(Guard *guard)
+{
+    if (guard->mend) {
+        PyObject *mend = Py_NewRef(guard->mend), *result = PyObject_CallNoArgs(mend);
+        Py_DECREF(mend);
+        if (!result)
+            return false;
+        Py_DECREF(result);
+    }
+    guard->stained = false;
+    return true;
+}
+
+/* guard_unlock() where an exception is set, and stays. */
+static void guard_unlock_under_exception(Guard *guard, PyObject *whose)
+{
+    PyObject *type, *exception, *traceback;
+    PyErr_Fetch(&type, &exception, &traceback);
+    if (!guard_unlock(guard))
+        log_failure(whose);
+    PyErr_Restore(type, exception, traceback);
+}
+
+/* False: an exception is set, and it is not held. */
+static bool guard_lock(Guard *guard, PyObject *whose)
+{
+    Thread *me = current_thread();
+    if (!me)
+        return false;
+    if (held_by(me) >> guard->rank) {
+        PyErr_SetString(guard->state->reentered,
+                        "called by a finaliser or a signal handler in the middle of cmwq's own code on the same thread: "
+                        "it would have to wait for itself");
+        return false;
+    }
+    word_acquire(guard->word);
+    atomic_store_explicit(&guard->owner, me, memory_order_relaxed);
+    note_rank(guard, me);
+    if (guard->stained) {
+        unsigned long long turn = turn_of(guard);
+        if (!guard_mend(guard)) {
+            if (turn_of(guard) == turn)     /* else: it forked, and the child made it anew */
+                guard_unlock_under_exception(guard, whose);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The end of the section that began in that turn.  False: an exception is set. */
+static bool guard_end(Guard *guard, unsigned long long turn, bool exceptional)
+{
+    if (turn_of(guard) != turn)
+        return true;
+    if (exceptional && guard->mend) {
+        guard->stained = true;
+        if (!guard_mend(guard))
+            PyErr_Clear();
+        if (turn_of(guard) != turn)     /* it forked, and the child made it anew */
+            return true;
+    }
+    return guard_unlock(guard);
+}
+
+/* Nobody holds it any more, and nobody is woken. */
+static void guard_forget(Guard *guard)
+{
+    Thread *holder = atomic_exchange(&guard->owner, NULL);
+    if (holder)
+        forget_rank(guard, holder);
+    next_turn(guard);
+    guard->by_hand = false;
+    while (guard->nr_woken)
+        Py_DECREF(guard->woken[--guard->nr_woken]);
+}
+
+static void guard_init(Guard *guard, PyTypeObject *type, atomic_uint *word, int rank, PyObject *mend)
+{
+    memset(guard, 0, sizeof *guard);
+    guard->state = PyType_GetModuleState(type);
+    guard->word = word;
+    guard->rank = (unsigned)rank;
+    guard->mend = Py_XNewRef(mend);
+}
+
+static bool valid_rank(int rank)
+{
+    if (rank >= 0 && rank <= MAX_RANK)
+        return true;
+    PyErr_Format(PyExc_ValueError, "a lock's rank is from 0 to %d, not %d", MAX_RANK, rank);
+    return false;
+}
+
+static bool valid_mend(PyObject *mend)
+{
+    if (mend == Py_None || PyCallable_Check(mend))
+        return true;
+    PyErr_Format(PyExc_TypeError, "mend must be callable or None, not %.200s", Py_TYPE(mend)->tp_name);
+    return false;
+}
+
+/* A section.  Not tracked by the collector: to make one calls no finaliser. */
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc vectorcall;
+    PyObject *lock;             /* NULL: the section has ended */
+    Guard *guard;
+    unsigned long long turn;
+} HoldObject;
+
+static bool hold_end(HoldObject *hold, bool exceptional)
+{
+    PyObject *lock = hold->lock;
+    if (!lock)
+        return true;
+    hold->lock = NULL;
+    bool ended = guard_end(hold->guard, hold->turn, exceptional);
+    Py_DECREF(lock);
+    return ended;
+}
+
+static PyObject *hold_call(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *Py_UNUSED(names))
+{
+    HoldObject *hold = (HoldObject *)self;
+    bool exceptional = hold->lock && PyVectorcall_NARGS(nargsf) > 0 && args[0] != Py_None &&
+                       !PyErr_GivenExceptionMatches(args[0], hold->guard->state->cmwq_error);
+    if (!hold_end(hold, exceptional))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static void hold_dealloc(HoldObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    if (self->lock) {
+        PyObject *pending, *exception, *traceback, *lock = Py_NewRef(self->lock);
+        PyErr_Fetch(&pending, &exception, &traceback);
+        if (!hold_end(self, true))
+            log_failure(lock);          /* a finaliser can't raise */
+        PyErr_Restore(pending, exception, traceback);
+        Py_DECREF(lock);
+    }
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef hold_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(HoldObject, vectorcall), READONLY, NULL},
+    {NULL},
+};
+
+static PyType_Slot hold_slots[] = {
+    {Py_tp_doc, "A section: what `with` calls at its end."},
+    {Py_tp_dealloc, hold_dealloc},
+    {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_members, hold_members},
+    {0, NULL},
+};
+
+static PyType_Spec hold_spec = {
+    .name = "cmwq._sensor._sentinel.Hold",
+    .basicsize = sizeof(HoldObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_HAVE_VECTORCALL,
+    .slots = hold_slots,
+};
+
+static PyObject *guard_begin(PyObject *lock, Guard *guard)
+{
+    HoldObject *hold = PyObject_New(HoldObject, guard->state->hold_type);
+    if (!hold)
+        return NULL;
+    hold->vectorcall = hold_call;
+    hold->lock = NULL;
+    if (!guard_lock(guard, lock)) {
+        Py_DECREF(hold);
+        return NULL;
+    }
+    hold->lock = Py_NewRef(lock);
+    hold->guard = guard;
+    hold->turn = turn_of(guard);
+    return (PyObject *)hold;
+}
+
+static PyObject *guard_acquire(PyObject *lock, Guard *guard)
+{
+    if (!guard_lock(guard, lock))
+        return NULL;
+    guard->by_hand = true;
+    Py_RETURN_NONE;
+}
+
+static PyObject *guard_release(Guard *guard)
+{
+    if (!is_held(guard)) {
+        if (!guard->forgiven) {
+            PyErr_SetString(PyExc_RuntimeError, "release of a lock that this thread doesn't hold");
+            return NULL;
+        }
+        guard->forgiven = false;
+        Py_RETURN_NONE;
+    }
+    if (!guard_unlock(guard))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *guard_wake(Guard *guard, PyObject *parker)
+{
+    if (!is_held(guard)) {
+        PyErr_SetString(PyExc_RuntimeError, "wake() is for whoever holds the lock");
+        return NULL;
+    }
+    if (guard->nr_woken < MAX_WOKEN)
+        guard->woken[guard->nr_woken++] = Py_NewRef(parker);
+    else
+        wake_now(parker, guard->state);
+    Py_RETURN_NONE;
+}
+
+/* In the child of a fork.  A frame that is within a section finds at its end that it is another turn. */
+static PyObject *guard_reinit(Guard *guard)
+{
+    guard->forgiven = is_held(guard) && guard->by_hand;
+    guard_forget(guard);
+    atomic_store(guard->word, 0);
+    Py_RETURN_NONE;
+}
+
+static int guard_set_mend(Guard *guard, PyObject *mend)
+{
+    if (!valid_mend(mend ? mend : Py_None))
+        return -1;
+    PyObject *before = guard->mend;
+    guard->mend = mend && mend != Py_None ? Py_NewRef(mend) : NULL;
+    Py_XDECREF(before);
+    return 0;
+}
+
+/* The same methods for each type that is a lock. */
+#define LOCK_METHODS(prefix, Object)                                                                                  \
+    static PyObject *prefix##_acquire(Object *self, PyObject *Py_UNUSED(none))                                        \
+    {                                                                                                                 \
+        return guard_acquire((PyObject *)self, &self->guard);                                                         \
+    }                                                                                                                 \
+    static PyObject *prefix##_release(Object *self, PyObject *Py_UNUSED(none))                                        \
+    {                                                                                                                 \
+        return guard_release(&self->guard);                                                                           \
+    }                                                                                                                 \
+    static PyObject *prefix##_enter(Object *Py_UNUSED(self), PyObject *Py_UNUSED(none))                               \
+    {                                                                                                                 \
+        Py_RETURN_NONE;                                                                                               \
+    }                                                                                                                 \
+    static PyObject *prefix##_locked(Object *self, PyObject *Py_UNUSED(none))                                         \
+    {                                                                                                                 \
+        return PyBool_FromLong(atomic_load(self->guard.word) != 0);                                                   \
+    }                                                                                                                 \
+    static PyObject *prefix##_held(Object *self, PyObject *Py_UNUSED(none))                                           \
+    {                                                                                                                 \
+        return PyBool_FromLong(is_held(&self->guard));                                                                \
+    }                                                                                                                 \
+    static PyObject *prefix##_wake(Object *self, PyObject *parker)                                                    \
+    {                                                                                                                 \
+        return guard_wake(&self->guard, parker);                                                                      \
+    }                                                                                                                 \
+    static PyObject *prefix##_reinit(Object *self, PyObject *Py_UNUSED(none))                                         \
+    {                                                                                                                 \
+        return guard_reinit(&self->guard);                                                                            \
+    }                                                                                                                 \
+    static PyObject *prefix##_begin(Object *self, void *Py_UNUSED(closure))                                           \
+    {                                                                                                                 \
+        return guard_begin((PyObject *)self, &self->guard);                                                           \
+    }                                                                                                                 \
+    static PyObject *prefix##_get_rank(Object *self, void *Py_UNUSED(closure))                                        \
+    {                                                                                                                 \
+        return PyLong_FromLong(self->guard.rank);                                                                     \
+    }                                                                                                                 \
+    static PyObject *prefix##_get_mend(Object *self, void *Py_UNUSED(closure))                                        \
+    {                                                                                                                 \
+        return Py_NewRef(self->guard.mend ? self->guard.mend : Py_None);                                              \
+    }                                                                                                                 \
+    static int prefix##_set_mend(Object *self, PyObject *mend, void *Py_UNUSED(closure))                              \
+    {                                                                                                                 \
+        return guard_set_mend(&self->guard, mend);                                                                    \
+    }
+
+#define LOCK_METHOD_DEFS(prefix)                                                                                      \
+    {"acquire", (PyCFunction)prefix##_acquire, METH_NOARGS, "Wait for it. To hold it for a while, say `with`."},      \
+    {"release", (PyCFunction)prefix##_release, METH_NOARGS, "Let go of what acquire() took."},                        \
+    {"__enter__", (PyCFunction)prefix##_enter, METH_NOARGS, NULL},                                                    \
+    {"locked", (PyCFunction)prefix##_locked, METH_NOARGS, "Does anybody hold it?"},                                   \
+    {"held", (PyCFunction)prefix##_held, METH_NOARGS, "Does this thread hold it?"},                                   \
+    {"wake", (PyCFunction)prefix##_wake, METH_O, "wake(parker): unpark it as soon as the lock is free."},             \
+    {"_at_fork_reinit", (PyCFunction)prefix##_reinit, METH_NOARGS, "In the child of a fork: nobody holds it."}
+
+#define LOCK_GETSET_DEFS(prefix)                                                                                      \
+    {"__exit__", (getter)prefix##_begin, NULL, "for `with` alone: to get it is to take the lock", NULL},              \
+    {"rank", (getter)prefix##_get_rank, NULL, "which locks may be taken within it: those of a higher rank", NULL},    \
+    {"mend", (getter)prefix##_get_mend, (setter)prefix##_set_mend,                                                    \
+     "called, with the lock held, after a section that an exception ended", NULL}
 
 typedef struct {
-    PyTypeObject *slot_type, *lookout_type, *watch_type, *parker_type;
-} State;
+    PyObject_HEAD
+    atomic_uint word;           /* A */
+    Guard guard;
+} LockObject;
+
+LOCK_METHODS(lock, LockObject)
+
+static PyObject *lock_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"rank", "mend", NULL};
+    int rank;
+    PyObject *mend = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|O:Lock", names, &rank, &mend) || !valid_rank(rank) ||
+        !valid_mend(mend))
+        return NULL;
+    LockObject *self = (LockObject *)type->tp_alloc(type, 0);
+    if (self)
+        guard_init(&self->guard, type, &self->word, rank, mend == Py_None ? NULL : mend);
+    return (PyObject *)self;
+}
+
+static void lock_dealloc(LockObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    guard_forget(&self->guard);
+    Py_XDECREF(self->guard.mend);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef lock_methods[] = {
+    LOCK_METHOD_DEFS(lock),
+    {NULL},
+};
+
+static PyGetSetDef lock_getset[] = {
+    LOCK_GETSET_DEFS(lock),
+    {NULL},
+};
+
+static PyType_Slot lock_slots[] = {
+    {Py_tp_doc, "Lock(rank, mend=None): see cmwq._host.locks."},
+    {Py_tp_new, lock_new},
+    {Py_tp_dealloc, lock_dealloc},
+    {Py_tp_methods, lock_methods},
+    {Py_tp_getset, lock_getset},
+    {0, NULL},
+};
+
+static PyType_Spec lock_spec = {
+    .name = "cmwq._sensor._sentinel.Lock",
+    .basicsize = sizeof(LockObject),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = lock_slots,
+};
+
+static PyObject *inside(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
+{
+    Thread *me = this_thread;
+    return PyLong_FromUnsignedLong(me ? held_by(me) : 0);
+}
+
+static PyObject *defer(PyObject *Py_UNUSED(self), PyObject *fn)
+{
+    Thread *me = current_thread();
+    if (!me)
+        return NULL;
+    if (!PyCallable_Check(fn)) {
+        PyErr_Format(PyExc_TypeError, "defer() takes a callable, not %.200s", Py_TYPE(fn)->tp_name);
+        return NULL;
+    }
+    if (!held_by(me) && (me->draining || !has_deferred(me))) {
+        if (!call_deferred(fn))
+            return NULL;
+        Py_RETURN_NONE;
+    }
+    Deferred *call = PyMem_RawMalloc(sizeof *call);
+    if (!call)
+        return PyErr_NoMemory();
+    call->fn = Py_NewRef(fn);
+    push_deferred(me, call);
+    /* Should another thread have let go of the last lock in this one's place, it may not have seen this call. */
+    if (!held_by(me) && !call_all_deferred(me))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* ---------------------------------------------------------------------------------------------- Python: Lookout */
+
+LOCK_METHODS(lookout, LookoutObject)
 
 static PyObject *lookout_slot(LookoutObject *self, PyObject *Py_UNUSED(none))
 {
@@ -942,28 +1710,42 @@ static PyObject *lookout_arm(LookoutObject *self, PyObject *reserve)
     Py_RETURN_NONE;
 }
 
+/* A list that can't be delivered: what is in it will be in the next. */
+static void forget_told(Lookout *lookout, PyObject *list)
+{
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); i++) {
+        PyObject *entry = PyList_GET_ITEM(list, i);
+        Slot *slot = &lookout->slots[PyLong_AsLong(PyTuple_GET_ITEM(entry, 0))];
+        atomic_store(&slot->told, PyTuple_GET_ITEM(entry, 1) != Py_True);
+    }
+    atomic_store(&lookout->changed, true);
+}
+
 static PyObject *lookout_deliver(LookoutObject *self, PyObject *Py_UNUSED(none))
 {
     Lookout *lookout = self->lookout;
     if (!atomic_load(&lookout->changed) || !atomic_exchange(&lookout->changed, false))
         return PyTuple_New(0);
     PyObject *list = PyList_New(0);
-    if (!list)
+    if (!list) {
+        atomic_store(&lookout->changed, true);
         return NULL;
+    }
     for (int i = 0, n = atomic_load(&lookout->nr_slots); i < n; i++) {
         Slot *slot = &lookout->slots[i];
         unsigned state = atomic_load(&slot->word) & STATE;
         bool sleeps = state == BLOCKED || state == ON_LOCK;
         if (sleeps == atomic_load(&slot->told))
             continue;
-        atomic_store(&slot->told, sleeps);
         PyObject *entry = Py_BuildValue("(iOO)", i, sleeps ? Py_True : Py_False,
                                         state == ON_LOCK ? Py_True : Py_False);
         if (!entry || PyList_Append(list, entry)) {
             Py_XDECREF(entry);
+            forget_told(lookout, list);
             Py_DECREF(list);
             return NULL;
         }
+        atomic_store(&slot->told, sleeps);
         Py_DECREF(entry);
     }
     return list;
@@ -971,10 +1753,10 @@ static PyObject *lookout_deliver(LookoutObject *self, PyObject *Py_UNUSED(none))
 
 static PyObject *lookout_set_target(LookoutObject *self, PyObject *value)
 {
-    long target = PyLong_AsLong(value);
-    if (target == -1 && PyErr_Occurred())
+    int target;
+    if (!as_int(value, &target))
         return NULL;
-    atomic_store(&self->lookout->target, (int)target);
+    atomic_store(&self->lookout->target, target);
     Py_RETURN_NONE;
 }
 
@@ -985,13 +1767,15 @@ static PyObject *lookout_set_cpus(LookoutObject *self, PyObject *sequence)
     PyObject *cpus = PySequence_Tuple(sequence);
     if (!cpus)
         return NULL;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(cpus); i++) {
-        long cpu = PyLong_AsLong(PyTuple_GET_ITEM(cpus, i));
-        if (cpu >= 0 && cpu < CPU_SETSIZE)
+    bool valid = true;
+    for (Py_ssize_t i = 0; valid && i < PyTuple_GET_SIZE(cpus); i++) {
+        int cpu;
+        valid = as_int(PyTuple_GET_ITEM(cpus, i), &cpu);
+        if (valid && cpu >= 0 && cpu < CPU_SETSIZE)
             words[cpu / BITS] |= 1UL << cpu % BITS;
     }
     Py_DECREF(cpus);
-    if (PyErr_Occurred())
+    if (!valid)
         return NULL;
     for (int i = 0; i < CPU_SETSIZE / BITS; i++)
         atomic_store(&self->lookout->cpus[i], words[i]);
@@ -1008,6 +1792,8 @@ static void lookout_dealloc(LookoutObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     Lookout *lookout = self->lookout;
+    guard_forget(&self->guard);
+    Py_XDECREF(self->guard.mend);
     if (lookout) {
         atomic_store(&lookout->reserve, 0);
         for (int i = 0, n = atomic_load(&lookout->nr_slots); i < n; i++)
@@ -1022,77 +1808,8 @@ static void lookout_dealloc(LookoutObject *self)
     Py_DECREF(type);
 }
 
-/* The pool's lock is a lookout's, so that the sentinels know its futex. */
-static PyObject *lookout_acquire(LookoutObject *self, PyObject *const *args, Py_ssize_t nargs)
-{
-    atomic_uint *lock = &self->lookout->lock;
-    unsigned value = 0;
-    if (atomic_compare_exchange_strong(lock, &value, 1))
-        Py_RETURN_TRUE;
-    if (nargs && args[0] == Py_False)
-        Py_RETURN_FALSE;
-#ifdef Py_GIL_DISABLED
-    /* Whoever holds it runs, on another CPU, and lets go within microseconds: less than two futex calls take.  (With a
-       GIL it would wait for the one that this thread has.) */
-    for (int i = 0; i < LOCK_SPINS; i++) {
-        if (value == 2)
-            break;                      /* others sleep for it already */
-        spin_wait();
-        value = atomic_load_explicit(lock, memory_order_relaxed);
-        if (!value && atomic_compare_exchange_strong(lock, &value, 1))
-            Py_RETURN_TRUE;
-    }
-#endif
-    /* It is taken with the GIL held only.  Who got it while waiting for the GIL would stop whoever has that at its next
-       item; two workers would change places, at four switches, for each. */
-    while (atomic_exchange(lock, 2)) {
-        Py_BEGIN_ALLOW_THREADS
-        futex(lock, FUTEX_WAIT, 2, NULL);
-        Py_END_ALLOW_THREADS
-    }
-    Py_RETURN_TRUE;
-}
-
-static PyObject *lookout_release(LookoutObject *self, PyObject *Py_UNUSED(none))
-{
-    unsigned before = atomic_exchange(&self->lookout->lock, 0);
-    if (before == 2)
-        futex(&self->lookout->lock, FUTEX_WAKE, 1, NULL);
-    else if (!before) {
-        PyErr_SetString(PyExc_RuntimeError, "release unlocked lock");
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
-static PyObject *lookout_enter(LookoutObject *self, PyObject *Py_UNUSED(none))
-{
-    return lookout_acquire(self, NULL, 0);
-}
-
-static PyObject *lookout_exit(LookoutObject *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(nargs))
-{
-    return lookout_release(self, NULL);
-}
-
-static PyObject *lookout_locked(LookoutObject *self, PyObject *Py_UNUSED(none))
-{
-    return PyBool_FromLong(atomic_load(&self->lookout->lock) != 0);
-}
-
-static PyObject *lookout_reinit(LookoutObject *self, PyObject *Py_UNUSED(none))
-{
-    atomic_store(&self->lookout->lock, 0);
-    Py_RETURN_NONE;
-}
-
 static PyMethodDef lookout_methods[] = {
-    {"acquire", (PyCFunction)(void (*)(void))lookout_acquire, METH_FASTCALL, "acquire([blocking]): the pool's lock."},
-    {"release", (PyCFunction)lookout_release, METH_NOARGS, "Let go of the pool's lock."},
-    {"__enter__", (PyCFunction)lookout_enter, METH_NOARGS, NULL},
-    {"__exit__", (PyCFunction)(void (*)(void))lookout_exit, METH_FASTCALL, NULL},
-    {"locked", (PyCFunction)lookout_locked, METH_NOARGS, "Does anybody hold it?"},
-    {"_at_fork_reinit", (PyCFunction)lookout_reinit, METH_NOARGS, "In the child of a fork: nobody holds it."},
+    LOCK_METHOD_DEFS(lookout),
     {"slot", (PyCFunction)lookout_slot, METH_NOARGS, "A place for one more worker."},
     {"arm", (PyCFunction)lookout_arm, METH_O,
      "arm(slot | None): work waits, and this is whom to wake for it; None: nothing to look out for."},
@@ -1103,10 +1820,16 @@ static PyMethodDef lookout_methods[] = {
     {NULL},
 };
 
+static PyGetSetDef lookout_getset[] = {
+    LOCK_GETSET_DEFS(lookout),
+    {NULL},
+};
+
 static PyType_Slot lookout_slots[] = {
-    {Py_tp_doc, "What the sentinels know of one worker pool."},
+    {Py_tp_doc, "What the sentinels know of one worker pool, and its lock."},
     {Py_tp_dealloc, lookout_dealloc},
     {Py_tp_methods, lookout_methods},
+    {Py_tp_getset, lookout_getset},
     {0, NULL},
 };
 
@@ -1126,7 +1849,8 @@ typedef struct {
 
 static PyObject *watch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    if (!PyArg_ParseTuple(args, "") || (kwargs && PyDict_GET_SIZE(kwargs)))
+    static char *names[] = {NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, ":Watch", names))
         return NULL;
     WatchObject *self = (WatchObject *)type->tp_alloc(type, 0);
     if (self && !(self->watch = calloc(1, sizeof(Watch)))) {
@@ -1160,10 +1884,10 @@ static void watch_dealloc(WatchObject *self)
 
 static PyObject *watch_start(WatchObject *self, PyObject *arg)
 {
-    long cpu = PyLong_AsLong(arg);
-    if (cpu == -1 && PyErr_Occurred())
+    int cpu;
+    if (!as_int(arg, &cpu))
         return NULL;
-    int error = start_thread(self->watch, (int)cpu);
+    int error = cpu < -1 || cpu >= CPU_SETSIZE ? EINVAL : start_thread(self->watch, cpu);
     if (error) {
         errno = error;
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -1220,18 +1944,25 @@ static Lookout *take_lookout(Watch *watch, int capacity)
 static PyObject *watch_lookout(WatchObject *self, PyObject *args)
 {
     PyObject *cpus, *done;
-    int target, capacity;
-    if (!PyArg_ParseTuple(args, "Oii", &cpus, &target, &capacity))
+    int target, capacity, rank = 0;
+    if (!PyArg_ParseTuple(args, "Oii|i:lookout", &cpus, &target, &capacity, &rank) || !valid_rank(rank))
         return NULL;
+    if (capacity < 1) {
+        PyErr_SetString(PyExc_ValueError, "a lookout needs a place for one worker at least");
+        return NULL;
+    }
+    capacity = capacity < MAX_CAPACITY ? capacity : MAX_CAPACITY;
     State *state = PyType_GetModuleState(Py_TYPE(self));
     LookoutObject *object = PyObject_New(LookoutObject, state->lookout_type);
     if (!object)
         return NULL;
+    guard_init(&object->guard, state->lookout_type, NULL, rank, NULL);
     if (!(object->lookout = take_lookout(self->watch, capacity))) {
         Py_DECREF(object);
         return NULL;
     }
     object->watch = self->watch;
+    object->guard.word = &object->lookout->lock;
     atomic_fetch_add(&self->watch->refs, 1);
     atomic_store(&object->lookout->target, target);
     if (!(done = lookout_set_cpus(object, cpus))) {
@@ -1251,6 +1982,8 @@ static void *helper_main(void *arg)
 {
     Helper *helper = arg;
     PyThreadState *tstate = PyThreadState_New(helper->interpreter);
+    if (!tstate)
+        return NULL;
     atomic_store(&helper->tid, (int)syscall(SYS_gettid));
     PyEval_AcquireThread(tstate);
     PyThreadState_Clear(tstate);
@@ -1299,7 +2032,7 @@ static PyMethodDef watch_methods[] = {
     {"start", (PyCFunction)watch_start, METH_O, "start(cpu): post a sentinel on that CPU; -1: the plain tick."},
     {"stop", (PyCFunction)watch_stop, METH_NOARGS, "Every native thread leaves, each when it next runs."},
     {"lookout", (PyCFunction)watch_lookout, METH_VARARGS,
-     "lookout(cpus, target, capacity) for one pool. One call at a time."},
+     "lookout(cpus, target, capacity[, rank]) for one pool. One call at a time."},
     {"learn_gil", (PyCFunction)watch_learn_gil, METH_NOARGS, "Find the GIL's futexes. Call it with the GIL on."},
     {"statistics", (PyCFunction)watch_statistics, METH_NOARGS, "Looks and wakes so far."},
     {NULL},
@@ -1339,6 +2072,8 @@ static PyObject *set_name(PyObject *Py_UNUSED(self), PyObject *name)
 static PyMethodDef functions[] = {
     {"get_cpu", get_cpu, METH_NOARGS, "The CPU this thread runs on, as sched_getcpu(3)."},
     {"set_name", set_name, METH_O, "set_name(text): the calling thread's name for top, ps and debuggers."},
+    {"inside", inside, METH_NOARGS, "The ranks of the locks that this thread holds, a bit each."},
+    {"defer", defer, METH_O, "defer(fn): call it once this thread holds no lock."},
     {NULL},
 };
 
@@ -1348,9 +2083,20 @@ static int exec(PyObject *m)
     if (!(state->slot_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &slot_spec, NULL)) ||
         !(state->lookout_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &lookout_spec, NULL)) ||
         !(state->watch_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &watch_spec, NULL)) ||
-        !(state->parker_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &parker_spec, NULL)))
+        !(state->parker_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &parker_spec, NULL)) ||
+        !(state->lock_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &lock_spec, NULL)) ||
+        !(state->hold_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &hold_spec, NULL)))
         return -1;
-    return PyModule_AddType(m, state->watch_type) || PyModule_AddType(m, state->parker_type) ? -1 : 0;
+    PyObject *errors = PyImport_ImportModule("cmwq._errors");
+    if (!errors)
+        return -1;
+    state->cmwq_error = PyObject_GetAttrString(errors, "CmwqError");
+    state->reentered = PyObject_GetAttrString(errors, "Reentered");
+    Py_DECREF(errors);
+    if (!state->cmwq_error || !state->reentered)
+        return -1;
+    return PyModule_AddType(m, state->watch_type) || PyModule_AddType(m, state->parker_type) ||
+           PyModule_AddType(m, state->lock_type) ? -1 : 0;
 }
 
 static PyModuleDef_Slot module_slots[] = {

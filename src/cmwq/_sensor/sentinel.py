@@ -10,6 +10,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core.ranks import Rank
 from cmwq._errors import ThreadLimit
 from cmwq._host import topology
 
@@ -60,7 +61,7 @@ class SentinelSensor:
         """Raises ThreadLimit: too many pools are watched."""
         with self._lock:
             try:
-                native = self._watch.lookout(pool.cpus, pool.target, pool.max_workers + 1)
+                native = self._watch.lookout(pool.cpus, pool.target, pool.max_workers + 1, Rank.POOL)
             except RuntimeError as exc:
                 raise ThreadLimit(f"pool {pool.name}: it can't be watched: {exc}") from exc
         self.post()
@@ -119,7 +120,7 @@ class SentinelLookout:
 
     def detach(self, worker: Worker) -> None:
         with self._pool.lock:
-            del self._workers[worker.parker.index]  # type: ignore[attr-defined]
+            self._workers.pop(worker.parker.index, None)  # type: ignore[attr-defined]
             worker.discard_parker()
 
     def arm(self, reserve: Worker | None) -> None:
@@ -134,6 +135,12 @@ class SentinelLookout:
                 self._pool.worker_sleeping(worker, on_lock=on_lock)
             else:
                 self._pool.worker_running(worker)
+
+    def remind(self) -> None:
+        for worker in list(self._workers.values()):
+            if not (worker.hinted or worker.hog):
+                worker.parker.believed(worker.sleeping)  # type: ignore[attr-defined]
+        self.deliver()
 
     def review(self, worker: Worker, enough: int) -> None:
         worker.parker.review(enough)  # type: ignore[attr-defined]
