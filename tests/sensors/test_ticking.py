@@ -77,14 +77,15 @@ class FakePool:
         self.nr_running = self.nr_waking = self.nr_wakeups = self.nr_completed = 0
         self.lookout = sensor.lookout(cast(Any, self))
 
-    def kick(self) -> FakeWorker | None:
+    def kick(self) -> bool:
         if not (self.worklist and self.idle_list and self.nr_running < self.target and not self.nr_waking):
-            return None
+            return False
         self.nr_running += 1
         self.nr_waking += 1
         woken = self.idle_list.pop()
         self.look_out()
-        return woken
+        woken.parker.unpark()
+        return True
 
     def look_out(self) -> None:
         reserve = self.idle_list[-1] if self.worklist and self.idle_list and not self.nr_waking else None
