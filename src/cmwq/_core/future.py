@@ -14,6 +14,7 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from contextvars import Context
 from functools import partial
 from threading import Condition
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.item import lay_out, name_of
@@ -41,10 +42,11 @@ _DONE = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
 class Audience:
     """Who waits for one future: made when the first of them comes."""
 
-    __slots__ = ("callbacks", "condition", "nr_told", "parkers", "waiters")
+    __slots__ = ("callbacks", "canceller", "condition", "nr_told", "parkers", "waiters")
 
     def __init__(self) -> None:
         self.parkers: list[Parker] = []  # L: threads in result() or exception()
+        self.canceller: object = None  # L: which call of `cancel` decided, and is to announce it
         self.callbacks: list[Callable[[Any], object]] = []  # L: add_done_callback
         self.condition: Condition | None = None  # L: made for concurrent.futures.wait and as_completed
         self.waiters: list[Any] = []  # its own condition's lock: theirs
@@ -65,7 +67,8 @@ class Audience:
             if condition is None:
                 future._state = final
         if condition is not None:
-            with _Holding(condition):
+            holding = _Holding(condition)
+            with holding, holding:
                 with lock:
                     future._state = final
                 while self.nr_told < len(self.waiters):  # they take themselves off the list, later
@@ -86,8 +89,8 @@ class Audience:
             try:
                 _call_back(callback, future)
             except BaseException as exc:
-                if exc.__traceback__ is None or exc.__traceback__.tb_next is None:
-                    self.callbacks.insert(0, callback)  # Ctrl-C came before it was called
+                if not _was_called(callback, exc):
+                    self.callbacks.insert(0, callback)
                     raise
                 raised = exc  # the others are called all the same
         if raised is not None:
@@ -98,25 +101,35 @@ class Audience:
 
 
 class _Holding:
-    """The condition held, if it can be had within a second; notified at the end.
+    """The condition held, if it can be had within a second. Written twice in one `with`, see `surely`.
 
     `concurrent.futures.wait` holds it for microseconds. But one Ctrl-C in its loop that takes the conditions of many
     futures, and it never lets go of those it had; nobody who announces is to hang for that.
     """
 
-    __slots__ = ("_condition", "_held")
+    __slots__ = ("_condition", "_theirs")
 
     def __init__(self, condition: Condition) -> None:
         self._condition = condition
-        self._held = False
+        self._theirs = condition._is_owned()  # type: ignore[attr-defined]  # by a frame of this thread that we interrupt
 
     def __enter__(self) -> None:
-        self._held = self._condition.acquire(timeout=1.0)
+        if not self._condition._is_owned():  # type: ignore[attr-defined]
+            self._condition.acquire(timeout=1.0)
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._held:
+        if not self._theirs and self._condition._is_owned():  # type: ignore[attr-defined]
             self._condition.notify_all()
             self._condition.release()
+
+
+def _was_called(callback: Callable[[Any], object], exc: BaseException) -> bool:
+    """Whether the exception came out of the callback, and not just before it was called. Of one that is no Python
+    function nobody knows, and it is taken to have been."""
+    while isinstance(callback, partial):
+        callback = callback.func
+    code = getattr(getattr(callback, "__func__", callback), "__code__", None)
+    return code is None or any(frame.f_code is code for frame, _ in walk_tb(exc.__traceback__))
 
 
 def _call_back(callback: Callable[[Any], object], future: Any) -> None:
@@ -300,34 +313,38 @@ class Future(cf.Future[T]):
         Called by a finaliser or a signal handler in the middle of cmwq's own code on this thread, it is carried out when
         that is over, and True means: it had not begun yet.
         """
+        me = object()
         try:
-            cancelled = self._decide_to_cancel()
-            self._announce_cancelled()
+            cancelled = self._decide_to_cancel(me)
+            self._announce_cancelled(me)
         except Reentered:
             if self._state == PENDING:
                 self._phase.pwq.pool.host.defer(self.cancel)
             return self._state not in (RUNNING, FINISHED)
         except BaseException:
-            self._announce_cancelled()  # if it was decided: to the end
+            self._announce_cancelled(me)  # if it was decided here: to the end
             raise
         return cancelled
 
-    def _decide_to_cancel(self) -> bool:
+    def _decide_to_cancel(self, canceller: object) -> bool:
         with self._phase.pwq.pool.lock:
             if self._state in (RUNNING, FINISHED):
                 return False
             if self._state != PENDING:
                 return True
-            self._state = CANCELLED_AND_NOTIFIED if self._audience is None else CANCELLED
+            audience = self._audience
+            if audience is not None:
+                audience.canceller = canceller
+            self._state = CANCELLED_AND_NOTIFIED if audience is None else CANCELLED
             self._withdraw()
             held = self._call, self._kwargs, self._context  # dropped outside the lock: finalisers are user code
             self._call = self._kwargs = self._context = None
         del held
         return True
 
-    def _announce_cancelled(self) -> None:
+    def _announce_cancelled(self, canceller: object) -> None:
         audience = self._audience
-        if audience is not None and self.cancelled():
+        if audience is not None and audience.canceller is canceller and self.cancelled():
             audience.announce(self)
 
     def _withdraw(self) -> None:
@@ -418,9 +435,14 @@ class BoundedFuture(Future[T]):
         self._room.give(self)
         return True
 
-    def _withdraw(self) -> None:
-        super()._withdraw()
+    def abort(self, exc: BaseException) -> None:
         self._room.give(self)
+        super().abort(exc)
+
+    def _announce_cancelled(self, canceller: object) -> None:
+        if self.cancelled():
+            self._room.give(self)
+        super()._announce_cancelled(canceller)
 
 
 lay_out(BoundedFuture, *_ATTRIBUTES, "_room")

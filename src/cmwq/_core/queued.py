@@ -179,6 +179,8 @@ class Queued:
         self._phase.retire()
 
     def abort(self, exc: BaseException) -> None:
+        if self.room is not None:
+            self.room.give(self)
         work = self.work
         if self._context is not None and work is not None:
             if self.futures is not None:
@@ -212,6 +214,8 @@ class Queued:
 
     def drop(self) -> None:
         """It was withdrawn: let go of what it refers to. Outside the lock: finalisers and callbacks are user code."""
+        if self.room is not None:
+            self.room.give(self)
         self._context = None
         for future in self.futures or ():
             future.cancel()
