@@ -310,8 +310,8 @@ class Future(cf.Future[T]):
     def cancel(self) -> bool:
         """Take the call back if it has not begun. True: it won't run; False: it runs, or has ended.
 
-        Called by a finaliser or a signal handler in the middle of cmwq's own code on this thread, it is carried out when
-        that is over, and True means: it had not begun yet.
+        Called by a finaliser or a signal handler in the middle of cmwq's own code on this thread, it is carried out
+        when that is over, and True means: it had not begun yet.
         """
         me = object()
         try:

@@ -7,7 +7,8 @@ from the beginning, before anybody else has the lock.
 How: a pool's state is of two kinds. *What is*: which works are in which list, and the flags of workers and works. Each
 critical section changes that in steps of one store or one call of a C function, in such an order that every beginning
 of the row leaves something that can be told apart here; mostly a work is in its new place before it leaves the old.
-*What follows*: every count, `attends`, `busy_works`, what the sensor is armed with. It is never read here, and made anew.
+*What follows*: every count, `attends`, `busy_works`, what the sensor is armed with. That is never read here, and made
+anew.
 
 Costs O(workers + works waiting), only after an interruption. Context of all: pool.lock held.
 """
@@ -120,14 +121,14 @@ def _count_works(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
     listed = set(pool.worklist)
     pool.busy_works.clear()
     for worker in pool.workers:
-        item: Item | None = worker.item
-        if item is None or item in listed:
+        done: Item | None = worker.item
+        if done is None or done in listed:
             continue
-        phases[item._phase] += 1
-        active[item.pwq] += worker.lender is not item.pwq
-        if item.work is not None and not worker.announcing:
-            pool.busy_works[item.work] = item  # type: ignore[assignment]
-        follower = item.follower
+        phases[done._phase] += 1
+        active[done.pwq] += worker.lender is not done.pwq
+        if done.work is not None and not worker.announcing:
+            pool.busy_works[done.work] = done  # type: ignore[assignment]
+        follower = done.follower
         if follower is not None and not follower.withdrawn:
             phases[follower._phase] += 1
             active[follower.pwq] += not follower.lent

@@ -299,8 +299,11 @@ def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
 def insert_later(pwq: PoolWorkQueue, item: Future[Any]) -> None:
     """Insert it as soon as this thread is out of the critical section in which it was called anew (F10).
 
-    There is nobody to be told then that the queue does not take it, except by the future.
+    If the queue does not take it now, QueueClosed is raised now. If it doesn't then, there is nobody to be told except
+    by the future.
     """
+    if pwq.gate:
+        pwq.check_admitted(item)
 
     def insert_now() -> None:
         if item._phase is not pwq.outside or item.withdrawn:

@@ -57,9 +57,7 @@ class Room:
                 f"queue {name!r} is full ({self.limit} works wait), and one of its own works would wait for room "
                 "that only works behind it can make"
             )
-        run_steps(
-            self.steps(item), self._queue.runtime, None, lambda: f"queue {name!r} is full: no room for one more"
-        )
+        run_steps(self.steps(item), self._queue.runtime, None, lambda: f"queue {name!r} is full: no room for one more")
 
     def steps(self, item: object) -> Steps[None]:
         """Wait for a place, as a waiting call."""

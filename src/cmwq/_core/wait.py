@@ -239,8 +239,8 @@ class Quiet:
 
 
 def check_may_wait(host: Host) -> None:
-    """Raises Reentered if this thread is in the middle of a critical section: a signal handler or a finaliser runs there,
-    and what it would wait for may need the very lock (F10).
+    """Raises Reentered if this thread is in the middle of a critical section: a signal handler or a finaliser runs
+    there, and what it would wait for may need the very lock (F10).
     """
     if host.inside():
         raise Reentered(
@@ -250,8 +250,7 @@ def check_may_wait(host: Host) -> None:
 
 
 class surely:
-    """A context manager that calls `undo` at the end, whatever happens. If that is interrupted it is called again, so it
-    must be harmless to do so.
+    """A context manager that calls `undo` at the end, whatever happens. It may be called twice, so that must do no harm.
 
     An interruption may come before the first step of `__exit__`; so who must be sure writes it twice:
     `with surely(undo), surely(undo):`. Then one interruption, wherever it comes, meets one of the two at most (F10).

@@ -11,9 +11,10 @@ from that. Both are set under the work's own lock, W, by whoever found neither a
 So there is no moment in which a work is half queued, except for the one who holds W. `_item` is cleared under L, just
 before the function runs (E4).
 
-`queue` looks at them without W first: a work found pending was so at that moment, and its execution had not begun. What
-the caller did before is visible to that execution (E6): with a GIL by handing that over; without one because every store
-into a Python object takes that object's lock, and letting go of it is a full barrier between the store and the look.
+`queue` looks at them without W first: a work found pending was so at that moment, and its execution had not begun.
+What the caller did before is visible to that execution (E6): with a GIL by handing that over; without one because every
+store into a Python object takes that object's lock, and letting go of it is a full barrier between the store and the
+look.
 
 If something is raised while W is held, `mend` settles what was begun before anybody else has it (F10): an item that is
 in no list is none; a move that was decided (`_moving`) is made; who is blocked is not pending; and what was taken back
@@ -74,7 +75,7 @@ class Work:
 
     generation = 0
     """F: bumped in the child of a fork: works born before may hold locks of threads that are not there."""
-    new_lock: Callable[[int, Callable[[], None] | None], ports.Lock]
+    new_lock: Callable[[int, Callable[[], object] | None], ports.Lock]
     """Where W comes from: the host's, or a simulation's."""
     defer: Callable[[Callable[[], object]], None]
     """`Host.defer`."""
@@ -102,7 +103,7 @@ class Work:
     @classmethod
     def use(
         cls,
-        new_lock: Callable[[int, Callable[[], None] | None], ports.Lock],
+        new_lock: Callable[[int, Callable[[], object] | None], ports.Lock],
         defer: Callable[[Callable[[], object]], None],
     ) -> None:
         """Take locks from there from now on: works know no host. For tests that simulate one, too."""
@@ -183,8 +184,8 @@ class Work:
     def cancel(self) -> bool:
         """Take it back if it is pending (F4). True: it was. Does not wait: an execution that has begun goes on.
 
-        Called by a finaliser or a signal handler in the middle of cmwq's own code on this thread, it is carried out when
-        that is over, and True means: it was pending when asked. The same holds for `disable` and `enable`.
+        Called by a finaliser or a signal handler in the middle of cmwq's own code on this thread, it is carried out
+        when that is over, and True means: it was pending when asked. The same holds for `disable` and `enable`.
         """
         try:
             with self._here():

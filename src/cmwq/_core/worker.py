@@ -172,8 +172,8 @@ def serve(pool: WorkerPool, worker: Worker) -> None:
 
 
 def recover(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
-    """Something was raised that is none of a work's. What the worker had begun ends with that, as if the work had raised
-    it; what it had not begun goes back to where it was; then the worker rests, and whoever is needed is woken.
+    """Something was raised that is none of a work's. What the worker had begun ends with that, as if the work had
+    raised it; what it had not begun goes back to where it was; then the worker rests, and whoever is needed is woken.
 
     Context: the worker's thread, lock held or not: it has just been interrupted.
     """
@@ -442,8 +442,7 @@ def step_aside(worker: Worker, lender: PoolWorkQueue | None) -> bool:
 
 
 def step_back(worker: Worker, lent: bool) -> None:
-    """It goes on, even if its place is taken: to make it wait for a place could wait for ever.  Context: lock not held.
-    """
+    """It goes on, even if its place is taken: to make it wait for a place could wait for ever.  Context: lock not held."""
     pool = worker.pool
     with pool.lock:
         if lent and worker.lender is not None:

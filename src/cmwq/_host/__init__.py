@@ -70,7 +70,8 @@ class ThreadHost:
             thread.start()
         except (RuntimeError, MemoryError, OSError) as exc:
             raise ThreadLimit(f"the system refused thread {name}: {exc}; `cmwq doctor` lists the limits") from exc
-        if began: began(thread)
+        if began is not None:
+            began(thread)
         return thread
 
     def thread_headroom(self) -> int:

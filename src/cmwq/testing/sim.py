@@ -26,7 +26,6 @@ from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqError, Reentered, ThreadLimit
 
 if TYPE_CHECKING:
-    from types import TracebackType
 
     from cmwq._core.pool import WorkerPool
     from cmwq._core.worker import Worker
@@ -93,7 +92,7 @@ class SimThread:
 class SimLock:
     """As `cmwq._host.locks.Lock`: it knows its rank and its holder, refuses whoever enters again, and mends."""
 
-    def __init__(self, host: SimHost, rank: int = 0, mend: Callable[[], None] | None = None) -> None:
+    def __init__(self, host: SimHost, rank: int, mend: Callable[[], object] | None = None) -> None:
         self._host = host
         self.rank = rank
         self.mend = mend
@@ -136,16 +135,18 @@ class SimLock:
     def locked(self) -> bool:
         return self.holder is not None
 
-    def wake(self, parker: SimParker) -> None:
+    def wake(self, parker: Any) -> None:
         """Context: held."""
         self._to_wake.append(parker)
 
     def __enter__(self) -> None:
         self.acquire()
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    @property
+    def __exit__(self) -> Callable[..., None]:
+        return self._leave
+
+    def _leave(self, exc_type: type[BaseException] | None, *_: object) -> None:
         if exc_type is not None and issubclass(exc_type, SimStopped):
             self.holder = None
             return
@@ -239,7 +240,7 @@ class SimHost:
     def monotonic(self) -> float:
         return self.now
 
-    def lock(self, rank: int = 0, mend: Callable[[], None] | None = None) -> SimLock:
+    def lock(self, rank: int, mend: Callable[[], object] | None = None) -> SimLock:
         return SimLock(self, rank, mend)
 
     def reinit_lock(self, lock: Any) -> SimLock:
@@ -260,9 +261,7 @@ class SimHost:
     def parker(self) -> SimParker:
         return SimParker(self)
 
-    def spawn(
-        self, name: str, body: Callable[[], None], began: Callable[[SimThread], object] | None = None
-    ) -> SimThread:
+    def spawn(self, name: str, body: Callable[[], None], began: Callable[[Any], object] | None = None) -> SimThread:
         self.seam()
         if self.refuse(name):
             raise ThreadLimit(f"the script refuses thread {name}")
