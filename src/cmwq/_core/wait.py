@@ -250,7 +250,7 @@ def check_may_wait(host: Host) -> None:
 
 
 class surely:
-    """A context manager that calls `undo` at the end, whatever happens. It may be called twice, so that must do no harm.
+    """A context manager that calls `undo` at the end, whatever happens. It may be called twice: that must do no harm.
 
     An interruption may come before the first step of `__exit__`; so who must be sure writes it twice:
     `with surely(undo), surely(undo):`. Then one interruption, wherever it comes, meets one of the two at most (F10).
