@@ -26,6 +26,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cmwq._core.ranks import Rank
+
 if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
     from cmwq._core.runtime import PoolKey, Runtime
@@ -46,7 +48,7 @@ class Hotplug:
         self._limit = 0  # H and R: likewise
         self._homes: dict[tuple[str, int], int] = {}  # R to change, read freely: scope and CPU: the pool's first CPU
         self._served: dict[tuple[str, int], tuple[int, ...]] = {}  # R to change, read freely: the CPUs of each of those
-        self._lock = runtime.host.lock()
+        self._lock = runtime.host.lock(Rank.HOTPLUG)
 
     def cpus(self) -> tuple[int, ...]:
         """Those in use, as far as noticed."""
@@ -70,7 +72,7 @@ class Hotplug:
 
     def forget(self) -> None:
         """In the child of a fork."""
-        self._lock = self._runtime.host.lock()
+        self._lock = self._runtime.host.lock(Rank.HOTPLUG)
         self._cpus, self._there, self._limit = (), frozenset(), 0
 
     def _present(self) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from cmwq._core.future import BoundedFuture, Future, WorkFuture
 from cmwq._core.map import map_calls
 from cmwq._core.pwq import PoolWorkQueue, insert, insert_many
 from cmwq._core.queued import Queued
+from cmwq._core.ranks import Rank
 from cmwq._core.rescuer import Rescuer
 from cmwq._core.room import FULL, Room
 from cmwq._core.wait import own_item, run_steps
@@ -121,7 +122,7 @@ class WorkQueue:
         self._context = context  # I
         limit = 1 if ordered else DFL_ACTIVE if max_active is None else max_active
         self._max_active = _checked_limit(name, limit)  # Q
-        self._lock = runtime.host.lock()
+        self._lock = runtime.host.lock(Rank.QUEUE)
         self._state = State.OPEN  # Q and L to change; read under either
         self.nr_hogs = 0  # ~: works that were CPU hogs (A9)
         self._shut = False  # Q to change: it is not open
@@ -617,7 +618,7 @@ class WorkQueue:
 
     def forget(self) -> None:
         """In the child of a fork: as if nothing had ever been queued (G2)."""
-        self._lock = self.runtime.host.lock()
+        self._lock = self.runtime.host.lock(Rank.QUEUE)
         self._pwqs = {}
         self._only = None
         self._delays = set()

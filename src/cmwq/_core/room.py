@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
+from cmwq._core.ranks import Rank
 from cmwq._core.wait import own_item, run_steps
 from cmwq._errors import QueueFull
 
@@ -28,7 +29,7 @@ class Room:
 
     def __init__(self, queue: WorkQueue, limit: int, full: str) -> None:
         self._queue = queue  # I
-        self._lock = queue.runtime.host.lock()
+        self._lock = queue.runtime.host.lock(Rank.ROOM)
         self.limit = limit  # I
         self.full = full  # I
         self.taken = 0  # its own lock

@@ -22,6 +22,7 @@ from cmwq._core.config import Config
 from cmwq._core.hogs import HogReports
 from cmwq._core.hotplug import UNMANAGED, Hotplug
 from cmwq._core.pool import WorkerPool
+from cmwq._core.ranks import Rank
 from cmwq._core.snapshot import Snapshot, view_of_pool, view_of_queue
 from cmwq._core.wait import Quiet, Waits, run_steps
 from cmwq._core.watchdog import Watchdog
@@ -82,12 +83,12 @@ class Runtime:
         self.host = host  # I
         self.config = config or Config()  # I
         self.max_workers = max_workers  # I
-        self._lock = host.lock()
+        self._lock = host.lock(Rank.RUNTIME)
         self.hotplug = Hotplug(self, wanted)  # I
         self.watchdog = Watchdog(self)  # I
         self._pools: dict[PoolKey, WorkerPool] = {}  # R to change; read freely
         self._queues: WeakSet[WorkQueue] = WeakSet()  # R
-        self._freezer = host.lock()  # freezing and thawing exclude each other; before R, Q and L
+        self._freezer = host.lock(Rank.FREEZER)  # freezing and thawing exclude each other; before R, Q and L
         self.frozen = False  # that lock to change; a queue's new place looks at it with Q held (E8)
         self.waits = Waits(host)  # I
         self.hogs = HogReports()  # I
@@ -372,12 +373,12 @@ class Runtime:
         self.hotplug.forget()
         self.watchdog.forget()
         self.waits = Waits(self.host)
-        self._freezer = self.host.lock()
+        self._freezer = self.host.lock(Rank.FREEZER)
         self.frozen = False
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.abandon()
-        self._lock = self.host.lock()
+        self._lock = self.host.lock(Rank.RUNTIME)
         self._sensor = None
         self.host.forget()
         for queue in list(self._queues):

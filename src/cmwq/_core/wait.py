@@ -21,6 +21,7 @@ import logging
 from collections.abc import Callable, Collection, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
+from cmwq._core.ranks import Rank
 from cmwq._core.rescuer import hopeless
 from cmwq._core.worker import current_worker, step_aside, step_back
 from cmwq._errors import CmwqTimeout, FlushDeadlock, ThreadLimit
@@ -76,7 +77,7 @@ class Waits:
     """Which works of a runtime wait, and for what."""
 
     def __init__(self, host: Host) -> None:
-        self._lock: Lock = host.lock()
+        self._lock: Lock = host.lock(Rank.WAITS)
         self._warned: set[tuple[str, str]] = set()  # each change is atomic
         self._waiting: dict[Item, Target] = {}  # each change is atomic; taken back by who is refused with the lock held
         self._limited: set[Item] = set()  # those of them that wait only for a time; each change is atomic

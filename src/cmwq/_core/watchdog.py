@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cmwq._core.ranks import Rank
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Watchdog:
         self.on_stall: Callable[[Stall], object] | None = None
         self._runtime = runtime  # I
         self._period = runtime.config.watch_period  # I
-        self._lock = runtime.host.lock()
+        self._lock = runtime.host.lock(Rank.WATCHDOG)
         self._last = float("-inf")  # D: when it looked
 
     def begin(self) -> None:
@@ -122,7 +123,7 @@ class Watchdog:
 
     def forget(self) -> None:
         """In the child of a fork."""
-        self._lock = self._runtime.host.lock()
+        self._lock = self._runtime.host.lock(Rank.WATCHDOG)
         self.on = False
 
     def _look(self) -> None:

@@ -26,6 +26,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from cmwq._core.ranks import Rank
+
 if TYPE_CHECKING:
     from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
@@ -180,7 +182,7 @@ class TickingLookout:
         self.cursor = 0  # T: where the next re-look starts
 
     def lock(self) -> Lock:
-        return self.sensor.host.lock()
+        return self.sensor.host.lock(Rank.POOL)
 
     def parker(self) -> Parker:
         return self.sensor.host.parker()

@@ -213,7 +213,7 @@ class SimHost:
     def monotonic(self) -> float:
         return self.now
 
-    def lock(self) -> SimLock:
+    def lock(self, *_: object) -> SimLock:
         return SimLock(self)
 
     def reinit_lock(self, lock: Any) -> SimLock:
