@@ -105,9 +105,7 @@ class PyLock:
             return
         me = _threads.me
         self._raw.release()
-        for entry in tuple(me.entered):
-            if entry.lock is self:
-                me.entered.pop(entry, None)
+        me.forget(self)
         _call_deferred(me)
 
     def locked(self) -> bool:
@@ -151,6 +149,13 @@ class _Thread:
             if entry.raw is entry.lock._raw and entry.raw._is_owned():
                 ranks |= 1 << entry.lock.rank
         return ranks
+
+
+    def forget(self, lock: PyLock) -> None:
+        """Context: not held. What is on its way to take it, in a frame that this one interrupts, stays."""
+        for entry in tuple(self.entered):
+            if entry.lock is lock and entry.by_hand:
+                self.entered.pop(entry, None)
 
 
 class _Threads(threading.local):
@@ -211,9 +216,10 @@ def _begin(entry: _Entry) -> object:
 
 
 def _is_within(entry: _Entry) -> bool:
-    if entry not in entry.thread.entered:
-        return False
-    return entry.thread is not _threads.me or bool(entry.raw._is_owned())
+    """Is the lock held in that section? Not if it wasn't taken yet, or `release` came first."""
+    if entry.thread is _threads.me:
+        return bool(entry.raw._is_owned())
+    return entry in entry.thread.entered
 
 
 def _mend_if_it_can(entry: _Entry) -> None:
@@ -239,6 +245,7 @@ def _end(entry: _Entry) -> None:
         else:  # its frame died on another thread, as a generator's can; this asks for no owner
             entry.raw._release_save()
     holder.entered.pop(entry, None)
+    holder.forget(entry.lock)
     if holder is not me and not holder.entered:  # it may have ended, and then nobody else would call them
         for number in list(holder.deferred):
             if (fn := holder.deferred.pop(number, None)) is not None:

@@ -755,7 +755,7 @@ typedef struct {
     atomic_uint *word;          /* I: 0 free, 1 held, 2 held and somebody waits */
     unsigned rank;              /* I */
     _Atomic(Thread *) owner;    /* L to change; anybody may ask whether it is himself */
-    atomic_ullong turn;         /* L to change: another for each section; one that ends in another is void */
+    unsigned epoch;             /* F: a section that began in another is the parent's */
     PyObject *mend;             /* L, or before others know the lock */
     bool stained;               /* L: left by an exception, and not mended since */
     bool by_hand;               /* L: by acquire() */
@@ -1185,16 +1185,6 @@ static bool is_held(const Guard *guard)
     return me && atomic_load_explicit(&guard->owner, memory_order_relaxed) == me;
 }
 
-static unsigned long long turn_of(Guard *guard)
-{
-    return atomic_load_explicit(&guard->turn, memory_order_relaxed);
-}
-
-static void next_turn(Guard *guard)
-{
-    atomic_store_explicit(&guard->turn, turn_of(guard) + 1, memory_order_relaxed);
-}
-
 static void wake_now(PyObject *parker, const State *state)
 {
     if (Py_IS_TYPE(parker, state->slot_type))
@@ -1258,7 +1248,6 @@ static bool guard_unlock(Guard *guard)
     bool foreign = holder != this_thread;
     if (foreign)
         atomic_fetch_add(&holder->refs, 1);
-    next_turn(guard);
     atomic_store_explicit(&guard->owner, NULL, memory_order_relaxed);
     forget_rank(guard, holder);
     word_release(guard->word);          /* from here on it is another's */
@@ -1314,9 +1303,9 @@ static bool guard_lock(Guard *guard, PyObject *whose)
     atomic_store_explicit(&guard->owner, me, memory_order_relaxed);
     note_rank(guard, me);
     if (guard->stained) {
-        unsigned long long turn = turn_of(guard);
+        unsigned epoch = guard->epoch;
         if (!guard_mend(guard)) {
-            if (turn_of(guard) == turn)     /* else: it forked, and the child made it anew */
+            if (guard->epoch == epoch)      /* else: it forked, and this is the child */
                 guard_unlock_under_exception(guard, whose);
             return false;
         }
@@ -1324,16 +1313,22 @@ static bool guard_lock(Guard *guard, PyObject *whose)
     return true;
 }
 
-/* The end of the section that began in that turn.  False: an exception is set. */
-static bool guard_end(Guard *guard, unsigned long long turn, bool exceptional)
+/* Is it held in a section of that thread?  Not if release() came first, or if this is the child of a fork. */
+static bool is_within(const Guard *guard, const Thread *holder, unsigned epoch)
 {
-    if (turn_of(guard) != turn)
+    return atomic_load_explicit(&guard->owner, memory_order_relaxed) == holder && guard->epoch == epoch;
+}
+
+/* False: an exception is set. */
+static bool guard_end(Guard *guard, const Thread *holder, unsigned epoch, bool exceptional)
+{
+    if (!is_within(guard, holder, epoch))
         return true;
     if (exceptional && guard->mend) {
         guard->stained = true;
         if (!guard_mend(guard))
             PyErr_Clear();
-        if (turn_of(guard) != turn)     /* it forked, and the child made it anew */
+        if (!is_within(guard, holder, epoch))
             return true;
     }
     return guard_unlock(guard);
@@ -1345,7 +1340,6 @@ static void guard_forget(Guard *guard)
     Thread *holder = atomic_exchange(&guard->owner, NULL);
     if (holder)
         forget_rank(guard, holder);
-    next_turn(guard);
     guard->by_hand = false;
     while (guard->nr_woken)
         Py_DECREF(guard->woken[--guard->nr_woken]);
@@ -1382,7 +1376,8 @@ typedef struct {
     vectorcallfunc vectorcall;
     PyObject *lock;             /* NULL: the section has ended */
     Guard *guard;
-    unsigned long long turn;
+    Thread *holder;
+    unsigned epoch;
 } HoldObject;
 
 static bool hold_end(HoldObject *hold, bool exceptional)
@@ -1391,7 +1386,7 @@ static bool hold_end(HoldObject *hold, bool exceptional)
     if (!lock)
         return true;
     hold->lock = NULL;
-    bool ended = guard_end(hold->guard, hold->turn, exceptional);
+    bool ended = guard_end(hold->guard, hold->holder, hold->epoch, exceptional);
     Py_DECREF(lock);
     return ended;
 }
@@ -1454,7 +1449,8 @@ static PyObject *guard_begin(PyObject *lock, Guard *guard)
     }
     hold->lock = Py_NewRef(lock);
     hold->guard = guard;
-    hold->turn = turn_of(guard);
+    hold->holder = this_thread;
+    hold->epoch = guard->epoch;
     return (PyObject *)hold;
 }
 
@@ -1494,11 +1490,12 @@ static PyObject *guard_wake(Guard *guard, PyObject *parker)
     Py_RETURN_NONE;
 }
 
-/* In the child of a fork.  A frame that is within a section finds at its end that it is another turn. */
+/* In the child of a fork.  A frame that is within a section finds at its end that this is another epoch. */
 static PyObject *guard_reinit(Guard *guard)
 {
     guard->forgiven = is_held(guard) && guard->by_hand;
     guard_forget(guard);
+    guard->epoch++;
     atomic_store(guard->word, 0);
     Py_RETURN_NONE;
 }
