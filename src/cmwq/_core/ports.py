@@ -62,12 +62,20 @@ class Host(Protocol):
         ...
 
     def parker(self) -> Parker: ...
-    def spawn(self, name: str, body: Callable[[], None]) -> Thread:
-        """Start a thread. Raises `ThreadLimit` where the system refuses one."""
+    def spawn(self, name: str, body: Callable[[], None], began: Callable[[Thread], object] | None = None) -> Thread:
+        """Start a thread. Raises `ThreadLimit` where the system refuses one, and where one dies before it runs.
+
+        All or nothing: once this has ended, however it ended, either `began(thread)` has been called, on the new
+        thread, and the body runs; or neither ever will be. So who must know after Ctrl-C looks at what `began` noted.
+        """
         ...
 
-    def thread_headroom(self) -> int:
-        """How many more threads may be created before a cap (B6) is reached."""
+    def thread_headroom(self, *, needed: bool = False) -> int:
+        """How many more threads may be created before a cap (B6) is near.
+
+        needed: nothing can go on without it, so there need be no margin: before a cap is reached. A pool's first
+        worker and its reserve are such.
+        """
         ...
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> Timer:
@@ -129,7 +137,9 @@ class Host(Protocol):
         ...
 
     def watch_process(self, runtime: Runtime) -> None:
-        """From now on: call `runtime.process_forked()` in the child of a fork, `runtime.process_exits()` at exit."""
+        """From now on: call `runtime.process_forked()` in the child of a fork, and `runtime.process_exits()` at exit,
+        at once if that is over. The runtime is complete and has started nothing.
+        """
         ...
 
 

@@ -225,18 +225,22 @@ class SimHost:
     def parker(self) -> SimParker:
         return SimParker(self)
 
-    def spawn(self, name: str, body: Callable[[], None]) -> SimThread:
+    def spawn(
+        self, name: str, body: Callable[[], None], began: Callable[[SimThread], object] | None = None
+    ) -> SimThread:
         self.seam()
         if self.refuse(name):
             raise ThreadLimit(f"the script refuses thread {name}")
         if self.spawn_cost and self.current is not None:
             self.sleep(self.spawn_cost)
         thread = self._start(name, body)
+        if began is not None:
+            began(thread)
         self.make_ready(thread)
         self.seam()
         return thread
 
-    def thread_headroom(self) -> int:
+    def thread_headroom(self, *, needed: bool = False) -> int:
         return 1 << 30
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> SimTimer:
