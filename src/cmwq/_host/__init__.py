@@ -27,7 +27,8 @@ try:
 except ImportError:  # no compiler was there
     _sentinel = None  # type: ignore[assignment]
 
-_HEADROOM_TTL = 0.1  # s: the caps are read again after so long
+_HEADROOM_TTL = 0.1  # s: the caps are read again after so long,
+_FEW = 16  # threads: or each time, where there is room for no more than these
 
 
 def _clock() -> Callable[[], float]:
@@ -82,9 +83,9 @@ class ThreadHost:
         return thread
 
     def thread_headroom(self, *, needed: bool = False) -> int:
-        """Each call counts as one thread more, until the caps are read again."""
+        """Each call counts as one thread more, until the caps are read again: at each call, where threads are few."""
         now = self.monotonic()
-        if now >= self._headroom_until:
+        if now >= self._headroom_until or self._headroom < _FEW:
             self._headroom = caps.headroom()
             self._headroom_until = now + _HEADROOM_TTL
         self._headroom -= 1
