@@ -69,13 +69,13 @@ class Machine:
         assert program.hear() == "ready"
         return program
 
-    def cgroup(self, controller: str, *programs: Program) -> Cgroup:
-        """A new one below that of this process, without limits, with these programs."""
+    def cgroup(self, controller: str, *programs: Program, suffix: bytes = b"") -> Cgroup:
+        """A new one below that of this process, without limits, with these programs. suffix: of its name."""
         root_only(f"a cgroup for {controller}")
         parent = next(iter(topology.cgroup_folders(controller)), None)
         if parent is None or (parent / "cgroup.controllers").exists():
             pytest.skip(f"no cgroup v1 controller {controller!r} is mounted")
-        folder = parent / f"cmwq-test-{os.getpid()}-{len(self._noted)}"
+        folder = parent / f"cmwq-test-{os.getpid()}-{len(self._noted)}{os.fsdecode(suffix)}"
         self._note("cgroup", str(folder))
         try:
             folder.mkdir()

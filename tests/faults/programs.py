@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cmwq
+from cmwq._host import caps
 
 PATIENCE = 50.0  # seconds; less than the test's, so that it hears what is wrong
 
@@ -188,6 +189,38 @@ class Chains(Common):
         os.setgid(user)
         os.setuid(user)
         return threads()
+
+
+class Few(Common):
+    """A runtime of which nothing has begun, where threads are few."""
+
+    def __init__(self, **config: float) -> None:
+        super().__init__(**config)
+        self.runtime = self.make_runtime()
+        self.queue = cmwq.WorkQueue("few", runtime=self.runtime)
+
+    def first_work(self) -> str:
+        """Whether it is done, or why not."""
+        try:
+            return str(self.queue.submit(pow, 2, 3).result(PATIENCE))
+        except cmwq.CmwqError as exc:
+            return repr(exc)
+
+    def one_lets_the_other_go(self) -> bool:
+        """A work that sleeps, in no way that is told to anybody, until one behind it runs."""
+        gate = threading.Event()
+        works = [self.queue.submit(gate.wait, PATIENCE), self.queue.submit(gate.set)]
+        return all(future.exception(PATIENCE) is None for future in works) and works[0].result()
+
+    def headroom(self) -> int:
+        """How many threads more there may be, by what the caps say."""
+        return caps.headroom()
+
+    def limit_user(self, user: int, number: int) -> None:
+        """Another user, of whom there may be so many threads."""
+        os.setgid(user)
+        os.setuid(user)
+        resource.setrlimit(resource.RLIMIT_NPROC, (number, number))
 
 
 class Load(Common):
@@ -381,7 +414,7 @@ def main() -> None:
     """Of the class named, with options as JSON; each line of input is a method with arguments, each of output what it
     returned. The first says that it is ready.
     """
-    program = {each.__name__: each for each in (Chains, Load, Held)}[sys.argv[1]](**json.loads(sys.argv[2]))
+    program = {each.__name__: each for each in (Chains, Few, Load, Held)}[sys.argv[1]](**json.loads(sys.argv[2]))
     print('"ready"', flush=True)
     for line in sys.stdin:
         name, arguments = json.loads(line)

@@ -137,3 +137,34 @@ def test_C4_threads_that_others_of_the_user_have_used_up(machine: Machine) -> No
     program.ask("lift")
     assert program.ask("until_workers")
     assert program.ask("close") == 0
+
+
+@pytest.mark.parametrize("room", [3, 4, 5, 6, 9])
+def test_B6_the_first_work_runs_with_the_fewest_threads(machine: Machine, room: int) -> None:
+    """Timers, a worker and its reserve: three. From the fourth on somebody looks who sleeps."""
+    program = machine.start("Few")
+    shut(machine.cgroup("pids", program), room=room)
+    assert program.ask("first_work") == "8"
+    assert program.ask("snapshot")["pools"][0]["workers"] == 2
+    if room > 3:
+        assert program.ask("one_lets_the_other_go")
+    assert program.ask("close") == 0
+
+
+def test_B6_the_first_work_runs_where_a_user_may_have_few_threads(machine: Machine) -> None:
+    root_only("to be a user of whom no other process is")
+    program = machine.start("Few")
+    program.ask("limit_user", user=1_000_000_000 + os.getpid(), number=5)
+    assert program.ask("first_work") == "8"
+    assert program.ask("one_lets_the_other_go")
+    assert program.ask("close") == 0
+
+
+def test_a_cgroup_whose_name_is_no_utf_8(machine: Machine) -> None:
+    program = machine.start("Few")
+    group = machine.cgroup("pids", program, suffix=b"-\xff\xe9\x0b")
+    assert program.ask("first_work") == "8"
+    group["pids.max"] = int(group["pids.current"])
+    assert program.ask("headroom") == 0, "its limit is seen"
+    group["pids.max"] = "max"
+    assert program.ask("close") == 0

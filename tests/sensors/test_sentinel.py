@@ -18,7 +18,7 @@ import pytest
 from conftest import HANG
 
 from cmwq import ThreadLimit
-from cmwq._host import ThreadHost, topology
+from cmwq._host import ThreadHost, caps, topology
 from cmwq._sensor import procfs, sentinel
 
 if TYPE_CHECKING:
@@ -429,24 +429,89 @@ class RefusedThreads:
         return SimpleNamespace(set_target=None, set_cpus=None, slot=lambda: None)
 
 
+class ScriptedHost(ThreadHost):
+    """So many CPUs, so many of them by the quota, so many threads below the caps."""
+
+    def __init__(self, cpus: int, *, limit: int, room: int = 1 << 30) -> None:
+        super().__init__()
+        self._numbers, self._limit, self.room = tuple(range(cpus)), limit, room
+
+    def gil_enabled(self) -> bool:
+        return True
+
+    def cpus(self) -> tuple[int, ...]:
+        return self._numbers
+
+    def cpu_limit(self) -> int:
+        return self._limit
+
+    def thread_headroom(self, *, needed: bool = False) -> int:
+        self.room -= 1
+        return self.room + 1 - (0 if needed else caps.SPARE)
+
+
+def make_sensor(host: ThreadHost, monkeypatch: pytest.MonkeyPatch, refuses: str = "nothing") -> tuple[Any, list[str]]:
+    """And what its native threads are told."""
+    sensor = sentinel.make(host, "")
+    fake = RefusedThreads(refuses)
+    monkeypatch.setattr(sensor, "_watch", cast("Watch", fake))
+    return sensor, fake.done
+
+
+def fake_pool(*cpus: int, target: int | None = None) -> Any:
+    return SimpleNamespace(name="u0", cpus=cpus, target=target or len(cpus), max_workers=3)
+
+
 @pytest.mark.parametrize("refused", ["learn_gil", "start -1", "start 1"])
 def test_B6_sentinels_that_are_refused_are_posted_with_a_later_worker(
     monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
-    pool: Any = SimpleNamespace(name="u0", cpus=(0, 1), target=1, max_workers=3)
-    host = ThreadHost()
-    monkeypatch.setattr(host, "gil_enabled", lambda: True)
-    monkeypatch.setattr(topology, "cpus", lambda: (0, 1))
-    sensor = sentinel.make(host, "")
-    fake = RefusedThreads(refused)
-    monkeypatch.setattr(sensor, "_watch", cast("Watch", fake))
-    lookout = sensor.lookout(pool)
-    assert refused not in fake.done
-    fake.refuses = "nothing"
+    sensor, done = make_sensor(ScriptedHost(2, limit=2), monkeypatch, refused)
+    lookout = sensor.lookout(fake_pool(0, 1))
+    assert refused not in done
+    sensor._watch.refuses = "nothing"
     lookout.parker()
-    assert sorted(fake.done) == ["learn_gil", "start -1", "start 0", "start 1"]
+    assert sorted(done) == ["learn_gil", "start -1", "start 0", "start 1"]
     lookout.parker()
-    assert len(fake.done) == 4
+    assert len(done) == 4
+
+
+def test_B6_no_more_sentinels_than_may_run_by_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But each pool has one on a CPU of its own."""
+    sensor, done = make_sensor(ScriptedHost(96, limit=2), monkeypatch)
+    sensor.lookout(fake_pool(*range(96), target=2))
+    assert done == ["learn_gil", "start -1", "start 0", "start 1"]
+    sensor.lookout(fake_pool(*range(96), target=1 << 30))  # one whose CPU left: all may run there
+    sensor.cpus_changed()
+    assert len(done) == 4
+    sensor.lookout(fake_pool(70))
+    assert done[4:] == ["start 70"]
+
+
+def test_B6_where_threads_are_few_sentinels_leave_half_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = ScriptedHost(96, limit=96, room=98)  # of 100
+    sensor, done = make_sensor(host, monkeypatch)
+    lookout = sensor.lookout(fake_pool(*range(96)))
+    started = sum(each.startswith("start") for each in done)
+    assert 40 <= started <= 50
+    host.room = 98 - started
+    for _ in range(10):
+        lookout.parker()
+    assert sum(each.startswith("start") for each in done) <= 50
+    host.room = 1000
+    lookout.parker()
+    assert sum(each.startswith("start") for each in done) == 97
+
+
+@pytest.mark.parametrize(
+    ("room", "started"), [(2, []), (3, ["start -1"]), (5, ["start -1"]), (7, ["start -1", "start 0"])]
+)
+def test_B6_the_last_threads_are_left_to_the_first_worker_and_its_reserve(
+    monkeypatch: pytest.MonkeyPatch, room: int, started: list[str]
+) -> None:
+    sensor, done = make_sensor(ScriptedHost(1, limit=1, room=room), monkeypatch)
+    sensor.lookout(fake_pool(0))
+    assert done[1:] == started
 
 
 def test_too_many_pools_are_a_thread_limit(monkeypatch: pytest.MonkeyPatch) -> None:

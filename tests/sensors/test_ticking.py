@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import sys
@@ -13,8 +14,9 @@ from typing import Any, cast
 
 import pytest
 
+from cmwq import ThreadLimit
 from cmwq._core.worker import Worker
-from cmwq._host import ThreadHost
+from cmwq._host import ThreadHost, caps
 from cmwq._sensor import procfs
 from cmwq._sensor._ticking import RELOOK, STILL, Doing, TickingSensor, Watched
 from cmwq._sensor.hints import STUCK, HintsSensor
@@ -206,16 +208,29 @@ def test_running_again_is_noticed_a_few_per_look(sensor: Scripted) -> None:
     assert pool.nr_running == RELOOK
 
 
-def test_while_one_waits_for_the_gil_nobody_is_started(sensor: Scripted) -> None:
+def test_A4_while_one_waits_for_the_gil_nobody_is_started_by_anybody(sensor: Scripted) -> None:
+    """Nor is the sleeper told of: whoever queues next would start one."""
     pool = make_pool(sensor)
     sleeper, other = add_worker(pool, busy=True), add_worker(pool, busy=True)
     add_worker(pool, busy=False)
     queue(pool)
     sensor.sees = {sleeper: Doing.SLEEPS, other: Doing.WAITS_FOR_GIL}
     assert not look(pool)
-    assert pool.nr_running == 1
+    assert pool.nr_running == 2
+    assert pool.kick() is None
     sensor.sees[other] = Doing.RUNS
     assert look(pool)
+    assert sleeper.sleeping
+
+
+def test_who_runs_again_is_told_of_even_while_one_waits_for_the_gil(sensor: Scripted) -> None:
+    pool = make_pool(sensor)
+    sleeper, other = add_worker(pool, busy=True), add_worker(pool, busy=True)
+    with pool.lock:
+        pool.worker_sleeping(sleeper)
+    sensor.sees = {sleeper: Doing.RUNS, other: Doing.WAITS_FOR_GIL}
+    assert not look(pool)
+    assert pool.nr_running == 2
 
 
 def test_exempt_workers_are_not_looked_at(sensor: Scripted) -> None:
@@ -231,7 +246,7 @@ def test_exempt_workers_are_not_looked_at(sensor: Scripted) -> None:
 
 def test_lock_waits_must_last_while_others_run(sensor: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     now, cpu = 100.0, 0.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(ThreadHost, "monotonic", staticmethod(lambda: now))
     monkeypatch.setattr(Watched, "cpu_time", lambda self: cpu)
     pool = make_pool(sensor)
     worker = add_worker(pool, busy=True)
@@ -250,7 +265,7 @@ def test_lock_waits_must_last_while_others_run(sensor: Scripted, monkeypatch: py
 def test_with_nobody_running_the_first_lock_wait_counts_at_once_the_next_must_last(
     sensor: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(ThreadHost, "monotonic", staticmethod(lambda: 100.0))
     monkeypatch.setattr(Watched, "cpu_time", lambda self: 0.0)
     pool = make_pool(sensor)
     workers = [add_worker(pool, busy=True) for _ in range(3)]
@@ -276,63 +291,204 @@ def test_a_thread_that_is_gone_is_left_alone(sensor: Scripted, monkeypatch: pyte
 # ------------------------------------------------------------------------------------- the thread
 
 
+class RestingHost(ThreadHost):
+    """Notes who rests: parks without a limit of time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refuses = False
+        self.spawned: list[str] = []
+        self.rests = threading.Semaphore(0)
+
+    def parker(self) -> Any:
+        host, real = self, super().parker()
+
+        class Noted:
+            def park(self, timeout: float = -1, spins: bool = False) -> bool:
+                if timeout < 0:
+                    host.rests.release()
+                return real.park(timeout, spins)
+
+            def unpark(self) -> None:
+                real.unpark()
+
+        return Noted()
+
+    def spawn(self, name: str, body: Callable[[], None], began: Callable[[Any], object] | None = None) -> Any:
+        self.spawned.append(name)
+        if self.refuses:
+            raise ThreadLimit(f"the test refuses {name}")
+        return super().spawn(name, body, began)
+
+
 class Counting(TickingSensor):
     """Has a thread, and counts its looks."""
 
     def __init__(self) -> None:
-        super().__init__(ThreadHost())
+        self.resting = RestingHost()
+        super().__init__(self.resting)
         self.looks = threading.Semaphore(0)
+        self.in_the_look: Callable[[], object] = lambda: None
 
     def doing(self, worker: Worker, watched: Watched) -> Doing:
         self.looks.release()
+        self.in_the_look()
         return Doing.RUNS
 
 
-def test_ticks_while_armed_and_rests_otherwise() -> None:
+endings = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+"""Where a thread may end of what was raised in it."""
+
+
+@pytest.fixture
+def counting() -> Iterator[Counting]:
     sensor = Counting()
+    yield sensor
+    sensor.stop()
+
+
+def make_armed(sensor: TickingSensor) -> Any:
+    """A pool that is looked at from now on."""
     pool = make_pool(sensor, target=1)
-    assert sensor._thread is None
     add_worker(pool, busy=True)
     add_worker(pool, busy=False)
+    sensor.post()
+    queue(pool)
+    return pool
+
+
+def disarm(pool: Any) -> None:
+    with pool.lock:
+        pool.worklist.clear()
+        pool.look_out()
+
+
+def await_looks(sensor: Counting, number: int = 5) -> None:
+    for _ in range(number):
+        assert sensor.looks.acquire(timeout=HANG)
+
+
+def test_ticks_while_armed_and_rests_otherwise(counting: Counting) -> None:
+    pool = make_armed(counting)
     for _ in range(3):
         queue(pool)
-        for _ in range(5):
-            assert sensor.looks.acquire(timeout=HANG)
-        with pool.lock:
-            pool.worklist.clear()
-            pool.look_out()
-        until(lambda: bool(sensor._bell._waiters))  # type: ignore[attr-defined]
-    thread = sensor._thread
-    assert thread is not None
-    assert thread.daemon
-    sensor.stop()
-    sensor.stop()
+        await_looks(counting)
+        while counting.resting.rests.acquire(blocking=False):
+            pass
+        disarm(pool)
+        assert counting.resting.rests.acquire(timeout=HANG)
+    thread: Any = counting._thread
+    counting.stop()
+    counting.stop()
     assert not thread.is_alive()
     queue(pool)  # must do nothing, and not hang
+    counting.post()
+    assert counting.resting.spawned == ["cmwq/tick"]
 
 
 def test_stop_before_anything_was_armed() -> None:
     TickingSensor(ThreadHost()).stop()
 
 
-def test_no_thread_to_be_had_is_survived_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    sensor = Counting()
-    pool = make_pool(sensor, target=1)
+def test_arming_takes_no_lock(counting: Counting) -> None:
+    """A handler or a finaliser may come in the middle of another arming."""
+    depth = 0
+
+    def again(frame: object, event: str, argument: object) -> None:
+        nonlocal depth
+        if depth < 3:
+            depth += 1
+            pool.lookout.armed = False
+            pool.lookout.arm(pool.idle_list[-1])
+
+    pool = make_pool(counting, target=1)
     add_worker(pool, busy=True)
     add_worker(pool, busy=False)
-
-    def refuse(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
-        queue(pool)
-    assert sensor._thread is None
-    with pool.lock:
-        pool.lookout.arm(None)
+    sys.setprofile(again)
+    try:
         pool.lookout.arm(pool.idle_list[-1])
-    assert sensor.looks.acquire(timeout=HANG)
-    sensor.stop()
+    finally:
+        sys.setprofile(None)
+    assert depth == 3
+    counting.post()
+    await_looks(counting)
+
+
+def test_no_thread_to_be_had_is_survived_and_tried_again_with_the_next_worker(counting: Counting) -> None:
+    counting.resting.refuses = True
+    pool = make_armed(counting)
+    pool.lookout.parker()
+    assert counting.resting.spawned == ["cmwq/tick"] * 2
+    counting.resting.refuses = False
+    pool.lookout.parker()
+    await_looks(counting)
+    pool.lookout.parker()
+    assert counting.resting.spawned == ["cmwq/tick"] * 3
+
+
+def test_B6_the_last_threads_are_left_to_the_first_worker_and_its_reserve(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 2
+    monkeypatch.setattr(caps, "headroom", lambda: room)
+    counting.post()
+    assert counting.resting.spawned == []
+    room = 3
+    counting.resting._headroom_until = 0.0
+    counting.post()
+    assert counting.resting.spawned == ["cmwq/tick"]
+
+
+def test_of_two_threads_posted_at_once_one_ticks(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_armed(counting)
+    await_looks(counting)
+    other = counting.resting.spawn("cmwq/tick", counting._run)
+    other.join(HANG)
+    assert not other.is_alive()
+    assert counting._thread is not other
+    await_looks(counting)
+
+
+@pytest.mark.parametrize("raised", [ValueError, SystemExit, KeyboardInterrupt])
+def test_the_tick_outlives_what_is_raised_in_it(
+    counting: Counting, raised: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        counting.in_the_look = lambda: None
+        raise raised("from the test")
+
+    counting.in_the_look = fail
+    make_armed(counting)
+    await_looks(counting)
+    assert "the tick of sensor ticking raised" in caplog.text
+    assert counting.resting.spawned == ["cmwq/tick"]
+
+
+@endings
+def test_G6_the_tick_goes_on_after_asynchronous_exceptions(counting: Counting) -> None:
+    """Wherever they hit: it goes on, or has a successor."""
+    pool = make_armed(counting)
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    for turn in range(100):
+        thread = counting._thread
+        assert thread is not None
+        raise_in(ctypes.c_ulong(cast(Any, thread).ident), ctypes.py_object(KeyboardInterrupt))
+        if turn % 2:  # at rest as well
+            disarm(pool)
+            queue(pool)
+        await_looks(counting, 2)
+
+
+@endings
+def test_a_tick_that_ends_has_a_successor(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die() -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(counting.resting, "set_thread_name", lambda name: die())
+    make_armed(counting)
+    await_looks(counting)
+    assert counting.resting.spawned == ["cmwq/tick"] * 2
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -430,7 +586,7 @@ def test_procfs_goes_by_cpu_time_where_nothing_can_be_read(monkeypatch: pytest.M
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(procfs, "_read", no_descriptor)
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(ThreadHost, "monotonic", staticmethod(lambda: now))
     monkeypatch.setattr(Watched, "cpu_time", lambda self: cpu)
     sensor = ProcfsSensor(ThreadHost())
     worker = add_worker(make_pool(sensor), busy=True)
@@ -482,7 +638,7 @@ def test_hints_go_by_cpu_time(start: Start) -> None:
 
 def test_hints_without_clocks_start_one_more_when_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(ThreadHost, "monotonic", staticmethod(lambda: now))
     monkeypatch.delattr(time, "pthread_getcpuclockid", raising=False)
     sensor = HintsSensor(ThreadHost())
     monkeypatch.setattr(sensor, "ring", lambda: None)

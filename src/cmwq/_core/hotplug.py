@@ -64,16 +64,17 @@ class Hotplug:
     def begin(self) -> None:
         """Context: R held; nothing runs yet."""
         self._note(self._present(), self._runtime.host.cpu_limit())
-        self._learn({scope for scope, _ in self._served})  # a fork's child
+        self._learn({scope for scope, _ in self._served})  # of what was there a moment ago
 
     def _note(self, cpus: tuple[int, ...], limit: int) -> None:
         """Context: R held."""
         self._cpus, self._there, self._limit = cpus, frozenset(cpus), limit
 
     def forget(self) -> None:
-        """In the child of a fork."""
+        """In the child of a fork. Another thread may have been about to learn: what it had noted is void, too."""
         self._lock = self._runtime.host.lock(Rank.HOTPLUG)
         self._cpus, self._there, self._limit = (), frozenset(), 0
+        self._homes, self._served = {}, {}
 
     def _present(self) -> tuple[int, ...]:
         there = self._runtime.host.cpus()

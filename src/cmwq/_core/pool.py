@@ -318,7 +318,7 @@ class WorkerPool:
             number = self.next_worker
             self.next_worker += 1
             self.gil = self.host.gil_enabled()
-        if room <= 0 or self.host.thread_headroom() <= 0:
+        if room <= 0 or self.host.thread_headroom(needed=len(self.workers) < 2) <= 0:
             raise ThreadLimit(f"pool {self.name}: no room for one more thread below the caps; see `cmwq doctor`")
         worker = Worker(self, number, self.lookout.parker())
         try:

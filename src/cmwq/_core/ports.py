@@ -8,7 +8,7 @@ durations are seconds as float, on the host's monotonic clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
@@ -102,12 +102,20 @@ class Host(Protocol):
         ...
 
     def parker(self) -> Parker: ...
-    def spawn(self, name: str, body: Callable[[], None], began: Callable[[Any], object] | None = None) -> Thread:
-        """Start a thread; `began(thread)` is called before body. Raises `ThreadLimit` where the system refuses one."""
+    def spawn(self, name: str, body: Callable[[], None], began: Callable[[Thread], object] | None = None) -> Thread:
+        """Start a thread. Raises `ThreadLimit` where the system refuses one, and where one dies before it runs.
+
+        All or nothing: once this has ended, however it ended, either `began(thread)` has been called, on the new
+        thread, and the body runs; or neither ever will be. So who must know after Ctrl-C looks at what `began` noted.
+        """
         ...
 
-    def thread_headroom(self) -> int:
-        """How many more threads may be created before a cap (B6) is reached."""
+    def thread_headroom(self, *, needed: bool = False) -> int:
+        """How many more threads may be created before a cap (B6) is near.
+
+        needed: nothing can go on without it, so there need be no margin: before a cap is reached. A pool's first
+        worker and its reserve are such.
+        """
         ...
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> Timer:
@@ -169,7 +177,9 @@ class Host(Protocol):
         ...
 
     def watch_process(self, runtime: Runtime) -> None:
-        """From now on: call `runtime.process_forked()` in the child of a fork, `runtime.process_exits()` at exit."""
+        """From now on: call `runtime.process_forked()` in the child of a fork, and `runtime.process_exits()` at exit,
+        at once if that is over. The runtime is complete and has started nothing.
+        """
         ...
 
 

@@ -573,8 +573,8 @@ class WorkQueue:
 
     def _check_admitted(self, pool: WorkerPool | None, *, accepted: bool = False) -> None:
         """The gate is shut. A draining queue lets its own works queue to it, and what it had accepted before."""
-        if pool is not None and pool.closing:
-            raise QueueClosed(f"queue {self.name!r}: its runtime is closed and takes no more work")
+        if (pool is not None and pool.closing) or (self.runtime.exiting and not accepted and own_item(self) is None):
+            raise QueueClosed(f"queue {self.name!r}: its runtime {self.runtime.why_closed()}")
         if self._state is State.OPEN or (self._state is State.DRAINING and (accepted or own_item(self) is not None)):
             return
         if self._state is State.DRAINING and not self._closing:

@@ -94,6 +94,8 @@ class Runtime:
         self._sensor: Sensor | None = None  # R
         self._turn = itertools.count()  # where the next per-CPU work goes when nobody knows this thread's CPU
         self.closed = False  # R: takes no work any more
+        self.exiting = False  # ~: the interpreter's end closes it, or did
+        host.watch_process(self)  # last, for it may be told at once
 
     # ------------------------------------------------------------------------------- pools
 
@@ -169,12 +171,11 @@ class Runtime:
     def _begin(self) -> Sensor:
         """Context: R held."""
         if self.closed:
-            raise QueueClosed("the runtime is closed and takes no more work")
+            raise QueueClosed(f"the runtime {self.why_closed()}")
         if self._sensor is None:
             self.host.start_timers()
             sensor = self._choose_sensor()
             self.hotplug.begin()
-            self.host.watch_process(self)
             self._sensor = sensor  # last: what was begun and interrupted is begun again
         return self._sensor
 
@@ -362,9 +363,16 @@ class Runtime:
 
     def process_exits(self) -> None:
         """Do what is pending, take nothing new from outside, end every thread (G3)."""
+        self.exiting = True
         for queue in self._all_queues():
             queue.refuse()
         self.close()
+
+    def why_closed(self) -> str:
+        """What to say of it once it takes no work, after its name."""
+        if self.exiting:  # in the standard library's words, which programs look for
+            return "ended with the interpreter: cannot schedule new futures after interpreter shutdown"
+        return "is closed and takes no more work"
 
     def process_forked(self) -> None:
         """In the child: nothing was ever started or queued (G2)."""

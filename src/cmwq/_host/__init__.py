@@ -8,12 +8,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from types import BuiltinFunctionType
+from typing import TYPE_CHECKING
 
 from cmwq._core import ports
 from cmwq._errors import ThreadLimit
 from cmwq._host import caps, life, locks, topology
 from cmwq._host.parker import LockParker
+from cmwq._host.threads import HostThread
 from cmwq._host.timers import Timer, Timers
 
 if TYPE_CHECKING:
@@ -24,11 +27,22 @@ try:
 except ImportError:  # no compiler was there
     _sentinel = None  # type: ignore[assignment]
 
-_HEADROOM_TTL = 0.1  # s: the caps are read again after so long
+_HEADROOM_TTL = 0.1  # s: the caps are read again after so long,
+_FEW = 16  # threads: or each time, where there is room for no more than these
+
+
+def _clock() -> Callable[[], float]:
+    """The real monotonic clock, also where somebody has replaced it already."""
+    if isinstance(time.monotonic, BuiltinFunctionType) or not hasattr(time, "clock_gettime"):
+        return time.monotonic
+    return partial(time.clock_gettime, time.CLOCK_MONOTONIC)
 
 
 class ThreadHost:
-    """Thread-safe. Its workers are daemon threads: the runtime joins them at exit, unless Ctrl-C says not to wait."""
+    """Thread-safe. The interpreter doesn't wait for its threads: a runtime does, at exit, unless Ctrl-C says no."""
+
+    monotonic = staticmethod(_clock())
+    """Bound here, in a class: libraries that stop the clock for a test replace it wherever a module has it by name."""
 
     def __init__(self) -> None:
         self._topology = topology.Topology()
@@ -36,17 +50,14 @@ class ThreadHost:
         self._know_nothing()
 
     def _know_nothing(self) -> None:
-        self._timers = Timers(self.spawn)
-        self._headroom = 0
+        self._timers = Timers(self.spawn, self.monotonic)
+        self._headroom = 0  # threads below the caps, as last read and asked for since
         self._headroom_until = 0.0
 
     def forget(self) -> None:
         """In the child of a fork: no timer, and nothing known of the process. The machine is the same."""
         self._timers.abandon()
         self._know_nothing()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
 
     def lock(self, rank: int, mend: Callable[[], object] | None = None) -> ports.Lock:
         return locks.Lock(rank, mend)
@@ -64,23 +75,24 @@ class ThreadHost:
     def parker(self) -> ports.Parker:
         return LockParker() if _sentinel is None else _sentinel.Parker()
 
-    def spawn(self, name: str, body: Callable[[], None], began: Any = None) -> ports.Thread:
-        thread = threading.Thread(target=body, name=name, daemon=True)
+    def spawn(
+        self, name: str, body: Callable[[], None], began: Callable[[ports.Thread], object] | None = None
+    ) -> ports.Thread:
         try:
-            thread.start()
+            thread = HostThread(name, body, began)
+            thread.launch()
         except (RuntimeError, MemoryError, OSError) as exc:
             raise ThreadLimit(f"the system refused thread {name}: {exc}; `cmwq doctor` lists the limits") from exc
-        if began is not None:
-            began(thread)
         return thread
 
-    def thread_headroom(self) -> int:
-        now = time.monotonic()
-        if now >= self._headroom_until:
+    def thread_headroom(self, *, needed: bool = False) -> int:
+        """Each call counts as one thread more, until the caps are read again: at each call, where threads are few."""
+        now = self.monotonic()
+        if now >= self._headroom_until or self._headroom < _FEW:
             self._headroom = caps.headroom()
             self._headroom_until = now + _HEADROOM_TTL
         self._headroom -= 1
-        return self._headroom + 1
+        return self._headroom + 1 - (0 if needed else caps.SPARE)
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> Timer:
         """Raises ThreadLimit if the timer thread isn't there yet and can't be had."""
@@ -95,7 +107,7 @@ class ThreadHost:
 
         Context: no lock held that a timer's function may take.
         """
-        timers, self._timers = self._timers, Timers(self.spawn)
+        timers, self._timers = self._timers, Timers(self.spawn, self.monotonic)
         timers.close()
 
     def bind(self, cpus: Iterable[int], tid: int = 0) -> bool:
@@ -116,13 +128,19 @@ class ThreadHost:
         return threading.get_native_id()
 
     def set_nice(self, nice: int) -> bool:
-        """Of the calling thread alone. False: not permitted, or not to be had here. To undo it may not be permitted."""
+        """Of the calling thread alone. False: not permitted, or not to be had here. To undo it may not be permitted.
+
+        Threads and processes that it starts don't inherit a negative one: it is a worker's, not its works'.
+        """
         # Elsewhere niceness is the process's, and a thread's id may be the id of another process.
         if not sys.platform.startswith("linux"):
             return False
         try:
+            if nice < 0:
+                # First, so that nothing can be started in between; and without it, not at all.
+                os.sched_setscheduler(0, os.sched_getscheduler(0) | os.SCHED_RESET_ON_FORK, os.sched_getparam(0))
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
-        except (OSError, OverflowError):
+        except (OSError, OverflowError, AttributeError):  # AttributeError: a C library without it
             return False
         return True
 

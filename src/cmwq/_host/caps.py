@@ -1,7 +1,8 @@
 """How many threads may be had (B6): RLIMIT_NPROC, the cgroup's pids.max, the kernel's threads-max.
 
 Near a cap the pool goes on with what it has. Asked before a thread is created, because some of these limits fail the
-whole process's other threads too: the last thread of a cgroup should not be ours.
+whole process's other threads too: the last thread of a cgroup should not be ours. Unless nothing would go on without
+it: what `SPARE` leaves to others is not left by a pool's first worker and its reserve.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ try:
 except ImportError:
     resource = None  # type: ignore[assignment]
 
-SPARE = 4  # threads left to the rest of the process
+SPARE = 4
+"""Threads left to the rest of the process, by whoever can do without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +39,14 @@ def thread_caps() -> list[Cap]:
     for folder in cgroup_folders("pids"):
         limit = _number(folder / "pids.max")
         if limit is not None:
-            caps.append(Cap("pids.max", limit, _number(folder / "pids.current"), str(folder)))
+            source = os.fsencode(folder).decode("utf-8", "replace")  # to be shown
+            caps.append(Cap("pids.max", limit, _number(folder / "pids.current"), source))
     return caps
 
 
 def headroom() -> int:
-    """How many more threads may be created before the tightest cap is near."""
-    rooms = [cap.limit - (cap.used or 0) - SPARE for cap in thread_caps() if cap.limit is not None]
+    """How many more threads may be created before the tightest cap is reached."""
+    rooms = [cap.limit - (cap.used or 0) for cap in thread_caps() if cap.limit is not None]
     return min(rooms, default=1 << 30)
 
 
@@ -71,7 +74,8 @@ def _threads_max() -> Cap:
 
 def _own_threads() -> int | None:
     try:
-        return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[17])
+        # Bytes: the process's name, which is in it, may be anything.
+        return int(Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()[17])
     except (OSError, ValueError, IndexError):
         return None
 

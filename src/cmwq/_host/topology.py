@@ -49,11 +49,14 @@ def cpu_quota() -> float | None:
 def cgroup_folders(controller: str) -> Iterator[Path]:
     """The folders of the process's cgroup for that controller, the innermost first, up to the mount."""
     try:
-        own = Path("/proc/self/cgroup").read_text()
+        own = os.fsdecode(Path("/proc/self/cgroup").read_bytes())  # a path need be no UTF-8
     except OSError:
         return
-    for line in own.splitlines():
-        _, controllers, path = line.split(":", 2)
+    for line in own.split("\n"):  # the only character that no cgroup's name has
+        _, found, line = line.partition(":")
+        controllers, _, path = line.partition(":")
+        if not found:
+            continue
         if not controllers:
             roots = [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")]
         elif controller in controllers.split(","):
@@ -80,11 +83,12 @@ def _quota_of(folder: Path) -> float | None:
         try:
             quota = (folder / "cpu.cfs_quota_us").read_text().strip()
             period = (folder / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
+        except (OSError, ValueError):
             return None
-    if quota in ("max", "-1"):
+    try:
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):
         return None
-    return int(quota) / int(period)
 
 
 class Topology:

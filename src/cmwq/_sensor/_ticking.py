@@ -1,12 +1,25 @@
 """The frame of the pure-Python sensors: one thread that ticks while work waits, and looks at the workers.
 
 Guarantees
-- No wake-up while no lookout is armed (G4): the thread then rests on a condition, without a timeout.
+- No wake-up while no lookout is armed (G4): the thread then rests on its parker, without a timeout.
+- Arming takes no lock: it sets a flag and unparks. So it may come from anywhere, a signal handler or a finaliser in the
+  middle of another arming included.
+- The thread outlives whatever is raised in it. Should it end all the same, it sees to a successor.
 - A verdict counts only if, under pool.lock, the worker still executes the item it was seen with.
 - It starts workers by `pool.kick()` alone, so never lets more run than the target (A3).
 - Level-triggered: while armed it looks again and again. A tick that came too early is a late one, never a lost one.
 
 Assumes that nobody calls `stop` with a pool.lock held.
+
+Why no arming is lost. `armed` is set before the unpark, and read after the thread has used up an unpark: if it reads
+too early, that unpark is still to come, and ends the next `park` at once.
+
+Why there is one thread. It is posted with the first worker, and with later ones where it was refused. Two may be posted
+at once; each tries to take `_post`, which it holds while it lives, and who doesn't get it ends. So no lock is held by
+who posts them, and nobody has to give one back who was interrupted.
+
+What it sees is told to the pool only if somebody may be woken for it. While one waits for the GIL (the GIL rule) nobody
+is; were a sleeper counted as such all the same, whoever queues next would wake another.
 
 The ramp. How often blocking is noticed bounds how fast waiting work is started: up to the target per look. Starting
 more per look would break A3, so looks come closer instead: the pause halves with every look that started somebody (all
@@ -15,24 +28,29 @@ that was started before has blocked) and doubles, up to the period, with every l
 What is lost against the sentinel: the tick needs the GIL, so it is as late as the GIL is contended (the switch interval
 for every system call it makes), and its looks cost CPU time that the workers could have used.
 
-Letters as in `_core.pool`; C: sensor._bell held; T: the tick thread alone. Order: L < C.
+Letters as in `_core.pool`; T: the tick thread alone; A: each change is one atomic step.
 """
 
 from __future__ import annotations
 
 import enum
+import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cmwq._core.ranks import Rank
+from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.ports import Host, Lock, Parker
+    from cmwq._core.ports import Host, Lock, Parker, Thread
     from cmwq._core.worker import Worker
+
+_log = logging.getLogger("cmwq")
 
 RELOOK = 4
 """Workers believed asleep that one look visits."""
@@ -105,10 +123,11 @@ class TickingSensor:
         self.host = host  # I
         self.reason = reason  # I: why this sensor and not another
         self._pid = os.getpid()  # I
-        self._bell = threading.Condition(threading.Lock())  # I
-        self._lookouts: list[TickingLookout] = []  # C
-        self._thread: threading.Thread | None = None  # C: started by the first arm
-        self._stopped = False  # C
+        self._bell = host.parker()  # I: where the thread rests
+        self._lookouts: list[TickingLookout] = []  # A: appended to only
+        self._post = threading.Lock()  # taken by the thread while it lives, without waiting
+        self._thread: Thread | None = None  # T to change; read freely
+        self._stopped = False  # A
 
     def doing(self, worker: Worker, watched: Watched) -> Doing:
         """With WAITS_FOR_LOCK, reset `watched.since` if it waits for another lock than before.
@@ -122,8 +141,7 @@ class TickingSensor:
 
     def lookout(self, pool: WorkerPool) -> TickingLookout:
         lookout = TickingLookout(self, pool)
-        with self._bell:
-            self._lookouts.append(lookout)
+        self._lookouts.append(lookout)
         return lookout
 
     def cpus_changed(self) -> None:
@@ -131,45 +149,56 @@ class TickingSensor:
 
     def stop(self) -> None:
         if os.getpid() != self._pid:
-            return  # forked: there is no thread here, and its lock may be held for good
-        with self._bell:
-            self._stopped = True
-            thread = self._thread
-            self._bell.notify()
+            return  # forked: there is no thread here
+        self._stopped = True
+        self._bell.unpark()
+        thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def ring(self) -> None:
-        """A lookout was armed.  Context: its pool.lock held."""
-        with self._bell:
-            if self._thread is None and not self._stopped:
-                thread = threading.Thread(target=self._run, name="cmwq/tick", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:
-                    return  # no thread to be had: works still run, and the next arm tries again
-                self._thread = thread
-            self._bell.notify()
+        """A lookout was armed, which the flag says already.  Context: its pool.lock held."""
+        self._bell.unpark()
+
+    def post(self) -> None:
+        """Have the thread, if the pool's first worker and its reserve leave one.  Context: no lock held."""
+        if self._post.locked() or self._stopped or self.host.thread_headroom(needed=True) <= 2:
+            return
+        with suppress(ThreadLimit):
+            self.host.spawn("cmwq/tick", self._run)
 
     def _run(self) -> None:
-        self.host.set_thread_name("cmwq/tick")
+        if not self._post.acquire(blocking=False):
+            return
+        try:
+            self._thread = threading.current_thread()
+            self.host.set_thread_name("cmwq/tick")
+            while not self._stopped:
+                try:
+                    self._tick_until_stopped()
+                except BaseException:  # SystemExit too: a sensor is not to end because of what others raise in it
+                    with suppress(BaseException):
+                        _log.exception("the tick of sensor %s raised", self.name)
+        finally:
+            self._post.release()
+            if not self._stopped:
+                self.post()
+
+    def _tick_until_stopped(self) -> None:
         pause = self.period
-        while True:
-            with self._bell:
-                while not self._armed() and not self._stopped:
-                    self._bell.wait()
-                if self._stopped:
-                    return
-                lookouts = tuple(self._lookouts)
-            self.learn()
+        while not self._stopped:
+            if not self._armed():
+                self._bell.park()
+                continue
             # Pause first: arming says that work waits, not that somebody blocked; often it is disarmed again at once.
             time.sleep(pause)
-            started = [lookout.look() for lookout in lookouts if lookout.armed]
+            self.learn()
+            started = [lookout.look() for lookout in tuple(self._lookouts) if lookout.armed]
             if started:  # else disarmed meanwhile: a woken worker is on its way, the ramp goes on when it arrived
                 pause = max(pause / 2, self.period / RAMP) if any(started) else min(pause * 2, self.period)
 
     def _armed(self) -> bool:
-        return any(lookout.armed for lookout in self._lookouts)
+        return any(lookout.armed for lookout in tuple(self._lookouts))
 
 
 class TickingLookout:
@@ -178,13 +207,14 @@ class TickingLookout:
     def __init__(self, sensor: TickingSensor, pool: WorkerPool) -> None:
         self.sensor = sensor  # I
         self.pool = pool  # I
-        self.armed = False  # L; the tick thread may see a stale value, and kick() then finds nothing to do
+        self.armed = False  # L to change; the tick thread reads it freely, and kick() may find nothing to do
         self.cursor = 0  # T: where the next re-look starts
 
     def lock(self) -> Lock:
         return self.sensor.host.lock(Rank.POOL)
 
     def parker(self) -> Parker:
+        self.sensor.post()
         return self.sensor.host.parker()
 
     def attach(self, worker: Worker) -> None:
@@ -230,17 +260,17 @@ class TickingLookout:
                 watched: Watched | None = worker.watched
                 if worker.item is not item or watched is None or watched.exempt:
                     continue
-                if sleeps:
-                    pool.worker_sleeping(worker, on_lock=watched.on_lock)
-                else:
+                if not sleeps:
                     pool.worker_running(worker)
+                elif not gil:
+                    pool.worker_sleeping(worker, on_lock=watched.on_lock)
             # The GIL rule: while one waits for the GIL, another could only join the queue. One suffices: while it is
             # on its way the pool disarms, and when it arrives the wake chain (A6) goes on.
             return bool(self.armed and not gil and pool.kick())
 
     def _judge(self, workers: list[Worker]) -> tuple[list[tuple[Worker, Item, bool]], bool]:
         """Verdicts (worker, what it was seen with, whether it sleeps), and whether one waits for the GIL."""
-        now = time.monotonic()
+        now = self.sensor.host.monotonic()
         verdicts: list[tuple[Worker, Item, bool]] = []
         waiting: list[tuple[Worker, Item, Watched]] = []
         gil, running, young = False, 0, 0

@@ -15,7 +15,6 @@ any other sleep. Without CPU clocks long computations are taken for sleep too: o
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from cmwq._sensor._ticking import Doing, TickingSensor, Watched
@@ -56,7 +55,7 @@ class HintsSensor(TickingSensor):
             cpu = watched.cpu_time()
         except OSError:
             return Doing.GONE
-        now = time.monotonic()
+        now = self.host.monotonic()
         if watched.item is not worker.item:
             watched.item, watched.since, watched.window = worker.item, None, (now, cpu)
         if watched.since is None or watched.cpu != cpu:
@@ -75,7 +74,7 @@ class HintsSensor(TickingSensor):
         """
         if worker.sleeping:
             return Doing.SLEEPS
-        pool, now = worker.pool, time.monotonic()
+        pool, now = worker.pool, self.host.monotonic()
         count = pool.nr_wakeups + pool.nr_completed  # whoever begins a work was woken, or ended one before
         before, since = self._progress.get(pool, (-1, now))
         if count == before and now - since >= STUCK:

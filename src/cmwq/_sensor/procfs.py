@@ -14,10 +14,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from cmwq._errors import ThreadLimit
 from cmwq._sensor._ticking import STILL, Doing, TickingSensor, Watched
 
 if TYPE_CHECKING:
-    from cmwq._core.ports import Host
+    from cmwq._core.ports import Host, Thread
     from cmwq._core.worker import Worker
 
 
@@ -109,7 +110,7 @@ class ProcfsSensor(TickingSensor):
         if watched.key != UNREADABLE:
             watched.key, watched.since = UNREADABLE, None
         try:
-            still = watched.still_for(time.monotonic())
+            still = watched.still_for(self.host.monotonic())
         except OSError:
             return Doing.GONE
         return Doing.SLEEPS if still >= STILL else Doing.RUNS
@@ -132,18 +133,18 @@ class ProcfsSensor(TickingSensor):
             while not done:
                 pass
 
-        helpers = [threading.Thread(target=compute, name="cmwq/learn", daemon=True) for _ in range(2)]
+        helpers: list[Thread] = []
         files: list[int] = []
         seen: list[int] = []
-        deadline = time.monotonic() + LEARN_WITHIN
+        deadline = self.host.monotonic() + LEARN_WITHIN
         try:
-            for helper in helpers:
-                helper.start()
-            while len(tids) < 2 and time.monotonic() < deadline:
+            for _ in range(2):
+                self.host.spawn("cmwq/learn", compute, helpers.append)
+            while len(tids) < 2 and self.host.monotonic() < deadline:
                 time.sleep(0)
             # Held open while learning: each system call made here costs a turn at the GIL.
             files.extend(os.open(f"/proc/self/task/{tid}/syscall", os.O_RDONLY | os.O_CLOEXEC) for tid in tids)
-            while not self._gil and time.monotonic() < deadline:
+            while not self._gil and self.host.monotonic() < deadline:
                 # Reading hands the GIL to one of the two. Read in turns, that could be the one read each time.
                 for file in (files[0], *files, files[1]):
                     number, *rest = os.pread(file, 128, 0).split(b" ", 2)
@@ -153,12 +154,11 @@ class ProcfsSensor(TickingSensor):
                 for low in seen:
                     if sum(0 <= key - low < COND for key in seen) >= SIGHTINGS:
                         self._gil = range(low - COND, low + 2 * COND + 2 * MUTEX)
-        except (OSError, RuntimeError):
+        except (OSError, ThreadLimit):
             pass  # no thread or no descriptor to be had
         finally:
             done = True
             for file in files:
                 os.close(file)
             for helper in helpers:
-                if helper.ident is not None:
-                    helper.join()
+                helper.join()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._core.ranks import Rank
 from cmwq._errors import ThreadLimit
-from cmwq._host import topology
 
 try:
     from cmwq._sensor import _sentinel
@@ -44,8 +43,18 @@ def make(host: Host, reason: str) -> SentinelSensor:
     return SentinelSensor(host, reason)
 
 
+TICK = -1
+"""In place of a CPU: the plain tick."""
+
+
 class SentinelSensor:
-    """Native threads of idle priority, one per CPU, and a plain 10 ms tick should all of them be starved."""
+    """Native threads of idle priority, and a plain 10 ms tick should all of them be starved.
+
+    One on each CPU of a pool, but no more than may run there: under a CPU quota the others would look at what one sees
+    as well. They are threads, too: each asks the caps first, and where threads are few they take no more than half of
+    them. The tick comes first, for progress must not depend on the sentinels; but the pool's first worker and its
+    reserve come before it, for without these there is nothing to look at.
+    """
 
     name = "sentinel"
 
@@ -53,9 +62,10 @@ class SentinelSensor:
         self.reason = reason
         self._host = host
         self._watch = _sentinel.Watch()
-        self._lock = threading.Lock()
-        self._posted: set[int] = set()
-        self._knows_gil: bool | None = None  # None: not tried yet
+        self._lock = threading.Lock()  # P
+        self._posted: set[int] = set()  # P
+        self._wanted: set[int] = set()  # P
+        self._knows_gil: bool | None = None  # P; None: not tried yet
 
     def lookout(self, pool: WorkerPool) -> SentinelLookout:
         """Raises ThreadLimit: too many pools are watched."""
@@ -64,23 +74,36 @@ class SentinelSensor:
                 native = self._watch.lookout(pool.cpus, pool.target, pool.max_workers + 1, Rank.POOL)
             except RuntimeError as exc:
                 raise ThreadLimit(f"pool {pool.name}: it can't be watched: {exc}") from exc
-        self.post()
+        self._want(pool.cpus[: pool.target])
         return SentinelLookout(self, pool, native)
 
+    def _want(self, cpus: tuple[int, ...]) -> None:
+        limit = self._host.cpu_limit()
+        with self._lock:
+            self._wanted.update((TICK, *cpus[:limit]))
+        self.post()
+
     def post(self) -> None:
-        """A sentinel for each CPU that has none. Where threads are refused it is tried again with the next worker:
-        without workers there is nothing to watch.
+        """Those that are wanted and not there yet. What is refused is tried again with the next worker: without workers
+        there is nothing to watch.
         """
         with self._lock, suppress(OSError):
             if self._knows_gil is None and self._host.gil_enabled():
                 self._knows_gil = self._watch.learn_gil()
-            for cpu in (-1, *topology.cpus()):
-                if cpu not in self._posted:
-                    self._watch.start(cpu)
-                    self._posted.add(cpu)
+            for cpu in sorted(self._wanted - self._posted):
+                if not self._has_room(cpu):
+                    break
+                self._watch.start(cpu)
+                self._posted.add(cpu)
+
+    def _has_room(self, cpu: int) -> bool:
+        """For one more, and for those who come before it or are to come after."""
+        if cpu == TICK:
+            return self._host.thread_headroom(needed=True) > 2
+        return self._host.thread_headroom() > len(self._posted)
 
     def cpus_changed(self) -> None:
-        self.post()  # those that are there go back to their CPUs by themselves
+        self._want(self._host.cpus())  # those that are there go back to their CPUs by themselves
 
     def stop(self) -> None:
         self._watch.stop()

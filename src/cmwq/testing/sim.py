@@ -274,7 +274,7 @@ class SimHost:
         self.seam()
         return thread
 
-    def thread_headroom(self) -> int:
+    def thread_headroom(self, *, needed: bool = False) -> int:
         return 1 << 30
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> SimTimer:
