@@ -141,7 +141,7 @@ class _Thread:
         self.entered: dict[_Entry, None] = {}  # S: what it may hold
         self.deferred: dict[int, Callable[[], object]] = {}  # S: in order
         self.numbers = count()  # S
-        self.drain = _drain(self)  # S: the last that was begun; it runs, or it doesn't
+        self.drain: Any = _drain(self)  # S: the last that was begun; it runs, or it doesn't
 
     def holds(self) -> int:
         ranks = 0
