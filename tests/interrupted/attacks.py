@@ -1,0 +1,319 @@
+"""One round: an operation, an attack on it, and the checks that everything is whole afterwards.
+
+An attack has numbered cases, so that a failure can be had again: the k-th bytecode, the k-th allocation, the k-th
+random moment of a seed.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import signal
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import Any, ClassVar
+
+import cmwq
+
+from interrupted.intruders import CALLS, HARMLESS, Intruder
+from interrupted.operations import Operation
+from interrupted.tracing import Tracer
+from interrupted.whole import WITNESS, Bench, Broken, bounded
+
+ATTACKS: dict[str, type[Attack]] = {}
+
+
+class Attack:
+    """What is done to an operation."""
+
+    name: ClassVar[str]
+    what: ClassVar[str]  # its cases are so called
+    deep = False
+
+    def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name:
+            cls.name = name
+            ATTACKS[name] = cls
+
+    def __init__(self, seed: int, note: Callable[[object], None]) -> None:
+        """note: told of the place before something is done there that may hang."""
+        self.seed, self.note = seed, note
+
+    def count(self, bench: Bench, kind: type[Operation]) -> int:
+        """How many cases there are; 0: as many as are asked for."""
+        return 0
+
+    def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
+        """False: the operation had ended before.  Raises Broken, or what a broken pool raises."""
+        raise NotImplementedError
+
+
+def act(operation: Operation, *expected: type[BaseException]) -> bool:
+    """Whether it came to its end, and not to one of those exceptions.  Raises Broken for any other."""
+    try:
+        operation.act()
+        return True
+    except expected:
+        return False
+    except AssertionError as exc:
+        raise Broken(f"it returned something wrong: {exc!r}") from exc
+    except Exception as exc:
+        raise Broken(f"it raised {exc!r}") from exc
+
+
+class Bytecodes(Attack):
+    what = "bytecodes"
+
+    def count(self, bench: Bench, kind: type[Operation]) -> int:
+        """Until two counts are the same: the first use of anything takes longer."""
+        counts: list[int] = []
+        while len(counts) < 8 and (len(counts) < 3 or counts[-1] != counts[-2]):
+            operation = kind(bench)
+            operation.prepare()
+            with Tracer(deep=self.deep) as tracer:
+                act(operation)
+            operation.settle(ended=True)
+            counts.append(tracer.count)
+        return max(counts[1:])
+
+
+class Raise(Bytecodes, name="raise"):
+    """KeyboardInterrupt at the k-th bytecode."""
+
+    def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
+        operation = kind(bench)
+        operation.prepare()
+
+        def strike() -> None:
+            self.note(tracer.place)
+            raise KeyboardInterrupt
+
+        tracer = Tracer(case, strike, deep=self.deep)
+        with tracer:
+            ended = act(operation, KeyboardInterrupt)
+        if ended and tracer.place is not None:
+            raise Broken("the KeyboardInterrupt was swallowed")
+        operation.settle(ended=ended)
+        return tracer.place is not None
+
+
+class RaiseDeep(Raise, name="raise-deep"):
+    """The same, and in the standard library's functions that cmwq calls."""
+
+    deep = True
+
+
+class Enter(Bytecodes, name="enter"):
+    """A call of ours at the k-th bytecode: each of `CALLS` in turn."""
+
+    def count(self, bench: Bench, kind: type[Operation]) -> int:
+        return super().count(bench, kind) * len(CALLS)
+
+    def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
+        k, number = divmod(case - 1, len(CALLS))
+        name = CALLS[number]
+        operation = kind(bench)
+        intruder = Intruder(bench, operation.queue, operation.works)
+        intruder.prepare(name, operation.gates)
+        operation.prepare()
+
+        def strike() -> None:
+            self.note(f"{tracer.place}, {name} within it")
+            intruder.enter(name)
+
+        tracer = Tracer(k + 1, strike)
+        with tracer:
+            ended = act(operation, cmwq.CmwqError, *(() if name in HARMLESS else (AssertionError,)))
+        settle_entered(operation, [intruder], ended=ended and name in HARMLESS)
+        return tracer.place is not None
+
+
+def settle_entered(operation: Operation, intruders: list[Intruder], *, ended: bool) -> None:
+    """Of an operation during which others were called."""
+    operation.let_go()
+    bounded(lambda: operation.queue.flush(operation.bench.patience), "flush")
+    for intruder in intruders:
+        intruder.check()
+    operation.settle(ended=ended)
+
+
+class Memory(Attack, name="memory"):
+    """The k-th allocation fails, once, in whichever thread it is."""
+
+    what = "allocations"
+    most = 150
+
+    def __init__(self, seed: int, note: Callable[[object], None]) -> None:
+        super().__init__(seed, note)
+        import _testcapi
+
+        self._fail, self._restore = _testcapi.set_nomemory, _testcapi.remove_mem_hooks
+
+    def count(self, bench: Bench, kind: type[Operation]) -> int:
+        return self.most
+
+    def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
+        WITNESS.tolerated = (MemoryError,)
+        operation = kind(bench)
+        operation.prepare()
+        self.note(f"k={case}: that allocation fails")
+        failed = True
+        try:
+            self._fail(case, case + 1)
+            operation.act()
+            failed = False
+        except MemoryError:
+            pass
+        except cmwq.CmwqError as exc:
+            if not (isinstance(exc.__cause__ or exc.__context__, MemoryError) or "MemoryError" in str(exc)):
+                self._restore()
+                raise Broken(f"it raised {exc!r}") from exc
+        finally:
+            self._restore()
+        # A call may have had the MemoryError as its own, so how often it ran is not known.
+        operation.futures = [future for future in operation.futures if not _failed_for_memory(future, bench.patience)]
+        operation.settle(ended=False)
+        return failed
+
+
+def _failed_for_memory(future: Any, patience: float) -> bool:
+    with suppress(Exception):
+        return future.done() and isinstance(future.exception(patience), MemoryError)
+    return False
+
+
+class Signal(Attack, name="signal"):
+    """Ctrl-C, once, at a random moment of a loop over the operation."""
+
+    what = "moments"
+
+    def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
+        moment = random.Random(self.seed * 1_000_003 + case).uniform(20e-6, 4e-3)
+        self.note(f"k={case}: Ctrl-C after {moment * 1e6:.0f} us")
+        operations: list[Operation] = []
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, moment)
+            while True:
+                operations.append(kind(bench))
+                operations[-1].prepare()
+                act(operations[-1])
+                operations[-1].let_go()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        for operation in operations:
+            operation.let_go()
+        for operation in operations[:-1]:
+            bounded(lambda queue=operation.queue: queue.close(bench.patience), "close")
+        for operation in operations[-1:]:
+            operation.settle(ended=False)
+        return True
+
+
+class Handler(Attack, name="handler"):
+    """A signal's handler calls us, at random moments of a loop over the operation."""
+
+    what = "moments"
+
+    def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
+        chance = random.Random(self.seed * 1_000_003 + case)
+        names = chance.choices(CALLS, k=5)
+        self.note(f"k={case}: a handler calls {', '.join(names)}")
+        operation: Operation | None = None
+        entered: list[Intruder] = []
+        rounds: list[Operation] = []
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if operation is not None and names:
+                intruder = Intruder(bench, operation.queue, operation.works)
+                entered.append(intruder)
+                intruder.enter(name if (name := names.pop()) != "close_map" else "submit")
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(20e-6, 1e-3) if names else 0)
+
+        bench.hold_one()
+        before = signal.signal(signal.SIGALRM, handle)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(20e-6, 1e-3))
+            while names:
+                operation = None
+                rounds.append(kind(bench))
+                rounds[-1].prepare()
+                operation = rounds[-1]
+                act(operation, cmwq.CmwqError, AssertionError)
+                operation.let_go()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        last = rounds.pop()
+        for each in rounds:
+            bounded(lambda queue=each.queue: queue.close(bench.patience), "close")
+        settle_entered(last, entered, ended=False)
+        return True
+
+
+class Chain:
+    """Garbage in a cycle, whose finaliser calls us and leaves the next garbage, so many times."""
+
+    def __init__(self, chain: list[Callable[[], None]], *, by_callback: bool) -> None:
+        self.me = self
+        self.chain, self.by_callback = chain, by_callback
+        if by_callback:
+            # The reference must outlive what it refers to, and be no garbage itself.
+            _references[:] = [weakref.ref(self, lambda _: _follow(chain, by_callback=True))]
+
+    def __del__(self) -> None:
+        if not self.by_callback:
+            _follow(self.chain, by_callback=False)
+
+
+_references: list[weakref.ref[Chain]] = []
+
+
+def _follow(chain: list[Callable[[], None]], *, by_callback: bool) -> None:
+    if chain:
+        call = chain.pop()
+        if chain:
+            Chain(chain, by_callback=by_callback)
+        call()
+
+
+class Finaliser(Attack, name="finaliser"):
+    """The collector runs at any allocation, and finalisers call us, one after the other."""
+
+    what = "chains"
+    by_callback = False
+
+    def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
+        chance = random.Random(self.seed * 1_000_003 + case)
+        names = [name for name in chance.choices(CALLS, k=8) if name != "close_map"]
+        self.note(f"k={case}: finalisers call {', '.join(reversed(names))}")
+        bench.hold_one()
+        operation = kind(bench)
+        operation.prepare()
+        intruders = [Intruder(bench, operation.queue, operation.works) for _ in names]
+        chain = [lambda i=i, n=n: i.enter(n) for i, n in zip(intruders, names, strict=True)]
+        if chance.random() < 0.5:  # the collector's own moments may never come within the operation
+            chain[-1:] = [lambda: None] * chance.randrange(1, 4)
+        before = gc.get_threshold()
+        try:
+            Chain(chain, by_callback=self.by_callback)
+            gc.set_threshold(chance.randrange(1, 9))
+            act(operation, cmwq.CmwqError, AssertionError)
+        finally:
+            gc.set_threshold(*before)
+        while chain:
+            gc.collect()
+        settle_entered(operation, intruders, ended=False)
+        return True
+
+
+class Callback(Finaliser, name="callback"):
+    """The same, of weak references."""
+
+    by_callback = True
