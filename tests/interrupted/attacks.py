@@ -6,9 +6,11 @@ random moment of a seed.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import random
 import signal
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +22,7 @@ import cmwq
 from interrupted.intruders import CALLS, HARMLESS, Intruder
 from interrupted.operations import Operation
 from interrupted.tracing import Tracer
-from interrupted.whole import WITNESS, Bench, Broken, bounded
+from interrupted.whole import LONG, WITNESS, Bench, Broken, Call, bounded, check_work
 
 ATTACKS: dict[str, type[Attack]] = {}
 
@@ -317,3 +319,90 @@ class Callback(Finaliser, name="callback"):
     """The same, of weak references."""
 
     by_callback = True
+
+
+class Injected(BaseException):
+    """Raised in a thread by another."""
+
+
+def inject(thread: threading.Thread, exception: type[BaseException] | None) -> None:
+    """None: take back one that has not been raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident or 0), None if exception is None else ctypes.py_object(exception)
+    )
+
+
+class Asynchronous(Attack, name="asynchronous"):
+    """Exceptions raised in workers, in the timer's thread and in users' threads, at random moments under load."""
+
+    what = "rounds"
+
+    def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
+        chance = random.Random(self.seed * 1_000_003 + case)
+        self.note(f"k={case}")
+        WITNESS.tolerated = (Injected,)
+        users = [User(bench, kind) for _ in range(2)]
+        spared = {threading.main_thread(), *(t for t in threading.enumerate() if t.name == "watchdog")}
+        for user in users:
+            user.thread.start()
+        for _ in range(5):
+            for _ in range(chance.randrange(1000)):  # a random moment, others run meanwhile or not
+                pass
+            thread = chance.choice(sorted({*threading.enumerate()} - spared, key=lambda thread: thread.name))
+            self.note(f"k={case}: an exception in thread {thread.name}")
+            inject(thread, Injected)
+        for user in users:
+            user.stop = True
+            user.thread.join(bench.patience)
+            if user.thread.is_alive():
+                raise Broken("a user's thread hangs")
+        for thread in {*threading.enumerate()} - spared:
+            inject(thread, None)
+        for user in users:
+            user.check()
+        bench.check()
+        return True
+
+
+class User:
+    """A thread that does what threads do with a queue, and goes on where it was interrupted."""
+
+    def __init__(self, bench: Bench, kind: type[Operation]) -> None:
+        self.bench = bench
+        self.queue = cmwq.WorkQueue("user", runtime=bench.runtime, **kind.options)
+        self.call, self.told = Call(10**9), Call(10**9)
+        self.work, self.delayed = cmwq.Work(self.call), cmwq.DelayedWork(self.told)
+        self.futures: list[cmwq.Future[Any]] = []
+        self.stop = False
+        self.thread = threading.Thread(target=self._use, name="user", daemon=True)
+
+    def _use(self) -> None:
+        with suppress(Injected):
+            while not self.stop:
+                with suppress(Injected, cmwq.QueueFull):
+                    self._use_once()
+
+    def _use_once(self) -> None:
+        self.futures.append(self.queue.submit(int))
+        self.queue.queue(self.work)
+        self.queue.queue_delayed(self.delayed, LONG)
+        self.queue.mod_delayed(self.delayed, 1e-4)
+        self.futures[-1].result()
+        list(self.queue.map(int, "12"))
+        self.delayed.cancel()
+        self.work.flush()
+        self.futures.append(self.queue.submit(int))
+        self.futures[-1].cancel()
+
+    def check(self) -> None:
+        patience = self.bench.patience
+        bounded(lambda: self.queue.flush(patience), "flush")
+        for future in self.futures:
+            if not future.done():
+                raise Broken(f"flushed, and not done: {future!r}")
+            if not future.cancelled() and not isinstance(future.exception(), Injected) and future.result() != 0:
+                raise Broken(f"a wrong result: {future.result()}")
+        for work, call in ((self.work, self.call), (self.delayed, self.told)):
+            check_work(work, self.queue, call, patience)
+        self.bench.check(self.queue)
+        bounded(lambda: self.queue.close(patience), "close")

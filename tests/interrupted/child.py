@@ -19,7 +19,7 @@ from typing import Any
 from interrupted.attacks import ATTACKS, Attack
 from interrupted.operations import OPERATIONS
 from interrupted.tracing import PACKAGE
-from interrupted.whole import IMPATIENCE, PATIENCE, WITNESS, Bench, Broken
+from interrupted.whole import IMPATIENCE, WITNESS, Bench, Broken
 
 HUNG = 3
 WORN = 4  # so much is broken in this process that another should go on
@@ -79,7 +79,7 @@ class Rounds:
         self.broken = 0
 
     def patience(self) -> float:
-        return PATIENCE if self.found == 0 else IMPATIENCE
+        return self.order["patience"] if self.found == 0 else IMPATIENCE
 
     def run(self) -> int:
         for name, start, events, found in self.order["tasks"]:
@@ -118,7 +118,7 @@ class Rounds:
                 self.bench = None
                 self.broken += 1
                 self.found += 1
-                if self.broken >= MOST_BROKEN:
+                if self.broken >= min(MOST_BROKEN, order["most"]):
                     tell(event="left", name=name, case=case, injected=injected)
                     return False
                 if self.found >= order["enough"]:

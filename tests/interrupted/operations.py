@@ -117,7 +117,8 @@ class Operation:
         bench, patience = self.bench, self.bench.patience
         self.let_go()
         for future in self.futures:
-            bounded(lambda future=future: cf.wait([future], patience).not_done and future.result(0), "a future")
+            if cf.wait([future], patience).not_done:
+                raise Broken(f"nobody is told of its end: {future!r}")
             if not future.cancelled() and future.exception(0) is not None:
                 raise Broken(f"a call that can't fail failed: {future.exception(0)!r}")
         for thread in self.threads:
@@ -752,6 +753,7 @@ class Room(Operation, name="submit, max_pending"):
             pass
         finally:
             gate.open()
+            bounded(lambda: self.queue.flush(self.bench.patience), "flush")
         if taken != 3:
             raise Broken(f"there is room for 3, and {taken} were taken")
 

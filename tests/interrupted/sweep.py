@@ -19,6 +19,7 @@ from typing import Any
 from interrupted.attacks import ATTACKS
 from interrupted.child import HUNG, WORN
 from interrupted.operations import OPERATIONS
+from interrupted.whole import PATIENCE
 
 TESTS = Path(__file__).resolve().parent.parent
 
@@ -48,14 +49,16 @@ class Sweep:
     rounds: int = 20  # where an attack's cases have no end
     locks: str = ""
     enough: int = 10**9  # so much broken of one operation is told, and no more
-    hangs: int = 3  # each costs seconds
+    hangs: int = 3  # of one operation: each costs seconds
+    most: int = 10**9  # broken, of all together: then it ends
+    patience: float = PATIENCE
     verbose: bool = False
     rows: dict[str, Row] = field(default_factory=dict)
 
     def run(self, names: list[str]) -> None:
         self.rows = {name: Row() for name in names}
         tasks: list[list[Any]] = [[name, 1, 0, 0] for name in names]
-        while tasks:
+        while tasks and sum(row.broken for row in self.rows.values()) < self.most:
             tasks = self._child(tasks)
 
     @property
@@ -67,6 +70,7 @@ class Sweep:
         order = {
             "attack": self.attack, "sensor": self.sensor, "seed": self.seed, "samples": self.samples,
             "step": self.step, "rounds": self.rounds, "locks": self.locks, "enough": self.enough, "tasks": tasks,
+            "patience": self.patience, "most": self.most,
         }  # fmt: skip
         path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH", "")]))
         command = [sys.executable, "-X", "faulthandler", "-m", "interrupted.child", json.dumps(order)]
@@ -135,13 +139,14 @@ class Sweep:
     def table(self) -> str:
         what = ATTACKS[self.attack].what
         title = f"{self.attack}, {self.sensor}{', Python locks' * bool(self.locks)}, seed {self.seed}"
-        lines = [f"{title:<44} {what:>11} {'injected':>9} {'broken':>7} {'of a signal':>12} {'hung':>5}"]
+        raises = self.attack.startswith("raise")
+        lines = [f"{title:<44} {what:>11} {'injected':>9} {'broken':>7} {'hung':>5} {'by a signal' * raises:>12}"]
         rows = [*self.rows.items(), ("all", self._sum())]
         for name, row in rows:
             more = "  and no further" if row.given_up else ""
-            signal = row.by_signal if what == "bytecodes" else ""
+            signal = row.by_signal if raises else ""
             lines.append(
-                f"{name:<44} {row.events:>11} {row.injected:>9} {row.broken:>7} {signal:>12} {row.hung:>5}{more}"
+                f"{name:<44} {row.events:>11} {row.injected:>9} {row.broken:>7} {row.hung:>5} {signal:>12}{more}"
             )
         return "\n".join(lines)
 
@@ -151,9 +156,13 @@ class Sweep:
             *(sum(getattr(row, each) for row in rows) for each in ("events", "injected", "broken", "hung", "by_signal"))
         )
 
-    def failures(self, most: int = 3) -> str:
-        """Some of what broke, of each operation."""
-        return "\n".join(line for row in self.rows.values() for line in row.summaries[:most])
+    def failures(self) -> str:
+        """What broke, and how to have it again."""
+        lines = [line for row in self.rows.values() for line in row.summaries]
+        again = f"python -m interrupted.sweep {self.attack} --sensors {self.sensor} --seed {self.seed}"
+        if self.samples:
+            again += f" --samples {self.samples}"
+        return "\n".join([*lines, f"again: PYTHONPATH=tests {again} --rounds {self.rounds}"])
 
 
 def main() -> int:
@@ -166,6 +175,7 @@ def main() -> int:
     options.add_argument("--rounds", type=int, default=1000, help="of attacks at random moments")
     options.add_argument("--hangs", type=int, default=10, help="of an operation, before the rest of it is left out")
     options.add_argument("--enough", type=int, default=10**9, help="broken of an operation: the rest is left out")
+    options.add_argument("--patience", type=float, default=PATIENCE, help="seconds that only a hang or a loss takes")
     options.add_argument("--locks", choices=["", "python"], default="")
     options.add_argument("--seed", type=int, default=random.randrange(1 << 20))
     chosen = options.parse_args()
@@ -174,7 +184,8 @@ def main() -> int:
         for sensor in chosen.sensors:
             sweep = Sweep(
                 attack, sensor, chosen.seed, samples=chosen.samples, step=chosen.step, rounds=chosen.rounds,
-                locks=chosen.locks, enough=chosen.enough, hangs=chosen.hangs, verbose=True,
+                locks=chosen.locks, enough=chosen.enough, hangs=chosen.hangs, patience=chosen.patience,
+                verbose=True,
             )  # fmt: skip
             sweep.run(chosen.operations)
             print(sweep.table(), flush=True)

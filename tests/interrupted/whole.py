@@ -165,6 +165,9 @@ class Bench:
         for queue in (*queues, self.probe):
             if queue.is_open:
                 check_serves(queue, self.patience)
+        late = cmwq.DelayedWork(int)
+        self.probe.queue_delayed(late, 1e-4)
+        until(lambda: not late.pending, self.patience, lambda: "a delayed work's time never comes")
         self.steady()
         self.check_counts()
         WITNESS.check()
