@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Any, ClassVar
 
 import cmwq
-
 from interrupted.intruders import CALLS, HARMLESS, Intruder
 from interrupted.operations import Operation
 from interrupted.tracing import Tracer
@@ -48,6 +47,10 @@ class Attack:
         """How many cases there are; 0: as many as are asked for."""
         return 0
 
+    def chance(self, kind: type[Operation], case: int) -> random.Random:
+        """The same for the same case."""
+        return random.Random(f"{self.seed} {kind.name} {case}")
+
     def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
         """False: the operation had ended before.  Raises Broken, or what a broken pool raises."""
         raise NotImplementedError
@@ -74,7 +77,7 @@ class Bytecodes(Attack):
         counts: list[int] = []
         while len(counts) < 8 and (len(counts) < 3 or counts[-1] != counts[-2]):
             operation = kind(bench)
-            operation.prepare()
+            operation.set_up()
             with Tracer(deep=self.deep) as tracer:
                 act(operation)
             operation.settle(ended=True)
@@ -87,7 +90,7 @@ class Raise(Bytecodes, name="raise"):
 
     def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
         operation = kind(bench)
-        operation.prepare()
+        operation.set_up()
 
         def strike() -> None:
             self.note(tracer.place)
@@ -120,7 +123,7 @@ class Enter(Bytecodes, name="enter"):
         operation = kind(bench)
         intruder = Intruder(bench, operation.queue, operation.works)
         intruder.prepare(name, operation.gates)
-        operation.prepare()
+        operation.set_up()
 
         def strike() -> None:
             self.note(f"{tracer.place}, {name} within it")
@@ -142,11 +145,10 @@ def settle_entered(operation: Operation, intruders: list[Intruder], *, ended: bo
     operation.settle(ended=ended)
 
 
-class Memory(Attack, name="memory"):
+class Memory(Bytecodes, name="memory"):
     """The k-th allocation fails, once, in whichever thread it is."""
 
     what = "allocations"
-    most = 150
 
     def __init__(self, seed: int, note: Callable[[object], None]) -> None:
         super().__init__(seed, note)
@@ -155,12 +157,13 @@ class Memory(Attack, name="memory"):
         self._fail, self._restore = _testcapi.set_nomemory, _testcapi.remove_mem_hooks
 
     def count(self, bench: Bench, kind: type[Operation]) -> int:
-        return self.most
+        """More than there are: hardly every eighth bytecode allocates."""
+        return max(30, super().count(bench, kind) // 8)
 
     def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
         WITNESS.tolerated = (MemoryError,)
         operation = kind(bench)
-        operation.prepare()
+        operation.set_up()
         self.note(f"k={case}: that allocation fails")
         failed = True
         try:
@@ -193,7 +196,7 @@ class Signal(Attack, name="signal"):
     what = "moments"
 
     def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
-        moment = random.Random(self.seed * 1_000_003 + case).uniform(20e-6, 4e-3)
+        moment = self.chance(kind, case).uniform(20e-6, 4e-3)
         self.note(f"k={case}: Ctrl-C after {moment * 1e6:.0f} us")
         operations: list[Operation] = []
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
@@ -201,7 +204,7 @@ class Signal(Attack, name="signal"):
             signal.setitimer(signal.ITIMER_REAL, moment)
             while True:
                 operations.append(kind(bench))
-                operations[-1].prepare()
+                operations[-1].set_up()
                 act(operations[-1])
                 operations[-1].let_go()
         except KeyboardInterrupt:
@@ -224,7 +227,7 @@ class Handler(Attack, name="handler"):
     what = "moments"
 
     def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
-        chance = random.Random(self.seed * 1_000_003 + case)
+        chance = self.chance(kind, case)
         names = chance.choices(CALLS, k=5)
         self.note(f"k={case}: a handler calls {', '.join(names)}")
         operation: Operation | None = None
@@ -245,7 +248,7 @@ class Handler(Attack, name="handler"):
             while names:
                 operation = None
                 rounds.append(kind(bench))
-                rounds[-1].prepare()
+                rounds[-1].set_up()
                 operation = rounds[-1]
                 act(operation, cmwq.CmwqError, AssertionError)
                 operation.let_go()
@@ -292,12 +295,12 @@ class Finaliser(Attack, name="finaliser"):
     by_callback = False
 
     def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
-        chance = random.Random(self.seed * 1_000_003 + case)
+        chance = self.chance(kind, case)
         names = [name for name in chance.choices(CALLS, k=8) if name != "close_map"]
         self.note(f"k={case}: finalisers call {', '.join(reversed(names))}")
         bench.hold_one()
         operation = kind(bench)
-        operation.prepare()
+        operation.set_up()
         intruders = [Intruder(bench, operation.queue, operation.works) for _ in names]
         chain = [lambda i=i, n=n: i.enter(n) for i, n in zip(intruders, names, strict=True)]
         if chance.random() < 0.5:  # the collector's own moments may never come within the operation
@@ -338,7 +341,7 @@ class Asynchronous(Attack, name="asynchronous"):
     what = "rounds"
 
     def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
-        chance = random.Random(self.seed * 1_000_003 + case)
+        chance = self.chance(kind, case)
         self.note(f"k={case}")
         WITNESS.tolerated = (Injected,)
         users = [User(bench, kind) for _ in range(2)]

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import cmwq
-
 from interrupted.whole import PATIENCE
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -60,7 +59,8 @@ def forks(number: int, seed: int, tell: Callable[[str], None]) -> int:
             out, err = program.communicate()
         failed = [line for line in out.decode().splitlines() if line]
         if program.returncode or err:
-            failed.append(f"forks of seed={seed} from {first}: status {program.returncode}, {gist(err.decode())}")
+            said = f"status {program.returncode}, {gist(err.decode())}"
+            failed = [f"{line}: {said}" for line in failed] or [f"forks of seed={seed} from {first}: {said}"]
         for line in failed:
             tell(line)
         return failed
@@ -277,7 +277,9 @@ def main() -> int:
     failed = 0
     for what in chosen.what:
         began = time.monotonic()
-        number = {"forks": forks, "exits": exits}[what](chosen.number, chosen.seed, lambda line: print(line, flush=True))
+        number = {"forks": forks, "exits": exits}[what](
+            chosen.number, chosen.seed, lambda line: print(line, flush=True)
+        )
         print(f"{what}, seed {chosen.seed}: {chosen.number}, broken {number}, {time.monotonic() - began:.0f} s")
         failed += number
     return failed > 0

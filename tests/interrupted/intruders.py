@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any
 
 import cmwq
-
 from interrupted.whole import LONG, Bench, Broken, Call, Gate, bounded
 
 _numbers = itertools.count()

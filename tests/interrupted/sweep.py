@@ -1,6 +1,6 @@
 """Run attacks on operations in children, go on behind what broke, and tell by a table.
 
-    python -m interrupted.sweep raise enter --sensors sentinel procfs --operations submit queue --samples 20
+python -m interrupted.sweep raise enter --sensors sentinel procfs --operations submit queue --samples 20
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import random
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,24 +74,24 @@ class Sweep:
         }  # fmt: skip
         path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH", "")]))
         command = [sys.executable, "-X", "faulthandler", "-m", "interrupted.child", json.dumps(order)]
-        child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
-        )
-        left = list(tasks)
+        env = {**os.environ, "PYTHONPATH": path}
         at = 0
-        noise: list[str] = []
-        assert child.stdout is not None
-        assert child.stderr is not None
-        with ThreadPoolExecutor(1) as reader:
-            heard = reader.submit(lambda: noise.append(child.stderr.read()))  # type: ignore[union-attr]
+        left = list(tasks)
+        # Not a pipe: who hears the one stream must not forget the other.
+        with (
+            tempfile.TemporaryFile("w+") as noise,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=noise, text=True, env=env) as child,
+        ):
+            assert child.stdout is not None
             for line in child.stdout:
                 at = self._hear(json.loads(line), left, at)
-            heard.result()
-        status = child.wait()
+            status = child.wait()
+            noise.seek(0)
+            said = noise.read()
         if status not in (0, HUNG, WORN):
             # It died: of a signal, or of an exception that nothing caught.
             name, start, events, _ = left[0]
-            self._broke(name, f"{name} k>={max(at, start)}: the process died, status {status}: {noise[0][-1500:]}")
+            self._broke(name, f"{name} k>={max(at, start)}: the process died, status {status}: {said[-1500:]}")
             left[0] = [name, max(at, start) + 1, events, self.rows[name].broken]
             self.rows[name].hung += 1
             self._give_up(left)

@@ -24,7 +24,7 @@ pytestmark = [
 
 
 def sweep(attack: str, sensor: str, **options: int) -> Sweep:
-    done = Sweep(attack, sensor, SEED, hangs=1, enough=3, most=5, **options)  # type: ignore[arg-type]
+    done = Sweep(attack, sensor, SEED, hangs=1, enough=3, most=5, patience=10.0, **options)  # type: ignore[arg-type]
     done.run([*OPERATIONS])
     return done
 

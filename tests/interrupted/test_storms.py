@@ -14,7 +14,7 @@ sensors = pytest.mark.parametrize("sensor", ["sentinel", "procfs"], indirect=Tru
 
 
 def storm(attack: str, sensor: str, rounds: int, operations: list[str]) -> None:
-    done = Sweep(attack, sensor, SEED, rounds=rounds, hangs=1, enough=3, most=5)
+    done = Sweep(attack, sensor, SEED, rounds=rounds, hangs=1, enough=3, most=5, patience=10.0)
     done.run(operations)
     assert done.whole, done.failures()
 

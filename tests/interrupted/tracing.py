@@ -15,7 +15,7 @@ from __future__ import annotations
 import dis
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -51,7 +51,7 @@ class Place:
         return name.startswith(_LOOKS) and _handler(self._code, before) == _handler(self._code, self._at)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _handler(code: CodeType, at: int) -> int:
     """Where an exception of this instruction goes; -1: out of the function."""
     entries: list[Any] = dis.Bytecode(code).exception_entries  # type: ignore[attr-defined]

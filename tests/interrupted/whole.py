@@ -178,10 +178,11 @@ class Bench:
         snapshot = self.runtime.snapshot()
         held = self.gate is not None
         for pool in snapshot.pools:
-            if pool.started - pool.completed != held or pool.workers != pool.idle + held:
+            busy = pool.workers - pool.idle
+            if (pool.started - pool.completed, pool.inactive) != (busy, busy) or pool.created - pool.culled < busy:
                 raise Broken(f"counts do not add up: {pool}")
-            if pool.created - pool.culled < pool.workers or pool.inactive != held:
-                raise Broken(f"counts do not add up: {pool}")
+        if sum(pool.workers - pool.idle for pool in snapshot.pools) != held:
+            raise Broken(f"{held} workers should be busy: {snapshot.pools}")
         for queue in snapshot.queues:
             left = (1, 1, 2) if held and queue.name == "held" else (0, 0, 0)
             if (queue.active, queue.inactive, queue.unfinished) != left:
