@@ -11,6 +11,7 @@ import gc
 import random
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -138,6 +139,7 @@ class Enter(Bytecodes, name="enter"):
 
 def settle_entered(operation: Operation, intruders: list[Intruder], *, ended: bool) -> None:
     """Of an operation during which others were called."""
+    WITNESS.tolerated = (cmwq.CmwqError,)  # a call that was left for later may be refused then, which is logged
     operation.let_go()
     bounded(lambda: operation.queue.flush(operation.bench.patience), "flush")
     for intruder in intruders:
@@ -203,6 +205,9 @@ class Signal(Attack, name="signal"):
         try:
             signal.setitimer(signal.ITIMER_REAL, moment)
             while True:
+                if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
+                    time.sleep(0.01)  # it may just be on its way
+                    raise Broken("the KeyboardInterrupt was swallowed" + "".join(f": {each}" for each in WITNESS.heard))
                 operations.append(kind(bench))
                 operations[-1].set_up()
                 act(operations[-1])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from concurrent.futures import wait
 from contextlib import suppress
 from typing import Any
 
@@ -45,7 +46,10 @@ class Intruder:
         if self.broken:
             raise Broken(self.broken)
         for future in self.futures:
-            bounded(lambda future=future: future.result(patience), "result of what was submitted within")
+            if wait([future], patience).not_done:
+                raise Broken(f"submitted within it, and never done: {future!r}")
+            if isinstance(future.exception(), cmwq.CmwqError):
+                self.accepted = 0  # it was left for later, and refused then
         times = len(self.call.runs)
         if times > 1 or (self.accepted is not None and times != self.accepted):
             raise Broken(f"accepted {self.accepted} times within it, it ran {times} times")

@@ -8,6 +8,7 @@ even if it did not: it happened, or it did not. What holds for every operation i
 from __future__ import annotations
 
 import concurrent.futures as cf
+import gc
 import itertools
 import threading
 import time
@@ -130,7 +131,7 @@ class Operation:
                 continue  # interrupted while it was started
             thread.join(patience)
             if thread.is_alive():
-                raise Broken("a thread waits in result() of a future that is done")
+                raise Broken("a thread still waits for a future that is done")
         if ended:
             bounded(lambda: self.queue.flush(patience), "flush")
             self.check()
@@ -673,6 +674,7 @@ class MakeRescued(Operation, name="a queue with a rescuer, made and closed"):
         made.close()
 
     def check_either(self) -> None:
+        gc.collect()  # a queue that was not closed is let go of in a cycle
         until(
             lambda: not any(t.name.startswith("cmwq/R-saved") for t in threading.enumerate()),
             self.bench.patience,

@@ -63,7 +63,6 @@ class Witness(logging.Handler):
         super().__init__(logging.WARNING)
         self.heard: list[str] = []
         self.tolerated: tuple[type[BaseException], ...] = ()
-        self.last_error: str = ""
 
     def listen(self) -> None:
         logging.getLogger("cmwq").addHandler(self)
@@ -82,6 +81,8 @@ class Witness(logging.Handler):
 
     def _thread_died(self, args: Any) -> None:
         name = args.thread.name if args.thread is not None else "?"
+        if isinstance(args.exc_value, cmwq.CmwqError):
+            self.heard.append(f"thread {name} died: {args.exc_value!r}")
         self._note(f"thread {name} died", args.exc_value)
 
     def _not_raised(self, args: Any) -> None:
