@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, ClassVar
 
 import cmwq
-from interrupted.whole import LONG, Bench, Broken, Call, Gate, bounded, check_serves, check_work, until
+from interrupted.whole import LONG, Bench, Broken, Call, Flag, Gate, bounded, check_serves, check_work, until
 
 _numbers = itertools.count()
 OPERATIONS: dict[str, type[Operation]] = {}
@@ -439,7 +439,7 @@ class CancelSync(CancelPending, name="cancel_sync, pending"):
 class CancelSyncRunning(Operation, name="cancel_sync, running"):
     def arrange(self) -> None:
         self.first = self.call(2)
-        self.started = threading.Event()
+        self.started = Flag()
 
         def run() -> None:
             self.first()
@@ -673,10 +673,14 @@ class MakeRescued(Operation, name="a queue with a rescuer, made and closed"):
         made.submit(int).result()
         made.close()
 
+    def prepare(self) -> None:
+        super().prepare()
+        self.before = {*threading.enumerate()}
+
     def check_either(self) -> None:
         gc.collect()  # a queue that was not closed is let go of in a cycle
         until(
-            lambda: not any(t.name.startswith("cmwq/R-saved") for t in threading.enumerate()),
+            lambda: not any(t.name.startswith("cmwq/R-") for t in {*threading.enumerate()} - self.before),
             self.bench.patience,
             lambda: "nobody has the queue, and its rescuer's thread stays",
         )
@@ -829,7 +833,7 @@ class WholeLife(Operation, name="Runtime, from first use to close"):
 
     def prepare(self) -> None:
         super().prepare()
-        self.before = threading.active_count()
+        self.before = {*threading.enumerate()}
 
     def act(self) -> None:
         self.made = cmwq.Runtime(sensor=self.bench.sensor)
@@ -852,7 +856,7 @@ class WholeLife(Operation, name="Runtime, from first use to close"):
             made.check_invariants()
         bounded(lambda: made.close(patience), "close of an interrupted runtime")
         until(
-            lambda: threading.active_count() <= self.before,
+            lambda: {*threading.enumerate()} <= self.before,
             patience,
-            lambda: f"the runtime is closed, and left {[t.name for t in threading.enumerate()]}",
+            lambda: f"the runtime is closed, and left {[t.name for t in {*threading.enumerate()} - self.before]}",
         )

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import cmwq
@@ -40,17 +41,35 @@ class Call:
         return len(args)
 
 
+class Flag:
+    """What one thread sets and one other waits for.
+
+    An `Event` is not whole after a Ctrl-C in the middle of its `set` or `wait`, and the harness must be.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        with suppress(RuntimeError):  # it is set
+            self._lock.release()
+
+    def wait(self, timeout: float = -1) -> bool:
+        return self._lock.acquire(timeout=timeout)
+
+
 class Gate:
     """A call that holds its worker until it is opened, known to be blocked at once."""
 
     def __init__(self) -> None:
-        self._open = threading.Event()
-        self.arrived = threading.Event()
+        self._open, self.arrived = Flag(), Flag()
 
     def __call__(self, *args: object) -> None:
         with cmwq.blocking():
             self.arrived.set()
             self._open.wait()
+            self._open.set()  # for who comes next
 
     def open(self) -> None:
         self._open.set()
