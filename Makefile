@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-all check lint types bench performance suite stress scale faults hotplug model mutants \
-	promises clean setup
+	promises clean setup interrupted storms
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -67,6 +67,16 @@ hotplug: setup  ## latency of works while a CPU goes offline and comes back; cha
 
 model: setup  ## the runtime beside a model of it: 2,000 random programs of 50 steps
 	CMWQ_MODEL_EXAMPLES=2000 CMWQ_MODEL_STEPS=50 $(PY) -m pytest --timeout 3600 tests/model/test_state_machine.py $(ARGS)
+
+interrupted: setup  ## an exception, a call of ours, a failing malloc at every bytecode of every call (an hour)
+	PYTHONPATH=tests $(PY) -m interrupted.sweep raise enter memory --patience 10 $(ARGS)
+
+storms: setup  ## Ctrl-C, handlers, finalisers, exceptions, forks, exits: thousands of each at random moments (an hour)
+	PYTHONPATH=tests $(PY) -m interrupted.sweep signal --rounds 1000 $(ARGS)
+	PYTHONPATH=tests $(PY) -m interrupted.sweep handler finaliser callback --rounds 100 $(ARGS)
+	PYTHONPATH=tests $(PY) -m interrupted.sweep asynchronous --rounds 1000 \
+		--operations submit 'submit beyond max_active' 'freeze, thaw' 'submit, max_pending' $(ARGS)
+	PYTHONPATH=tests $(PY) -m interrupted.ends forks exits --number 2000
 
 promises:  ## docs/promises.md: which tests defend which promise
 	$(PYTHON) tools/promises.py

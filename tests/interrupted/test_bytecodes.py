@@ -1,0 +1,45 @@
+"""F10, at some bytecodes and allocations of every operation; `make interrupted` takes all of them.
+
+Each test is a sweep (`interrupted.sweep`): a failure names the operation, the place, and what broke, and how to have it
+again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+
+import pytest
+
+from interrupted.operations import OPERATIONS
+from interrupted.sweep import Sweep
+
+SEED = int(os.environ.get("CMWQ_SEED", random.randrange(1 << 20)))
+
+pytestmark = [
+    pytest.mark.timeout(900),  # of code that is broken; else a few seconds
+    pytest.mark.parametrize("sensor", ["sentinel", "procfs"], indirect=True),
+]
+
+
+def sweep(attack: str, sensor: str, **options: int) -> Sweep:
+    done = Sweep(attack, sensor, SEED, hangs=1, enough=3, most=5, patience=10.0, **options)  # type: ignore[arg-type]
+    done.run([*OPERATIONS])
+    return done
+
+
+def test_F10_an_exception_at_any_bytecode_leaves_everything_whole(sensor: str) -> None:
+    done = sweep("raise", sensor, samples=24)
+    assert done.whole, done.failures()
+
+
+def test_F10_a_call_of_ours_at_any_bytecode_returns_and_leaves_everything_whole(sensor: str) -> None:
+    done = sweep("enter", sensor, samples=30)
+    assert done.whole, done.failures()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("_testcapi") is None, reason="this Python has no _testcapi")
+def test_F10_memory_that_ends_at_any_allocation_leaves_everything_whole(sensor: str) -> None:
+    done = sweep("memory", sensor, samples=10)
+    assert done.whole, done.failures()
