@@ -138,16 +138,16 @@ def test_after_a_cut_line_no_other_is_written(folder: Path, monkeypatch: pytest.
     log = module.Log(str(folder / "log"), "t:f")
     real = module.write_all
 
-    def disk_fills(fd: int, data: bytes) -> None:
-        real(fd, data[:10])
+    def disk_fills(fd: int, *parts: bytes) -> None:
+        real(fd, parts[0][:10])
         raise OSError("no space")
 
     monkeypatch.setattr(module, "write_all", disk_fills)
     with pytest.raises(OSError, match="no space"):
-        log.record(0, "a", "1", None)
+        log.record(0, "a", b"1", None)
     monkeypatch.setattr(module, "write_all", real)
     before = (folder / "log").read_bytes()
     with pytest.raises(OSError, match="no space"):
-        log.record(1, "b", "2", None)
+        log.record(1, "b", b"2", None)
     log.close()
     assert (folder / "log").read_bytes() == before
