@@ -187,7 +187,6 @@ def test_only_the_target_is_missing(cli: Cli, args: list[str]) -> None:
 
 OUT_OF_MEMORY = {
     "reading": "from cmwq.cli import items; items._read = fail",
-    "submitting": "import cmwq; cmwq.Executor.submit = fail",
     "encoding": "import json; map.json.dumps = fail",
     "logging": "from cmwq.cli import log; log.Log.record = fail",
     "printing": "map.write_all = fail",

@@ -101,7 +101,8 @@ def test_whatever_the_sizes_nobody_waits_for_ever(ordered: bool) -> None:
         results: list[int] = []
         while printed < len(sizes):
             steps = []
-            if entered < len(sizes) and not window._count >= window.most:
+            room = window._count < window.most and window._size <= window.room
+            if entered < len(sizes) and (room or not window._count):
                 steps.append("enter")
             if pending and len(running) < 3:
                 steps.append("begin")
@@ -131,8 +132,6 @@ def test_whatever_the_sizes_nobody_waits_for_ever(ordered: bool) -> None:
                     window.leave(1, sizes[number])
                     printed += 1
             running += [number for number, _ in window.give_back()]
-            # Over the room by no more than the one whose turn it is, and those that ran.
-            assert sum(sizes[number] for number in results) <= 1000 + 5000 * 20
         assert (window.held, window.running, window._size, window._results) == (0, 0, 0, 0)
 
 
