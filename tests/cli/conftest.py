@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+SCRIPT = ("bin/cmwq",)  # as installed: Python puts the script's folder on the path, not the current directory
 Cli = Callable[..., subprocess.CompletedProcess[bytes]]
 
 TARGETS = '''
@@ -85,6 +86,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "targets.py").write_text(TARGETS)
     (tmp_path / "raising.py").write_text("raise RuntimeError('broken\\nmodule')\n")
     (tmp_path / "leaving.py").write_text("raise SystemExit(0)\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "cmwq").write_text("import sys\nfrom cmwq.cli import main\nsys.exit(main())\n")
     (tmp_path / "needy.py").write_text("import no_such_dependency\n")
     return tmp_path
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Cli, environment
+from .conftest import SCRIPT, Cli, environment
 
 
 def values(output: bytes) -> list[object]:
@@ -36,8 +36,7 @@ def test_attribute_path_and_builtin(cli: Cli) -> None:
 
 
 def test_current_directory_can_be_imported_from_by_the_installed_script(cli: Cli) -> None:
-    code = ("-c", "import sys; from cmwq.cli import main; sys.exit(main())")
-    assert cli("map", "targets:size", "abc", python=("-P",), code=code).stdout == b"3\n"
+    assert cli("map", "targets:size", "abc", code=SCRIPT).stdout == b"3\n"
 
 
 def test_items_from_stdin(cli: Cli) -> None:
@@ -181,8 +180,9 @@ def test_progress_on_a_terminal(folder: Path, without_rich: bool) -> None:
 def test_endless_input_is_read_only_as_fast_as_it_is_printed(tmp_path: Path) -> None:
     import argparse
 
-    from cmwq.cli.map import WINDOW, Mapping
+    from cmwq.cli.map import Mapping
     from cmwq.cli.progress import Silent, Tally
+    from cmwq.cli.window import COUNT as WINDOW
 
     full = threading.Event()
     tally = Tally()

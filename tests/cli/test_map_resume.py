@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .conftest import Cli
+from .conftest import Cli, environment
 
 
 def effects(folder: Path) -> Counter[str]:
@@ -138,16 +140,36 @@ def test_after_a_cut_line_no_other_is_written(folder: Path, monkeypatch: pytest.
     log = module.Log(str(folder / "log"), "t:f")
     real = module.write_all
 
-    def disk_fills(fd: int, data: bytes) -> None:
-        real(fd, data[:10])
+    def disk_fills(fd: int, *parts: bytes) -> None:
+        real(fd, parts[0][:10])
         raise OSError("no space")
 
     monkeypatch.setattr(module, "write_all", disk_fills)
     with pytest.raises(OSError, match="no space"):
-        log.record(0, "a", "1", None)
+        log.record(0, "a", b"1", None)
     monkeypatch.setattr(module, "write_all", real)
     before = (folder / "log").read_bytes()
     with pytest.raises(OSError, match="no space"):
-        log.record(1, "b", "2", None)
+        log.record(1, "b", b"2", None)
     log.close()
     assert (folder / "log").read_bytes() == before
+
+
+def test_a_file_that_cannot_be_locked_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cmwq.cli import log as module
+
+    def no_locks(fd: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(module.Refusal, match="can't be locked where it is: No locks available"):
+        module.Log(str(folder / "log"), "t:f")
+
+
+def test_a_huge_file_of_another_kind_is_not_read(folder: Path) -> None:
+    with open(folder / "log", "wb") as file:
+        file.truncate(8 << 30)  # one line, and no space on the disk
+    command = f"ulimit -v 2000000; exec {sys.executable} -m cmwq map --resume log targets:same a"
+    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, env=environment(), timeout=100)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"cmwq map: error: 'log' is not a log of cmwq map; it was left as it is\n"

@@ -7,13 +7,18 @@ could not be done, 130 after Ctrl-C, 141 where the reader of stdout went away.
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from cmwq.cli.output import CLOSED, FAILED, INTERRUPTED, Refusal, one_line, reason, say
+from cmwq.cli.output import CLOSED, FAILED, OUT_OF_MEMORY, Refusal, one_line, reason, say
+from cmwq.cli.signals import end_by
+
+STDOUT_CLOSED = "standard output is closed"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,18 +30,21 @@ class _Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """argparse's own hides that it could not write."""
-        if message and file is not None:
-            file.write(message)
+        if file is None:
+            raise Refusal(STDOUT_CLOSED)
+        file.write(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with those arguments (default: the process's), return the exit status.
 
-    Where `cmwq map` is stopped while items run, it leaves the process instead of returning: nobody can take a thread
-    out of a function.
+    It is the process's own: standard streams stay as it arranged them, and where it is stopped it may leave the process
+    instead of returning (nobody can take a thread out of a function).
     """
     prog = "cmwq"
     try:
+        _fill_standard_descriptors()
+        _print_anything()
         try:
             options = _options(sys.argv[1:] if argv is None else list(argv))
             prog = f"cmwq {options.command}"
@@ -50,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"{prog}: error: {one_line(str(refusal))}")
         return FAILED
     except KeyboardInterrupt:
-        return INTERRUPTED
+        end_by(signal.SIGINT)
+    except MemoryError:
+        say(f"{prog}: error: {OUT_OF_MEMORY}")
+        return FAILED
     except BrokenPipeError:
         _drop_stdout()
         return CLOSED
@@ -61,9 +72,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if sys.stdout is None:
+        raise Refusal(STDOUT_CLOSED)
     # Imported here: `cmwq map` should not pay for the others, nor `--help` for any.
     status: int = import_module(f"cmwq.cli.{options.command}").run(options)
     return status
+
+
+def _fill_standard_descriptors() -> None:
+    """A standard stream that was closed leaves its number to the next file opened, which everybody who writes to
+    standard error, down to libc, would then write into: a log, or the results."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+
+
+def _print_anything() -> None:
+    """A character that stdout's encoding lacks is no reason to fail."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _drop_stdout() -> None:
@@ -78,14 +105,17 @@ def _drop_stdout() -> None:
 
 def _options(args: list[str]) -> argparse.Namespace:
     parser, mapping = _parsers()
-    if args[:1] != ["map"]:
-        return parser.parse_args(args)
-    # Options may stand between items, which argparse can do for a command alone, but without knowing about "--".
-    mark = args.index("--") if "--" in args else len(args)
-    before, after = args[1:mark], args[mark + 1 :]
-    options = mapping.parse_intermixed_args(before)
-    options.command = "map"
-    options.items += after
+    if args[:1] == ["map"]:
+        # Options may stand between items, which argparse can do for a command alone, but without knowing about "--".
+        mark = args.index("--") if "--" in args else len(args)
+        options = mapping.parse_intermixed_args(args[1:mark])
+        options.command = "map"
+        words = [*([] if options.target is None else [options.target]), *options.items, *args[mark + 1 :]]
+        options.target, options.items = (words[0] if words else None), words[1:]
+    else:
+        options = parser.parse_args(args)
+    if options.command == "map" and options.target is None:
+        mapping.error("the following arguments are required: TARGET")
     return options
 
 
@@ -114,10 +144,11 @@ def _parsers() -> tuple[_Parser, _Parser]:
 
 
 _MAP_NOTES = """\
-TARGET is called with one argument, a str. The current directory can be imported from.
+TARGET is called with one argument, a str. The current directory can be imported from, unless PYTHONSAFEPATH is set.
 
 items    Arguments (after --, whatever they look like), or the lines of FILE or of standard input; empty lines are items
-         too. They are read as needed: at most 1,000 items are under way or wait for their turn on stdout. Bytes that
+         too. They are read as needed: at most 1,000 items, and 64 MiB of them and their results, are under way or
+         wait for their turn on stdout; beyond that, items begin only one after the other. Bytes that
          are not UTF-8 arrive as surrogate escapes: os.fsencode(item) gives the very bytes back. A line may have 64 MiB.
 output   One line of ASCII JSON for each item that succeeded, in input order. What TARGET (and its child processes)
          print goes to stderr instead; their stdin is empty where items come from there.
@@ -125,21 +156,23 @@ failures One line on stderr each. A result that JSON cannot express (NaN too) is
 --resume LOG gets one line per completed item, before its result goes to stdout. Run again with the same log, target and
          items: what succeeded is printed again but not run again, what failed or is missing runs. All logged items are
          compared with the input before anything runs. The log survives the death of the process, not of the machine.
-status   0 all succeeded; 1 some items failed; 2 could not go on (one line says why); 130 Ctrl-C, 143 SIGTERM: no new
-         item starts, those running get half a second to end, and what still runs then is abandoned (and not logged);
-         141 the reader of stdout went away, quietly.
+status   0 all succeeded; 1 some items failed; 2 could not go on (one line says why); 141 the reader of stdout went
+         away, quietly. Ctrl-C, SIGTERM, SIGHUP (130, 143, 129 to a shell): no new item starts; those running get half a
+         second to end, be logged, and be printed if they are in turn; a second signal doesn't wait. What still runs
+         then is abandoned (and not logged).
 """
 
 
 def _add_map(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
     parser = commands.add_parser(
         "map",
+        usage="%(prog)s [OPTION ...] [--] TARGET [ITEM ...]",
         help="call a function on every item",
         description="Call a Python function on every item, with as much concurrency as pays.",
         epilog=_MAP_NOTES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("target", metavar="TARGET", help="module:function, or module:Class.method")
+    parser.add_argument("target", metavar="TARGET", nargs="?", help="module:function, or module:Class.method")
     parser.add_argument("items", metavar="ITEM", nargs="*", help="default: the lines of standard input")
     parser.add_argument("-a", "--arg-file", metavar="FILE", help="items are the lines of FILE (-: standard input)")
     parser.add_argument("-0", "--null", action="store_true", help="items end with a NUL byte, not with a newline")

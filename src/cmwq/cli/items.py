@@ -11,7 +11,7 @@ import os
 import select
 from collections.abc import Iterator
 
-from cmwq.cli.output import Refusal
+from cmwq.cli.output import Refusal, wait_for
 
 CHUNK = 1 << 16
 LONGEST = 64 << 20  # an endless line (/dev/zero) must not eat the machine
@@ -42,4 +42,4 @@ def _read(fd: int) -> bytes:
         try:
             return os.read(fd, CHUNK)
         except BlockingIOError:
-            select.select([fd], [], [])
+            wait_for(fd, select.POLLIN)

@@ -2,21 +2,27 @@
 
 Guarantees: `record` returns when the kernel has the line, so it survives the death of the process (not of the
 machine). A last line without its end was cut and is dropped. Nothing is changed in a file that is no log of this
-target. Two runs cannot share a log at the same time. Once a write failed, none is tried again: a line after a cut one
-would spoil both.
+target. Two runs cannot share a log at the same time; where a file cannot be locked, it is refused. Once a write failed,
+none is tried again: a line after a cut one would spoil both.
 
-Assumes: POSIX `O_APPEND`. In memory: four numbers per logged item, not the results.
+Assumes: POSIX `O_APPEND`. In memory: four numbers per logged item, neither results nor items.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
+import sys
 import threading
+from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from cmwq.cli.output import Refusal, reason, write_all
+
+_LONGEST_HEADER = 1 << 16
 
 
 class Entry(NamedTuple):
@@ -40,38 +46,51 @@ class Log:
         except OSError as error:
             raise Refusal(f"log {path!r}: {reason(error).removeprefix(path + ': ')}") from error
 
-    @property
-    def span(self) -> int:
-        """One more than the last index in the log."""
-        return max(self.entries, default=-1) + 1
+    def checked(self, items: Iterator[str]) -> Iterator[str | None]:
+        """The items, None for each that succeeded; after all of the log was compared with them. Raises Refusal.
 
-    def check(self, items: list[str]) -> None:
-        """Refuse a log that is not about these items; `items` are the first `span` of the input."""
+        Of those that had to be read for this, only what the log lacks is kept meanwhile: it has the others.
+        """
         other = f"log {self.path!r} belongs to other items"
-        for index, entry in sorted(self.entries.items()):
-            if index >= len(items):
-                raise Refusal(f"{other}: it has item {index + 1}, the input has {len(items)}")
-            if hash(items[index]) != entry.item:
-                logged = self._read(entry)["item"]
-                raise Refusal(f"{other}: item {index + 1} is {_short(items[index])}, there {_short(logged)}")
+        end = max(self.entries, default=-1) + 1
+        missing: dict[int, str] = {}
+        count = 0
+        for index, item in enumerate(islice(items, end)):
+            entry = self.entries.get(index)
+            if entry is None:
+                missing[index] = item
+            elif hash(item) != entry.item:
+                raise Refusal(f"{other}: item {index + 1} is {_short(item)}, there {_short(self.item(index))}")
+            count += 1
+        if count < end:
+            first = min(index for index in self.entries if index >= count)
+            raise Refusal(f"{other}: it has item {first + 1}, the input has {count}")
+        return chain(self._again(end, missing), items)
 
-    def succeeded(self, index: int) -> bool:
-        entry = self.entries.get(index)
-        return entry is not None and entry.ok
+    def _again(self, end: int, missing: dict[int, str]) -> Iterator[str | None]:
+        for index in range(end):
+            if index in missing:
+                yield missing.pop(index)
+            else:
+                yield None if self.entries[index].ok else self.item(index)
 
-    def result(self, index: int) -> str:
+    def item(self, index: int) -> str:
+        item: str = self._read(self.entries[index])["item"]
+        return item
+
+    def result(self, index: int) -> bytes:
         """The result of an item that succeeded, as JSON."""
-        return json.dumps(self._read(self.entries[index])["result"])
+        return json.dumps(self._read(self.entries[index])["result"]).encode("ascii")
 
-    def record(self, index: int, item: str, result: str | None, error: str | None) -> None:
+    def record(self, index: int, item: str, result: bytes | None, error: str | None) -> None:
         """Append one completed item; `result` is JSON. Raises OSError, and from then on always, for the same reason."""
         head = json.dumps({"index": index, "item": item, "ok": error is None})[:-1]
-        tail = f'"result": {result}' if error is None else f'"error": {json.dumps(error)}'
+        name, value = ("result", result or b"null") if error is None else ("error", json.dumps(error).encode("ascii"))
         with self._lock:
             if self._failure is not None:
                 raise OSError(*self._failure.args)
             try:
-                write_all(self._fd, f"{head}, {tail}}}\n".encode("ascii"))
+                write_all(self._fd, f'{head}, "{name}": '.encode("ascii"), value, b"}\n")
             except OSError as failure:
                 self._failure = failure
                 raise
@@ -83,19 +102,27 @@ class Log:
     def close(self) -> None:
         os.close(self._fd)
 
+    def is_file(self, fd: int) -> bool:
+        """Does that descriptor mean the log's own file?"""
+        own, other = os.fstat(self._fd), os.fstat(fd)
+        return stat.S_ISREG(own.st_mode) and os.path.samestat(own, other)
+
     def _begin(self, header: bytes) -> None:
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # /dev/null, a pipe: nothing to go on from
             write_all(self._fd, header)
             return
         end = 0
         with open(self._fd, "rb", closefd=False) as file:
-            for number, line in enumerate(file, 1):
-                if number == 1 and line != header and not (header.startswith(line) and not line.endswith(b"\n")):
-                    raise Refusal(_foreign(self.path, line, header))
+            first = file.readline(len(header))  # no more: a file of another kind may be one huge line
+            if first == header:
+                end = len(first)
+            elif not header.startswith(first):
+                rest = b"" if first.endswith(b"\n") else file.readline(_LONGEST_HEADER)
+                raise Refusal(_foreign(self.path, first + rest))
+            for number, line in enumerate(file, 2):
                 if not line.endswith(b"\n"):
                     break
-                if number > 1:
-                    self._load(number, end, line)
+                self._load(number, end, line)
                 end += len(line)
         if os.fstat(self._fd).st_size != end:
             os.ftruncate(self._fd, end)
@@ -104,9 +131,9 @@ class Log:
 
     def _load(self, number: int, offset: int, line: bytes) -> None:
         match _parse(line):
-            case {"index": int(index), "item": str(item), "ok": True, "result": _} if index >= 0:
+            case {"index": int(index), "item": str(item), "ok": True, "result": _} if 0 <= index < sys.maxsize:
                 self.entries[index] = Entry(offset, len(line), True, hash(item))
-            case {"index": int(index), "item": str(item), "ok": False} if index >= 0:
+            case {"index": int(index), "item": str(item), "ok": False} if 0 <= index < sys.maxsize:
                 self.entries[index] = Entry(offset, len(line), False, hash(item))
             case _:
                 raise Refusal(f"log {self.path!r}: line {number} is damaged; repair or remove it, or use another log")
@@ -119,13 +146,14 @@ class Log:
 def _open(path: str) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:
-        import fcntl
-
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if stat.S_ISREG(os.fstat(fd).st_mode):  # in others nothing is found again that two runs could spoil
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        os.close(fd)
         raise Refusal(f"log {path!r} is in use by another run") from None
-    except (ImportError, OSError):  # no such call, or a file system without locks: the user's care has to do
-        pass
+    except OSError as error:
+        os.close(fd)
+        raise Refusal(f"log {path!r} can't be locked where it is: {reason(error)}") from None
     return fd
 
 
@@ -137,7 +165,7 @@ def _parse(line: bytes) -> object:
     return parsed
 
 
-def _foreign(path: str, line: bytes, header: bytes) -> str:
+def _foreign(path: str, line: bytes) -> str:
     match _parse(line):
         case {"cmwq": "map", "version": 1, "target": str(target)}:
             return f"log {path!r} belongs to another target: {target}"

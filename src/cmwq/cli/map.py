@@ -1,13 +1,14 @@
 """`cmwq map`: call a function on every item, with as much concurrency as pays.
 
-Three parties: the *feeder* (a thread of its own) reads items and submits them; the *workers* (cmwq's) call the target
-and note the outcome in the log; the *main thread* puts outcomes in order, prints, counts, and decides when it is over.
-They meet in one queue of events, so that a slow input never delays results that are there, and a signal is an event
-like any other.
+Four parties: the *feeder* (a thread) reads items and submits them; the *workers* (cmwq's) call the target and note the
+outcome in the log; the *writer* (a thread) puts outcomes in order, prints and counts; the *main thread* waits for
+the writer's news or a signal, and decides when it is over. It is the only one who may do so, because it alone never
+reads, writes or runs what is not ours: whatever a full pipe, a terminal or a target holds up, a signal is heard.
 
-Guarantees: an outcome is in the log before its result is on stdout. At most `WINDOW` items are between being read and
-being printed, whatever the input's length. An item is called at most once per run. When the run ends early, no new
-item starts, and the log has all that completed, but for what ends after the last moment's grace.
+Guarantees: an outcome is in the log before its result is on stdout. How much is between being read and being printed is
+bounded (`window`), whatever the input's length and the results' size. An item is called at most once per run. When
+the run ends early, no new item starts, the log has all that completed, and stdout what was in turn, but for what ends
+after the last moment's grace. What runs out of memory ends the run; a MemoryError of the target's fails its item.
 """
 
 from __future__ import annotations
@@ -18,34 +19,52 @@ import json
 import os
 import queue
 import signal
+import stat
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
 from typing import Any, NoReturn
 
 import cmwq
 from cmwq.cli.items import lines
 from cmwq.cli.log import Log
-from cmwq.cli.output import CLOSED, FAILED, Refusal, describe, one_line, reason, say, write_all
+from cmwq.cli.output import (
+    CLOSED,
+    FAILED,
+    LONGEST,
+    OUT_OF_MEMORY,
+    Refusal,
+    describe,
+    one_line,
+    reason,
+    say,
+    write_all,
+)
 from cmwq.cli.progress import Display, Tally, display
-from cmwq.cli.signals import caught
+from cmwq.cli.signals import caught, end_by
 from cmwq.cli.target import load
+from cmwq.cli.window import Window, weight
 
-WINDOW = 1000
 GRACE = 0.5  # seconds that running items get when the run is stopped
+AT_ONCE = 1 << 20  # bytes printed before their room is given to others
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one item. `result` is JSON; both None: it succeeded in an earlier run."""
+    """Of one item. `result` is JSON. All None: it succeeded in an earlier run, and the log has it."""
 
     index: int
-    item: str
-    result: str | None
+    item: str | None
+    result: bytes | None
     error: str | None
+
+    @property
+    def size(self) -> int:
+        """Of what came of it."""
+        return len(self.result or b"") + len(self.error or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +74,15 @@ class InputEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class LogFailed:
-    error: OSError
+class Failed:
+    """Of the run, not of an item."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class LookAgain:
+    """Something changed that is no outcome: a worker ended, the run was stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +91,19 @@ class Signalled:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
-    """An item came to its turn after the run was stopped."""
+class Finished:
+    """Who was asked has no more to say; `trouble`: what is wrong with the input."""
+
+    trouble: Exception | None = None
 
 
-Event = Outcome | InputEnded | LogFailed | Signalled | Skipped
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The last words are out."""
+
+
+class OutOfMemory(Exception):
+    """Of ours, not of the target's."""
 
 
 class Stopped(Exception):
@@ -80,25 +114,32 @@ class Stopped(Exception):
         self.status, self.message = status, message
 
 
+Event = Outcome | InputEnded | Failed | LookAgain
+News = Signalled | Stopped | Finished | Said
+
+
 def run(options: argparse.Namespace) -> int:
     if options.items and options.arg_file is not None:
         raise Refusal("items are given as arguments and with --arg-file: one of them, please")
-    if sys.stdout is None:
-        raise Refusal("standard output is closed")
     with contextlib.ExitStack() as stack:
-        source = _source(options, stack)
-        out = stack.enter_context(_own_stdout())
+        source, source_fd = _source(options, stack)
+        out = _own_stdout(stack)
+        total = len(options.items) or None
+        shown = display(options.progress, options.quiet, total)
+        stack.callback(shown.close)
+        # From here on the current directory can be imported from. Nothing of ours may be looked for there.
         call = load(options.target)
         log = None
         if options.resume is not None:
             log = Log(options.resume, options.target)
             stack.callback(log.close)
-        total = len(options.items) or None
-        shown = display(options.progress, options.quiet, total)
-        stack.callback(shown.close)
+            if log.is_file(out):  # the shell may have emptied it already; nothing else was written to it
+                raise Refusal(f"log {options.resume!r} is standard output as well")
+        if source_fd is not None and _same_file(source_fd, out):
+            raise Refusal("the input is standard output as well: it would never end")
         mapping = Mapping(options, call, source, out, log, shown, Tally(total))
-        # As events: an exception in the middle of a submit or a write could lose an item.
-        with caught((signal.SIGINT, signal.SIGTERM), lambda number: mapping.events.put(Signalled(number))):
+        # As news: an exception in the middle of a submit or a write could lose an item.
+        with caught((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), lambda number: mapping.news.put(Signalled(number))):
             return mapping.run()
 
 
@@ -122,122 +163,163 @@ class Mapping:
         self.log = log
         self.shown = shown
         self.tally = tally
-        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.window = threading.Semaphore(WINDOW)
+        self.pool = cmwq.Executor("cmwq map")
+        self.news: queue.SimpleQueue[News] = queue.SimpleQueue()  # to the main thread
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()  # to the writer
+        self.window = Window(ordered=not options.unordered)
         self.stopped = False
-        self.running: set[int] = set()
         self.early: dict[int, Outcome] = {}  # not their turn yet
         self.next_index = 0
         self.count: int | None = None  # of items, known at the input's end
 
     def run(self) -> int:
         # Never left by an exception: stopping leaves the process, and must not wait for what still runs.
-        pool = cmwq.Executor("cmwq map")
-        threading.Thread(target=self.feed, args=(pool,), name="cmwq map input", daemon=True).start()
         try:
-            trouble = self.report()
-        except Stopped as stop:
-            self.leave(stop)
-        pool.shutdown()
-        self.shown.close()
-        if (self.tally.failed and not self.options.quiet) or self.shown.tick is not None:
-            say(f"cmwq map: {self.tally.line()}")
-        if trouble is not None:
-            raise trouble
+            threading.Thread(target=self.write, name="cmwq map output", daemon=True).start()
+            threading.Thread(target=self.feed, name="cmwq map input", daemon=True).start()
+        except RuntimeError as error:  # nothing runs yet
+            raise Refusal(one_line(str(error))) from None
+        news = self.news.get()
+        if isinstance(news, Signalled):
+            self.leave(Stopped(128 + news.number), news.number)
+        if isinstance(news, Stopped):
+            self.leave(news)
+        assert isinstance(news, Finished)
+        if news.trouble is not None:
+            raise news.trouble
         return 1 if self.tally.failed else 0
 
     # The feeder
 
-    def feed(self, pool: cmwq.Executor) -> None:
+    def feed(self) -> None:
         index = 0
         trouble: Exception | None = None
         try:
-            for item in self.checked():
-                self.window.acquire()
+            for item in self.source if self.log is None else self.log.checked(self.source):
+                self.window.enter(weight(item))
                 if self.stopped:
                     return
-                if self.log is not None and self.log.succeeded(index):
-                    self.events.put(Outcome(index, item, None, None))
+                if item is None:
+                    self.window.result(0, ran=False)
+                    self.events.put(Outcome(index, None, None, None))
                 else:
-                    pool.submit(self.work, index, item)
+                    self.pool.submit(self.work, index, item)
                 index += 1
         except OSError as error:
             trouble = Refusal(f"reading items: {reason(error)}")
+        except MemoryError:
+            self.events.put(Failed(OUT_OF_MEMORY))
         except Exception as error:
             trouble = error if isinstance(error, Refusal) else Refusal(describe(error))
         self.events.put(InputEnded(index, trouble))
 
-    def checked(self) -> Iterator[str]:
-        """The items, after those in the log were found to be these: before anything runs."""
-        if self.log is None:
-            return self.source
-        known = list(islice(self.source, self.log.span))
-        self.log.check(known)
-        return chain(known, self.source)
-
     # The workers
 
     def work(self, index: int, item: str) -> None:
-        # First into `running`, then a look at `stopped`; `leave` does it the other way round, so one sees the other.
-        self.running.add(index)
-        event: Event = Skipped()
+        if self.window.begin(index, item):
+            self.carry_out(index, item)
+
+    def carry_out(self, index: int, item: str) -> None:
+        # First it counts as running, then it looks at `stopped`; who stops does it the other way round, so one sees
+        # the other. And first the event, then the end: who sees that none runs has all events.
         try:
             if not self.stopped:
                 event = self.outcome(index, item)
+                if isinstance(event, Outcome):
+                    self.window.result(event.size)
+                self.events.put(event)
+        except MemoryError:
+            self.events.put(Failed(OUT_OF_MEMORY))
         finally:
-            self.running.discard(index)
-            self.events.put(event)
+            if self.window.end() or self.stopped:
+                self.events.put(LookAgain())
 
-    def outcome(self, index: int, item: str) -> Event:
+    def outcome(self, index: int, item: str) -> Outcome | Failed:
         result = error = None
         try:
             result = self.encoded(self.call(item))
+        except OutOfMemory:
+            return Failed(OUT_OF_MEMORY)
         except BaseException as raised:  # a target may raise SystemExit: that item's failure, not ours
             error = describe(raised)
         if self.log is not None:
             try:
                 self.log.record(index, item, result, error)
             except OSError as failure:
-                return LogFailed(failure)
+                return Failed(f"log {self.log.path!r}: {reason(failure)}")
         return Outcome(index, item, result, error)
 
-    def encoded(self, result: object) -> str:
+    def encoded(self, result: object) -> bytes:
         try:
-            return json.dumps(result, allow_nan=False)
+            return json.dumps(result, allow_nan=False).encode("ascii")
+        except MemoryError:
+            raise OutOfMemory from None
         except (TypeError, ValueError, RecursionError) as error:
             if self.options.repr:
-                return json.dumps(repr(result))
+                return json.dumps(repr(result)).encode("ascii")
             raise TypeError(f"result is not JSON-able ({describe(error)}); --repr prints its repr()") from None
 
-    # The main thread
+    # The writer
+
+    def write(self) -> None:
+        """Until nothing more will come. Whatever holds this thread up, the main thread doesn't wait for it."""
+        trouble = None
+        try:
+            trouble = self.report()
+            if not self.stopped:
+                self.pool.shutdown()
+                self.shown.close()
+                if (self.tally.failed and not self.options.quiet) or self.shown.tick is not None:
+                    say(f"cmwq map: {self.tally.line()}")
+        except Stopped as stop:
+            self.give_up(stop)
+        except MemoryError:
+            self.early.clear()
+            self.give_up(Stopped(FAILED, OUT_OF_MEMORY))
+        except BaseException as error:
+            self.give_up(Stopped(FAILED, describe(error)))
+        self.news.put(Finished(trouble))
 
     def report(self) -> Exception | None:
         """Print until the input's end and the last outcome. What is wrong with the input is returned, at the end."""
         trouble: Exception | None = None
         due = time.monotonic()
-        while self.count is None or self.tally.done < self.count:
-            ready: list[Outcome] = []
+        while not self.is_over():
+            ready: deque[Outcome] = deque()
             for event in self.arrived():
                 match event:
                     case Outcome():
                         ready += self.in_turn(event)
                     case InputEnded(count, trouble):
                         self.count = count
-                    case LogFailed(error):
-                        raise Stopped(FAILED, f"log {self.options.resume!r}: {reason(error)}")
-                    case Signalled(number):
-                        raise Stopped(128 + number)
+                    case Failed(message):
+                        raise Stopped(FAILED, message)
             self.emit(ready)
+            if not self.stopped:
+                for held in self.window.give_back():
+                    self.pool.submit(self.carry_out, *held)
             if self.shown.tick is not None and time.monotonic() >= due:
                 self.shown.update(self.tally)
                 due = time.monotonic() + self.shown.tick
         return trouble
 
+    def is_over(self) -> bool:
+        if self.stopped:
+            return not self.window.running and self.events.empty()
+        return self.count is not None and self.tally.done >= self.count
+
+    def give_up(self, stop: Stopped) -> None:
+        """Print nothing more. What runs may end all the same."""
+        self.stopped = True
+        self.news.put(stop)
+        while not self.is_over():
+            self.events.get()
+
     def arrived(self) -> Iterator[Event]:
         """All that is there; waits for the first, as long as the display allows."""
         try:
             yield self.events.get(timeout=self.shown.tick)
-            for _ in range(WINDOW):
+            for _ in range(self.window.most):
                 yield self.events.get_nowait()
         except queue.Empty:
             return
@@ -252,98 +334,140 @@ class Mapping:
             self.next_index += 1
         return turn
 
-    def emit(self, outcomes: list[Outcome]) -> None:
-        printed = "".join(self.printed(outcome) for outcome in outcomes)
-        try:
-            write_all(self.out, printed.encode("ascii"))
-        except BrokenPipeError:
-            raise Stopped(CLOSED) from None
-        except OSError as error:
-            raise Stopped(FAILED, f"standard output: {reason(error)}") from None
-        for outcome in outcomes:
+    def emit(self, ready: deque[Outcome]) -> None:
+        """Print them all, some at once, none kept longer than needed."""
+        while ready:
+            parts: list[bytes] = []
+            printed: list[Outcome] = []
+            size = 0
+            while ready and size < AT_ONCE:
+                outcome = ready.popleft()
+                printed.append(outcome)
+                for part in self.printed(outcome):
+                    parts.append(part)
+                    size += len(part)
+            try:
+                write_all(self.out, *parts)
+            except BrokenPipeError:
+                raise Stopped(CLOSED) from None
+            except OSError as error:
+                raise Stopped(FAILED, f"standard output: {reason(error)}") from None
+            self.count_up(printed)
+
+    def count_up(self, printed: list[Outcome]) -> None:
+        for outcome in printed:
             self.tally.done += 1
             if outcome.error is not None:
                 self.tally.failed += 1
-                self.shown.say(f"cmwq map: item {outcome.index + 1} {one_line(repr(outcome.item))}: {outcome.error}")
+                self.shown.say(f"cmwq map: item {outcome.index + 1} {_shown(outcome.item)}: {outcome.error}")
             elif outcome.result is None:
                 self.tally.again += 1
-            self.window.release()
+        self.window.leave(len(printed), sum(outcome.size + weight(outcome.item) for outcome in printed))
 
-    def printed(self, outcome: Outcome) -> str:
-        result = outcome.result
+    def printed(self, outcome: Outcome) -> list[bytes]:
+        item, result = outcome.item, outcome.result
         if outcome.error is None and result is None:
             assert self.log is not None
             result = self.log.result(outcome.index)
         if not self.options.with_item:
-            return "" if result is None else f"{result}\n"
-        item = json.dumps(outcome.item)
+            return [] if result is None else [result, b"\n"]
+        if item is None:
+            assert self.log is not None
+            item = self.log.item(outcome.index)
+        start = b'{"item": %b, ' % json.dumps(item).encode("ascii")
         if result is None:
-            return f'{{"item": {item}, "error": {json.dumps(outcome.error)}}}\n'
-        return f'{{"item": {item}, "result": {result}}}\n'
+            return [start, b'"error": %b}\n' % json.dumps(outcome.error).encode("ascii")]
+        return [start, b'"result": ', result, b"}\n"]
 
     # The early end
 
-    def leave(self, stop: Stopped) -> NoReturn:
-        """Start nothing more, let what runs end if it is quick, and leave the process: threads cannot be taken back."""
+    def leave(self, stop: Stopped, number: int | None = None) -> NoReturn:
+        """Start nothing more, let what runs end and be printed if that is quick, and leave the process: threads cannot
+        be taken back. `number`: of the signal that asked for it. Another one, and it is over at once."""
         self.stopped = True
-        last = time.monotonic() + GRACE
-        while self.running and (left := last - time.monotonic()) > 0:
-            try:
-                if isinstance(self.events.get(timeout=left), Signalled):
-                    break  # asked twice
-            except queue.Empty:
-                break
+        self.events.put(LookAgain())
+        hurried = self.asked_again(Finished, GRACE)
         if self.log is not None:
-            self.log.stop(timeout=GRACE)
+            self.log.stop(timeout=0 if hurried else GRACE)
+        if not hurried:
+            words = threading.Thread(target=self.last_words, args=(stop.message,), name="cmwq map end", daemon=True)
+            try:
+                words.start()
+                # Why it failed is said, however long it takes to be heard.
+                self.asked_again(Said, GRACE if stop.message is None else None)
+            except RuntimeError:  # no thread to be had
+                self.last_words(stop.message)
+        if number is not None:
+            end_by(number)
+        os._exit(stop.status)
+
+    def last_words(self, message: str | None) -> None:
         self.shown.close()
-        if stop.message is not None:
-            say(f"cmwq map: error: {stop.message}")
+        if message is not None:
+            say(f"cmwq map: error: {message}")
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
-        os._exit(stop.status)
+        self.news.put(Said())
+
+    def asked_again(self, awaited: type[Finished | Said], seconds: float | None) -> bool:
+        """Wait for that news, no longer than that. True as soon as a signal comes instead."""
+        last = None if seconds is None else time.monotonic() + seconds
+        while True:
+            try:
+                news = self.news.get(timeout=None if last is None else max(0, last - time.monotonic()))
+            except queue.Empty:
+                return False
+            if isinstance(news, awaited):
+                return False
+            if isinstance(news, Signalled):
+                return True
 
 
-def _source(options: argparse.Namespace, stack: contextlib.ExitStack) -> Iterator[str]:
+def _shown(item: str | None) -> str:
+    assert item is not None
+    return one_line(repr(item)) if len(item) <= LONGEST else one_line(repr(item[:LONGEST])) + "..."
+
+
+def _source(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Iterator[str], int | None]:
+    """The items, and the descriptor they come from."""
     end = b"\0" if options.null else b"\n"
     if options.items:
-        return iter(options.items)
+        return iter(options.items), None
     if options.arg_file not in (None, "-"):
         try:
-            fd = os.open(options.arg_file, os.O_RDONLY)
+            fd = os.open(options.arg_file, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise Refusal(reason(error)) from error
-        stack.callback(os.close, fd)
-        return lines(fd, end)
-    return lines(stack.enter_context(_own_stdin()), end)
+    else:
+        # For us alone: a child process of the target that reads standard input would take items away.
+        if sys.stdin is None:
+            raise Refusal("standard input is closed, and no items are given")
+        fd = _moved(0, os.open(os.devnull, os.O_RDONLY))
+    stack.callback(os.close, fd)
+    return lines(fd, end), fd
 
 
-@contextlib.contextmanager
-def _own_stdin() -> Iterator[int]:
-    """Standard input for us alone: a child process of the target that reads it would take items away."""
-    if sys.stdin is None:
-        raise Refusal("standard input is closed, and no items are given")
-    with _moved(0, os.open(os.devnull, os.O_RDONLY)) as fd:
-        yield fd
-
-
-@contextlib.contextmanager
-def _own_stdout() -> Iterator[int]:
-    """Standard output for results alone: what the target and its child processes print goes to stderr."""
+def _own_stdout(stack: contextlib.ExitStack) -> int:
+    """Standard output for results alone: what the target and its child processes print goes to stderr. For good: a
+    library may keep in a buffer what it prints until the process ends."""
     sys.stdout.flush()
     elsewhere = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else os.dup(2)
-    with _moved(1, elsewhere) as fd, contextlib.redirect_stdout(sys.stderr or sys.stdout):
-        yield fd
+    fd = _moved(1, elsewhere)
+    stack.callback(os.close, fd)
+    stack.enter_context(contextlib.redirect_stdout(sys.stderr or sys.stdout))
+    return fd
 
 
-@contextlib.contextmanager
-def _moved(fd: int, replacement: int) -> Iterator[int]:
-    """The file of a standard descriptor under another number, while the descriptor means something else."""
+def _moved(fd: int, replacement: int) -> int:
+    """The file of a standard descriptor under another number; from now on the descriptor means something else."""
     own = os.dup(fd)
     os.dup2(replacement, fd)
     os.close(replacement)
-    try:
-        yield own
-    finally:
-        os.dup2(own, fd)
-        os.close(own)
+    return own
+
+
+def _same_file(one: int, other: int) -> bool:
+    """Pipes and terminals may be both; a regular file can't."""
+    status = os.fstat(one)
+    return stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.fstat(other))

@@ -1,6 +1,7 @@
 """What commands say and how they end: exit statuses, one-line messages, writes that leave nothing in a buffer.
 
-Guarantees: `say` never raises, and whatever it says is one line. `write_all` returns when the kernel has every byte.
+Guarantees: `say` never raises, and whatever it says is one line of bounded length. `write_all` returns when the kernel
+has every byte.
 """
 
 from __future__ import annotations
@@ -8,10 +9,14 @@ from __future__ import annotations
 import os
 import select
 import sys
+from collections import deque
+from itertools import islice
 
 FAILED = 2
-INTERRUPTED = 130  # 128 + SIGINT
 CLOSED = 141  # 128 + SIGPIPE: what a shell shows for a program that SIGPIPE ended
+OUT_OF_MEMORY = "out of memory"
+LONGEST = 10_000  # characters of what somebody else wrote: an exception may quote all it was given
+_AT_ONCE = 1024  # IOV_MAX
 
 
 class Refusal(Exception):
@@ -28,7 +33,10 @@ def say(line: str) -> None:
 
 
 def one_line(text: str) -> str:
-    """The text with everything that would break, move or colour a line shown as an escape."""
+    """The text with everything that would break, move or colour a line shown as an escape, and its end left out where
+    it is very long."""
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}... ({len(text):,} characters)"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
@@ -47,10 +55,23 @@ def describe(error: BaseException) -> str:
     return one_line(f"{type(error).__name__}: {message}" if message else type(error).__name__)
 
 
-def write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
+def write_all(fd: int, *parts: bytes) -> None:
+    """All parts, one after the other; never joined, since they may be large."""
+    left = deque(memoryview(part) for part in parts if part)
+    while left:
         try:
-            view = view[os.write(fd, view) :]
+            written = os.writev(fd, list(islice(left, _AT_ONCE)))
         except BlockingIOError:  # the descriptor's other owner made it non-blocking
-            select.select([], [fd], [])
+            wait_for(fd, select.POLLOUT)
+            continue
+        while left and written >= len(left[0]):
+            written -= len(left.popleft())
+        if written:
+            left[0] = left[0][written:]
+
+
+def wait_for(fd: int, event: int) -> None:
+    """Until a non-blocking descriptor is ready, or broken. Not `select`, which knows the first 1,024 only."""
+    poll = select.poll()
+    poll.register(fd, event)
+    poll.poll()

@@ -59,7 +59,7 @@ def display(wanted: bool, quiet: bool, total: int | None) -> Display:
     if os.environ.get("TERM", "dumb") != "dumb":
         try:
             return Rich(total)
-        except ImportError:
+        except Exception:  # absent, or broken: no reason not to run
             pass
     return Redrawn()
 
@@ -115,7 +115,8 @@ class Redrawn(Silent):
 
 
 class Rich(Silent):
-    """For a terminal, with rich: the same with a bar. No refresh thread: the run's own ticks draw."""
+    """For a terminal, with rich: the same with a bar. No refresh thread: the run's own ticks draw. Nothing is shown
+    before the first: it is made before the target is imported, so that rich is not looked for in its folder."""
 
     tick: float | None = 0.1
 
@@ -128,18 +129,21 @@ class Rich(Silent):
         columns = [SpinnerColumn(), *bar, text]
         self._rich: Any = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
         self._task = self._rich.add_task("", total=total)
-        self._rich.start()
 
     def update(self, tally: Tally) -> None:
-        self._rich.update(self._task, completed=tally.done, description=f"{tally.line()} | {pool_line()}")
-        self._rich.refresh()
+        with contextlib.suppress(OSError, ValueError):
+            self._rich.start()
+            self._rich.update(self._task, completed=tally.done, description=f"{tally.line()} | {pool_line()}")
+            self._rich.refresh()
 
     def say(self, line: str) -> None:
         text = line.encode("utf-8", "backslashreplace").decode()
-        self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError, ValueError):
+            self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        self._rich.stop()
+        with contextlib.suppress(OSError, ValueError):
+            self._rich.stop()
 
 
 def _columns() -> int:

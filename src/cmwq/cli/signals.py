@@ -15,7 +15,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
+
+from cmwq.cli.output import Refusal, one_line
 
 _STOP = 0  # no signal has this number
 
@@ -29,8 +31,8 @@ def caught(numbers: Iterable[int], tell: Callable[[int], object]) -> Iterator[No
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     wanted = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    before: dict[int, Any] = {number: signal.signal(number, _nothing) for number in wanted}
-    before_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before: dict[int, Any] = {}
+    before_fd = -1
 
     def restore() -> None:
         # Once: the hook for children of a fork cannot be taken back, and outlives this.
@@ -47,9 +49,15 @@ def caught(numbers: Iterable[int], tell: Callable[[int], object]) -> Iterator[No
                 if number in wanted:
                     tell(number)
 
-    os.register_at_fork(after_in_child=restore)
+    # Before any handler is changed: if there is no thread to be had, nothing is to be undone.
     reader = threading.Thread(target=read, name="cmwq signals", daemon=True)
-    reader.start()
+    try:
+        reader.start()
+    except RuntimeError as error:
+        raise Refusal(one_line(str(error))) from None
+    os.register_at_fork(after_in_child=restore)
+    before_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before.update((number, signal.signal(number, _nothing)) for number in wanted)
     try:
         yield
     finally:
@@ -58,6 +66,15 @@ def caught(numbers: Iterable[int], tell: Callable[[int], object]) -> Iterator[No
         reader.join()
         os.close(reading)
         os.close(writing)
+
+
+def end_by(number: int) -> NoReturn:
+    """Leave the process as if that signal had never been caught. A shell shows the same status (128 + number), but
+    stops its loop after Ctrl-C only then; and a service manager knows that it was asked for."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(128 + number)  # blocked, or the first process of a container, which no signal ends by default
 
 
 def _nothing(number: int, frame: object) -> None:

@@ -1,12 +1,20 @@
-"""From "module:attribute.path" to the function. Everything that can go wrong is a `Refusal`."""
+"""From "module:attribute.path" to the function. Everything that can go wrong is a `Refusal`.
+
+Guarantees: no import of ours or of the standard library's, however late, is answered from the current directory: it
+comes after the standard library on the path. (`python -m cmwq` is Python's own doing: there it comes first.) With
+PYTHONSAFEPATH or `python -P` it is not on the path at all. The target's module is the one of that name in the current
+directory, or there is none there.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from typing import Any
 
 from cmwq.cli.output import Refusal, describe
@@ -35,17 +43,54 @@ def load(name: str) -> Callable[[str], Any]:
 
 
 def _import(name: str) -> object:
-    here = os.getcwd()
-    if "" not in sys.path and here not in sys.path:  # a console script's path starts with the script's folder
-        sys.path.insert(0, here)
+    here = _here()
+    if here is not None:
+        if "" not in sys.path and here not in sys.path:  # a console script's path starts with the script's folder
+            sys.path.insert(_after_the_standard_library(), here)
+        _refuse_a_namesake(name.partition(".")[0], here)
     try:
         return importlib.import_module(name)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a module may raise anything: SystemExit where it is a script
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            raise Refusal(f"no module named {error.name!r}") from None
+            why = " (safe path: the current directory is not searched)" if sys.flags.safe_path else ""
+            raise Refusal(f"no module named {error.name!r}{why}") from None
         raise Refusal(f"importing {name!r} raised {describe(error)}") from error
+
+
+def _here() -> str | None:
+    """The current directory, if it is to be imported from."""
+    if sys.flags.safe_path:
+        return None
+    try:
+        return os.getcwd()
+    except OSError:  # removed, or not to be reached
+        return None
+
+
+def _after_the_standard_library() -> int:
+    """Where the current directory goes: before installed packages, as everywhere; after what Python itself imports."""
+    standard = os.path.dirname(os.__file__)
+    own = {standard, os.path.join(standard, "lib-dynload")}
+    return max((place for place, folder in enumerate(sys.path, 1) if folder in own), default=0)
+
+
+def _refuse_a_namesake(top: str, here: str) -> None:
+    """Another module of that name would be taken in place of the one that lies here: who looks here means this one."""
+    mine = PathFinder.find_spec(top, [here])
+    if mine is None or mine.origin is None:  # nothing, or a folder without __init__.py, which yields to every module
+        return
+    taken = getattr(sys.modules.get(top), "__file__", None)
+    if top not in sys.modules:
+        other = importlib.util.find_spec(top)
+        taken = None if other is None else other.origin
+    if taken is None or not os.path.exists(taken) or not os.path.samefile(taken, mine.origin):
+        whose = "Python's own" if top in sys.stdlib_module_names else "another"
+        raise Refusal(
+            f"{mine.origin!r} can't be imported: {whose} module {top!r} comes first; rename yours "
+            f"(to mean the other, set PYTHONSAFEPATH=1)"
+        )
 
 
 def _a(noun: str) -> str:

@@ -1,0 +1,199 @@
+"""How far `cmwq map` runs ahead, in bytes; and that nobody waits for ever because of that."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cmwq.cli.log import Log
+from cmwq.cli.map import Mapping
+from cmwq.cli.progress import Silent, Tally
+from cmwq.cli.window import Window
+
+ITEMS = 400
+RESULT = "x" * 100_000
+ROOM = 2_000_000  # of 20 results
+
+
+def options(unordered: bool) -> argparse.Namespace:
+    return argparse.Namespace(unordered=unordered, with_item=False, repr=False, resume=None, quiet=True)
+
+
+def wait_until_the_rest_is_held(mapping: Mapping, begun: list[str]) -> None:
+    end = time.monotonic() + 60
+    while len(begun) + mapping.window.held < ITEMS:
+        assert time.monotonic() < end, (len(begun), mapping.window.held)
+        time.sleep(0.01)
+
+
+def test_results_that_wait_for_their_turn_are_bounded_by_their_size(tmp_path: Path) -> None:
+    begun: list[str] = []
+    most = 0
+
+    def call(item: str) -> str:
+        nonlocal most
+        begun.append(item)
+        if item == "0":
+            wait_until_the_rest_is_held(mapping, begun)
+            most = len(begun)
+        return RESULT
+
+    with open(tmp_path / "out", "wb") as out:
+        items = iter([str(number) for number in range(ITEMS)])
+        mapping = Mapping(options(unordered=False), call, items, out.fileno(), None, Silent(), Tally())
+        mapping.window = Window(ordered=True, room=ROOM)
+        assert mapping.run() == 0
+    assert 10 < most < 60  # 20, and who ran before it was known what a result weighs
+    assert len(begun) == ITEMS
+    assert (tmp_path / "out").read_text() == f'"{RESULT}"\n' * ITEMS
+
+
+@pytest.mark.parametrize("unordered", [False, True])
+def test_results_that_wait_for_a_reader_are_bounded_by_their_size(unordered: bool) -> None:
+    begun: list[str] = []
+
+    def call(item: str) -> str:
+        begun.append(item)
+        return RESULT
+
+    reading, writing = os.pipe()
+    items = iter([str(number) for number in range(ITEMS)])
+    mapping = Mapping(options(unordered), call, items, writing, None, Silent(), Tally())
+    mapping.window = Window(ordered=not unordered, room=ROOM)
+    read = 0
+
+    def reader() -> None:
+        nonlocal read
+        wait_until_the_rest_is_held(mapping, begun)
+        assert len(begun) < 60
+        while chunk := os.read(reading, 1 << 20):
+            read += len(chunk)
+
+    thread = threading.Thread(target=reader)
+    thread.start()
+    assert mapping.run() == 0
+    os.close(writing)
+    thread.join()
+    os.close(reading)
+    assert read == ITEMS * (len(RESULT) + 3)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_whatever_the_sizes_nobody_waits_for_ever(ordered: bool) -> None:
+    """A pool of a few workers, a writer, and sizes from nothing to many times the room, in any interleaving."""
+    for seed in range(300):
+        chance = random.Random(seed)
+        window = Window(ordered, count=20, room=1000)
+        sizes = {number: chance.choice([0, 1, 50, 400, 900, 5000]) for number in range(60)}
+        entered = printed = 0
+        pending: list[int] = []
+        running: list[int] = []
+        results: list[int] = []
+        while printed < len(sizes):
+            steps = []
+            room = window._count < window.most and window._size <= window.room
+            if entered < len(sizes) and (room or not window._count):
+                steps.append("enter")
+            if pending and len(running) < 3:
+                steps.append("begin")
+            if running:
+                steps.append("end")
+            if results and (not ordered or printed in results):
+                steps.append("print")
+            # Reading alone can't help: the feeder would wait in `enter`.
+            assert steps, (seed, printed, window.held)
+            match chance.choice(steps):
+                case "enter":
+                    window.enter(0)
+                    pending.append(entered)
+                    entered += 1
+                case "begin":
+                    number = pending.pop(0)
+                    if window.begin(number, ""):
+                        running.append(number)
+                case "end":
+                    number = running.pop(chance.randrange(len(running)))
+                    window.result(sizes[number])
+                    window.end()
+                    results.append(number)
+                case "print":
+                    number = printed if ordered else results[0]
+                    results.remove(number)
+                    window.leave(1, sizes[number])
+                    printed += 1
+            running += [number for number, _ in window.give_back()]
+        assert (window.held, window.running, window._size, window._results) == (0, 0, 0, 0)
+
+
+def test_large_items_wait_outside() -> None:
+    window = Window(ordered=True, room=1000)
+    window.enter(5000)  # however large, one must come in
+    came_in = threading.Event()
+
+    def feeder() -> None:
+        window.enter(10)
+        came_in.set()
+
+    thread = threading.Thread(target=feeder)
+    thread.start()
+    while not window._changed._waiters:  # type: ignore[attr-defined]
+        assert not came_in.is_set()
+        time.sleep(0.01)
+    assert window.begin(0, "")
+    window.result(0)
+    window.end()
+    window.leave(1, 5000)
+    thread.join(60)
+    assert came_in.is_set()
+
+
+class Item(str):
+    """One that can be watched."""
+
+
+def test_resuming_keeps_no_items_that_the_log_has(tmp_path: Path) -> None:
+    log = Log(str(tmp_path / "log"), "t:f")
+    for number in range(300):
+        if number != 7:
+            log.record(number, f"item {number}", b"1", None if number % 2 else "failed")
+    log.close()
+    log = Log(str(tmp_path / "log"), "t:f")
+    alive: weakref.WeakSet[Item] = weakref.WeakSet()
+
+    def source() -> Iterator[str]:
+        for number in range(400):
+            item = Item(f"item {number}")
+            alive.add(item)
+            yield item
+            del item
+
+    items = log.checked(source())
+    gc.collect()
+    assert len(alive) <= 2  # item 7, and the last one read
+    expected = [None if number % 2 and number < 300 and number != 7 else f"item {number}" for number in range(400)]
+    assert list(items) == expected
+    log.close()
+
+
+def test_what_succeeded_is_printed_with_its_item_and_result_from_the_log(tmp_path: Path) -> None:
+    log = Log(str(tmp_path / "log"), "t:f")
+    log.record(0, "a", b'"A"', None)
+    log.close()
+    again = Log(str(tmp_path / "log"), "t:f")
+    wanted = options(unordered=False)
+    wanted.with_item = True
+    with open(tmp_path / "out", "wb") as out:
+        assert Mapping(wanted, str.upper, iter(["a", "b"]), out.fileno(), again, Silent(), Tally()).run() == 0
+    again.close()
+    printed = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert printed == [{"item": "a", "result": "A"}, {"item": "b", "result": "B"}]
