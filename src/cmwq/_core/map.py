@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures as cf
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cmwq._errors import CmwqTimeout
+
 if TYPE_CHECKING:
-    from cmwq._core.future import Future
+    from cmwq._core.ports import Host
     from cmwq._core.queue import WorkQueue
 
 T = TypeVar("T")
@@ -20,40 +23,77 @@ def map_calls(
     iterables: tuple[Iterable[Any], ...],
     timeout: float | None,
     buffersize: int | None,
+    *,
+    submit: Callable[..., cf.Future[T]] | None = None,
 ) -> Iterator[T]:
-    """`WorkQueue.map`, which says what it promises."""
+    """`WorkQueue.map`, which says what it promises. submit: that of whoever offers it, if not the queue's."""
     if buffersize is not None and not isinstance(buffersize, int):
         raise TypeError("buffersize must be an integer or None")
     if buffersize is not None and buffersize < 1:
         raise ValueError("buffersize must be None or > 0")
-    host = queue.runtime.host
-    deadline = None if timeout is None else host.monotonic() + timeout
+    submit = submit or queue.submit
+    limit = None if timeout is None else _Limit(timeout, queue.runtime.host)
     calls = zip(*iterables)  # noqa: B905  # as map() does
-    submit = queue.submit
     ahead = deque(submit(fn, *args) for args in islice(calls, buffersize))
-
-    # Submitting begins at the call, not when the first result is asked for: hence a generator inside.
-    def results() -> Iterator[T]:
-        try:
-            while ahead:
-                if buffersize is not None:
-                    for args in islice(calls, 1):
-                        ahead.append(submit(fn, *args))
-                # Popped only now, and not kept: a result lives as long as its taker wants.
-                left = None if deadline is None else deadline - host.monotonic()
-                yield _result_of(ahead, left)
-        finally:
-            for future in ahead:
-                future.cancel()
-
-    return results()
+    return _results(ahead, iter(()) if buffersize is None else _refill(ahead, calls, fn, submit), limit)
 
 
-def _result_of(ahead: deque[Future[T]], timeout: float | None) -> T:
+# Submitting begins at the call, not when the first result is asked for: hence generators of their own.
+def _results(ahead: deque[cf.Future[T]], refill: Iterator[None], limit: _Limit | None) -> Iterator[T]:
+    try:
+        while ahead:
+            # The next is submitted only when a result is there to be taken, so that no more than the buffer's size are
+            # ever waited for; and before it is taken, so that all of them go on meanwhile.
+            result = [_result_of(ahead, limit)]
+            next(refill, None)
+            yield result.pop()  # not kept: it lives as long as its taker wants
+        next(refill, None)
+    finally:
+        for future in ahead:
+            future.cancel()
+
+
+def _refill(
+    ahead: deque[cf.Future[T]],
+    calls: Iterator[tuple[Any, ...]],
+    fn: Callable[..., T],
+    submit: Callable[..., cf.Future[T]],
+) -> Iterator[None]:
+    """Each step submits one more call. Where that fails, the results that are ahead come first, then the error, as with
+    `map()`: be it the iterable's or that of a queue that takes no more.
+    """
+    try:
+        for args in calls:
+            ahead.append(submit(fn, *args))
+            yield
+    except Exception:
+        while ahead:
+            yield
+        raise
+
+
+def _result_of(ahead: deque[cf.Future[T]], limit: _Limit | None) -> T:
     """The first one's result, removed; if that fails it is cancelled, the rest left to the caller."""
     future = ahead.popleft()
     try:
-        return future.result(timeout)
+        return future.result() if limit is None else limit.result_of(future)
     finally:
         future.cancel()
         del future
+
+
+class _Limit:
+    """So long from now, and no longer."""
+
+    def __init__(self, timeout: float, host: Host) -> None:
+        self._timeout = timeout
+        self._host = host
+        self._deadline = host.monotonic() + timeout
+
+    def result_of(self, future: cf.Future[T]) -> T:
+        try:
+            return future.result(max(0.0, self._deadline - self._host.monotonic()))
+        except TimeoutError as exc:
+            if future.done() and not future.cancelled() and future.exception() is exc:
+                raise  # the call's own
+        raise CmwqTimeout(f"map: no result within {self._timeout} s of the call: {future!r}")
