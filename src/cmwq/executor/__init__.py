@@ -91,7 +91,7 @@ class Executor(cf.ThreadPoolExecutor):
         self._name = name or thread_name_prefix or f"executor-{next(_numbers)}"  # I
         self._thread_name_prefix = thread_name_prefix or self._name  # I
         self._cancel_on_error = cancel_on_error  # I
-        self._initializer = initializer  # I: to be read by others, as is the next
+        self._initializer = initializer  # type: ignore[assignment]  # I: to be read by others, as is the next
         self._initargs = initargs  # I
         self._shutdown_lock = threading.Lock()  # for those who take it; nothing here needs it
         self._idle_semaphore = threading.Semaphore(0)  # likewise: nobody is ever known to be idle
@@ -191,7 +191,7 @@ class Executor(cf.ThreadPoolExecutor):
 
     @property
     def _work_queue(self) -> SimpleQueue[Any]:  # type: ignore[override]
-        return WaitingCalls(self._queue)  # type: ignore[return-value]
+        return WaitingCalls(self._queue)
 
     @_work_queue.setter
     def _work_queue(self, queue: object) -> None:

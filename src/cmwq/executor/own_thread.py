@@ -128,6 +128,7 @@ class _Handed:
 
     def call(self) -> None:
         """Never raises (B4)."""
+        parker = self._parker
         try:
             be_worker(self._worker)
             self._result = self._context.run(self._call)  # type: ignore[arg-type]
@@ -137,7 +138,8 @@ class _Handed:
             be_worker(None)
             self._call = None
             self._done = True
-            self._parker.unpark()
+            del self  # break the cycle through the traceback
+            parker.unpark()
 
     def wait(self) -> None:
         while not self._done:
