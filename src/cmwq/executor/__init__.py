@@ -58,10 +58,6 @@ class Executor(cf.ThreadPoolExecutor):
     context manager it waits for its calls at the end.
     """
 
-    # Some tell threads from processes by `"ThreadPoolExecutor" in str(type(executor))`. So the qualified name says it,
-    # and is a name of this module, where pickle finds the class; the plain name is the public one.
-    __qualname__ = "ThreadPoolExecutor"
-
     # Not calling super().__init__ is the point: it would make a queue and a set of threads.
     def __init__(
         self,
@@ -190,8 +186,8 @@ class Executor(cf.ThreadPoolExecutor):
         return threads_of(self._queue)
 
     @property
-    def _work_queue(self) -> SimpleQueue[Any]:  # type: ignore[override]
-        return WaitingCalls(self._queue)
+    def _work_queue(self) -> SimpleQueue[Any]:
+        return WaitingCalls(self._queue)  # type: ignore[return-value]
 
     @_work_queue.setter
     def _work_queue(self, queue: object) -> None:
@@ -210,6 +206,9 @@ class Executor(cf.ThreadPoolExecutor):
         """Nothing to adjust: that is what the pools do."""
 
 
-ThreadPoolExecutor = Executor  # where its qualified name points
+# Dask and others tell threads from processes by `"ThreadPoolExecutor" in str(type(executor))`. So that is the class's
+# name for who asks it, and a name of this module, where pickle looks for the class.
+ThreadPoolExecutor = Executor
+Executor.__name__ = Executor.__qualname__ = "ThreadPoolExecutor"
 
 __all__ = ["Executor"]

@@ -49,6 +49,8 @@ class LeaseQueue(WorkQueue):
 
     def place_here(self) -> PoolWorkQueue:
         try:
+            if _interpreter_ends() and not self._pwqs:
+                raise QueueClosed(f"queue {self.name!r} had no work before, and none can be begun now")
             return super().place_here()
         except QueueClosed as exc:
             self._refuse(exc)
@@ -67,8 +69,12 @@ class LeaseQueue(WorkQueue):
         drains = self._state is State.DRAINING and not self._closing  # it will be open again
         if drains or str(exc).startswith(words):
             raise exc
-        words += "interpreter shutdown" if getattr(threading, "_SHUTTING_DOWN", False) else "shutdown"
+        words += "interpreter shutdown" if _interpreter_ends() else "shutdown"
         raise QueueClosed(f"{words}: {exc}") from None
+
+
+def _interpreter_ends() -> bool:
+    return getattr(threading, "_SHUTTING_DOWN", False)
 
 
 class PreparedQueue(LeaseQueue):
