@@ -21,8 +21,9 @@ EXPECTED = {
     "ThreadPoolExecutorTest.test_saturation": "counts threads right after submit; they are made as calls block",
     "ThreadPoolExecutorTest.test_idle_thread_reuse": "counts idle threads; none of them is the executor's",
     "ThreadPoolShutdownTest.test_threads_terminate": "counts threads right after submit; they are made as calls block",
-    "ThreadPoolShutdownTest.test_submit_after_interpreter_shutdown": "looks for 'RuntimeError: cannot schedule ...' in a "
-    "traceback, where the words are ours, too, but the name is that of a subclass, QueueClosed",
+    "ThreadPoolShutdownTest.test_submit_after_interpreter_shutdown": (
+        "looks for 'RuntimeError: cannot schedule ...' in a traceback; the words are there, behind a subclass's name"
+    ),
 }
 LETS_GO = ("ThreadPoolExecutorTest.test_saturation", "ThreadPoolShutdownTest.test_threads_terminate")
 """Of those, what holds calls at a semaphore and fails before it lets them go."""
