@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cmwq._core import ports
 from cmwq._errors import ThreadLimit
 from cmwq._host import caps, life, topology
+from cmwq._host.greenlets import refuse_greenlets
 from cmwq._host.parker import LockParker
 from cmwq._host.timers import Timer, Timers
 
@@ -62,6 +63,7 @@ class ThreadHost:
         return LockParker() if _sentinel is None else _sentinel.Parker()
 
     def spawn(self, name: str, body: Callable[[], None]) -> ports.Thread:
+        refuse_greenlets()
         thread = threading.Thread(target=body, name=name, daemon=True)
         try:
             thread.start()
