@@ -100,6 +100,7 @@ def take_out(queue: WorkQueue) -> Future[Any] | None:
                     continue
                 future._phase.withdraw()
                 pwq.nr_withdrawn -= 1
+                pwq.activate()  # it may have been the last that waits
             if isinstance(future, BoundedFuture):
                 future._room.give()
             future.__class__ = TakenFuture
