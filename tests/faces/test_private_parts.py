@@ -230,7 +230,7 @@ def test_a_submitted_calls_future_is_set_by_its_worker_alone(runtime: cmwq.Runti
             lambda: future.set_exception(ValueError()),
             future.set_running_or_notify_cancel,
         ):
-            with pytest.raises(cf.InvalidStateError, match="worker|call"):
+            with pytest.raises(cf.InvalidStateError, match=r"worker|call"):
                 tamper()
         assert future.running()
         gate.open.set()

@@ -6,7 +6,7 @@ import concurrent.futures as cf
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cmwq._errors import CmwqTimeout
 
@@ -35,41 +35,48 @@ def map_calls(
     limit = None if timeout is None else _Limit(timeout, queue.runtime.host)
     calls = zip(*iterables)  # noqa: B905  # as map() does
     ahead = deque(submit(fn, *args) for args in islice(calls, buffersize))
-    return _results(ahead, iter(()) if buffersize is None else _refill(ahead, calls, fn, submit), limit)
+    rest = None if buffersize is None else _Rest(calls, fn, submit)
+    return _results(ahead, rest, limit)
 
 
-# Submitting begins at the call, not when the first result is asked for: hence generators of their own.
-def _results(ahead: deque[cf.Future[T]], refill: Iterator[None], limit: _Limit | None) -> Iterator[T]:
+# Submitting begins at the call, not when the first result is asked for: hence a generator of its own.
+def _results(ahead: deque[cf.Future[T]], rest: _Rest[T] | None, limit: _Limit | None) -> Iterator[T]:
     try:
         while ahead:
+            result = [_result_of(ahead, limit)]
             # The next is submitted only when a result is there to be taken, so that no more than the buffer's size are
             # ever waited for; and before it is taken, so that all of them go on meanwhile.
-            result = [_result_of(ahead, limit)]
-            next(refill, None)
+            if rest is not None:
+                rest.submit_next(ahead)
             yield result.pop()  # not kept: it lives as long as its taker wants
-        next(refill, None)
+        if rest is not None and rest.error is not None:
+            raise rest.error
     finally:
         for future in ahead:
             future.cancel()
 
 
-def _refill(
-    ahead: deque[cf.Future[T]],
-    calls: Iterator[tuple[Any, ...]],
-    fn: Callable[..., T],
-    submit: Callable[..., cf.Future[T]],
-) -> Iterator[None]:
-    """Each step submits one more call. Where that fails, the results that are ahead come first, then the error, as with
-    `map()`: be it the iterable's or that of a queue that takes no more.
-    """
-    try:
-        for args in calls:
-            ahead.append(submit(fn, *args))
-            yield
-    except Exception:
-        while ahead:
-            yield
-        raise
+class _Rest(Generic[T]):
+    """The calls that are not submitted yet."""
+
+    def __init__(self, calls: Iterator[tuple[Any, ...]], fn: Callable[..., T], submit: Callable[..., cf.Future[T]]):
+        self._calls: Iterator[tuple[Any, ...]] | None = calls  # None: there are no more
+        self._fn = fn
+        self._submit = submit
+        self.error: Exception | None = None
+        """Why there are no more: the iterable's, or that of a queue that takes none. As with `map()`, the results of
+        what came before it come before it."""
+
+    def submit_next(self, ahead: deque[cf.Future[T]]) -> None:
+        if self._calls is None:
+            return
+        try:
+            for args in self._calls:
+                ahead.append(self._submit(self._fn, *args))
+                return
+        except Exception as exc:
+            self.error = exc
+        self._calls = None
 
 
 def _result_of(ahead: deque[cf.Future[T]], limit: _Limit | None) -> T:
