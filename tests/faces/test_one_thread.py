@@ -113,7 +113,7 @@ def test_the_thread_ends_after_the_last_call_of_who_does_not_wait(runtime: cmwq.
 def test_the_thread_ends_when_nobody_has_the_executor_any_more(runtime: cmwq.Runtime, gate: Gate) -> None:
     executor = cmwq.Executor(max_workers=1, thread_name_prefix="dropped", runtime=runtime)
     executor.submit(gate)
-    future = executor.submit(len, "abc")
+    failing, future = executor.submit(int, "x"), executor.submit(len, "abc")
     gate.await_arrivals(1)
     (thread,) = alive("dropped_0")
     del executor
@@ -122,6 +122,7 @@ def test_the_thread_ends_when_nobody_has_the_executor_any_more(runtime: cmwq.Run
     gate.open.set()
     assert future.result(HANG) == 3, "what was submitted is done"
     until(lambda: not thread.is_alive())
+    assert isinstance(failing.exception(HANG), ValueError), "whose traceback has kept nothing alive"
 
 
 def test_an_exception_is_the_calls_and_the_thread_goes_on(single: cmwq.Executor) -> None:

@@ -153,13 +153,14 @@ class Executor(cf.ThreadPoolExecutor):
 
         May be called again, and by several threads. Raises FlushDeadlock if one of its own calls waits for it.
         """
-        own, self._own = self._own, None  # from now on only calls need it; but close() waits for its end
+        own, self._own = self._own, None
         self._queue.refuse()
         if cancel_futures:
             self._queue.cancel_pending()
         if wait:
             self._queue.close()
-        del own
+        elif own is not None:
+            self._queue.end_when_done(own)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

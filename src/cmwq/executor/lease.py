@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import ref
 
 from cmwq._core.queue import State, WorkQueue
+from cmwq._core.wait import PhaseEnd
 from cmwq._core.work import Work
 from cmwq._errors import QueueClosed
 from cmwq.executor.own_thread import OwnThread
@@ -47,6 +48,15 @@ class LeaseQueue(WorkQueue):
         """For who wants it to live."""
         return None
 
+    def end_when_done(self, own: OwnThread) -> None:
+        """The queue takes no more calls: its thread is to end after the last.  Does not wait."""
+        for pwq in self.places():
+            with pwq.pool.lock:
+                phase = pwq.seal()
+            if phase is not None and PhaseEnd(phase).attach(_Ending(own)):
+                return  # an ordered queue has one place
+        own.end()
+
     def place_here(self) -> PoolWorkQueue:
         try:
             if _interpreter_ends() and not self._pwqs:
@@ -71,6 +81,19 @@ class LeaseQueue(WorkQueue):
             raise exc
         words += "interpreter shutdown" if _interpreter_ends() else "shutdown"
         raise QueueClosed(f"{words}: {exc}") from None
+
+
+class _Ending:
+    """Waits with the parkers of those who flush, and is no thread: when it is told, another ends."""
+
+    def __init__(self, own: OwnThread) -> None:
+        self._own = own
+
+    def park(self, timeout: float = -1, spins: bool = False, /) -> bool:
+        raise AssertionError("nobody is there to park")
+
+    def unpark(self) -> None:
+        self._own.end()
 
 
 def _interpreter_ends() -> bool:

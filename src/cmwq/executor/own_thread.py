@@ -57,7 +57,10 @@ class OwnThread:
         return loop
 
     def end(self) -> Thread | None:
-        """No call is running, and none will come. Returns the thread that ends, for the caller to join."""
+        """No call is running, and none will come. Returns the thread that ends, for the caller to join.
+
+        Takes no lock, and may be called under any.
+        """
         loop, self._loop = self._loop, None
         if loop is None:
             return None
