@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-all check lint types bench performance suite stress scale faults hotplug model mutants \
-	promises clean setup interrupted storms
+	cpython-tests promises clean setup interrupted storms
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -80,6 +80,9 @@ storms: setup  ## Ctrl-C, handlers, finalisers, exceptions, forks, exits: thousa
 
 promises:  ## docs/promises.md: which tests defend which promise
 	$(PYTHON) tools/promises.py
+
+cpython-tests: setup  ## CPython's own tests of ThreadPoolExecutor, with ours in its place
+	$(PY) tools/run_cpython_tests.py $(ARGS)
 
 mutants: setup  ## break every rule in turn: some test must notice each time
 	$(PY) tools/mutate.py $(ARGS)

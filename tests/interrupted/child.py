@@ -153,9 +153,8 @@ def words_of(exc: Exception) -> str:
 
 def use_python_locks() -> None:
     """Locks written in Python, where that is to be tested, too."""
-    from cmwq._host.locks import PyLock  # type: ignore[import-not-found]
-
     from cmwq import _host
+    from cmwq._host.locks import PyLock  # type: ignore[import-not-found]
 
     _host.ThreadHost.lock = lambda self: PyLock()  # type: ignore[method-assign]
 

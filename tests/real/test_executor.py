@@ -227,8 +227,6 @@ def test_arguments_of_thread_pool_executor() -> None:
     assert cmwq.Executor(thread_name_prefix="x").queue.name == "x"
     with pytest.raises(ValueError, match="greater than 0"):
         cmwq.Executor(max_workers=0)
-    with pytest.raises(TypeError, match="initializer"):
-        cmwq.Executor(initializer=print)
     with pytest.raises(TypeError, match="another word"):
         cmwq.Executor(max_workers=3, max_active=4)
 

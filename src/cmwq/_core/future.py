@@ -390,6 +390,17 @@ class Future(cf.Future[T]):
             raise cf.CancelledError()
         return self._exception
 
+    # Not one of these may be called by others: the state would say what the call and its worker don't know.
+
+    def set_running_or_notify_cancel(self) -> bool:
+        raise cf.InvalidStateError(f"{self!r} is run by a worker, which alone says that it has begun")
+
+    def set_result(self, result: T) -> None:
+        raise cf.InvalidStateError(f"{self!r} gets the result of its call; make a concurrent.futures.Future to set one")
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        raise cf.InvalidStateError(f"{self!r} gets what its call raises; make a concurrent.futures.Future to set one")
+
     def _wait(self, timeout: float | None) -> None:
         """Return once done.
 

@@ -74,6 +74,8 @@ class Timer(Protocol):
 
 
 class Thread(Protocol):
+    name: str
+
     def join(self, timeout: float | None = None) -> None: ...
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Thread
     from cmwq._core.runtime import Runtime
+    from cmwq._core.worker import Worker
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -143,6 +144,10 @@ class WorkQueue:
 
     def __repr__(self) -> str:
         return f"<cmwq.WorkQueue {self.name!r} {self._state.value}>"
+
+    def thread_name(self, worker: Worker) -> str:
+        """What `threading` calls the worker's thread while it runs works of this queue."""
+        return worker.name
 
     # ------------------------------------------------------------------------------- calls with a result
 

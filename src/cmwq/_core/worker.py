@@ -362,6 +362,8 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
         worker.bind()
     if worker.shown != pwq.wq.name:
         worker.shown = pwq.wq.name
+        if worker.thread is not None:
+            worker.thread.name = pwq.wq.thread_name(worker)  # before the system's: since 3.14 it sets that, too
         pool.host.set_thread_name(f"{worker.name}-{worker.shown}")
     if not pwq.exempt:
         worker.served = pwq

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cmwq._core import ports
 from cmwq._errors import ThreadLimit
 from cmwq._host import caps, life, locks, topology
+from cmwq._host.greenlets import refuse_greenlets
 from cmwq._host.parker import LockParker
 from cmwq._host.threads import HostThread
 from cmwq._host.timers import Timer, Timers
@@ -78,6 +79,7 @@ class ThreadHost:
     def spawn(
         self, name: str, body: Callable[[], None], began: Callable[[ports.Thread], object] | None = None
     ) -> ports.Thread:
+        refuse_greenlets()
         try:
             thread = HostThread(name, body, began)
             thread.launch()

@@ -1,0 +1,246 @@
+"""LeaseQueue: the work queue of an `Executor`, and what ThreadPoolExecutor promises of it beyond any other queue's.
+
+Guarantees: after shutdown nothing is accepted, not even from the executor's own calls, so that a call that submits
+itself again can't make shutdown or exit endless; a call is made only on a thread on which the initializer has
+succeeded; with `one_thread` all calls are made on the same thread (`own_thread`), in order. The letters are those of
+`pool`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures._base import LOGGER
+from concurrent.futures.thread import BrokenThreadPool
+from contextvars import Context, copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import ref
+
+from cmwq._core.queue import State, WorkQueue
+from cmwq._core.wait import PhaseEnd
+from cmwq._core.work import Work
+from cmwq._errors import QueueClosed
+from cmwq.executor.own_thread import OwnThread
+from cmwq.executor.taken import take_out
+
+if TYPE_CHECKING:
+    from cmwq._core.future import Future
+    from cmwq._core.pool import WorkerPool
+    from cmwq._core.ports import Thread
+    from cmwq._core.pwq import PoolWorkQueue
+    from cmwq._core.worker import Worker
+
+
+class LeaseQueue(WorkQueue):
+    """The queue of an executor whose calls may run on any worker."""
+
+    broken: bool | str = False
+
+    def __init__(self, name: str, *, thread_name_prefix: str = "", **options: Any) -> None:
+        super().__init__(name, **options)
+        self._thread_name_prefix = thread_name_prefix  # I
+
+    def thread_name(self, worker: Worker) -> str:
+        return f"{self._thread_name_prefix}_{worker.index}" if self._thread_name_prefix else worker.name
+
+    def own_thread(self) -> OwnThread | None:
+        """For who wants it to live."""
+        return None
+
+    def end_when_done(self, own: OwnThread) -> None:
+        """The queue takes no more calls: its thread is to end after the last.  Does not wait."""
+        for pwq in self.places():
+            with pwq.pool.lock:
+                phase = pwq.seal()
+            if phase is not None and PhaseEnd(phase).attach(_Ending(own)):
+                return  # an ordered queue has one place
+        own.end()
+
+    def place_here(self) -> PoolWorkQueue:
+        try:
+            if _interpreter_ends() and not self._pwqs:
+                raise QueueClosed(f"queue {self.name!r} had no work before, and none can be begun now")
+            return super().place_here()
+        except QueueClosed as exc:
+            self._refuse(exc)
+
+    def _check_admitted(self, pool: WorkerPool | None, *, accepted: bool = False) -> None:
+        try:
+            if self._closing and not accepted:
+                raise QueueClosed(f"queue {self.name!r} is closed and takes no more work; make a new one")
+            super()._check_admitted(pool, accepted=accepted)
+        except QueueClosed as exc:
+            self._refuse(exc)
+
+    def _refuse(self, exc: QueueClosed) -> NoReturn:
+        """Tools look for the standard library's words."""
+        words = "cannot schedule new futures after "
+        drains = self._state is State.DRAINING and not self._closing  # it will be open again
+        if drains or str(exc).startswith(words):
+            raise exc
+        words += "interpreter shutdown" if _interpreter_ends() else "shutdown"
+        raise QueueClosed(f"{words}: {exc}") from None
+
+
+class _Ending:
+    """Waits with the parkers of those who flush, and is no thread: when it is told, another ends."""
+
+    def __init__(self, own: OwnThread) -> None:
+        self._own = own
+
+    def park(self, timeout: float = -1, spins: bool = False, /) -> bool:
+        raise AssertionError("nobody is there to park")
+
+    def unpark(self) -> None:
+        self._own.end()
+
+
+def _interpreter_ends() -> bool:
+    return getattr(threading, "_SHUTTING_DOWN", False)
+
+
+class PreparedQueue(LeaseQueue):
+    """The queue of an executor whose calls need a thread that is prepared for them. It takes no `Work`: nothing would
+    prepare its thread.
+    """
+
+    def __init__(self, name: str, *, initializer: Initializer | None, one_thread: bool, **options: Any) -> None:
+        self._initializer = initializer  # I
+        self._one_thread = one_thread  # I
+        # A weak reference, for futures keep their queue alive, but need no thread.
+        self._own: Callable[[], OwnThread | None] = _nobody  # Q to change
+        if one_thread:
+            del options["max_active"]
+        super().__init__(name, ordered=one_thread, **options)
+
+    @property
+    def broken(self) -> bool | str:  # type: ignore[override]
+        return self._initializer is not None and self._initializer.broken
+
+    def own_thread(self) -> OwnThread | None:
+        if not self._one_thread:
+            return None
+        own = self._own()
+        if own is None:  # at first, and for who has only the queue
+            new = OwnThread(f"{self._thread_name_prefix or self.name}_0", self.runtime.host)
+            with self._lock:
+                own = self._own()
+                if own is None:
+                    own, self._own = new, ref(new)
+        return own
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return super().submit(self._prepared(fn), *args, **kwargs)
+
+    def submit_many(self, fn: Any, /, *iterables: Iterable[Any]) -> list[Future[Any]]:
+        return super().submit_many(self._prepared(fn), *iterables)
+
+    def _prepared(self, fn: Any) -> PreparedCall:
+        if isinstance(fn, Work):
+            self._refuse_work(fn)
+        if self.broken:
+            raise BrokenThreadPool(self.broken)
+        return PreparedCall(fn, self, self.own_thread())
+
+    def _refuse_work(self, work: Work) -> NoReturn:
+        raise TypeError(
+            f"{self.name!r} takes calls only, which it makes on threads prepared for them: "
+            f"queue {work!r} to a WorkQueue, or submit what it calls"
+        )
+
+    def queue(self, work: Work) -> bool:
+        self._refuse_work(work)
+
+    def _queue(self, work: Work, *args: Any, **options: Any) -> bool:
+        self._refuse_work(work)
+
+    def mod_delayed(self, work: Work, delay: float) -> bool:
+        self._refuse_work(work)
+
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Context: the thread that is to make the call."""
+        if self._initializer is not None:
+            self._initializer.prepare_thread(self)
+        return fn(*args, **kwargs)
+
+    def end_rescuer(self) -> Thread | None:
+        """The queue has no works any more: its thread ends."""
+        own = self._own()
+        return None if own is None else own.end()
+
+    def forget(self) -> None:
+        own = self._own()
+        if own is not None:
+            own.forget()
+        if self._initializer is not None:
+            self._initializer.forget()
+        super().forget()
+
+
+def _nobody() -> None:
+    """No thread has been asked for."""
+
+
+class PreparedCall:
+    """What a worker calls instead of the function."""
+
+    __slots__ = ("_own", "_queue", "fn")
+
+    def __init__(self, fn: Callable[..., Any], queue: PreparedQueue, own: OwnThread | None) -> None:
+        self.fn = fn
+        self._queue = queue
+        self._own = own
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        call = partial(self._queue.call, self.fn, args, kwargs)
+        try:
+            return call() if self._own is None else self._own.run(call)
+        finally:
+            del self, call  # a traceback keeps this frame, and must not keep the thread alive
+
+    def __getattr__(self, name: str) -> Any:
+        """Messages call it by the function's name."""
+        return getattr(self.fn, name)
+
+    def __repr__(self) -> str:
+        return repr(self.fn)
+
+
+class Initializer:
+    """What is to be called once on each thread, and whether that has failed."""
+
+    def __init__(self, initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
+        self._initializer = initializer  # I
+        self._initargs = initargs  # I
+        self._thread = threading.local()  # what it left here: `context`
+        self.broken: bool | str = False  # set once, for good
+
+    def prepare_thread(self, queue: WorkQueue) -> None:
+        """Raises BrokenThreadPool."""
+        if self.broken:
+            raise BrokenThreadPool(self.broken)
+        context = getattr(self._thread, "context", None)
+        if context is None:
+            context = Context()  # a thread's own, as a new thread would have it: nothing of the call's leaks into it
+            try:
+                context.run(self._initializer, *self._initargs)
+            except BaseException:
+                LOGGER.critical("Exception in initializer:", exc_info=True)
+                self._break(queue)
+            self._thread.context = context
+        if len(context):
+            present = copy_context()
+            for variable, value in context.items():
+                if variable not in present:
+                    variable.set(value)
+
+    def _break(self, queue: WorkQueue) -> NoReturn:
+        self.broken = "A thread initializer failed, the thread pool is not usable anymore"  # the standard library's
+        while (future := take_out(queue)) is not None:
+            future.set_exception(BrokenThreadPool(self.broken))
+        raise BrokenThreadPool(self.broken)
+
+    def forget(self) -> None:
+        """In the child of a fork: its one thread is not known to be prepared for anything."""
+        self._thread = threading.local()
