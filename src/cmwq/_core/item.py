@@ -5,6 +5,7 @@ one queueing of something on one pool, as the worker loop sees it. A `Future` is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -109,13 +110,21 @@ def name_of(fn: object) -> str:
     addresses that are never the same. (A property could be such code too, so only what `type` and functions keep
     themselves counts.)
     """
-    while type(fn) is partial:
+    while isinstance(fn, (partial, StandIn)):
         fn = fn.func
     if isinstance(fn, (FunctionType, BuiltinFunctionType, MethodType, type)):
         name = fn.__qualname__
     else:
         name = f"{type(fn).__qualname__} object"
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
+
+
+class StandIn:
+    """What is called instead of `func`, and is named like it."""
+
+    __slots__ = ("func",)
+
+    func: Callable[..., Any]
 
 
 MAX_NAME = 100

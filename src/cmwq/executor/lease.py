@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import ref
 
+from cmwq._core.item import StandIn
 from cmwq._core.queue import State, WorkQueue
 from cmwq._core.wait import PhaseEnd
 from cmwq._core.work import Work
@@ -182,29 +183,25 @@ def _nobody() -> None:
     """No thread has been asked for."""
 
 
-class PreparedCall:
+class PreparedCall(StandIn):
     """What a worker calls instead of the function."""
 
-    __slots__ = ("_own", "_queue", "fn")
+    __slots__ = ("_own", "_queue")
 
     def __init__(self, fn: Callable[..., Any], queue: PreparedQueue, own: OwnThread | None) -> None:
-        self.fn = fn
+        self.func = fn
         self._queue = queue
         self._own = own
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        call = partial(self._queue.call, self.fn, args, kwargs)
+        call = partial(self._queue.call, self.func, args, kwargs)
         try:
             return call() if self._own is None else self._own.run(call)
         finally:
             del self, call  # a traceback keeps this frame, and must not keep the thread alive
 
-    def __getattr__(self, name: str) -> Any:
-        """Messages call it by the function's name."""
-        return getattr(self.fn, name)
-
     def __repr__(self) -> str:
-        return repr(self.fn)
+        return repr(self.func)
 
 
 class Initializer:

@@ -41,7 +41,7 @@ class WaitingCalls:
             raise Empty
         fn, *args = future._call  # type: ignore[misc]
         if isinstance(fn, PreparedCall):
-            fn = fn.fn
+            fn = fn.func
         if isinstance(fn, PutItem):
             future.cancel()
             return fn.item
