@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
+from typing import Any
 
 import pytest
 from conftest import HANG, UNTIL_QUIET
@@ -29,10 +30,10 @@ class NoWorkers(ThreadHost):
 
     refuses = True
 
-    def spawn(self, name: str, body: Callable[[], None]) -> threading.Thread:
+    def spawn(self, name: str, body: Callable[[], None], *more: Any) -> threading.Thread:
         if self.refuses and name.startswith("cmwq/") and not name.startswith(("cmwq/R-", "cmwq/timers")):
             raise cmwq.ThreadLimit(f"no thread {name}")
-        return super().spawn(name, body)  # type: ignore[return-value]
+        return super().spawn(name, body, *more)  # type: ignore[return-value]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
@@ -147,10 +148,10 @@ def test_G3_exit_while_threads_are_refused(python: Python) -> None:
             import cmwq
             from cmwq._host import ThreadHost
             class NoWorkers(ThreadHost):
-                def spawn(self, name, body):
+                def spawn(self, name, body, *more):
                     if name.startswith("cmwq/") and not name.startswith(("cmwq/R-", "cmwq/timers")):
                         raise cmwq.ThreadLimit(name)
-                    return super().spawn(name, body)
+                    return super().spawn(name, body, *more)
             runtime = cmwq.Runtime(host=NoWorkers())
             wq = cmwq.WorkQueue("q", rescuer=True, runtime=runtime)
             other = cmwq.WorkQueue("other", scope="cpu", runtime=runtime)
@@ -172,10 +173,10 @@ def test_G2_a_rescuers_work_that_forks(python: Python) -> None:
             from cmwq._host import ThreadHost
             warnings.simplefilter("ignore", DeprecationWarning)
             class NoWorkers(ThreadHost):
-                def spawn(self, name, body):
+                def spawn(self, name, body, *more):
                     if name.startswith("cmwq/") and not name.startswith(("cmwq/R-", "cmwq/timers")):
                         raise cmwq.ThreadLimit(name)
-                    return super().spawn(name, body)
+                    return super().spawn(name, body, *more)
             runtime = cmwq.Runtime(host=NoWorkers())
             wq = cmwq.WorkQueue("q", scope="cpu", rescuer=True, runtime=runtime)
             affinity = os.sched_getaffinity(0)
