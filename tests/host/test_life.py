@@ -47,7 +47,7 @@ def check(done: subprocess.CompletedProcess[str], expected: str) -> None:
         """
     class Last:
         def __del__(self): late()
-    last = Last()
+    _last = Last()  # names like this one go first
         """,
     ],
     ids=["atexit", "a thread after the main one's end", "a finaliser"],
