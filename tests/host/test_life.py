@@ -12,6 +12,9 @@ Python = Callable[..., "subprocess.CompletedProcess[str]"]
 TOO_LATE = """
     import cmwq, threading
     def late():
+        if cmwq.Executor is None:  # an interpreter that clears modules before finalisers: there is nothing to call
+            print([], flush=True)
+            return
         runtime = cmwq.Runtime
         calls = {
             "the default runtime": lambda: cmwq.Executor().submit(int),
