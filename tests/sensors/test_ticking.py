@@ -298,6 +298,7 @@ class RestingHost(ThreadHost):
         super().__init__()
         self.refuses = False
         self.spawned: list[str] = []
+        self.threads: list[Any] = []
         self.rests = threading.Semaphore(0)
 
     def parker(self) -> Any:
@@ -318,7 +319,8 @@ class RestingHost(ThreadHost):
         self.spawned.append(name)
         if self.refuses:
             raise ThreadLimit(f"the test refuses {name}")
-        return super().spawn(name, body, began)
+        self.threads.append(super().spawn(name, body, began))
+        return self.threads[-1]
 
 
 class Counting(TickingSensor):
@@ -336,15 +338,16 @@ class Counting(TickingSensor):
         return Doing.RUNS
 
 
-endings = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-"""Where a thread may end of what was raised in it."""
-
-
 @pytest.fixture
 def counting() -> Iterator[Counting]:
     sensor = Counting()
+    excepthook = threading.excepthook
+    threading.excepthook = lambda args: None  # a thread may end of what a test raises in it
     yield sensor
     sensor.stop()
+    for thread in sensor.resting.threads:
+        thread.join(HANG)
+    threading.excepthook = excepthook
 
 
 def make_armed(sensor: TickingSensor) -> Any:
@@ -464,10 +467,10 @@ def test_the_tick_outlives_what_is_raised_in_it(
     assert counting.resting.spawned == ["cmwq/tick"]
 
 
-@endings
 def test_G6_the_tick_goes_on_after_asynchronous_exceptions(counting: Counting) -> None:
     """Wherever they hit: it goes on, or has a successor."""
     pool = make_armed(counting)
+    await_looks(counting)
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
     for turn in range(100):
         thread = counting._thread
@@ -479,13 +482,12 @@ def test_G6_the_tick_goes_on_after_asynchronous_exceptions(counting: Counting) -
         await_looks(counting, 2)
 
 
-@endings
 def test_a_tick_that_ends_has_a_successor(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die() -> None:
+    def die(name: str) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(counting.resting, "set_thread_name", lambda name: die())
+    monkeypatch.setattr(counting.resting, "set_thread_name", die)
     make_armed(counting)
     await_looks(counting)
     assert counting.resting.spawned == ["cmwq/tick"] * 2

@@ -179,6 +179,9 @@ class TickingSensor:
                 except BaseException:  # SystemExit too: a sensor is not to end because of what others raise in it
                     with suppress(BaseException):
                         _log.exception("the tick of sensor %s raised", self.name)
+        except BaseException:
+            with suppress(BaseException):
+                _log.exception("the tick of sensor %s ended, and has a successor", self.name)
         finally:
             self._post.release()
             if not self._stopped:
