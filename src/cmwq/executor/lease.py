@@ -22,7 +22,6 @@ from cmwq._core.wait import PhaseEnd
 from cmwq._core.work import Work
 from cmwq._errors import QueueClosed
 from cmwq.executor.own_thread import OwnThread
-from cmwq.executor.taken import take_out
 
 if TYPE_CHECKING:
     from cmwq._core.future import Future
@@ -161,7 +160,7 @@ class PreparedQueue(LeaseQueue):
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Context: the thread that is to make the call."""
         if self._initializer is not None:
-            self._initializer.prepare_thread(self)
+            self._initializer.prepare_thread()
         return fn(*args, **kwargs)
 
     def end_rescuer(self) -> Thread | None:
@@ -173,8 +172,6 @@ class PreparedQueue(LeaseQueue):
         own = self._own()
         if own is not None:
             own.forget()
-        if self._initializer is not None:
-            self._initializer.forget()
         super().forget()
 
 
@@ -216,7 +213,7 @@ class Initializer:
         self._thread = threading.local()  # what it left here: `context`
         self.broken: bool | str = False  # set once, for good
 
-    def prepare_thread(self, queue: WorkQueue) -> None:
+    def prepare_thread(self) -> None:
         """Raises BrokenThreadPool."""
         if self.broken:
             raise BrokenThreadPool(self.broken)
@@ -227,20 +224,11 @@ class Initializer:
                 context.run(self._initializer, *self._initargs)
             except BaseException:
                 LOGGER.critical("Exception in initializer:", exc_info=True)
-                self._break(queue)
+                self.broken = "A thread initializer failed, the thread pool is not usable anymore"
+                raise BrokenThreadPool(self.broken) from None  # and so will what waits: this call leaves it a place
             self._thread.context = context
         if len(context):
             present = copy_context()
             for variable, value in context.items():
                 if variable not in present:
                     variable.set(value)
-
-    def _break(self, queue: WorkQueue) -> NoReturn:
-        self.broken = "A thread initializer failed, the thread pool is not usable anymore"  # the standard library's
-        while (future := take_out(queue)) is not None:
-            future.set_exception(BrokenThreadPool(self.broken))
-        raise BrokenThreadPool(self.broken)
-
-    def forget(self) -> None:
-        """In the child of a fork: its one thread is not known to be prepared for anything."""
-        self._thread = threading.local()
