@@ -1,7 +1,7 @@
 """LeaseQueue: the work queue of an `Executor`, and what ThreadPoolExecutor promises of it beyond any other queue's.
 
 Guarantees: after shutdown nothing is accepted, not even from the executor's own calls, so that a call that submits
-itself again can't make shutdown or exit endless; a call is made only on a thread on which the initializer has
+itself again can't make shutdown endless; a call is made only on a thread on which the initializer has
 succeeded; with `one_thread` all calls are made on the same thread (`own_thread`), in order. The letters are those of
 `pool`.
 """
@@ -17,6 +17,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import ref
 
+from cmwq._core.future import Future
+from cmwq._core.pwq import insert
 from cmwq._core.queue import State, WorkQueue
 from cmwq._core.wait import PhaseEnd
 from cmwq._core.work import Work
@@ -24,7 +26,6 @@ from cmwq._errors import QueueClosed
 from cmwq.executor.own_thread import OwnThread
 
 if TYPE_CHECKING:
-    from cmwq._core.future import Future
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Thread
     from cmwq._core.pwq import PoolWorkQueue
@@ -37,8 +38,23 @@ class LeaseQueue(WorkQueue):
     broken: bool | str = False
 
     def __init__(self, name: str, *, thread_name_prefix: str = "", **options: Any) -> None:
-        super().__init__(name, **options)
         self._thread_name_prefix = thread_name_prefix  # I
+        self._shut_down = False  # set once, before the gates are shut
+        super().__init__(name, **options)
+
+    def submit_call(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+        """`submit` for who has the arguments packed already: to do so again takes a tenth of the time of it all."""
+        if self._special or isinstance(fn, Work):
+            return self._submit_specially(fn, args, kwargs)
+        pwq = self._only or self.place_here()
+        future: Future[Any] = Future(pwq.phase, (fn, *args), kwargs, copy_context())
+        insert(pwq, future)
+        return future
+
+    def shut_down(self) -> None:
+        """Take no more calls, not even from its own. Does not wait."""
+        self._shut_down = True
+        self.refuse()
 
     def thread_name(self, worker: Worker) -> str:
         return f"{self._thread_name_prefix}_{worker.index}" if self._thread_name_prefix else worker.name
@@ -66,7 +82,7 @@ class LeaseQueue(WorkQueue):
 
     def _check_admitted(self, pool: WorkerPool | None, *, accepted: bool = False) -> None:
         try:
-            if self._closing and not accepted:
+            if self._shut_down and not accepted:
                 raise QueueClosed(f"queue {self.name!r} is closed and takes no more work; make a new one")
             super()._check_admitted(pool, accepted=accepted)
         except QueueClosed as exc:
@@ -131,6 +147,9 @@ class PreparedQueue(LeaseQueue):
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         return super().submit(self._prepared(fn), *args, **kwargs)
+
+    def submit_call(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+        return super().submit_call(self._prepared(fn), args, kwargs)
 
     def submit_many(self, fn: Any, /, *iterables: Iterable[Any]) -> list[Future[Any]]:
         return super().submit_many(self._prepared(fn), *iterables)
