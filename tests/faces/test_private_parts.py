@@ -6,12 +6,17 @@ import concurrent.futures as cf
 import threading
 from concurrent.futures.thread import ThreadPoolExecutor
 from queue import Empty
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import HANG, Gate
 
 import cmwq
+from cmwq._host import ThreadHost
+from cmwq._sensor._ticking import Doing, TickingSensor, Watched
+
+if TYPE_CHECKING:
+    from cmwq._core.worker import Worker
 
 
 def drained(executor: ThreadPoolExecutor) -> list[Any]:
@@ -135,6 +140,37 @@ def test_taking_out_makes_room_for_others(runtime: cmwq.Runtime, gate: Gate) -> 
         last = executor.submit(len, "ab")
         gate.open.set()
         assert last.result(HANG) == 2
+
+
+class SeesNobodySleep(TickingSensor):
+    """One for which works that compute never look blocked, however busy the machine is."""
+
+    def doing(self, worker: Worker, watched: Watched) -> Doing:
+        return Doing.RUNS
+
+
+def test_the_place_of_a_listed_call_is_free_again(gate: Gate) -> None:
+    def compute() -> None:
+        gate.arrived.release()
+        while not gate.open.is_set():
+            pass
+
+    host = ThreadHost()
+    config = cmwq.Config(cpu_intensive_thresh=0)
+    with cmwq.Runtime(host=host, sensor=SeesNobodySleep(host), config=config) as runtime:
+        others = cmwq.Executor(runtime=runtime)
+        executor = cmwq.Executor(max_active=1, runtime=runtime)
+        for _ in runtime.cpus():
+            others.submit(compute)
+        gate.await_arrivals(len(runtime.cpus()))
+        listed = [executor.submit(len, "a"), executor.submit(len, "ab")]  # the second waits for the first's place
+        (item, _) = drained(executor)
+        assert item.future is listed[0]
+        last = executor.submit(len, "abc")
+        gate.open.set()
+        assert last.result(HANG) == 3
+        runtime.check_invariants()
+    host.stop_timers()
 
 
 def test_an_item_put_into_the_work_queue_is_run(runtime: cmwq.Runtime, gate: Gate) -> None:

@@ -109,7 +109,7 @@ class Executor(cf.ThreadPoolExecutor):
 
     def _use(self, queue: LeaseQueue) -> None:
         self._queue = queue
-        self._submit = queue.submit  # looked up once: it is on the hot path
+        self._submit = queue.submit_call  # looked up once: it is on the hot path
         self._own = queue.own_thread()  # kept alive by this, and by the calls that will need it
 
     def __repr__(self) -> str:
@@ -126,7 +126,7 @@ class Executor(cf.ThreadPoolExecutor):
         Raises QueueClosed after shutdown, BrokenThreadPool after an initializer's failure, ThreadLimit if not even the
         runtime's own thread can be had.
         """
-        return self._submit(fn, *args, **kwargs)
+        return self._submit(fn, args, kwargs)
 
     def map(
         self,
@@ -154,7 +154,7 @@ class Executor(cf.ThreadPoolExecutor):
         May be called again, and by several threads. Raises FlushDeadlock if one of its own calls waits for it.
         """
         own, self._own = self._own, None
-        self._queue.refuse()
+        self._queue.shut_down()
         if cancel_futures:
             self._queue.cancel_pending()
         if wait:

@@ -1,7 +1,7 @@
 """LeaseQueue: the work queue of an `Executor`, and what ThreadPoolExecutor promises of it beyond any other queue's.
 
 Guarantees: after shutdown nothing is accepted, not even from the executor's own calls, so that a call that submits
-itself again can't make shutdown or exit endless; a call is made only on a thread on which the initializer has
+itself again can't make shutdown endless; a call is made only on a thread on which the initializer has
 succeeded; with `one_thread` all calls are made on the same thread (`own_thread`), in order. The letters are those of
 `pool`.
 """
@@ -17,16 +17,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import ref
 
+from cmwq._core.future import Future
 from cmwq._core.item import StandIn
 from cmwq._core.queue import State, WorkQueue
 from cmwq._core.wait import PhaseEnd
 from cmwq._core.work import Work
 from cmwq._errors import QueueClosed
 from cmwq.executor.own_thread import OwnThread
-from cmwq.executor.taken import take_out
 
 if TYPE_CHECKING:
-    from cmwq._core.future import Future
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Thread
     from cmwq._core.pwq import PoolWorkQueue
@@ -39,8 +38,14 @@ class LeaseQueue(WorkQueue):
     broken: bool | str = False
 
     def __init__(self, name: str, *, thread_name_prefix: str = "", **options: Any) -> None:
-        super().__init__(name, **options)
         self._thread_name_prefix = thread_name_prefix  # I
+        self._shut_down = False  # set once, before the gates are shut
+        super().__init__(name, **options)
+
+    def shut_down(self) -> None:
+        """Take no more calls, not even from its own. Does not wait."""
+        self._shut_down = True
+        self.refuse()
 
     def thread_name(self, worker: Worker) -> str:
         return f"{self._thread_name_prefix}_{worker.index}" if self._thread_name_prefix else worker.name
@@ -68,7 +73,7 @@ class LeaseQueue(WorkQueue):
 
     def _check_admitted(self, pool: WorkerPool | None, *, accepted: bool = False) -> None:
         try:
-            if self._closing and not accepted:
+            if self._shut_down and not accepted:
                 raise QueueClosed(f"queue {self.name!r} is closed and takes no more work; make a new one")
             super()._check_admitted(pool, accepted=accepted)
         except QueueClosed as exc:
@@ -131,13 +136,15 @@ class PreparedQueue(LeaseQueue):
                     own, self._own = new, ref(new)
         return own
 
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        return super().submit(self._prepared(fn), *args, **kwargs)
+    def submit_call(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+        return super().submit_call(self._prepared(fn), args, kwargs)
 
     def submit_many(self, fn: Any, /, *iterables: Iterable[Any]) -> list[Future[Any]]:
         return super().submit_many(self._prepared(fn), *iterables)
 
     def _prepared(self, fn: Any) -> PreparedCall:
+        if isinstance(fn, PreparedCall):  # one of many, prepared together
+            return fn
         if isinstance(fn, Work):
             self._refuse_work(fn)
         if self.broken:
@@ -162,7 +169,7 @@ class PreparedQueue(LeaseQueue):
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Context: the thread that is to make the call."""
         if self._initializer is not None:
-            self._initializer.prepare_thread(self)
+            self._initializer.prepare_thread()
         return fn(*args, **kwargs)
 
     def end_rescuer(self) -> Thread | None:
@@ -174,8 +181,6 @@ class PreparedQueue(LeaseQueue):
         own = self._own()
         if own is not None:
             own.forget()
-        if self._initializer is not None:
-            self._initializer.forget()
         super().forget()
 
 
@@ -213,7 +218,7 @@ class Initializer:
         self._thread = threading.local()  # what it left here: `context`
         self.broken: bool | str = False  # set once, for good
 
-    def prepare_thread(self, queue: WorkQueue) -> None:
+    def prepare_thread(self) -> None:
         """Raises BrokenThreadPool."""
         if self.broken:
             raise BrokenThreadPool(self.broken)
@@ -224,20 +229,11 @@ class Initializer:
                 context.run(self._initializer, *self._initargs)
             except BaseException:
                 LOGGER.critical("Exception in initializer:", exc_info=True)
-                self._break(queue)
+                self.broken = "A thread initializer failed, the thread pool is not usable anymore"
+                raise BrokenThreadPool(self.broken) from None  # and so will what waits: this call leaves it a place
             self._thread.context = context
         if len(context):
             present = copy_context()
             for variable, value in context.items():
                 if variable not in present:
                     variable.set(value)
-
-    def _break(self, queue: WorkQueue) -> NoReturn:
-        self.broken = "A thread initializer failed, the thread pool is not usable anymore"  # the standard library's
-        while (future := take_out(queue)) is not None:
-            future.set_exception(BrokenThreadPool(self.broken))
-        raise BrokenThreadPool(self.broken)
-
-    def forget(self) -> None:
-        """In the child of a fork: its one thread is not known to be prepared for anything."""
-        self._thread = threading.local()
