@@ -141,7 +141,7 @@ class _Thread:
         self.entered: dict[_Entry, None] = {}  # S: what it may hold
         self.deferred: dict[int, Callable[[], object]] = {}  # S: in order
         self.numbers = count()  # S
-        self.drain = _drain(self)  # S: the last that was begun; it runs, or it doesn't
+        self.drain: Any = _drain(self)  # S: the last that was begun; it runs, or it doesn't
 
     def holds(self) -> int:
         ranks = 0
@@ -149,7 +149,6 @@ class _Thread:
             if entry.raw is entry.lock._raw and entry.raw._is_owned():
                 ranks |= 1 << entry.lock.rank
         return ranks
-
 
     def forget(self, lock: PyLock) -> None:
         """Context: not held. What is on its way to take it, in a frame that this one interrupts, stays."""
