@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import heapq
 import logging
@@ -10,16 +11,19 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 from conftest import HANG
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opcodes import Interrupt, InterruptAt, at_each
 
-from cmwq import ThreadLimit
+from cmwq import Reentered, ThreadLimit
 from cmwq._errors import QueueClosed
 from cmwq._host import ThreadHost
+from cmwq._host.locks import inside
 from cmwq._host.parker import LockParker
 from cmwq._host.timers import _TOLERATED, Timer, Timers
 
@@ -708,3 +712,113 @@ def test_timers_are_let_go_of_with_their_host() -> None:
     del host
     gc.collect()
     assert gone() is None
+
+
+# ------------------------------------------------------------------------------------ interrupted, and entered again
+
+
+def test_cancel_within_a_call_on_the_same_thread_takes_back_and_is_counted_later(stepped: Stepped) -> None:
+    timer = stepped.call_later(1, lambda: pytest.fail("cancelled, and yet it fires"))
+    with stepped._lock:
+        assert timer.cancel() is True
+        assert timer.cancel() is False
+        assert stepped._cancelled == 0
+    assert stepped._cancelled == 1
+    assert stepped.advance(1) == -1
+
+
+def test_call_later_within_a_call_on_the_same_thread_is_refused_and_changes_nothing(stepped: Stepped) -> None:
+    stepped.call_later(1, lambda: None)
+    heap = list(stepped._heap)
+    with stepped._lock:
+        with pytest.raises(Reentered):
+            stepped.call_later(0, lambda: None)
+        with pytest.raises(Reentered):
+            stepped.close()
+    assert stepped._heap == heap
+    stepped.call_later(0, lambda: None)  # it is no call in progress any more
+
+
+def test_an_exception_at_any_bytecode_loses_no_timer_and_doubles_none() -> None:
+    def run(interrupt: InterruptAt) -> None:
+        stepped = Stepped()
+        fired: list[str] = []
+        stepped.call_later(1, partial(fired.append, "first"))
+        stepped.fire_due()
+        kept, answer = None, False
+        try:
+            with interrupt:
+                kept = stepped.call_later(0, partial(fired.append, "second"))
+                taken_back = stepped.call_later(3, partial(fired.append, "third"))
+                answer = taken_back.cancel()
+                stepped.advance(1)
+        except Interrupt:
+            pass
+        rings = stepped.bell.rings
+        assert not stepped._heap or stepped._wakes_at <= stepped._heap[0][0] or rings
+        stepped.advance(9)
+        assert fired.count("first") == 1
+        assert kept is None or fired.count("second") == 1
+        assert fired.count("second") <= 1
+        assert not (answer and "third" in fired)
+        assert (stepped._heap, stepped._cancelled, inside()) == ([], 0, 0)
+
+    logging.getLogger("cmwq").disabled = True
+    try:
+        assert at_each(run, "timers.py", "locks.py", "test_timers.py") > 100
+    finally:
+        logging.getLogger("cmwq").disabled = False
+
+
+def test_the_timer_thread_outlives_an_exception_at_any_bytecode_of_its_loop(caplog: pytest.LogCaptureFixture) -> None:
+    def run(interrupt: InterruptAt) -> None:
+        began = SimpleQueue[None]()
+
+        def spawn(name: str, body: Callable[[], None]) -> threading.Thread:
+            def traced() -> None:
+                began.get()
+                loop = _traced_from_within(body, interrupt)
+                loop()
+
+            thread = threading.Thread(target=traced, name=name)
+            thread.start()
+            return thread
+
+        timers = Timers(spawn)
+        fired = SimpleQueue[int]()
+        for n in range(2):
+            timers.call_later(0, partial(fired.put, n))
+        began.put(None)
+        assert [fired.get(timeout=HANG) for _ in range(2)] == [0, 1]
+        timers.call_later(0, partial(fired.put, 2))
+        assert fired.get(timeout=HANG) == 2
+        assert fired.empty()
+        thread = timers._thread
+        assert isinstance(thread, threading.Thread)
+        timers.close()
+        assert not thread.is_alive()
+
+    assert at_each(run, "timers.py", "locks.py", "parker.py") > 50
+
+
+def _traced_from_within(body: Callable[[], None], interrupt: InterruptAt) -> Callable[[], None]:
+    """Its first two bytecodes are not yet the loop: the thread has just begun, and another can be had."""
+
+    def loop() -> None:
+        interrupt.seen = -2
+        with interrupt:
+            body()
+
+    return loop
+
+
+def test_the_timer_thread_outlives_what_is_thrown_at_it(timers: Timers, threads: Threads) -> None:
+    assert fires(timers)
+    (thread,) = threads.started
+    for n in range(100):
+        fired = [SimpleQueue[int]() for _ in range(2)]
+        timers.call_later(0, partial(fired[0].put, n))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Stop))
+        timers.call_later(0, partial(fired[1].put, n))
+        assert [one.get(timeout=HANG) for one in fired] == [n, n]
+    assert len(threads.started) == 1

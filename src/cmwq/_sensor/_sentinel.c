@@ -1186,8 +1186,8 @@ static bool is_held(const Guard *guard)
     return me && atomic_load_explicit(&guard->owner, memory_order_relaxed) == me;
 }
 
-/* Of a parker in Python Ctrl-C may be raised: then it was perhaps not unparked, and is once more.  False: that exception
-   is set. */
+/* One in Python may be interrupted, as by Ctrl-C: then it was perhaps not unparked, and is once more.  False: what
+   interrupted it is set. */
 static bool wake_now(PyObject *parker, const State *state)
 {
     First first = {0};
@@ -1201,10 +1201,7 @@ static bool wake_now(PyObject *parker, const State *state)
             Py_XDECREF(result);
             if (result)
                 break;
-            if (PyErr_ExceptionMatches(PyExc_Exception))
-                PyErr_WriteUnraisable(parker);
-            else
-                keep(&first, parker);
+            keep(&first, parker);
         }
     return raise_first(&first);
 }

@@ -1,0 +1,55 @@
+"""An exception at one bytecode after the other: what Ctrl-C, time limits and the like do, but at each place in turn."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Interrupt(BaseException):
+    """Like Ctrl-C."""
+
+
+class InterruptAt:
+    """`with InterruptAt(n, files):` raises Interrupt at the nth bytecode that this thread executes in those files."""
+
+    def __init__(self, n: int, *files: str) -> None:
+        self.n = n
+        self.files = files
+        self.seen = 0
+        self.raised = False
+
+    def __enter__(self) -> InterruptAt:
+        self.before = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None) -> None:
+        sys.settrace(self.before)
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.endswith(self.files):
+            return None
+        frame.f_trace_opcodes = True
+        return self._step
+
+    def _step(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event == "opcode":
+            self.seen += 1
+            if self.seen == self.n:
+                self.raised = True
+                raise Interrupt
+        return self._step
+
+
+def at_each(run: Callable[[InterruptAt], None], *files: str) -> int:
+    """Call run() with one after the other, until it was too late for the last. How many there were."""
+    n = 0
+    while True:
+        n += 1
+        interrupt = InterruptAt(n, *files)
+        run(interrupt)
+        if not interrupt.raised:
+            return n - 1
