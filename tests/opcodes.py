@@ -13,11 +13,15 @@ class Interrupt(BaseException):
 
 
 class InterruptAt:
-    """`with InterruptAt(n, files):` raises Interrupt at the nth bytecode that this thread executes in those files."""
+    """`with InterruptAt(n, files):` raises Interrupt at the nth bytecode that this thread executes in those files.
+
+    Counted from the first call of the function `since`, if there is one.
+    """
 
     def __init__(self, n: int, *files: str) -> None:
         self.n = n
         self.files = files
+        self.since = ""
         self.seen = 0
         self.raised = False
 
@@ -32,11 +36,13 @@ class InterruptAt:
     def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.endswith(self.files):
             return None
+        if frame.f_code.co_name == self.since:
+            self.since = ""
         frame.f_trace_opcodes = True
         return self._step
 
     def _step(self, frame: FrameType, event: str, _: Any) -> Any:
-        if event == "opcode":
+        if event == "opcode" and not self.since:
             self.seen += 1
             if self.seen == self.n:
                 self.raised = True

@@ -765,7 +765,7 @@ def test_an_exception_at_any_bytecode_loses_no_timer_and_doubles_none() -> None:
 
     logging.getLogger("cmwq").disabled = True
     try:
-        assert at_each(run, "timers.py", "locks.py", "test_timers.py") > 100
+        assert at_each(run, "timers.py", "_host/locks.py") > 100
     finally:
         logging.getLogger("cmwq").disabled = False
 
@@ -777,8 +777,9 @@ def test_the_timer_thread_outlives_an_exception_at_any_bytecode_of_its_loop(capl
         def spawn(name: str, body: Callable[[], None]) -> threading.Thread:
             def traced() -> None:
                 began.get()
-                loop = _traced_from_within(body, interrupt)
-                loop()
+                interrupt.since = "_serve"  # before that it is not yet in its loop
+                with interrupt:
+                    body()
 
             thread = threading.Thread(target=traced, name=name)
             thread.start()
@@ -798,18 +799,7 @@ def test_the_timer_thread_outlives_an_exception_at_any_bytecode_of_its_loop(capl
         timers.close()
         assert not thread.is_alive()
 
-    assert at_each(run, "timers.py", "locks.py", "parker.py") > 50
-
-
-def _traced_from_within(body: Callable[[], None], interrupt: InterruptAt) -> Callable[[], None]:
-    """Its first two bytecodes are not yet the loop: the thread has just begun, and another can be had."""
-
-    def loop() -> None:
-        interrupt.seen = -2
-        with interrupt:
-            body()
-
-    return loop
+    assert at_each(run, "_host/timers.py", "_host/locks.py", "_host/parker.py") > 50
 
 
 def test_the_timer_thread_outlives_what_is_thrown_at_it(timers: Timers, threads: Threads) -> None:

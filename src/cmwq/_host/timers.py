@@ -190,18 +190,24 @@ class Timers:
             del timer, garbage  # not by the next assignment, which is under the lock
 
     def _run(self) -> None:
-        # Two loops: an exception in the inner one's own steps finds the outer one, which takes no step otherwise.
+        # No step of the loop is outside the `try`, as the first step of a `try` within it would be.
         while True:
             try:
-                while True:
-                    try:
-                        if self._closed or not self._claim(threading.current_thread()):
-                            return
-                        self._parker.park(self.fire_due())
-                    except BaseException:
-                        _log_failure("the timer thread was interrupted, and goes on")
+                while not self._serve():
+                    pass
+                return
             except BaseException:
-                continue
+                pass  # it came while another was being told of
+
+    def _serve(self) -> bool:
+        """The thread's work. False: it was interrupted, and is to go on."""
+        try:
+            while not self._closed and self._claim(threading.current_thread()):
+                self._parker.park(self.fire_due())
+            return True
+        except BaseException:
+            _log_failure("the timer thread was interrupted, and goes on")
+            return False
 
     def _check_open(self) -> None:
         if self._closed:
