@@ -27,6 +27,7 @@ class InterruptAt:
 
     def __enter__(self) -> InterruptAt:
         self.before = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # any frame's: since 3.12 settrace() asks whether one wants them
         sys.settrace(self._trace)
         return self
 

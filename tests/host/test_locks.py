@@ -341,23 +341,22 @@ class Thrown(Exception):
 
 def test_exceptions_thrown_from_another_thread(family: Any) -> None:
     ledger = Ledger(family)
-    hits: SimpleQueue[None] = SimpleQueue()  # in C: threading's own are left locked by such exceptions
+    ready, hits = SimpleQueue[None](), SimpleQueue[None]()  # in C: threading's own are left locked by such exceptions
     stop = False
 
     def body() -> None:
         while not stop:
             try:
-                try:
-                    while not stop:
-                        ledger.work()
-                except Thrown:
-                    hits.put(None)
+                ready.put(None)
+                while not stop:
+                    ledger.work()
             except Thrown:
                 hits.put(None)
 
     thread = threading.Thread(target=body)
     thread.start()
     for _ in range(200):
+        ready.get(timeout=HANG)
         assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Thrown))
         hits.get(timeout=HANG)
     stop = True
