@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import heapq
 import logging
@@ -10,16 +12,19 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 from conftest import HANG
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opcodes import Interrupt, InterruptAt, at_each
 
-from cmwq import ThreadLimit
+from cmwq import Reentered, ThreadLimit
 from cmwq._errors import QueueClosed
 from cmwq._host import ThreadHost
+from cmwq._host.locks import inside
 from cmwq._host.parker import LockParker
 from cmwq._host.timers import _TOLERATED, Timer, Timers
 
@@ -359,7 +364,7 @@ def test_what_the_heap_knows_of_cancelled_timers_is_the_recount(stepped: Stepped
     for timer in made[:90]:
         timer.cancel()
     stepped.advance(4)
-    assert stepped._cancelled == sum(timer._fn is None for _, _, timer in stepped._heap) > 0
+    assert stepped._cancelled == sum(not timer._fns for _, _, timer in stepped._heap) > 0
     heap = list(stepped._heap)
     heapq.heapify(heap)
     assert heap == stepped._heap
@@ -416,10 +421,7 @@ class Captured:
         pass
 
     def __del__(self) -> None:
-        free = self.timers._lock.acquire(blocking=False)
-        if free:
-            self.timers._lock.release()
-        self.seen.append(free)
+        self.seen.append(not self.timers._lock.locked())
 
 
 def test_no_finaliser_runs_under_the_lock(stepped: Stepped) -> None:
@@ -509,20 +511,21 @@ def test_G4_moving_a_timer_back_and_forth_behind_the_first_wakes_nobody(stepped:
     assert stepped.bell.rings == rings
 
 
-def test_ctrl_c_between_push_and_unpark_hides_no_later_timer(stepped: Stepped) -> None:
+def test_ctrl_c_between_push_and_unpark_hides_no_timer(stepped: Stepped) -> None:
     class Interrupted(Bell):
-        __slots__ = ()
+        __slots__ = ("before",)
 
         def unpark(self) -> None:
-            raise KeyboardInterrupt
+            if not hasattr(self, "before"):
+                self.before = True
+                raise KeyboardInterrupt
+            super().unpark()
 
     stepped.fire_due()
-    stepped._parker = Interrupted()
+    stepped._parker = bell = Interrupted()
     with pytest.raises(KeyboardInterrupt):
         stepped.call_later(1, lambda: None)
-    stepped._parker = stepped.bell
-    stepped.call_later(2, lambda: None)
-    assert stepped.bell.rings == 1
+    assert bell.rings == 1
 
 
 def test_the_thread_sleeps_for_ever_and_wakes_for_the_next(timers: Timers) -> None:
@@ -710,3 +713,103 @@ def test_timers_are_let_go_of_with_their_host() -> None:
     del host
     gc.collect()
     assert gone() is None
+
+
+# ------------------------------------------------------------------------------------ interrupted, and entered again
+
+
+def test_cancel_within_a_call_on_the_same_thread_takes_back_and_is_counted_later(stepped: Stepped) -> None:
+    timer = stepped.call_later(1, lambda: pytest.fail("cancelled, and yet it fires"))
+    with stepped._lock:
+        assert timer.cancel() is True
+        assert timer.cancel() is False
+        assert stepped._cancelled == 0
+    assert stepped._cancelled == 1
+    assert stepped.advance(1) == -1
+
+
+def test_call_later_within_a_call_on_the_same_thread_is_refused_and_changes_nothing(stepped: Stepped) -> None:
+    stepped.call_later(1, lambda: None)
+    heap = list(stepped._heap)
+    with stepped._lock:
+        with pytest.raises(Reentered):
+            stepped.call_later(0, lambda: None)
+        with pytest.raises(Reentered):
+            stepped.close()
+    assert stepped._heap == heap
+    stepped.call_later(0, lambda: None)  # it is no call in progress any more
+
+
+def test_an_exception_at_any_bytecode_loses_no_timer_and_doubles_none() -> None:
+    def run(interrupt: InterruptAt) -> None:
+        stepped = Stepped()
+        fired: list[str] = []
+        stepped.call_later(1, partial(fired.append, "first"))
+        stepped.fire_due()
+        kept, answer = None, False
+        try:
+            with interrupt:
+                kept = stepped.call_later(0, partial(fired.append, "second"))
+                taken_back = stepped.call_later(3, partial(fired.append, "third"))
+                answer = taken_back.cancel()
+                stepped.advance(1)
+        except Interrupt:
+            pass
+        rings = stepped.bell.rings
+        assert not stepped._heap or stepped._wakes_at <= stepped._heap[0][0] or rings
+        stepped.advance(9)
+        assert fired.count("first") == 1
+        assert kept is None or fired.count("second") == 1
+        assert fired.count("second") <= 1
+        assert not (answer and "third" in fired)
+        assert (stepped._heap, stepped._cancelled, inside()) == ([], 0, 0)
+
+    logging.getLogger("cmwq").disabled = True
+    try:
+        assert at_each(run, "timers.py", "_host/locks.py") > 100
+    finally:
+        logging.getLogger("cmwq").disabled = False
+
+
+def test_the_timer_thread_outlives_an_exception_at_any_bytecode_of_its_loop() -> None:
+    def run(interrupt: InterruptAt) -> None:
+        began = SimpleQueue[None]()
+
+        def spawn(name: str, body: Callable[[], None]) -> threading.Thread:
+            def traced() -> None:
+                began.get()
+                interrupt.since = "_serve"  # before that it is not yet in its loop
+                with contextlib.suppress(Interrupt), interrupt:  # one that comes after its loop, at its end
+                    body()
+
+            thread = threading.Thread(target=traced, name=name)
+            thread.start()
+            return thread
+
+        timers = Timers(spawn)
+        fired = SimpleQueue[int]()
+        for n in range(2):
+            timers.call_later(0, partial(fired.put, n))
+        began.put(None)
+        assert [fired.get(timeout=HANG) for _ in range(2)] == [0, 1]
+        timers.call_later(0, partial(fired.put, 2))
+        assert fired.get(timeout=HANG) == 2
+        assert fired.empty()
+        thread = timers._thread
+        assert isinstance(thread, threading.Thread)
+        timers.close()
+        assert not thread.is_alive()
+
+    assert at_each(run, "_host/timers.py", "_host/locks.py", "_host/parker.py") > 50
+
+
+def test_the_timer_thread_outlives_what_is_thrown_at_it(timers: Timers, threads: Threads) -> None:
+    assert fires(timers)
+    (thread,) = threads.started
+    for n in range(100):
+        fired = [SimpleQueue[int]() for _ in range(2)]
+        timers.call_later(0, partial(fired[0].put, n))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Stop))
+        timers.call_later(0, partial(fired[1].put, n))
+        assert [one.get(timeout=HANG) for one in fired] == [n, n]
+    assert len(threads.started) == 1

@@ -105,7 +105,7 @@ class PyLock:
             return
         me = _threads.me
         self._raw.release()
-        me.forget(self)
+        me.forget(self._raw)
         _call_deferred(me)
 
     def locked(self) -> bool:
@@ -150,11 +150,10 @@ class _Thread:
                 ranks |= 1 << entry.lock.rank
         return ranks
 
-
-    def forget(self, lock: PyLock) -> None:
+    def forget(self, raw: object) -> None:
         """Context: not held. What is on its way to take it, in a frame that this one interrupts, stays."""
         for entry in tuple(self.entered):
-            if entry.lock is lock and entry.by_hand:
+            if entry.raw is raw and entry.by_hand:
                 self.entered.pop(entry, None)
 
 
@@ -245,7 +244,7 @@ def _end(entry: _Entry) -> None:
         else:  # its frame died on another thread, as a generator's can; this asks for no owner
             entry.raw._release_save()
     holder.entered.pop(entry, None)
-    holder.forget(entry.lock)
+    holder.forget(entry.raw)
     if holder is not me and not holder.entered:  # it may have ended, and then nobody else would call them
         for number in list(holder.deferred):
             if (fn := holder.deferred.pop(number, None)) is not None:
@@ -267,17 +266,27 @@ def _drain(me: _Thread) -> Generator[None, None, None]:
     failure: BaseException | None = None
     while (numbers := list(me.deferred)) and not me.holds():
         for number in numbers:
-            fn = me.deferred.get(number, _nothing_in_c)
             try:
-                # Taken from the list and called with no bytecode in between: it is called once, whatever interrupts.
-                next(map(call, map(me.deferred.pop, (number,), (_nothing_in_c,))))
-            except Exception:
-                _log.exception("deferred call %r raised", fn)
+                _call(me, number)
             except BaseException as exc:
                 failure = failure or exc  # the others are to be called, too
     if failure is not None:
         raise failure
     yield from ()
+
+
+def _call(me: _Thread, number: int) -> None:
+    """Take it from the list, call it, and note that it returned, with no bytecode in between: it is called once,
+    whatever interrupts, and one can tell what it raised from what interrupted before and after.
+    """
+    fn = me.deferred.get(number, _nothing_in_c)
+    returned: list[object] = []
+    try:
+        next(map(returned.append, map(call, map(me.deferred.pop, (number,), (_nothing_in_c,)))))
+    except Exception:
+        if returned or number in me.deferred:
+            raise
+        _log.exception("deferred call %r raised", fn)
 
 
 def py_inside() -> int:
@@ -294,14 +303,12 @@ def py_defer(fn: Callable[[], object]) -> None:
     if not callable(fn):
         raise TypeError(f"defer() takes a callable, not {type(fn).__name__}")
     me = _threads.me
-    if me.holds() or (me.deferred and not me.drain.gi_running):
-        me.deferred[next(me.numbers)] = fn
+    number = next(me.numbers)
+    me.deferred[number] = fn
+    if me.drain.gi_running and not me.holds():
+        _call(me, number)
+    else:
         _call_deferred(me)
-        return
-    try:
-        fn()
-    except Exception:
-        _log.exception("deferred call %r raised", fn)
 
 
 _threads = _Threads()

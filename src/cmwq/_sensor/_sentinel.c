@@ -78,7 +78,7 @@ enum {
     MAX_PENALTY = 63,           /* so many times it goes to sleep earlier, after it spun in vain */
     LOCK_SPINS = 400,           /* looks at a pool's lock before sleeping for it, without a GIL */
     GONE = 50 * MS,             /* between two tries to get back to a CPU that is offline */
-    MAX_PARK = 1000000000,      /* s: who parks for longer parks for ever */
+    MAX_PARK = 1000000000,      /* s: who parks for longer returns earlier, after 31 years */
     MAX_WOKEN = 8,              /* so many unparks of one section wait for its end */
     MAX_RANK = 31,
     MAX_LOOKOUTS = 4096,
@@ -800,8 +800,7 @@ static int park_arguments(PyObject *const *args, Py_ssize_t nargs, double *timeo
         PyErr_SetString(PyExc_ValueError, "a timeout must not be NaN");
         return -1;
     }
-    if (*timeout > MAX_PARK)
-        *timeout = -1;
+    *timeout = *timeout < MAX_PARK ? *timeout : MAX_PARK;
     *spins = nargs > 1 ? PyObject_IsTrue(args[1]) : 0;
     return *spins < 0 ? -1 : 0;
 }
@@ -1077,6 +1076,27 @@ static void log_failure(PyObject *fn)
     Py_XDECREF(traceback);
 }
 
+/* The first exception of several: it will be raised when all is done. */
+typedef struct { PyObject *type, *exception, *traceback; } First;
+
+/* Keep the exception that is set, or, if it isn't the first, report it. */
+static void keep(First *first, PyObject *whose)
+{
+    if (first->type)
+        PyErr_WriteUnraisable(whose);
+    else
+        PyErr_Fetch(&first->type, &first->exception, &first->traceback);
+}
+
+/* False: there was one, and it is set. */
+static bool raise_first(First *first)
+{
+    if (!first->type)
+        return true;
+    PyErr_Restore(first->type, first->exception, first->traceback);
+    return false;
+}
+
 /* False: a BaseException that is no Exception is set.  Others are told to the log. */
 static bool call_deferred(PyObject *fn)
 {
@@ -1116,7 +1136,7 @@ static Deferred *take_deferred(Thread *thread)
    or ends a section in one, is left to the loop that goes on already. */
 static bool call_all_deferred(Thread *me)
 {
-    PyObject *type = NULL, *exception = NULL, *traceback = NULL;
+    First first = {0};
     if (me->draining)
         return true;
     me->draining = true;
@@ -1127,19 +1147,12 @@ static bool call_all_deferred(Thread *me)
         PyObject *fn = call->fn;
         me->due = call->next;
         PyMem_RawFree(call);
-        if (!call_deferred(fn)) {
-            if (type)
-                log_failure(fn);
-            else
-                PyErr_Fetch(&type, &exception, &traceback);
-        }
+        if (!call_deferred(fn))
+            keep(&first, fn);
         Py_DECREF(fn);
     }
     me->draining = false;
-    if (!type)
-        return true;
-    PyErr_Restore(type, exception, traceback);
-    return false;
+    return raise_first(&first);
 }
 
 static bool has_deferred(Thread *thread)
@@ -1185,18 +1198,24 @@ static bool is_held(const Guard *guard)
     return me && atomic_load_explicit(&guard->owner, memory_order_relaxed) == me;
 }
 
-static void wake_now(PyObject *parker, const State *state)
+/* One in Python may be interrupted, as by Ctrl-C: then it was perhaps not unparked, and is once more.  False: what
+   interrupted it is set. */
+static bool wake_now(PyObject *parker, const State *state)
 {
+    First first = {0};
     if (Py_IS_TYPE(parker, state->slot_type))
         unpark(((SlotObject *)parker)->slot, true);
     else if (Py_IS_TYPE(parker, state->parker_type))
         give(&((ParkerObject *)parker)->parking, true);
-    else {
-        PyObject *result = PyObject_CallMethod(parker, "unpark", NULL);
-        if (!result)
-            PyErr_WriteUnraisable(parker);
-        Py_XDECREF(result);
-    }
+    else
+        for (int tries = 0; tries < 2; tries++) {
+            PyObject *result = PyObject_CallMethod(parker, "unpark", NULL);
+            Py_XDECREF(result);
+            if (result)
+                break;
+            keep(&first, parker);
+        }
+    return raise_first(&first);
 }
 
 /* Note that the lock's holder doesn't hold it any more. */
@@ -1233,11 +1252,12 @@ static void inherit_deferred(Thread *holder)
     }
 }
 
-/* What was deferred may be called then, and false be returned: see call_all_deferred().  Context: held, if by another
-   thread; no exception is set. */
+/* False: those whom it woke, or what was deferred and is called now, raised what can't be kept back, and that is set.
+   Context: held, if by another thread; no exception is set. */
 static bool guard_unlock(Guard *guard)
 {
     const State *state = guard->state;
+    First first = {0};
     PyObject *woken[MAX_WOKEN];
     int nr_woken = guard->nr_woken;
     for (int i = 0; i < nr_woken; i++)
@@ -1252,7 +1272,8 @@ static bool guard_unlock(Guard *guard)
     forget_rank(guard, holder);
     word_release(guard->word);          /* from here on it is another's */
     for (int i = 0; i < nr_woken; i++) {
-        wake_now(woken[i], state);
+        if (!wake_now(woken[i], state))
+            keep(&first, woken[i]);
         Py_DECREF(woken[i]);
     }
     if (foreign) {
@@ -1260,7 +1281,9 @@ static bool guard_unlock(Guard *guard)
         thread_release(holder);
     }
     Thread *me = this_thread;
-    return !me || !has_deferred(me) || call_all_deferred(me);
+    if (me && has_deferred(me) && !call_all_deferred(me))
+        keep(&first, Py_None);
+    return raise_first(&first);
 }
 
 /* Context: held; no exception is set.  False: one is. */
@@ -1283,7 +1306,7 @@ static void guard_unlock_under_exception(Guard *guard, PyObject *whose)
     PyObject *type, *exception, *traceback;
     PyErr_Fetch(&type, &exception, &traceback);
     if (!guard_unlock(guard))
-        log_failure(whose);
+        PyErr_WriteUnraisable(whose);
     PyErr_Restore(type, exception, traceback);
 }
 
@@ -1408,7 +1431,7 @@ static void hold_dealloc(HoldObject *self)
         PyObject *pending, *exception, *traceback, *lock = Py_NewRef(self->lock);
         PyErr_Fetch(&pending, &exception, &traceback);
         if (!hold_end(self, true))
-            log_failure(lock);          /* a finaliser can't raise */
+            PyErr_WriteUnraisable(lock);    /* a finaliser can't raise */
         PyErr_Restore(pending, exception, traceback);
         Py_DECREF(lock);
     }
@@ -1485,8 +1508,8 @@ static PyObject *guard_wake(Guard *guard, PyObject *parker)
     }
     if (guard->nr_woken < MAX_WOKEN)
         guard->woken[guard->nr_woken++] = Py_NewRef(parker);
-    else
-        wake_now(parker, guard->state);
+    else if (!wake_now(parker, guard->state))
+        return NULL;
     Py_RETURN_NONE;
 }
 
