@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextvars import Context
 from functools import partial
+from operator import call, methodcaller
 from threading import Condition
-from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.item import lay_out, name_of
@@ -42,7 +42,7 @@ _DONE = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
 class Audience:
     """Who waits for one future: made when the first of them comes."""
 
-    __slots__ = ("callbacks", "canceller", "condition", "nr_told", "parkers", "waiters")
+    __slots__ = ("callbacks", "canceller", "condition", "parkers", "untold", "waiters")
 
     def __init__(self) -> None:
         self.parkers: list[Parker] = []  # L: threads in result() or exception()
@@ -50,7 +50,7 @@ class Audience:
         self.callbacks: list[Callable[[Any], object]] = []  # L: add_done_callback
         self.condition: Condition | None = None  # L: made for concurrent.futures.wait and as_completed
         self.waiters: list[Any] = []  # its own condition's lock: theirs
-        self.nr_told = 0  # the condition: so many of those have been told
+        self.untold: list[Any] | None = None  # the condition: those of them that are to be told; None: it is not done
 
     def announce(self, future: Any) -> None:
         """The call ended: let the future be done, and tell everybody once.  Context: lock not held.
@@ -71,28 +71,23 @@ class Audience:
             with holding, holding:
                 with lock:
                     future._state = final
-                while self.nr_told < len(self.waiters):  # they take themselves off the list, later
-                    waiter = self.waiters[self.nr_told]
-                    self.nr_told += 1
-                    if final is CANCELLED_AND_NOTIFIED:
-                        waiter.add_cancelled(future)
-                    elif future._exception is None:
-                        waiter.add_result(future)
-                    else:
-                        waiter.add_exception(future)
+                if self.untold is None:
+                    self.untold = list(self.waiters)  # they take themselves off theirs, later
+                told = "add_cancelled" if final is CANCELLED_AND_NOTIFIED else "add_result"
+                if future._exception is not None:
+                    told = "add_exception"
+                while self.untold:
+                    next(map(methodcaller(told, future), map(self.untold.pop, (0,))))
         for parker in self.parkers:  # it is done, so nobody changes the list any more
             parker.unpark()
         raised: BaseException | None = None
         while self.callbacks:
-            callback = self.callbacks[0]
-            del self.callbacks[0]
             try:
-                _call_back(callback, future)
+                # Off the list and called, with no bytecode in between: wherever it is interrupted, one of the two.
+                next(map(call, map(self.callbacks.pop, (0,)), (future,)))
             except BaseException as exc:
-                if not _was_called(callback, exc):
-                    self.callbacks.insert(0, callback)
-                    raise
-                raised = exc  # the others are called all the same
+                if _is_to_be_raised(exc, future):
+                    raised = exc  # when the others have been called
         if raised is not None:
             try:
                 raise raised
@@ -123,25 +118,12 @@ class _Holding:
             self._condition.release()
 
 
-def _was_called(callback: Callable[[Any], object], exc: BaseException) -> bool:
-    """Whether the exception came out of the callback, and not just before it was called. Of one that is no Python
-    function nobody knows, and it is taken to have been."""
-    while isinstance(callback, partial):
-        callback = callback.func
-    code = getattr(getattr(callback, "__func__", callback), "__code__", None)
-    return code is None or any(frame.f_code is code for frame, _ in walk_tb(exc.__traceback__))
-
-
-def _call_back(callback: Callable[[Any], object], future: Any) -> None:
-    """Whatever it raises is nobody's but the log's (B4)."""
-    try:
-        callback(future)
-    except Exception:
-        _log.exception("exception calling callback for %r", future)
-    except BaseException:
-        if current_worker() is None:
-            raise  # Ctrl-C in the main thread, say
-        _log.exception("exception calling callback for %r", future)
+def _is_to_be_raised(exc: BaseException, future: Any) -> bool:
+    """Of what a callback raised: Ctrl-C in the main thread, say. Whatever else it is is nobody's but the log's (B4)."""
+    if not isinstance(exc, Exception) and current_worker() is None:
+        return True
+    _log.error("exception calling callback for %r", future, exc_info=exc)
+    return False
 
 
 class Future(cf.Future[T]):
@@ -369,7 +351,11 @@ class Future(cf.Future[T]):
         except Reentered:
             self._phase.pwq.pool.host.defer(partial(self.add_done_callback, fn))
             return
-        _call_back(fn, self)
+        try:
+            fn(self)
+        except BaseException as exc:
+            if _is_to_be_raised(exc, self):
+                raise
 
     def result(self, timeout: float | None = None) -> T:
         if self._state not in _DONE:

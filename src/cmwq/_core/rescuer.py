@@ -46,7 +46,11 @@ class Rescuer:
         self._parker = host.parker()  # I
         self._calls: deque[PoolWorkQueue] = deque()  # L of the place's pool to append; S to take
         self._stopped = False  # ~
-        self.thread: Thread = host.spawn(self.name, self._run)  # I
+        try:
+            self.thread: Thread = host.spawn(self.name, self._run)  # I
+        except BaseException:  # Ctrl-C: should it run all the same, it ends
+            self.stop()
+            raise
 
     def call(self, pwq: PoolWorkQueue) -> bool:
         """Mayday. True: to be woken.  Context: lock held."""

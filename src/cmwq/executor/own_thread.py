@@ -82,7 +82,11 @@ class _Loop:
         self._handed: deque[_Handed | None] = deque()  # each change is atomic; None: end
         self._name = name  # I
         self._host = host  # I
-        self.thread: Thread = host.spawn(name, self._run)  # I
+        try:
+            self.thread: Thread = host.spawn(name, self._run)  # I
+        except BaseException:  # Ctrl-C: should it run all the same, it ends
+            self.end()
+            raise
 
     def hand_over(self, handed: _Handed) -> None:
         """Returns when the call has ended."""
