@@ -73,6 +73,11 @@ def test_max_active_1_is_no_more_than_a_limit(runtime: cmwq.Runtime) -> None:
         assert executor.submit(lambda: executor.submit(int, "7").result(HANG)).result(HANG) == 7
 
 
+def test_no_other_thread_has_its_name(single: cmwq.Executor, runtime: cmwq.Runtime) -> None:
+    assert [single.submit(lambda: threading.current_thread().name).result(HANG) for _ in range(20)] == ["db_0"] * 20
+    assert len([thread for thread in threading.enumerate() if thread.name.startswith("db")]) == 1
+
+
 def test_calls_run_in_order_one_at_a_time(single: cmwq.Executor) -> None:
     running, order = threading.Lock(), []
 

@@ -120,6 +120,9 @@ class PreparedQueue(LeaseQueue):
             del options["max_active"]
         super().__init__(name, ordered=one_thread, **options)
 
+    def thread_name(self, worker: Worker) -> str:
+        return worker.name if self._one_thread else super().thread_name(worker)  # it only hands over
+
     @property
     def broken(self) -> bool | str:  # type: ignore[override]
         return self._initializer is not None and self._initializer.broken
