@@ -69,6 +69,7 @@ class Audience:
         if condition is not None:
             holding = _Holding(condition)
             with holding, holding:
+                holding.take()
                 with lock:
                     future._state = final
                 if self.untold is None:
@@ -109,6 +110,9 @@ class _Holding:
         self._theirs = condition._is_owned()  # type: ignore[attr-defined]  # by a frame of this thread that we interrupt
 
     def __enter__(self) -> None:
+        pass
+
+    def take(self) -> None:
         if not self._condition._is_owned():  # type: ignore[attr-defined]
             self._condition.acquire(timeout=1.0)
 

@@ -195,7 +195,8 @@ class WorkQueue:
             self._room.take(bounded)
             insert(pwq, bounded)
         except Reentered:
-            self._room.give(bounded)  # it is let in later, full or not: nobody is there to wait, or to be told
+            # It is let in later, full or not: nobody is there to wait, or to be told.
+            self._room.give_later(bounded)
             insert_later(pwq, bounded)
         except BaseException:
             if not pwq.has(bounded):
@@ -369,7 +370,7 @@ class WorkQueue:
             return True
         finally:
             if not queued and item is not None and item.room is not None and work._item is not item:
-                item.room.give(item)
+                item.room.give_later(item)
         return True
 
     def check_takes_delays(self) -> None:
@@ -630,9 +631,11 @@ class WorkQueue:
             self.runtime.begin()
             with self._lock:
                 if self.rescuer is None and self._state is not State.CLOSED:
-                    self.rescuer = Rescuer(self.name, self.runtime.host)
+                    rescuer = Rescuer(self.name, self.runtime.host)
                     # Nobody has the queue any more: nobody needs the thread.
-                    finalize(self, self.rescuer.stop).atexit = False
+                    finalize(self, rescuer.stop).atexit = False
+                    rescuer.start()
+                    self.rescuer = rescuer
         except ThreadLimit as exc:
             raise ThreadLimit(f"queue {self.name!r} was to have a rescuer: {exc}") from exc
 

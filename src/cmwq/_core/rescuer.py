@@ -39,18 +39,17 @@ class Rescuer:
     """One queue's. It knows the queue only while it works for it, so a queue that nobody has any more can go."""
 
     def __init__(self, queue_name: str, host: Host) -> None:
-        """Raises ThreadLimit."""
         self.name = f"cmwq/R-{queue_name}"  # I
         self.worker: Worker | None = None  # S to change: its role in the pool it helps; None: it rests
         self._host = host  # I
         self._parker = host.parker()  # I
         self._calls: deque[PoolWorkQueue] = deque()  # L of the place's pool to append; S to take
         self._stopped = False  # ~
-        try:
-            self.thread: Thread = host.spawn(self.name, self._run)  # I
-        except BaseException:  # Ctrl-C: should it run all the same, it ends
-            self.stop()
-            raise
+        self.thread: Thread | None = None  # I once it is started
+
+    def start(self) -> None:
+        """Raises ThreadLimit. Whoever calls this has seen to it that somebody will call `stop`."""
+        self.thread = self._host.spawn(self.name, self._run)
 
     def call(self, pwq: PoolWorkQueue) -> bool:
         """Mayday. True: to be woken.  Context: lock held."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cmwq._core.mend import mending
@@ -79,6 +80,10 @@ class Room:
         with self._lock:
             self._holders.discard(item)
             self._grant()
+
+    def give_later(self, item: object) -> None:
+        """`give`, as soon as this thread is in the middle of nothing."""
+        self._queue.runtime.host.defer(partial(self.give, item))
 
     def mend(self) -> None:
         """Whoever has a place waits no more.  Context: its lock held."""

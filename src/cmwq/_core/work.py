@@ -356,11 +356,10 @@ class Work:
     def _drop_taken(self) -> None:
         """Let go of what was taken back. If that is interrupted, it may be called again.  Context: no lock held."""
         taken = self._taken
-        while taken:
-            what = taken[-1]
+        for what in tuple(taken):
             if what is not self._item and what is not self._delay:
                 what.drop()
-            with suppress(ValueError):  # another was quicker
+            with suppress(ValueError):  # another was quicker, a signal's handler maybe
                 taken.remove(what)
 
     def mend(self) -> None:
