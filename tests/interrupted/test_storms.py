@@ -21,22 +21,22 @@ def storm(attack: str, sensor: str, rounds: int, operations: list[str]) -> None:
 
 @sensors
 def test_F8_F10_ctrl_c_at_any_moment_leaves_everything_whole(sensor: str) -> None:
-    storm("signal", sensor, 10, [*OPERATIONS])
+    storm("signal", sensor, 5, [*OPERATIONS])
 
 
 @sensors
 def test_F10_G6_a_signal_handler_may_call_at_any_moment(sensor: str) -> None:
-    storm("handler", sensor, 3, [*OPERATIONS])
+    storm("handler", sensor, 2, [*OPERATIONS])
 
 
 @sensors
 def test_F10_G6_a_finaliser_may_call_at_any_moment(sensor: str) -> None:
-    storm("finaliser", sensor, 5, [*OPERATIONS])
+    storm("finaliser", sensor, 2, [*OPERATIONS])
 
 
 @sensors
 def test_F10_G6_a_weak_references_callback_may_call_at_any_moment(sensor: str) -> None:
-    storm("callback", sensor, 5, [*OPERATIONS])
+    storm("callback", sensor, 2, [*OPERATIONS])
 
 
 @sensors
