@@ -46,9 +46,9 @@ def test_F10_exceptions_in_any_thread_leave_the_pool_whole(sensor: str) -> None:
 
 def test_G2_a_fork_at_any_moment_leaves_a_child_that_works() -> None:
     told: list[str] = []
-    assert forks(80, SEED, told.append) == 0, "\n".join(told)
+    assert forks(40, SEED, told.append) == 0, "\n".join(told)
 
 
 def test_G3_an_end_at_any_moment_does_what_was_accepted_and_says_nothing() -> None:
     told: list[str] = []
-    assert exits(50, SEED, told.append) == 0, "\n".join(told)
+    assert exits(20, SEED, told.append) == 0, "\n".join(told)
