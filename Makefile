@@ -69,7 +69,9 @@ model: setup  ## the runtime beside a model of it: 2,000 random programs of 50 s
 	CMWQ_MODEL_EXAMPLES=2000 CMWQ_MODEL_STEPS=50 $(PY) -m pytest --timeout 3600 tests/model/test_state_machine.py $(ARGS)
 
 interrupted: setup  ## an exception, a call of ours, a failing malloc at every bytecode of every call (an hour)
-	PYTHONPATH=tests $(PY) -m interrupted.sweep raise enter memory --patience 10 $(ARGS)
+	PYTHONPATH=tests $(PY) -m interrupted.sweep raise memory $(ARGS)
+	PYTHONPATH=tests $(PY) -m interrupted.sweep raise --sensors procfs --locks python $(ARGS)
+	PYTHONPATH=tests $(PY) -m interrupted.sweep enter --step 4 $(ARGS)
 
 storms: setup  ## Ctrl-C, handlers, finalisers, exceptions, forks, exits: thousands of each at random moments (an hour)
 	PYTHONPATH=tests $(PY) -m interrupted.sweep signal --rounds 1000 $(ARGS)

@@ -10,3 +10,10 @@ ends.py          forks and exits at random moments
 child.py         the program that does the rounds: what hangs is killed there, with words
 sweep.py         starts such programs, goes on behind what broke, and tells by a table: `make interrupted`
 """
+
+import os
+import sys
+
+if os.environ.get("CMWQ_LOCKS") == "python":
+    # As where no compiler was: the locks are those written in Python, and so is all else. Before the first import.
+    sys.modules["cmwq._sensor._sentinel"] = None  # type: ignore[assignment]

@@ -151,18 +151,8 @@ def words_of(exc: Exception) -> str:
     return str(exc) if isinstance(exc, Broken) else f"then {exc!r}"
 
 
-def use_python_locks() -> None:
-    """Locks written in Python, where that is to be tested, too."""
-    from cmwq import _host
-    from cmwq._host.locks import PyLock  # type: ignore[import-not-found]
-
-    _host.ThreadHost.lock = lambda self: PyLock()  # type: ignore[method-assign]
-
-
 def main() -> None:
     order = json.loads(sys.argv[1])
-    if order["locks"] == "python":
-        use_python_locks()
     WITNESS.listen()
     status = Rounds(order).run()
     sys.stdout.flush()

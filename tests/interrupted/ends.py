@@ -248,7 +248,7 @@ def ending(seed: int, case: int, how: str, book: int) -> None:
                 else:
                     queue.queue(cmwq.Work(work))
                 os.write(book, b"a")
-                if done > 300 and number == float("inf"):
+                if done > 100 and number == float("inf"):
                     time.sleep(1e-3)
 
     if chance.random() < 0.5:

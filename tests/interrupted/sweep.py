@@ -47,7 +47,7 @@ class Sweep:
     samples: int = 0  # so many cases of each operation, spread over all; 0: every `step`-th
     step: int = 1
     rounds: int = 20  # where an attack's cases have no end
-    locks: str = ""
+    locks: str = ""  # "python": those in C are not used, nor anything else in C
     enough: int = 10**9  # so much broken of one operation is told, and no more
     hangs: int = 3  # of one operation: each costs seconds
     most: int = 10**9  # broken, of all together: then it ends
@@ -69,12 +69,12 @@ class Sweep:
         """Returns what is left to do."""
         order = {
             "attack": self.attack, "sensor": self.sensor, "seed": self.seed, "samples": self.samples,
-            "step": self.step, "rounds": self.rounds, "locks": self.locks, "enough": self.enough, "tasks": tasks,
+            "step": self.step, "rounds": self.rounds, "enough": self.enough, "tasks": tasks,
             "patience": self.patience, "most": self.most,
         }  # fmt: skip
         path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH", "")]))
         command = [sys.executable, "-X", "faulthandler", "-m", "interrupted.child", json.dumps(order)]
-        env = {**os.environ, "PYTHONPATH": path}
+        env = {**os.environ, "PYTHONPATH": path, "CMWQ_LOCKS": self.locks}
         at = 0
         left = list(tasks)
         # Not a pipe: who hears the one stream must not forget the other.
@@ -160,6 +160,8 @@ class Sweep:
         """What broke, and how to have it again."""
         lines = [line for row in self.rows.values() for line in row.summaries]
         again = f"python -m interrupted.sweep {self.attack} --sensors {self.sensor} --seed {self.seed}"
+        if self.locks:
+            again += f" --locks {self.locks}"
         if self.samples:
             again += f" --samples {self.samples}"
         return "\n".join([*lines, f"again: PYTHONPATH=tests {again} --rounds {self.rounds}"])

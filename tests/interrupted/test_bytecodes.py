@@ -19,27 +19,29 @@ SEED = int(os.environ.get("CMWQ_SEED", random.randrange(1 << 20)))
 
 pytestmark = [
     pytest.mark.timeout(900),  # of code that is broken; else a few seconds
-    pytest.mark.parametrize("sensor", ["sentinel", "procfs"], indirect=True),
+    pytest.mark.parametrize(
+        ("sensor", "locks"), [("sentinel", ""), ("procfs", ""), ("procfs", "python")], indirect=["sensor"]
+    ),
 ]
 
 
-def sweep(attack: str, sensor: str, **options: int) -> Sweep:
-    done = Sweep(attack, sensor, SEED, hangs=1, enough=3, most=5, patience=10.0, **options)  # type: ignore[arg-type]
+def sweep(attack: str, sensor: str, locks: str, samples: int) -> Sweep:
+    done = Sweep(attack, sensor, SEED, locks=locks, samples=samples, hangs=1, enough=3, most=5, patience=10.0)
     done.run([*OPERATIONS])
     return done
 
 
-def test_F10_an_exception_at_any_bytecode_leaves_everything_whole(sensor: str) -> None:
-    done = sweep("raise", sensor, samples=24)
+def test_F10_an_exception_at_any_bytecode_leaves_everything_whole(sensor: str, locks: str) -> None:
+    done = sweep("raise", sensor, locks, samples=12)
     assert done.whole, done.failures()
 
 
-def test_F10_a_call_of_ours_at_any_bytecode_returns_and_leaves_everything_whole(sensor: str) -> None:
-    done = sweep("enter", sensor, samples=30)
+def test_F10_a_call_of_ours_at_any_bytecode_returns_and_leaves_everything_whole(sensor: str, locks: str) -> None:
+    done = sweep("enter", sensor, locks, samples=15)
     assert done.whole, done.failures()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("_testcapi") is None, reason="this Python has no _testcapi")
-def test_F10_memory_that_ends_at_any_allocation_leaves_everything_whole(sensor: str) -> None:
-    done = sweep("memory", sensor, samples=10)
+def test_F10_memory_that_ends_at_any_allocation_leaves_everything_whole(sensor: str, locks: str) -> None:
+    done = sweep("memory", sensor, locks, samples=5)
     assert done.whole, done.failures()
