@@ -28,13 +28,13 @@ import logging
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
-from weakref import WeakSet
 
 from cmwq._core import hogs, rescuer
 from cmwq._core.config import HIGHPRI_NICE
 from cmwq._core.mend import mend, mending
 from cmwq._core.policy import need_more_worker, need_rescuer, too_many_workers
 from cmwq._core.watchdog import Progress
+from cmwq._core.weakly import Weakly
 from cmwq._core.worker import Worker, worker_thread
 from cmwq._errors import ThreadLimit
 
@@ -86,7 +86,7 @@ class WorkerPool:
         self.worklist: deque[Item] = deque()  # L: active items in order of activation (E10)
         self.idle_list: list[Worker] = []  # L: last in, first woken (A7); the coldest at the front
         self.workers: set[Worker] = set()  # L
-        self.pwqs: WeakSet[PoolWorkQueue] = WeakSet()  # L: to be seen; kept alive by its queue, or by its works
+        self.pwqs: Weakly[PoolWorkQueue] = Weakly()  # L: to be seen; kept alive by its queue, or by its works
         self.busy_works: dict[Work, Queued] = {}  # L: which queueing of a Work runs here (E3)
         self.nr_running = 0  # L: counted and not asleep; whoever wakes a worker counts it
         self.nr_blocked = 0  # L: counted, and asleep, but not for a lock

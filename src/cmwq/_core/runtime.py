@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
-from weakref import ref
 
 from cmwq._core.config import Config
 from cmwq._core.hogs import HogReports
@@ -25,6 +24,7 @@ from cmwq._core.ranks import Rank
 from cmwq._core.snapshot import Snapshot, view_of_pool, view_of_queue
 from cmwq._core.wait import Quiet, Waits, run_steps, surely
 from cmwq._core.watchdog import Watchdog
+from cmwq._core.weakly import Weakly
 from cmwq._core.work import Work
 from cmwq._core.worker import be_worker, current_worker
 from cmwq._errors import CmwqTimeout, FlushDeadlock, ForeignProcess, QueueClosed, Reentered
@@ -86,7 +86,7 @@ class Runtime:
         self.hotplug = Hotplug(self, wanted)  # I
         self.watchdog = Watchdog(self)  # I
         self._pools: dict[PoolKey, WorkerPool] = {}  # R to change; read freely
-        self._queues: set[ref[WorkQueue]] = set()  # each change is atomic
+        self._queues: Weakly[WorkQueue] = Weakly()  # each change is one step
         self._freezer = host.lock(Rank.FREEZER)  # freezing and thawing exclude each other; before R, Q and L
         self.frozen = False  # that lock to change; a queue's new place looks at it with Q held (E8)
         self.waits = Waits(host)  # I
@@ -134,7 +134,7 @@ class Runtime:
 
     def adopt(self, queue: WorkQueue) -> None:
         """It is one of this runtime's, as long as somebody has it."""
-        self._queues.add(ref(queue, self._queues.discard))
+        self._queues.add(queue)
 
     def pool_here(self, scope: str, *, highpri: bool = False) -> WorkerPool:
         """The pool for a work queued by the calling thread. Starts it if need be: raises ThreadLimit, QueueClosed."""
@@ -251,7 +251,7 @@ class Runtime:
             self.host.defer(self.thaw)
 
     def _all_queues(self) -> list[WorkQueue]:
-        return [queue for weak in self._queues.copy() if (queue := weak()) is not None]
+        return list(self._queues)
 
     # ------------------------------------------------------------------------------- to be seen
 

@@ -17,7 +17,7 @@ holds, and makes void what the start has written so far. So it need not know how
 for it before the fork. The runtime is known here from its making on, and until then only one thread knows it.
 
 *Why not a WeakSet.* To iterate over one runs Python code, in which another thread or a finaliser may make or drop a
-runtime: RuntimeError, in a fork's child of all places. A list of a dictionary is one step.
+runtime: RuntimeError, in a fork's child of all places. See `_core/weakly.py`.
 """
 
 from __future__ import annotations
@@ -28,29 +28,22 @@ import logging
 import os
 import threading
 from typing import TYPE_CHECKING
-from weakref import ref
+
+from cmwq._core.weakly import Weakly
 
 if TYPE_CHECKING:
     from cmwq._core.runtime import Runtime
 
 _log = logging.getLogger("cmwq")
-_runtimes: dict[ref[Runtime], None] = {}
+_runtimes: Weakly[Runtime] = Weakly()
 _over = False
 
 
 def watch(runtime: Runtime) -> None:
     """From now on it is told. If the end has come already it is told so at once."""
-    _runtimes[ref(runtime, _forget)] = None
+    _runtimes.add(runtime)
     if _over:
         runtime.process_exits()
-
-
-def _forget(dead: ref[Runtime]) -> None:
-    _runtimes.pop(dead, None)
-
-
-def _alive() -> list[Runtime]:
-    return [runtime for reference in list(_runtimes) if (runtime := reference()) is not None]
 
 
 def _at_exit() -> None:
@@ -58,7 +51,7 @@ def _at_exit() -> None:
     _over = True
     # Ctrl-C here means now: the interpreter leaves the workers behind.
     with contextlib.suppress(KeyboardInterrupt):
-        for runtime in _alive():
+        for runtime in _runtimes:
             try:
                 runtime.process_exits()
             except Exception:
@@ -66,7 +59,7 @@ def _at_exit() -> None:
 
 
 def _after_fork() -> None:
-    for runtime in _alive():
+    for runtime in _runtimes:
         try:
             runtime.process_forked()
         except Exception:  # the next one has a right to be told, too

@@ -6,7 +6,6 @@ is armed (G4). Assumes that the pool calls `arm`, `deliver`, `ended`, `exempt` w
 
 from __future__ import annotations
 
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +61,7 @@ class SentinelSensor:
         self.reason = reason
         self._host = host
         self._watch = _sentinel.Watch()
-        self._lock = threading.Lock()  # P
+        self._lock = host.lock(Rank.SENSOR)  # P
         self._posted: set[int] = set()  # P
         self._wanted: set[int] = set()  # P
         self._knows_gil: bool | None = None  # P; None: not tried yet

@@ -26,7 +26,6 @@ from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqError, Reentered, ThreadLimit
 
 if TYPE_CHECKING:
-
     from cmwq._core.pool import WorkerPool
     from cmwq._core.worker import Worker
 
