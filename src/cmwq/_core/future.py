@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextvars import Context
 from functools import partial
-from operator import call, methodcaller
+from operator import methodcaller
 from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,15 +78,17 @@ class Audience:
                 if future._exception is not None:
                     told = "add_exception"
                 while self.untold:
-                    next(map(methodcaller(told, future), map(self.untold.pop, (0,))))
+                    _take_and(methodcaller(told, future), self.untold)
         for parker in self.parkers:  # it is done, so nobody changes the list any more
             parker.unpark()
         raised: BaseException | None = None
         while self.callbacks:
+            nr = len(self.callbacks)
             try:
-                # Off the list and called, with no bytecode in between: wherever it is interrupted, one of the two.
-                next(map(call, map(self.callbacks.pop, (0,)), (future,)))
+                _take_and(methodcaller("__call__", future), self.callbacks)
             except BaseException as exc:
+                if len(self.callbacks) == nr:
+                    raise  # it was not called; whoever calls this does so again
                 if _is_to_be_raised(exc, future):
                     raised = exc  # when the others have been called
         if raised is not None:
@@ -94,6 +96,21 @@ class Audience:
                 raise raised
             finally:
                 raised = None  # break the cycle through the traceback
+
+
+def _take_and(fn: Callable[[Any], object], things: list[Any]) -> None:
+    """Call fn with the first, which is off the list from then on.
+
+    There is no bytecode in between: wherever this is interrupted, either it is on the list still, or fn was called. If
+    there is no memory for the call, it is put back.
+    """
+    thing = things[0]
+    try:
+        next(map(fn, map(things.pop, (0,))))
+    except MemoryError as exc:
+        if exc.__traceback__ is not None and exc.__traceback__.tb_next is None and not (things and things[0] is thing):
+            things.insert(0, thing)
+        raise
 
 
 class _Holding:

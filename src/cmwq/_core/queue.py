@@ -328,11 +328,17 @@ class WorkQueue:
         return taken is not None
 
     def _queue(
-        self, work: Work, cpu: int | None = None, *, delay: float = 0.0, future: WorkFuture | None = None
+        self,
+        work: Work,
+        cpu: int | None = None,
+        *,
+        delay: float = 0.0,
+        future: WorkFuture | None = None,
+        full_or_not: bool = False,
     ) -> bool:
         """Everything that may take time, or be refused, comes before W is taken.
 
-        With a future it raises Reentered, for the caller to see to it.
+        With a future it raises Reentered, for the caller to see to it. full_or_not: `max_pending` doesn't matter.
         """
         if work._born != Work.generation:
             work.begin_anew()
@@ -346,7 +352,7 @@ class WorkQueue:
             pwq = (self._only or self.place_here()) if cpu is None else self._pwq_at(cpu)
             if delay <= 0:
                 item = Queued(work, pwq.outside, self.new_context())
-                if self._room is not None:
+                if self._room is not None and not full_or_not:
                     item.room = self._room
                     self._room.take(item)
             with work._lock:
@@ -366,7 +372,7 @@ class WorkQueue:
         except Reentered:
             if future is not None:
                 raise
-            self.runtime.host.defer(partial(self._queue, work, cpu, delay=delay))
+            self.runtime.host.defer(partial(self._queue, work, cpu, delay=delay, full_or_not=True))
             return True
         finally:
             if not queued and item is not None and item.room is not None and work._item is not item:
