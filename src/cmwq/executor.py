@@ -14,7 +14,6 @@ from contextvars import Context
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from cmwq._core.config import DFL_ACTIVE
 from cmwq._core.queue import WorkQueue
 from cmwq._core.runtime import default_runtime
 
@@ -70,7 +69,7 @@ class Executor(ThreadPoolExecutor):
             raise ValueError("max_workers must be greater than 0")  # ThreadPoolExecutor's words
         name = name or thread_name_prefix or f"executor-{next(_numbers)}"
         self._queue = WorkQueue(
-            name, max_active=limit or DFL_ACTIVE, scope=scope, context=context, runtime=runtime or default_runtime()
+            name, max_active=limit, scope=scope, context=context, runtime=runtime or default_runtime()
         )
         # The lease's own book is kept only by those who may need it: shutdown(cancel_futures=True).
         self.submit = self._queue.submit  # type: ignore[method-assign]  # one call less on the hot path

@@ -17,6 +17,7 @@ from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.item import lay_out, name_of
+from cmwq._core.lending import Waiters
 from cmwq._core.wait import check_may_wait, needs_of, park_until, wait_for
 from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqTimeout, Reentered
@@ -47,7 +48,7 @@ class Audience:
         self.parkers: list[Parker] = []  # L: threads in result() or exception()
         self.callbacks: list[Callable[[Any], object]] = []  # L: add_done_callback
         self.condition: Condition | None = None  # L: made for concurrent.futures.wait and as_completed
-        self.waiters: list[Any] = []  # its own condition's lock: theirs
+        self.waiters: list[Any] = Waiters()  # its own condition's lock: theirs
         self.nr_told = 0  # the condition: so many of those have been told
 
     def announce(self, future: Any) -> None:

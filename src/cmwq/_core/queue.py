@@ -123,6 +123,7 @@ class WorkQueue:
         self._context = context  # I
         limit = 1 if ordered else DFL_ACTIVE if max_active is None else max_active
         self._max_active = _checked_limit(name, limit)  # Q
+        self.has_explicit_limit = max_active is not None  # Q to change, read freely: it is a bound, not a default
         self._lock = runtime.host.lock(Rank.QUEUE, mending(self))
         self._state = State.OPEN  # Q and L to change; read under either
         self.nr_hogs = 0  # ~: works that were CPU hogs (A9)
@@ -415,6 +416,7 @@ class WorkQueue:
             raise ValueError(f"queue {self.name!r} is ordered: its max_active is 1 and stays so")
         with self._lock:
             self._max_active = _checked_limit(self.name, limit)
+            self.has_explicit_limit = True
             for pwq in self._pwqs.values():
                 pwq.set_max_active(limit)
 

@@ -30,6 +30,8 @@ _HEADROOM_TTL = 0.1  # s: the caps are read again after so long
 class ThreadHost:
     """Thread-safe. Its workers are daemon threads: the runtime joins them at exit, unless Ctrl-C says not to wait."""
 
+    universe = "the process"
+
     def __init__(self) -> None:
         self._topology = topology.Topology()
         self._groups: dict[tuple[str, tuple[int, ...]], tuple[tuple[int, ...], ...]] = {}
