@@ -161,6 +161,7 @@ def look(pool: WorkerPool) -> None:
             lenders = _who_lends(lending, pwq, before, sight)
             for worker in lenders:
                 _lend(pool, pwq, worker)
+                del sight.holders[worker]
             if lenders:
                 lent = True
                 pwq.activate()

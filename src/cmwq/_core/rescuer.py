@@ -192,7 +192,10 @@ def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | No
 
     waiting: the works that wait without a limit of time, this one among them.  Context: its worker, no lock held.
     """
-    if not target.lacks_workers() or own not in _stuck(waiting, own):
+    if not target.lacks_workers():
+        return None
+    stuck = _stuck(waiting, own)
+    if own not in stuck or (not _is_rescued(own) and _a_rescuer_gives_up(stuck)):
         return None
     return _why(own, target)
 
@@ -206,12 +209,26 @@ def tell_who_waits_in_vain(pool: WorkerPool) -> None:
     waits = pool.runtime.waits
     waiting = waits.for_ever()
     stuck = _stuck(waiting)
+    if _a_rescuer_gives_up(stuck):
+        return
     for item in reversed(list(stuck)):
         target = stuck[item]
         if pool in target.lacks_workers():
             reason = _why(item, target)
             if reason is not None and waits.tell(item, reason):
                 return
+
+
+def _a_rescuer_gives_up(stuck: dict[Item, Target]) -> bool:
+    """A rescuer among them finds out by itself. It is there to do what others wait for, so it is the first to be told."""
+    return any(_is_rescued(item) and target.lacks_workers() for item, target in stuck.items())
+
+
+def _is_rescued(item: Item) -> bool:
+    """A rescuer executes it."""
+    rescuer = item.queue.rescuer
+    helper = None if rescuer is None else rescuer.worker
+    return helper is not None and helper.item is item
 
 
 def _why(own: Item, target: Target) -> str | None:
