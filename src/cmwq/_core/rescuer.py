@@ -220,7 +220,7 @@ def tell_who_waits_in_vain(pool: WorkerPool) -> None:
 
 
 def _a_rescuer_gives_up(stuck: dict[Item, Target]) -> bool:
-    """A rescuer among them finds out by itself. It is there to do what others wait for, so it is the first to be told."""
+    """A rescuer among them finds out by itself: the first to be told, for it is there to do what others wait for."""
     return any(_is_rescued(item) and target.lacks_workers() for item, target in stuck.items())
 
 
