@@ -334,7 +334,7 @@ def _grouped(
 def _words_on_rescuers(
     found: list[tuple[Worker, Item | None, int]], waiting: dict[Item, Target], resting: set[Worker]
 ) -> str:
-    """A rescuer that rests within a work, and not in a wait of ours, which would be told: only a reader can act on it."""
+    """A rescuer that rests within a work, and not in a wait of ours, which would be told: who reads this must act."""
     stuck = [
         _words(item.describe)
         for worker, item, _ in found
