@@ -127,6 +127,30 @@ def test_E11_a_loop_within_a_work_that_awaits_a_flush_is_seen(quick: cmwq.Runtim
     assert wq.submit(parent).result(HANG) is True
 
 
+def test_E11_of_several_awaits_in_one_loop_the_last_to_end_is_seen(quick: cmwq.Runtime, gate: Gate) -> None:
+    wq = cmwq.WorkQueue("q", max_active=1, runtime=quick)
+    other = cmwq.WorkQueue("other", runtime=quick)
+    behind, held = cmwq.Work(int), cmwq.Work(gate)
+
+    async def both() -> bool | None:
+        first = asyncio.ensure_future(cmwq.aio.flush(behind))
+        await asyncio.sleep(0)
+        second = asyncio.ensure_future(cmwq.aio.flush(held))
+        await asyncio.sleep(0)
+        gate.open.set()
+        await second
+        return await first
+
+    def parent() -> bool | None:
+        other.queue(held)
+        gate.await_arrivals(1)
+        wq.queue(behind)
+        return asyncio.run(both())
+
+    assert wq.submit(parent).result(HANG) is True
+    assert quick.waits.all() == {}
+
+
 def test_E11_between_two_results_a_work_may_use_what_the_limit_protects(quick: cmwq.Runtime, gate: Gate) -> None:
     """It is in `as_completed`, but not asleep there: one call of it has not ended, and it does something else."""
     wq = cmwq.WorkQueue("q", max_active=1, runtime=quick)
@@ -134,7 +158,7 @@ def test_E11_between_two_results_a_work_may_use_what_the_limit_protects(quick: c
     held, last = threading.Event(), threading.Event()
 
     def parent() -> None:
-        futures = [other.submit(int), other.submit(held.wait, HANG)]
+        futures: list[cf.Future[Any]] = [other.submit(int), other.submit(held.wait, HANG)]
         for future in cf.as_completed(futures):
             if future is futures[0]:
                 gate()

@@ -12,7 +12,8 @@ A call that waits is written once, as a generator of what it waits for (`Steps`)
 How a deadlock is found: `Waits` knows of each work that waits what it waits for. Before a work begins to wait, the
 chain from what it would wait for is followed: a work that waits leads to what that one waits for. If it leads back to
 the work itself, nobody in that circle can ever go on. Each notes itself before it looks, so of two works that begin to
-wait for each other one is second. Runtimes whose works run on the same threads have one `Waits` in common, for a chain
+wait for each other one is second. A work that waits only for a time goes on some time, and so closes no circle for
+others; itself it is told all the same, for it would wait in vain. Runtimes whose works run on the same threads have one `Waits` in common, for a chain
 may lead through several of them.
 
 Where no more threads are to be had a work may wait for one that nobody can begin, for all who could wait likewise. It
@@ -96,6 +97,7 @@ class Waits:
         self._warned: set[tuple[str, str]] = set()  # each change is atomic
         self._waiting: dict[Item, Target] = {}  # each change is atomic; taken back by who is refused with the lock held
         self._limited: set[Item] = set()  # those of them that wait only for a time; each change is atomic
+        self._awaited: dict[Item, list[Target]] = {}  # by tasks of a loop within the work; its own thread's
         self._parkers: dict[Item, Parker] = {}  # of those that can be told to give up; each change is atomic
         self._vain: dict[Item, str] = {}  # those of them that are, and why; each change is atomic
 
@@ -127,12 +129,32 @@ class Waits:
         """Without those that go on by themselves some time."""
         return {item: target for item, target in self.all().items() if item not in self._limited}
 
+    def begin_await(self, item: Item, target: Target) -> None:
+        """A task of an event loop within the work waits for it. Others go on, so it is no endless wait.
+
+        Raises FlushDeadlock.  Context: the work's own thread; `end_await` follows.
+        """
+        self.begin(item, target, limited=True)
+        self._awaited.setdefault(item, []).append(target)
+
+    def end_await(self, item: Item, target: Target) -> None:
+        awaited = self._awaited.get(item, [])
+        if target in awaited:
+            awaited.remove(target)
+        if not awaited:
+            self._awaited.pop(item, None)
+        self.end(item)
+
     def is_waiting(self, item: Item) -> bool:
         return item in self._waiting
 
     def end(self, item: Item) -> None:
         self._waiting.pop(item, None)
         self._limited.discard(item)
+        awaited = self._awaited.get(item)
+        if awaited:  # other tasks of the work's loop still wait
+            self._limited.add(item)
+            self._waiting[item] = awaited[-1]
 
     def may_be_told(self, item: Item, parker: Parker) -> None:
         """It looks, whenever it is unparked, whether it waits `in_vain`; until `end_vain`."""
