@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures as cf
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from linecache import getline
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -420,3 +423,65 @@ def test_E1_lending_under_random_interleavings(marks: bool) -> None:
         except BaseException as exc:
             exc.add_note(f"seed {seed}")
             raise
+
+
+class Interruption(BaseException):
+    pass
+
+
+def interrupted(fn: Callable[[], object], at: int) -> bool:
+    """Call fn, and raise as its `at`-th line of the core begins. False: it has fewer."""
+    left = [at]
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        file, line = frame.f_code.co_filename, frame.f_lineno
+        # A simulated lock may be left held where its section is just left; the real one may not (F10).
+        leaves = getline(file, line).lstrip().startswith("with ")
+        if event == "line" and file.endswith(("lending.py", "pwq.py", "pool.py")) and not leaves:
+            left[0] -= 1
+            if left[0] == 0:
+                sys.settrace(None)
+                raise Interruption
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        fn()
+    except Interruption:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.usefixtures("small")
+def test_E1_a_look_that_is_interrupted_anywhere_leaves_everything_whole() -> None:
+    """And the next does what it would have done."""
+    at, more = 0, [True]
+    while more[0]:
+        at += 1
+        sim = Simulation(cpus=2)
+
+        def main(sim: Simulation = sim, at: int = at) -> None:
+            with sim.runtime(lends=True, check_every=1_000_000) as runtime:
+                wq = cmwq.WorkQueue("q", runtime=runtime)
+                event = Unseen(sim)
+                for _ in range(SMALL + 3):
+                    wq.submit(event.wait)
+                wq.submit(event.set)
+                sim.sleep(0.5)  # one place is lent, and two more are to be in the next look
+                pool = only_pool(runtime)
+                more[0] = interrupted(lambda: lending.look(pool), at)
+                runtime.check_invariants()
+                assert pool.lending.timer is not None
+                wq.flush()
+                view = runtime.snapshot().queues[0]
+                assert (view.active, view.inactive, view.unfinished) == (0, 0, 0)
+
+        try:
+            sim.run(main)
+        except BaseException as exc:
+            exc.add_note(f"interrupted at {at}")
+            raise
+    assert at > 50, "it had so many lines"

@@ -126,9 +126,9 @@ class Lending:
 
     def cancel(self) -> None:
         """Context: lock held."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        timer, self.timer = self.timer, None  # first: one that is noted will fire
+        if timer is not None:
+            timer.cancel()
 
 
 def watch(pool: WorkerPool) -> None:

@@ -13,8 +13,8 @@ How a deadlock is found: `Waits` knows of each work that waits what it waits for
 chain from what it would wait for is followed: a work that waits leads to what that one waits for. If it leads back to
 the work itself, nobody in that circle can ever go on. Each notes itself before it looks, so of two works that begin to
 wait for each other one is second. A work that waits only for a time goes on some time, and so closes no circle for
-others; itself it is told all the same, for it would wait in vain. Runtimes whose works run on the same threads have one `Waits` in common, for a chain
-may lead through several of them.
+others; itself it is told all the same, for it would wait in vain. Runtimes whose works run on the same threads have
+one `Waits` in common, for a chain may lead through several of them.
 
 Where no more threads are to be had a work may wait for one that nobody can begin, for all who could wait likewise. It
 is told (`ThreadLimit`): as it begins to wait, if its pool is known then to get no thread; else by the timer that tries

@@ -42,6 +42,8 @@ MAX_ENTRIES = 20
 """Points at which workers are, in one report. More are counted only."""
 MAX_LINES = 50
 """Of a report in words."""
+GOOD_LINES = 12
+"""For one entry, where there are many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +101,9 @@ class Stall:
         lines = [f"{where}: {self.pending} works wait, and none began for {self.seconds:.0f} s; {self.reason}"]
         left_out = self.left_out
         for index, worker in enumerate(self.workers):
-            room = MAX_LINES - 1 - len(lines)
-            if room:
-                lines += worker._lines(max(room // (len(self.workers) - index), min(room, 3)))
+            room, left = MAX_LINES - 1 - len(lines), len(self.workers) - index
+            if room:  # for a line of each that is left, and more of the first, where the most are
+                lines += worker._lines(max(min(room - left + 1, max(room // left, GOOD_LINES)), 1))
             else:
                 left_out += worker.alike
         if left_out:
