@@ -202,6 +202,9 @@ def test_H3_what_waits_by_its_own_will_is_no_stall() -> None:
             futures.append(one.submit(sim.burn, 34.0))
             futures.append(frozen.submit(int))
             one.queue_delayed(cmwq.DelayedWork(int), 100.0)
+            alone = cmwq.WorkQueue("alone", ordered=True, runtime=runtime)
+            futures.append(alone.submit(sim.sleep, 100.0))
+            assert alone.submit(int).cancel()
             sim.sleep(121)
             runtime.thaw()
             for future in futures:

@@ -129,6 +129,39 @@ def test_B6_nobody_is_told_while_somebody_may_come_to_it() -> None:
     sim.run(main)
 
 
+def test_B6_nobody_is_told_while_the_system_may_yet_give_a_thread() -> None:
+    """It refuses for some seconds."""
+    sim = Simulation(cpus=2)
+
+    def main() -> None:
+        with sim.runtime() as runtime:
+            wq = cmwq.WorkQueue("q", runtime=runtime)
+            sim.host.refuse = lambda name: sim.host.now < 7.5 and not name.endswith(":0")
+            assert wq.submit(lambda: wq.submit(abs, -7).result()).result() == 7
+            assert sim.host.now == pytest.approx(8.0)
+
+    sim.run(main)
+
+
+def test_B6_nobody_is_told_while_another_waits_for_what_runs_elsewhere() -> None:
+    """It began to wait first, for a work on another pool, and will come back to what the last waits for."""
+    sim = Simulation(cpus=2)
+
+    def main() -> None:
+        with sim.runtime(max_workers=2) as runtime:
+            wq, elsewhere = (
+                cmwq.WorkQueue("q", runtime=runtime),
+                cmwq.WorkQueue("elsewhere", highpri=True, runtime=runtime),
+            )
+            first = wq.submit(lambda: elsewhere.submit(sim.sleep, 20.0).result())
+            sim.sleep(5.0)
+            assert wq.submit(lambda: wq.submit(abs, -7).result()).result() == 7
+            first.result()
+            assert sim.host.now == 20.0
+
+    sim.run(main)
+
+
 def test_B6_who_is_told_may_try_again() -> None:
     """Each time it is told anew, and at last a thread is to be had."""
     sim = Simulation(cpus=2)

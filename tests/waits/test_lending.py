@@ -282,9 +282,10 @@ def test_E1_who_polls_rests_and_who_computes_does_not(share: float, lends: bool)
                 wq.submit(polls)
             late = wq.submit(int)
             sim.sleep(5.0)
-            assert late.done() is lends
+            done = late.done()
             stop.append(True)
             wq.flush()
+            assert done is lends
 
     sim.run(main)
 

@@ -84,13 +84,13 @@ class Sight:
             return worker.sleeping  # no clock: the sensor's word
         return after - before <= AT_REST * (now.at - self.at)
 
-    def begun_since(self, now: Sight) -> bool:
-        """Another work waits first for a place now, so one has begun."""
+    def moved(self, now: Sight) -> bool:
+        """Another work waits first for a place now."""
         return self.head is None or now.head is None or self.head() is not now.head()
 
     def all_rested(self, now: Sight) -> bool:
-        """Works wait for a place all the time, nothing began or ended, and all who hold one did nothing."""
-        if self.begun_since(now) or now.listed or not now.holders or len(now.holders) != len(self.holders):
+        """Works wait for a place, and those that hold one are the same all the time, and did nothing."""
+        if now.head is None or now.listed or not now.holders or len(now.holders) != len(self.holders):
             return False
         return all(self.rested(worker, now) for worker in now.holders)
 
@@ -157,7 +157,7 @@ def look(pool: WorkerPool) -> None:
             if before is None or sight.at - before.at > 2 * lending.pause:
                 changed = True
                 continue
-            changed |= before.begun_since(sight)
+            changed |= before.moved(sight)
             lenders = _who_lends(lending, pwq, before, sight)
             for worker in lenders:
                 _lend(pool, pwq, worker)

@@ -433,8 +433,7 @@ class WorkerPool:
             self.manager = office = object()
             self.look_out()
         self.create_reserve(office)
-        if self.nr_refusals > 1:
-            rescuer.tell_who_waits_in_vain(self)
+        rescuer.tell_who_waits_in_vain(self)
 
     # ------------------------------------------------------------------------------------- end
 

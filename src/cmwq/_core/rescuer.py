@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.wait import Target
 
+PATIENCE = 10
+"""So many refusals in a row, a cool-down apart, and who waits on a worker expects no thread any more. (A rescuer is not
+so patient, and the pool's own cap is known to be for good: there it is two.)"""
 BATCH = 16
 """So many works in one go; then whoever else called gets its turn."""
 
@@ -186,6 +189,16 @@ def mayday(pool: WorkerPool) -> None:
 # ----------------------------------------------------------------------------------- what nobody can do
 
 
+def gets_no_threads(pool: WorkerPool) -> bool:
+    """As far as is known, no worker will come in addition to those it has."""
+    if pool.nr_refusals < 2:
+        return False
+    if pool.nr_refusals >= PATIENCE:
+        return True
+    with pool.lock:
+        return sum(worker.index >= 0 for worker in pool.workers) >= pool.max_workers
+
+
 def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | None:
     """Why the work `own` would wait for ever: something it waits for has not begun, no thread could be created, not
     even after a cool-down, and all who could begin it wait themselves. None: somebody may go on.
@@ -201,14 +214,16 @@ def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | No
 
 
 def tell_who_waits_in_vain(pool: WorkerPool) -> None:
-    """No thread can be had for the pool: if some wait for what nobody can begin, the last of them is told.
+    """A thread was refused once more: if none is to be expected, and some wait for what nobody can begin, the last of
+    them is told.
 
     One alone, for when that gives up, and its worker goes on, the others may have what they wait for; if not, the pool
     is refused again, and the next is told. Context: the timer, no lock held.
     """
+    if not gets_no_threads(pool):
+        return
     waits = pool.runtime.waits
-    waiting = waits.for_ever()
-    stuck = _stuck(waiting)
+    stuck = _stuck(waits.for_ever())
     if _a_rescuer_gives_up(stuck):
         return
     for item in reversed(list(stuck)):

@@ -29,7 +29,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from cmwq._core.ranks import Rank
-from cmwq._core.rescuer import hopeless
+from cmwq._core.rescuer import gets_no_threads, hopeless
 from cmwq._core.worker import current_worker, step_aside, step_back
 from cmwq._errors import CmwqTimeout, FlushDeadlock, Reentered, ThreadLimit
 
@@ -392,7 +392,7 @@ def _wait_hopefully(worker: Worker, item: Item, target: Target, parker: Parker, 
     that its pool gets no more threads. Whoever waits already as that comes true is told by who found out.
     """
     rescues = worker.index < 0
-    looks = rescues or worker.pool.nr_refusals > 1
+    looks = rescues or gets_no_threads(worker.pool)
     end_vain = partial(waits.end_vain, item)
     with surely(end_vain), surely(end_vain):
         waits.may_be_told(item, parker)
