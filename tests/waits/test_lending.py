@@ -240,6 +240,59 @@ def test_E1_one_place_is_lent_then_two_then_four() -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_E1_after_works_have_ended_one_is_lent_first_again() -> None:
+    sim = Simulation(cpus=2)
+
+    def main() -> None:
+        with sim.runtime(lends=True) as runtime:
+            wq = cmwq.WorkQueue("q", runtime=runtime)
+            early, late = Unseen(sim), Unseen(sim)
+            begun: list[float] = []
+
+            def waits_late() -> None:
+                begun.append(sim.host.now)
+                late.wait()
+
+            for _ in range(SMALL + 3):
+                wq.submit(early.wait)
+            for _ in range(SMALL + 3):
+                wq.submit(waits_late)
+            sim.sleep(0.55)
+            assert not begun, "three places were lent by now"
+            sim.host.spawn("early", early.set)
+            sim.sleep(1.0)
+            late.set()
+            wq.flush()
+            assert begun == pytest.approx([0.55] * SMALL + [0.7] + [0.9] * 2)
+
+    sim.run(main)
+
+
+@pytest.mark.usefixtures("small")
+def test_E1_works_that_wait_for_a_worker_need_no_other_place() -> None:
+    """All CPUs are in use; the active works that have begun rest, the others could begin."""
+    sim = Simulation(cpus=2)
+
+    def main() -> None:
+        with sim.runtime(lends=True, config=cmwq.Config(cpu_intensive_thresh=0)) as runtime:
+            wq, other = cmwq.WorkQueue("q", runtime=runtime), cmwq.WorkQueue("other", runtime=runtime)
+            for _ in range(SMALL - 2):
+                wq.submit(sim.sleep, 10.0)
+            sim.sleep(0.01)
+            for _ in range(2):
+                other.submit(sim.burn, 3.0)
+            sim.sleep(0.01)
+            for _ in range(4):
+                wq.submit(sim.sleep, 10.0)
+            sim.sleep(2.0)
+            view = next(view for view in runtime.snapshot().queues if view.name == "q")
+            assert (view.active, view.inactive, len(wq.threads())) == (SMALL, 2, SMALL - 2)
+            wq.flush()
+
+    sim.run(main)
+
+
+@pytest.mark.usefixtures("small")
 def test_E1_where_works_end_nothing_is_lent() -> None:
     """Each rests for longer than a period, but one of them ends in each."""
     sim = Simulation(cpus=2)
