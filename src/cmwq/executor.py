@@ -30,7 +30,8 @@ class Executor(ThreadPoolExecutor):
 
     name: for snapshots and thread names; `thread_name_prefix`, where a caller passes it, is taken as the name.
     max_active: how many of its calls may be active at once (default 256); `max_workers`, where a caller insists on it,
-        means the same. A call that waits for another call's result doesn't count meanwhile.
+        means the same. A call that waits for another call's result doesn't count meanwhile; without a number, nor does
+        one that rests while no other call makes progress.
     scope, context: as for `WorkQueue`.
     runtime: where the pools are; the process's default runtime if not given.
     initializer: refused (TypeError): no thread is this executor's own, so there is none to initialise. Use a context

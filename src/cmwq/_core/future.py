@@ -137,7 +137,8 @@ class Future(cf.Future[T]):
 
     Thread-safe. Cancelling takes back a call that has not begun. A worker that waits in `result()` is known to be
     blocked at once and lends its place under `max_active`, so nested submit-and-wait does not deadlock; where it would
-    wait for itself (a later call of its own ordered queue, say) it gets FlushDeadlock. Outside workers, `result()` of a
+    wait for itself (a later call of its own ordered queue, say) it gets FlushDeadlock, and ThreadLimit where no thread
+    can be had to begin what it waits for, and all who could wait likewise. Outside workers, `result()` of a
     call that runs already while others wait may return up to a millisecond after its end: who takes many results in a
     row is not woken for each.
     """

@@ -55,7 +55,8 @@ class WorkQueue:
 
     name: shown in snapshots, logs and thread names. Need not be unique.
     max_active: works of this queue that may be active on one pool at a time (E1); the others wait, in order. A work
-        that waits for another work's result does not count meanwhile.
+        that waits for another's result does not count meanwhile, nor does one in `concurrent.futures.wait`. Without a
+        number it is 256; then one that rests while nothing of the queue moves doesn't count either, whatever for.
     ordered: exactly one work at a time, in queueing order (E2). Then max_active is 1, and scope must be "system".
     scope: "system": one pool for all CPUs. "cpu": a pool per CPU, its workers bound to it; "smt", "cache", "numa": a
         pool per set of CPUs that share a core, their largest cache, their memory (A1).
