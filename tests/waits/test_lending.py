@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from linecache import getline
 from types import FrameType
 from typing import Any
 
@@ -483,15 +482,12 @@ class Interruption(BaseException):
     pass
 
 
-def interrupted(fn: Callable[[], object], at: int) -> bool:
-    """Call fn, and raise as its `at`-th line of the core begins. False: it has fewer."""
+def interrupted(pool: WorkerPool, at: int) -> bool:
+    """Look, and raise as its `at`-th line of the core begins. False: it has fewer."""
     left = [at]
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:
-        file, line = frame.f_code.co_filename, frame.f_lineno
-        # A simulated lock may be left held where its section is just left; the real one may not (F10).
-        leaves = getline(file, line).lstrip().startswith("with ")
-        if event == "line" and file.endswith(("lending.py", "pwq.py", "pool.py")) and not leaves:
+        if event == "line" and frame.f_code.co_filename.endswith(("lending.py", "pwq.py", "pool.py")):
             left[0] -= 1
             if left[0] == 0:
                 sys.settrace(None)
@@ -501,8 +497,11 @@ def interrupted(fn: Callable[[], object], at: int) -> bool:
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        fn()
+        lending.look(pool)
     except Interruption:
+        if pool.lock.held():  # just as the section was left: the real lock mends and is let go of then, too (F10)
+            pool.mend()
+            pool.lock.release()
         return True
     finally:
         sys.settrace(before)
@@ -526,7 +525,7 @@ def test_E1_a_look_that_is_interrupted_anywhere_leaves_everything_whole() -> Non
                 wq.submit(event.set)
                 sim.sleep(0.5)  # one place is lent, and two more are to be in the next look
                 pool = only_pool(runtime)
-                more[0] = interrupted(lambda: lending.look(pool), at)
+                more[0] = interrupted(pool, at)
                 runtime.check_invariants()
                 assert pool.lending.timer is not None
                 wq.flush()
