@@ -40,6 +40,7 @@ from cmwq._errors import ThreadLimit
 if TYPE_CHECKING:
     from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
+    from cmwq._core.ports import Timer
     from cmwq._core.pwq import PoolWorkQueue
 
 AT_REST = 0.01
@@ -119,7 +120,7 @@ class Lending:
     __slots__ = ("pause", "seen", "steps", "timer")
 
     def __init__(self) -> None:
-        self.timer: Any = None  # L: exists only while works wait inactive
+        self.timer: Timer | None = None  # L: exists only while works wait inactive
         self.pause = 0.0  # L: until the next look
         self.seen: WeakKeyDictionary[PoolWorkQueue, Sight] = WeakKeyDictionary()  # T
         self.steps: WeakKeyDictionary[PoolWorkQueue, int] = WeakKeyDictionary()  # T: so many are to lend next
@@ -171,11 +172,10 @@ def look(pool: WorkerPool) -> None:
                 lending.steps.pop(pwq, None)
         if lent:
             pool.kick_or_look_out()
-        if lending.timer is not None:
-            lending.cancel()  # set by activate()
+        lending.cancel()  # activate() may have set one
         if now:
-            config = pool.config.lend_interval
-            lending.pause = config if lent or changed else min(2 * lending.pause, BACKOFF * config)
+            period = pool.config.lend_interval
+            lending.pause = period if lent or changed else min(2 * lending.pause, BACKOFF * period)
             _look_again(pool)
 
 
