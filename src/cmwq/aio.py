@@ -74,12 +74,12 @@ async def _wait_for(target: Target, parker: _LoopParker) -> None:
     item = worker.item if worker is not None else None
     try:
         if item is not None:  # the loop runs within a work, which could wait for itself (F7)
-            item.queue.runtime.waits.begin(item, target, limited=True)  # other tasks go on
+            item.queue.runtime.waits.begin_await(item, target)
         while not target.done():
             await parker.wait()
     finally:
         if item is not None:
-            item.queue.runtime.waits.end(item)
+            item.queue.runtime.waits.end_await(item, target)
         target.detach(parker)
 
 

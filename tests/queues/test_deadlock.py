@@ -12,6 +12,7 @@ from conftest import HANG, Gate
 from simulated import simulate, simulate_each
 
 import cmwq
+from cmwq._core.wait import Waits
 from cmwq.testing import Simulation
 
 
@@ -244,14 +245,18 @@ class Vanishing(dict[Any, Any]):
         return super().get(key, default) if key in self else default
 
 
-def test_F7_a_wait_that_ends_while_the_chain_is_followed(universe: cmwq.Runtime, gate: Gate) -> None:
+def test_F7_a_wait_that_ends_while_the_chain_is_followed(
+    universe: cmwq.Runtime, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Waits(universe.host)  # other runtimes have nothing to do with it
+    monkeypatch.setattr(universe, "waits", own)
     wq = cmwq.WorkQueue("q", runtime=universe)
     middle = wq.submit(lambda: wq.submit(gate).result())
     gate.await_arrivals(1)
     while len(universe.waits._waiting) < 1:
         time.sleep(0.001)
     waiting = universe.waits._waiting = Vanishing()
-    waiting.update(universe.waits.all())
+    waiting.update(own.all())
     waiting[middle] = middle  # what it waits for is not asked any more
     outer = wq.submit(middle.result)
     while waiting.looks < 3 and not outer.done():
@@ -276,3 +281,145 @@ def test_F7_from_outside_any_work_all_may_be_waited_for(universe: cmwq.Runtime, 
     second.flush(HANG)
     assert held.done()
     assert future.result(HANG) == "flushed"
+
+
+# ------------------------------------------------------------------------------- through several runtimes
+
+
+def test_F7_a_chain_through_two_runtimes_is_seen(universe: cmwq.Runtime) -> None:
+    """a, in an ordered queue of the one, waits for b in the other, which waits for what is behind a."""
+    with cmwq.Runtime() as second:
+        ledger = cmwq.WorkQueue("ledger", ordered=True, runtime=universe)
+        other = cmwq.WorkQueue("other", runtime=second)
+
+        def b() -> int:
+            return ledger.submit(int).result()
+
+        def a() -> int:
+            return other.submit(b).result()
+
+        with pytest.raises(cmwq.FlushDeadlock, match=r"'other'.*'ledger'|'ledger'.*'other'"):
+            ledger.submit(a).result(HANG)
+        assert universe.waits is second.waits
+        assert universe.waits.all() == {}
+
+
+def test_F7_runtimes_of_two_simulations_have_nothing_to_do_with_each_other() -> None:
+    first, second = Simulation().runtime(), Simulation().runtime()
+    assert first.waits is not second.waits
+    with cmwq.Runtime() as real:
+        assert real.waits is not first.waits
+
+
+def test_F7_G2_a_forked_child_has_none_of_its_parents_waits(python: Callable[..., Any]) -> None:
+    """And may wait: the lock is its own."""
+    done = python("""
+        import cmwq, os, threading, time, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        runtime, second = cmwq.Runtime(), cmwq.Runtime()
+        wq, other = cmwq.WorkQueue("q", runtime=runtime), cmwq.WorkQueue("other", runtime=second)
+        gate = threading.Event()
+        held = wq.submit(lambda: other.submit(gate.wait).result())
+        while len(runtime.waits.all()) < 1: time.sleep(0.001)
+        pid = os.fork()
+        if pid == 0:
+            fine = runtime.waits.all() == {} and runtime.waits is second.waits
+            fine &= wq.submit(lambda: other.submit(abs, -7).result()).result(30) == 7
+            os._exit(0 if fine else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        gate.set()
+        print(held.result(30), runtime.waits.all())
+    """)
+    assert (done.stdout.split(), done.stderr) == (["0", "True", "{}"], "")
+
+
+# ------------------------------------------------------------------------------- what is no deadlock
+
+
+def test_F7_one_that_waits_only_for_a_time_closes_no_circle() -> None:
+    """first waits for second, for a second; second waits for what can begin only after first: it does, in time."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        ledger = cmwq.WorkQueue("ledger", ordered=True, runtime=runtime)
+        other = cmwq.WorkQueue("other", runtime=runtime)
+
+        def second() -> int:
+            sim.sleep(0.01)
+            return ledger.submit(abs, -7).result()
+
+        def first() -> str:
+            waits_for = other.submit(second)
+            with pytest.raises(TimeoutError):
+                waits_for.result(timeout=1.0)
+            futures.append(waits_for)
+            return "went on"
+
+        futures: list[cmwq.Future[int]] = []
+        assert ledger.submit(first).result() == "went on"
+        assert futures[0].result() == 7
+        assert runtime.waits.all() == {}
+
+    simulate_each(scenario, 10, cpus=2)
+
+
+def test_F7_the_other_way_round_the_one_without_a_limit_is_not_told_either() -> None:
+    """second waits already, without a limit, when first begins to wait for it, for a time."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        works: list[cmwq.Future[str]] = []
+
+        def first() -> str:
+            with pytest.raises(TimeoutError):
+                works[1].result(timeout=1.0)
+            return "went on"
+
+        def second() -> str:
+            sim.sleep(0.01)
+            return works[0].result()
+
+        works += [wq.submit(first), wq.submit(second)]
+        assert [work.result() for work in works] == ["went on", "went on"]
+
+    simulate_each(scenario, 10, cpus=2)
+
+
+def test_F7_a_refused_flush_of_a_delayed_work_leaves_its_delay() -> None:
+    """By its own function, for which it would wait: the delay goes on, and the work runs when its time has come."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+
+        def body() -> None:
+            sim.note("ran")
+            if len(sim.log) < 3:
+                wq.queue_delayed(work, 10.0)
+                with pytest.raises(cmwq.FlushDeadlock):
+                    work.flush()
+
+        work = cmwq.DelayedWork(body)
+        wq.queue(work)
+        sim.sleep(100.0)
+        wq.flush()
+
+    assert simulate(scenario, cpus=2).log == [(0, "ran"), (10_000, "ran"), (20_000, "ran")]
+
+
+def test_F7_the_warnings_end_some_time(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Who makes queues by the thousand is not warned of each for ever, and nothing of that is kept."""
+    monkeypatch.setattr("cmwq._core.wait.MAX_WARNED", 3)
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        safe = cmwq.WorkQueue("safe", rescuer=True, runtime=runtime)
+
+        def waits(wq: cmwq.WorkQueue) -> int:
+            return wq.submit(int).result()
+
+        for n in range(10):
+            wq = cmwq.WorkQueue(f"q{n}", runtime=runtime)
+            for _ in range(2):
+                safe.submit(waits, wq).result()
+        assert len(runtime.waits._warned) == 3
+
+    simulate(scenario, cpus=2)
+    assert caplog.text.count("which has a rescuer") == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -187,7 +188,7 @@ def test_H3_who_waits_for_the_first_worker_is_reported() -> None:
 
 
 def test_H3_what_waits_by_its_own_will_is_no_stall() -> None:
-    """Inactive works, delayed ones, frozen ones, those on hold, and those taken back."""
+    """Works behind those that compute or end now and then, delayed ones, frozen ones, and those taken back."""
     sim = Simulation(cpus=2)
     told: list[cmwq.Stall] = []
 
@@ -197,9 +198,13 @@ def test_H3_what_waits_by_its_own_will_is_no_stall() -> None:
             one = cmwq.WorkQueue("one", ordered=True, runtime=runtime)
             frozen = cmwq.WorkQueue("frozen", freezable=True, runtime=runtime)
             runtime.freeze()
-            futures = [one.submit(sim.sleep, 40.0) for _ in range(3)]
+            futures: list[cmwq.Future[Any]] = [one.submit(sim.sleep, 29.0) for _ in range(3)]
+            futures.append(one.submit(sim.burn, 34.0))
             futures.append(frozen.submit(int))
             one.queue_delayed(cmwq.DelayedWork(int), 100.0)
+            alone = cmwq.WorkQueue("alone", ordered=True, runtime=runtime)
+            futures.append(alone.submit(sim.sleep, 100.0))
+            assert alone.submit(int).cancel()
             sim.sleep(121)
             runtime.thaw()
             for future in futures:
@@ -273,3 +278,179 @@ def test_H3_no_look_begins_another_once_the_runtime_has_ended() -> None:
 def test_runtime_needs_a_cpu() -> None:
     with pytest.raises(ValueError, match="cpus is empty"):
         cmwq.Runtime(cpus=[])
+
+
+# ------------------------------------------------------------------------------- works that wait for a place
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_H3_a_queue_whose_active_works_all_sleep_is_reported_if_works_wait_behind(ordered: bool) -> None:
+    """Once, and once more when it goes on; though another queue's works begin on the same pool all the time."""
+    sim = Simulation(cpus=2)
+    told: list[tuple[float, cmwq.Stall]] = []
+
+    def main() -> None:
+        with sim.runtime(watchdog=True, lends=True) as runtime:
+            runtime.on_stall = lambda stall: told.append((sim.host.now, stall))
+            limit = 1 if ordered else 3
+            wq = cmwq.WorkQueue("q", ordered=ordered, max_active=limit, runtime=runtime)
+            other = cmwq.WorkQueue("other", runtime=runtime)
+            for _ in range(limit):
+                wq.submit(sim.sleep, 100.0)
+            behind = [wq.submit(int) for _ in range(5)]
+            assert behind[4].cancel()
+            while sim.host.now < 110:
+                other.submit(sim.sleep, 0.5).result()
+            assert behind[3].done()
+            (first, stall), (second, over) = told
+            assert 30 <= first <= 32
+            assert (stall.queue, stall.pool, stall.pending, stall.over) == ("q", "u0", 4, False)
+            assert 30 <= stall.seconds <= 31
+            assert ("it is ordered" if ordered else "max_active is 3") in stall.reason
+            assert f"none of the {limit} before them" in stall.reason
+            (entry,) = stall.workers
+            assert (entry.alike, entry.waits_for) == (limit, "100000 ms of sleep")
+            assert "queue 'q' on pool u0: 4 works wait" in str(stall)
+            assert 100 <= second <= 102
+            assert (over.queue, over.over) == ("q", True)
+            assert str(over).startswith("queue 'q' on pool u0 goes on, after 9")
+
+    sim.run(main)
+
+
+def test_H3_a_queue_is_not_reported_while_its_active_works_compute() -> None:
+    sim = Simulation(cpus=2)
+    told: list[cmwq.Stall] = []
+
+    def main() -> None:
+        with sim.runtime(watchdog=True) as runtime:
+            runtime.on_stall = told.append
+            wq = cmwq.WorkQueue("q", max_active=2, runtime=runtime)
+            wq.submit(sim.sleep, 100.0)
+            wq.submit(sim.burn, 100.0)
+            wq.submit(int).result()
+            wq.flush()
+            sim.sleep(2.0)
+
+    sim.run(main)
+    assert told == []
+
+
+def test_H3_what_an_active_work_waits_for_is_said() -> None:
+    sim = Simulation(cpus=2)
+    told: list[cmwq.Stall] = []
+
+    def main() -> None:
+        with sim.runtime(watchdog=True) as runtime:
+            runtime.on_stall = told.append
+            one, other = cmwq.WorkQueue("one", ordered=True, runtime=runtime), cmwq.WorkQueue("other", runtime=runtime)
+            one.submit(lambda: other.submit(sim.sleep, 50.0).result())
+            one.submit(int).result()
+            sim.sleep(2.0)
+
+    sim.run(main)
+    assert [stall.over for stall in told] == [False, True]
+    assert "waits for the result of call" in told[0].workers[0].waits_for
+
+
+# ------------------------------------------------------------------------------- short reports
+
+
+def a_thousand_wait(told: list[cmwq.Stall], points: int) -> None:
+    """At the cap on threads, at so many points."""
+    sim = Simulation(cpus=2)
+    functions = [eval(f"lambda wait: wait({n})") for n in range(points)]
+    for n, function in enumerate(functions):
+        function.__qualname__ = f"function_{n}"
+
+    def main() -> None:
+        sim.host.stack_of = lambda thread: ("  File a, line 1\n    a()\n",) * 40  # type: ignore[method-assign]
+        with sim.runtime(watchdog=True, max_workers=1001, check_every=100_000) as runtime:
+            runtime.on_stall = told.append
+            wq = cmwq.WorkQueue("q", max_active=5_000, runtime=runtime)
+            for n in range(1_000):
+                wq.submit(functions[n % points], lambda n: sim.sleep(50.0))
+            for _ in range(10):
+                wq.submit(sim.sleep, 50.0)
+            sim.sleep(45.0)
+            assert len(told) == 1
+            wq.flush()
+
+    sim.run(main)
+
+
+@pytest.mark.parametrize("points", [1, 7, 300])
+def test_H3_a_report_of_a_thousand_workers_is_short(points: int) -> None:
+    told: list[cmwq.Stall] = []
+    a_thousand_wait(told, points)
+    stall = told[0]
+    assert len(stall.workers) <= 20
+    in_all = sum(worker.alike for worker in stall.workers) + stall.left_out
+    assert 1_000 <= in_all <= 1_001
+    lines = str(stall).split("\n")
+    assert len(lines) <= 50
+    said = sum(int(words[0]) for line in lines if (words := line.split())[1:2] == ["workers,"])
+    said += sum(line.startswith("  cmwq/") for line in lines)
+    said += sum(int(line.split()[1]) for line in lines if line.endswith("workers more"))
+    assert said == in_all, "each is counted"
+    assert stall.workers[0].alike >= 1_000 // points
+    if points < 20:
+        assert all(f"function_{n} of queue 'q'" in str(stall) for n in range(points))
+
+
+def test_H3_a_report_of_few_workers_has_their_whole_stacks() -> None:
+    stack = ("  File a, line 1\n    a()\n",) * 10
+    workers = tuple(cmwq.StalledWorker(f"cmwq/u0:{n}", n, f"call f{n}", "", stack) for n in range(2))
+    stall = cmwq.Stall("u0", 30.0, 1, False, "because", workers)
+    assert len(str(stall).split("\n")) == 1 + 2 * 21
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 16, 17, 20, 47, 48, 49, 60])
+def test_H3_a_report_in_words_is_never_long(number: int) -> None:
+    stack = ("  File a, line 1\n    a()\n",) * 10
+    workers = tuple(cmwq.StalledWorker(f"cmwq/u0:{n}", n, f"call f{n}", "", stack) for n in range(number))
+    lines = str(cmwq.Stall("u0", 30.0, 1, False, "because", workers, left_out=3)).split("\n")
+    assert len(lines) <= 50
+    shown = sum(line.startswith("  cmwq/u0:") for line in lines)
+    assert lines[-1] == f"  and {number - shown + 3} workers more"
+    assert shown == min(number, 48), "who is where comes before how they got there"
+
+
+def test_H3_a_rescuer_that_is_stuck_is_named_with_what_to_do() -> None:
+    """Its work waits for something unknown, which only it could bring about."""
+    sim = Simulation(cpus=2)
+    told: list[cmwq.Stall] = []
+
+    def main() -> None:
+        with sim.runtime(watchdog=True) as runtime:
+            runtime.on_stall = told.append
+            refuse_workers(sim.host)
+            safe = cmwq.WorkQueue("safe", rescuer=True, runtime=runtime)
+            held = safe.submit(sim.sleep, 50.0)
+            safe.submit(int)
+            sim.sleep(45.0)
+            (stall,) = told
+            assert "the rescuer is stuck in call Simulation.sleep of queue 'safe'" in stall.reason
+            assert "with a timeout" in stall.reason
+            held.result()
+            safe.flush()
+
+    sim.run(main)
+
+
+def test_H3_a_rescuer_that_computes_is_not_stuck() -> None:
+    sim = Simulation(cpus=2)
+    told: list[cmwq.Stall] = []
+
+    def main() -> None:
+        with sim.runtime(watchdog=True) as runtime:
+            runtime.on_stall = told.append
+            refuse_workers(sim.host)
+            safe = cmwq.WorkQueue("safe", rescuer=True, runtime=runtime)
+            safe.submit(sim.burn, 50.0)
+            safe.submit(int).result()
+            sim.sleep(2.0)
+
+    sim.run(main)
+    assert [stall.over for stall in told] == [False, True]
+    assert "rescuer" not in told[0].reason

@@ -26,6 +26,8 @@ class Config:
     """C2: and again every so often."""
     trustee_cooldown: float = 0.1
     """D5: how often it is looked whether a pool without a CPU has drained."""
+    lend_interval: float = 0.1
+    """E1: how often, while works wait inactive, it is looked whether they wait for themselves. 0: never."""
     watch_period: float = 1.0
     """D1, H3: how often, while work is unfinished, it is looked for CPUs that changed, and for stalls. 0: never."""
     watchdog_thresh: float = 30.0

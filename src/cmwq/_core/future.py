@@ -18,6 +18,7 @@ from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.item import lay_out, name_of
+from cmwq._core.lending import Waiters
 from cmwq._core.wait import check_may_wait, needs_of, park_until, wait_for
 from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqTimeout, Reentered
@@ -49,7 +50,7 @@ class Audience:
         self.canceller: object = None  # L: which call of `cancel` decided, and is to announce it
         self.callbacks: list[Callable[[Any], object]] = []  # L: add_done_callback
         self.condition: Condition | None = None  # L: made for concurrent.futures.wait and as_completed
-        self.waiters: list[Any] = []  # its own condition's lock: theirs
+        self.waiters: list[Any] = Waiters()  # its own condition's lock: theirs
         self.untold: list[Any] | None = None  # the condition: those of them that are to be told; None: it is not done
 
     def announce(self, future: Any) -> None:
@@ -152,7 +153,8 @@ class Future(cf.Future[T]):
 
     Thread-safe. Cancelling takes back a call that has not begun. A worker that waits in `result()` is known to be
     blocked at once and lends its place under `max_active`, so nested submit-and-wait does not deadlock; where it would
-    wait for itself (a later call of its own ordered queue, say) it gets FlushDeadlock. Outside workers, `result()` of a
+    wait for itself (a later call of its own ordered queue, say) it gets FlushDeadlock, and ThreadLimit where no thread
+    can be had to begin what it waits for, and all who could wait likewise. Outside workers, `result()` of a
     call that runs already while others wait may return up to a millisecond after its end: who takes many results in a
     row is not woken for each.
     """

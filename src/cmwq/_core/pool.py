@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import hogs, rescuer
 from cmwq._core.config import HIGHPRI_NICE
+from cmwq._core.lending import Lending
 from cmwq._core.mend import mend, mending
 from cmwq._core.policy import need_more_worker, need_rescuer, too_many_workers
 from cmwq._core.watchdog import Progress
@@ -106,6 +107,7 @@ class WorkerPool:
         self.nr_hogs = 0  # L: workers whose item is a hog, and let go of (A9)
         self.hog_timer: Timer | None = None  # L: exists only while work waits, and for a moment after
         self.hog_rests = 0  # L: periods since work waited
+        self.lending = Lending()  # works that wait inactive, maybe for themselves (E1)
         self.armed_with: Worker | None = None  # L: the reserve the sensor was given
         self.cull_timer: Timer | None = None  # L: exists only while there is something to cull (B3)
         self.next_worker = 0  # L
@@ -229,6 +231,8 @@ class WorkerPool:
     def worker_running(self, worker: Worker) -> None:
         """The kernel's wq_worker_running.  Context: lock held."""
         if worker.sleeping:
+            if not worker.hinted:
+                worker.reclaim_place()
             worker.sleeping = False
             self.nr_running += 1
             self.nr_blocked -= not worker.on_lock
@@ -429,6 +433,7 @@ class WorkerPool:
             self.manager = office = object()
             self.look_out()
         self.create_reserve(office)
+        rescuer.tell_who_waits_in_vain(self)
 
     # ------------------------------------------------------------------------------------- end
 
@@ -483,7 +488,7 @@ class WorkerPool:
         self.busy_works.clear()
         self.parked.clear()
         self.drainers.clear()
-        self.cull_timer = self.hog_timer = self.mayday_timer = None
+        self.cull_timer = self.hog_timer = self.mayday_timer = self.lending.timer = None
         self.lock = self.host.reinit_lock(self.lock)
         for worker in self.workers:
             worker.dying = True
@@ -520,6 +525,7 @@ class WorkerPool:
             if timer is not None:
                 timer.cancel()
         self.cull_timer = self.hog_timer = self.mayday_timer = None
+        self.lending.cancel()
         self.look_out()
         return workers
 

@@ -82,6 +82,11 @@ class Thread(Protocol):
 class Host(Protocol):
     """Threads, locks, time and CPUs."""
 
+    @property
+    def universe(self) -> str | None:
+        """Threads of hosts that have this in common may wait for each other. None: only its own do."""
+        ...
+
     def monotonic(self) -> float: ...
     def lock(self, rank: int, mend: Callable[[], object] | None = None) -> Lock:
         """A new lock of that `Rank`. mend: see `Lock`; it makes no cycle with what owns the lock, or that stays."""

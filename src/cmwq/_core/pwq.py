@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core import lending
 from cmwq._errors import CmwqError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ PURGE = 64
 class Phase:
     """The works of one queue on one pool between two flushes."""
 
-    __slots__ = ("count", "done", "number", "parkers", "pwq")
+    __slots__ = ("count", "done", "into", "number", "parkers", "pwq")
 
     def __init__(self, pwq: PoolWorkQueue, number: int) -> None:
         self.pwq = pwq  # I
@@ -41,6 +42,14 @@ class Phase:
         self.count = 0  # L: queued, not ended and not taken back
         self.done = False  # L: sealed, and it and all before it have ended
         self.parkers: list[Parker] = []  # L: who flushes
+        self.into: Phase | None = None  # L, once: all of its own works ended; what it waits for is the end of this one
+
+    def which(self) -> Phase:
+        """That whose end is its own."""
+        phase = self
+        while phase.into is not None:
+            phase = phase.into
+        return phase
 
     def retire(self) -> None:
         """One of its works ended.  Context: lock held."""
@@ -57,7 +66,7 @@ class Phase:
             if not pwq.inactive:
                 pwq.attends = False
         if not self.count and self is not pwq.phase:
-            pwq.complete_phases()
+            pwq.complete_phases(self)
 
     def withdraw(self) -> None:
         """One of its works was taken back. It stays in its list, to be passed over.  Context: lock held."""
@@ -65,7 +74,7 @@ class Phase:
         self.count -= 1
         pwq.nr_withdrawn += 1
         if not self.count and self is not pwq.phase:
-            pwq.complete_phases()
+            pwq.complete_phases(self)
         if pwq.nr_withdrawn > PURGE:
             pwq.purge()
         pwq.pool.tell_drainers()
@@ -120,6 +129,8 @@ class PoolWorkQueue:
         if self.nr_active >= self.max_active or self.inactive or self.frozen:
             self.inactive.append(item)
             self.attends = True
+            if self.lends and self.pool.lending.timer is None:
+                lending.watch(self.pool)
         else:
             self.nr_active += 1
             self.pool.worklist.append(item)
@@ -142,6 +153,8 @@ class PoolWorkQueue:
                 self.pool.worklist.append(item)
             del inactive[0]
         self.attends = self.frozen or bool(inactive)
+        if inactive and self.lends and self.pool.lending.timer is None:
+            lending.watch(self.pool)
 
     def pass_over(self) -> None:
         """A listed item turned out to be withdrawn.  Context: lock held."""
@@ -203,13 +216,28 @@ class PoolWorkQueue:
         """The current one was sealed.  Context: lock held."""
         self.phase = Phase(self, self.phase.number + 1)
 
-    def complete_phases(self) -> None:
-        """Context: lock held."""
+    def complete_phases(self, empty: Phase | None = None) -> None:
+        """empty: the sealed one of which all works have ended now; None: any of them.  Context: lock held."""
         while self.sealed and not self.sealed[0].count:
             phase = self.sealed.popleft()
             phase.done = True
             for parker in phase.parkers:
                 parker.unpark()
+        if len(self.sealed) > 1:
+            for phase in [each for each in self.sealed if not each.count] if empty is None else [empty]:
+                self.merge(phase)
+
+    def merge(self, phase: Phase) -> None:
+        """Nothing of it is left to wait for but the phases before. So it is one with the last of those, and there are
+        never more sealed phases than works in them, however often a stuck queue is flushed.  Context: lock held.
+        """
+        if phase.done or phase not in self.sealed:
+            return
+        before = self.sealed[self.sealed.index(phase) - 1]
+        before.parkers.extend(parker for parker in phase.parkers if parker not in before.parkers)
+        phase.into = before
+        self.sealed.remove(phase)
+        phase.parkers = []
 
     def has_works(self) -> bool:
         """Context: lock held."""

@@ -56,7 +56,8 @@ class WorkQueue:
 
     name: shown in snapshots, logs and thread names. Need not be unique.
     max_active: works of this queue that may be active on one pool at a time (E1); the others wait, in order. A work
-        that waits for another work's result does not count meanwhile.
+        that waits for another's result does not count meanwhile, nor does one in `concurrent.futures.wait`. Without a
+        number it is 256; then one that rests while nothing of the queue moves doesn't count either, whatever for.
     ordered: exactly one work at a time, in queueing order (E2). Then max_active is 1, and scope must be "system".
     scope: "system": one pool for all CPUs. "cpu": a pool per CPU, its workers bound to it; "smt", "cache", "numa": a
         pool per set of CPUs that share a core, their largest cache, their memory (A1).
@@ -124,6 +125,7 @@ class WorkQueue:
         self._context = context  # I
         limit = 1 if ordered else DFL_ACTIVE if max_active is None else max_active
         self._max_active = _checked_limit(name, limit)  # Q
+        self.has_explicit_limit = max_active is not None  # Q to change, read freely: it is a bound, not a default
         self._lock = runtime.host.lock(Rank.QUEUE, mending(self))
         self._state = State.OPEN  # Q and L to change; read under either
         self.nr_hogs = 0  # ~: works that were CPU hogs (A9)
@@ -431,6 +433,7 @@ class WorkQueue:
             raise ValueError(f"queue {self.name!r} is ordered: its max_active is 1 and stays so")
         with self._lock:
             self._max_active = _checked_limit(self.name, limit)
+            self.has_explicit_limit = True
             for pwq in self._pwqs.values():
                 pwq.set_max_active(limit)
 

@@ -9,8 +9,8 @@ It doesn't count as running (A8): it comes to help because what counts can't be 
 looks, so a worker that blocked in the meantime may still be believed to run; therefore a mayday asks only whether work
 waits and nobody can be had, not how many run (the kernel asks that too). What it costs is one runnable thread more.
 
-A rescuer's work that waits for something that nobody can begin would wait for ever. It is told (`ThreadLimit`), and so
-the rescuer goes on: `hopeless`. The letters are those of `pool`.
+A work that waits for something that nobody can begin would wait for ever. It is told (`ThreadLimit`), and so its
+rescuer, or its worker, goes on: `hopeless`. The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.wait import Target
 
+PATIENCE = 10
+"""So many refusals in a row, a cool-down apart, and who waits on a worker expects no thread any more. (A rescuer is not
+so patient, and the pool's own cap is known to be for good: there it is two.)"""
 BATCH = 16
 """So many works in one go; then whoever else called gets its turn."""
 
@@ -83,6 +86,7 @@ class Rescuer:
         pool = pwq.pool
         self.worker = worker = Worker(pool, -1, self._parker, self.name)
         worker.thread = self.thread
+        worker.cpu_time = pool.host.cpu_clock()
         with pool.lock:
             pool.workers.add(worker)  # before it binds: if the CPUs change now, it is bound anew like all of them
         more = True  # should it be interrupted
@@ -185,53 +189,120 @@ def mayday(pool: WorkerPool) -> None:
         rescuer.wake()
 
 
-# ----------------------------------------------------------------------------------- what one thread can't do
+# ----------------------------------------------------------------------------------- what nobody can do
+
+
+def gets_no_threads(pool: WorkerPool) -> bool:
+    """As far as is known, no worker will come in addition to those it has."""
+    if pool.nr_refusals < 2:
+        return False
+    if pool.nr_refusals >= PATIENCE:
+        return True
+    with pool.lock:
+        return sum(worker.index >= 0 for worker in pool.workers) >= pool.max_workers
 
 
 def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | None:
-    """Why the rescuer's work `own` would wait for ever: something it waits for has not begun, no thread could be
-    created, not even after a cool-down, and all who could begin it wait themselves. None: somebody may go on.
+    """Why the work `own` would wait for ever: something it waits for has not begun, no thread could be created, not
+    even after a cool-down, and all who could begin it wait themselves. None: somebody may go on.
 
-    waiting: the works that wait without a limit of time, this one among them.  Context: the rescuer, no lock held.
+    waiting: the works that wait without a limit of time, this one among them.  Context: its worker, no lock held.
     """
     if not target.lacks_workers():
         return None
-    # Whoever may go on is taken out, until nobody is found any more. The last to wait first: mostly the others wait
-    # for them. No recursion, for there may be a chain of as many as there are workers.
-    stuck, found = dict(waiting), True
-    while found:
-        found = False
-        for item in reversed(list(stuck)):
-            if _may_be_done(stuck[item], stuck):
-                if item is own:
-                    return None
-                del stuck[item]
-                found = True
+    stuck = _stuck(waiting, own)
+    if own not in stuck or (not _is_rescued(own) and _a_rescuer_gives_up(stuck)):
+        return None
+    return _why(own, target)
+
+
+def tell_who_waits_in_vain(pool: WorkerPool) -> None:
+    """A thread was refused once more: if none is to be expected, and some wait for what nobody can begin, the last of
+    them is told.
+
+    One alone, for when that gives up, and its worker goes on, the others may have what they wait for; if not, the pool
+    is refused again, and the next is told. Context: the timer, no lock held.
+    """
+    if not gets_no_threads(pool):
+        return
+    waits = pool.runtime.waits
+    stuck = _stuck(waits.for_ever())
+    if _a_rescuer_gives_up(stuck):
+        return
+    for item in reversed(list(stuck)):
+        target = stuck[item]
+        if pool in target.lacks_workers():
+            reason = _why(item, target)
+            if reason is not None and waits.tell(item, reason):
+                return
+
+
+def _a_rescuer_gives_up(stuck: dict[Item, Target]) -> bool:
+    """A rescuer among them finds out by itself: the first to be told, for it is there to do what others wait for."""
+    return any(_is_rescued(item) and target.lacks_workers() for item, target in stuck.items())
+
+
+def _is_rescued(item: Item) -> bool:
+    """A rescuer executes it."""
+    rescuer = item.queue.rescuer
+    helper = None if rescuer is None else rescuer.worker
+    return helper is not None and helper.item is item
+
+
+def _why(own: Item, target: Target) -> str | None:
     for pool in target.lacks_workers():
         return (
             f"{own.describe()} {target.describe_wait()}, which needs a worker of pool {pool.name}, and there is none: "
-            f"a thread was refused {pool.nr_refusals} times in a row ({pool.refusal}), whoever is there waits "
-            f"likewise, and so would this rescuer. Allow more threads, or queue what a work waits for before it"
+            f"a thread was refused {pool.nr_refusals} times in a row ({pool.refusal}), and whoever is there waits "
+            f"likewise. Allow more threads, or queue what a work waits for before it"
         )
     return None  # it began in this very moment
 
 
-def _may_be_done(target: Target, stuck: dict[Item, Target]) -> bool:
+def _stuck(waiting: dict[Item, Target], own: Item | None = None) -> dict[Item, Target]:
+    """Those of them that can't go on before others of them do. It is enough to find out about `own`, if given.
+
+    Whoever may go on is taken out, until nobody is found any more. The last to wait first: mostly the others wait for
+    them. No recursion, for there may be a chain of as many as there are workers. Whether a pool has somebody free is
+    asked of it once, and again only when one who was there was taken out.
+    """
+    stuck, found = dict(waiting), True
+    free: dict[WorkerPool, bool] = {}
+    while found:
+        found = False
+        for item in reversed(list(stuck)):
+            if not _may_be_done(stuck[item], stuck, free):
+                continue
+            del stuck[item]
+            if item is own:
+                return stuck
+            found = True
+            if not free.get(item.pwq.pool):
+                free.pop(item.pwq.pool, None)
+    return stuck
+
+
+def _may_be_done(target: Target, stuck: dict[Item, Target], free: dict[WorkerPool, bool]) -> bool:
     pools = target.lacks_workers()
-    if pools and not any(_somebody_is_free(pool, target, stuck) for pool in pools):
+    for pool in pools:
+        if pool not in free:
+            free[pool] = _somebody_is_free(pool, stuck)
+    if pools and not any(free[pool] for pool in pools) and not _rescuer_is_free(target, stuck):
         return False
     return next(target.needs(stuck), None) is None
 
 
-def _somebody_is_free(pool: WorkerPool, target: Target, stuck: dict[Item, Target]) -> bool:
+def _somebody_is_free(pool: WorkerPool, stuck: dict[Item, Target]) -> bool:
     with pool.lock:
         if pool.idle_list or pool.managing or pool.nr_refusals < 2:
             return True
-        busy = [worker.item for worker in pool.workers if worker.index >= 0]  # others' rescuers won't
+        # Queues' rescuers help only with their own.
+        return any(worker.index >= 0 and (worker.item is None or worker.item not in stuck) for worker in pool.workers)
+
+
+def _rescuer_is_free(target: Target, stuck: dict[Item, Target]) -> bool:
     rescuer = target.queue.rescuer
-    if rescuer is not None:
-        helper = rescuer.worker
-        if helper is None:
-            return True  # it rests, and will be called
-        busy.append(helper.item)
-    return any(item is None or item not in stuck for item in busy)
+    if rescuer is None:
+        return False
+    helper = rescuer.worker  # None: it rests, and will be called
+    return helper is None or helper.item is None or helper.item not in stuck

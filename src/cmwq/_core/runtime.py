@@ -22,7 +22,7 @@ from cmwq._core.hotplug import UNMANAGED, Hotplug
 from cmwq._core.pool import WorkerPool
 from cmwq._core.ranks import Rank
 from cmwq._core.snapshot import Snapshot, view_of_pool, view_of_queue
-from cmwq._core.wait import Quiet, Waits, run_steps, surely
+from cmwq._core.wait import Quiet, run_steps, surely, waits_of
 from cmwq._core.watchdog import Watchdog
 from cmwq._core.weakly import Weakly
 from cmwq._core.work import Work
@@ -89,7 +89,7 @@ class Runtime:
         self._queues: Weakly[WorkQueue] = Weakly()  # each change is one step
         self._freezer = host.lock(Rank.FREEZER)  # freezing and thawing exclude each other; before R, Q and L
         self.frozen = False  # that lock to change; a queue's new place looks at it with Q held (E8)
-        self.waits = Waits(host)  # I
+        self.waits = waits_of(host)  # I
         self.hogs = HogReports()  # I
         self._sensor: Sensor | None = None  # R
         self._turn = itertools.count()  # where the next per-CPU work goes when nobody knows this thread's CPU
@@ -383,7 +383,7 @@ class Runtime:
             be_worker(None)
         self.hotplug.forget()
         self.watchdog.forget()
-        self.waits = Waits(self.host)
+        self.waits.forget()
         self._freezer = self.host.lock(Rank.FREEZER)
         self.frozen = False
         pools, self._pools = self._pools, {}

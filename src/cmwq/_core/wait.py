@@ -11,18 +11,25 @@ A call that waits is written once, as a generator of what it waits for (`Steps`)
 
 How a deadlock is found: `Waits` knows of each work that waits what it waits for. Before a work begins to wait, the
 chain from what it would wait for is followed: a work that waits leads to what that one waits for. If it leads back to
-the work itself, nobody in that circle can ever go on. Checking and noting are one critical section, so of two works
-that begin to wait for each other one is second.
+the work itself, nobody in that circle can ever go on. Each notes itself before it looks, so of two works that begin to
+wait for each other one is second. A work that waits only for a time goes on some time, and so closes no circle for
+others; itself it is told all the same, for it would wait in vain. Runtimes whose works run on the same threads have
+one `Waits` in common, for a chain may lead through several of them.
+
+Where no more threads are to be had a work may wait for one that nobody can begin, for all who could wait likewise. It
+is told (`ThreadLimit`): as it begins to wait, if its pool is known then to get no thread; else by the timer that tries
+to create one, each time it is refused. See `rescuer.hopeless`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Generator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from cmwq._core.ranks import Rank
-from cmwq._core.rescuer import hopeless
+from cmwq._core.rescuer import gets_no_threads, hopeless
 from cmwq._core.worker import current_worker, step_aside, step_back
 from cmwq._errors import CmwqTimeout, FlushDeadlock, Reentered, ThreadLimit
 
@@ -73,14 +80,26 @@ Steps: TypeAlias = Generator[Target, None, T]
 """A waiting call: yields what to wait for next, is resumed when that is done."""
 
 
+MAX_WARNED = 1_000
+"""So many pairs of queues are warned of. Who has more makes queues by the dozen, and has read it."""
+
+
 class Waits:
-    """Which works of a runtime wait, and for what."""
+    """Which works wait, and for what: those of all runtimes that share their threads."""
 
     def __init__(self, host: Host) -> None:
-        self._lock: Lock = host.lock(Rank.WAITS)
+        self._host = host  # I
+        self.forget()
+
+    def forget(self) -> None:
+        """Nobody waits. Also in the child of a fork."""
+        self._lock: Lock = self._host.lock(Rank.WAITS)
         self._warned: set[tuple[str, str]] = set()  # each change is atomic
         self._waiting: dict[Item, Target] = {}  # each change is atomic; taken back by who is refused with the lock held
         self._limited: set[Item] = set()  # those of them that wait only for a time; each change is atomic
+        self._awaited: dict[Item, list[Target]] = {}  # by tasks of a loop within the work; its own thread's
+        self._parkers: dict[Item, Parker] = {}  # of those that can be told to give up; each change is atomic
+        self._vain: dict[Item, str] = {}  # those of them that are, and why; each change is atomic
 
     def begin(self, item: Item, target: Target, *, limited: bool) -> None:
         """Raises FlushDeadlock if the work would wait for itself."""
@@ -110,14 +129,60 @@ class Waits:
         """Without those that go on by themselves some time."""
         return {item: target for item, target in self.all().items() if item not in self._limited}
 
+    def begin_await(self, item: Item, target: Target) -> None:
+        """A task of an event loop within the work waits for it. Others go on, so it is no endless wait.
+
+        Raises FlushDeadlock.  Context: the work's own thread; `end_await` follows.
+        """
+        self.begin(item, target, limited=True)
+        self._awaited.setdefault(item, []).append(target)
+
+    def end_await(self, item: Item, target: Target) -> None:
+        awaited = self._awaited.get(item, [])
+        if target in awaited:
+            awaited.remove(target)
+        if not awaited:
+            self._awaited.pop(item, None)
+        self.end(item)
+
+    def is_waiting(self, item: Item) -> bool:
+        return item in self._waiting
+
     def end(self, item: Item) -> None:
         self._waiting.pop(item, None)
         self._limited.discard(item)
+        awaited = self._awaited.get(item)
+        if awaited:  # other tasks of the work's loop still wait
+            self._limited.add(item)
+            self._waiting[item] = awaited[-1]
+
+    def may_be_told(self, item: Item, parker: Parker) -> None:
+        """It looks, whenever it is unparked, whether it waits `in_vain`; until `end_vain`."""
+        self._parkers[item] = parker
+
+    def tell(self, item: Item, reason: str) -> bool:
+        """It will never be done what it waits for. False: it can't be told, or doesn't wait any more."""
+        parker = self._parkers.get(item)
+        if parker is None:
+            return False
+        self._vain[item] = reason
+        if item not in self._parkers:  # it went on meanwhile
+            self._vain.pop(item, None)
+            return False
+        parker.unpark()
+        return True
+
+    def in_vain(self, item: Item) -> str | None:
+        return self._vain.get(item)
+
+    def end_vain(self, item: Item) -> None:
+        self._parkers.pop(item, None)
+        self._vain.pop(item, None)
 
     def _warn(self, item: Item, target: Target) -> None:
         """F7: a queue that moves whatever happens relies on one that may not. Said once for each two queues."""
         pair = item.queue.name, target.queue.name
-        if pair not in self._warned:
+        if pair not in self._warned and len(self._warned) < MAX_WARNED:
             self._warned.add(pair)
             _log.warning(
                 "%s, which has a rescuer, %s; but queue %r has none, and without threads this waits for ever (F7)",
@@ -141,6 +206,17 @@ class Waits:
                     seen.add(needed)
                     paths.append((what, [*path, (needed, what)]))
         return None
+
+
+_shared: dict[str, Waits] = {}
+
+
+def waits_of(host: Host) -> Waits:
+    """Works of two runtimes may wait for each other, if they run on the same kind of threads."""
+    universe = host.universe
+    if universe is None:
+        return Waits(host)
+    return _shared.get(universe) or _shared.setdefault(universe, Waits(host))
 
 
 def needs_of(item: Item, waiting: dict[Item, Target]) -> Iterator[Item]:
@@ -173,19 +249,21 @@ class PhaseEnd:
         self.phase = phase
 
     def done(self) -> bool:
-        return self.phase.done
+        return self.phase.which().done
 
     def attach(self, parker: Parker) -> bool:
         with self.phase.pwq.pool.lock:
-            if self.phase.done:
+            phase = self.phase.which()
+            if phase.done:
                 return False
-            self.phase.parkers.append(parker)
+            phase.parkers.append(parker)
             return True
 
     def detach(self, parker: Parker) -> None:
         with self.phase.pwq.pool.lock:
-            if parker in self.phase.parkers:
-                self.phase.parkers.remove(parker)
+            phase = self.phase.which()
+            if parker in phase.parkers:
+                phase.parkers.remove(parker)
 
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
         for item in list(waiting):
@@ -297,7 +375,7 @@ def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float 
     try:
         lent = step_aside(worker, lender)
         try:
-            if worker.index < 0 and deadline is None:
+            if deadline is None:
                 return _wait_hopefully(worker, item, target, parker, waits)
             return park_until(target.done, parker, runtime.host, deadline)
         finally:
@@ -307,12 +385,22 @@ def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float 
 
 
 def _wait_hopefully(worker: Worker, item: Item, target: Target, parker: Parker, waits: Waits) -> bool:
-    """A rescuer's work waits. Raises ThreadLimit where it would be for ever (C4)."""
-    while not target.done():
-        reason = hopeless(item, target, waits.for_ever())
-        if reason is not None and not target.done():
-            raise ThreadLimit(reason)
-        parker.park(worker.pool.config.mayday_interval)
+    """Raises ThreadLimit where it would be for ever (C4, B6).
+
+    A rescuer looks again and again, for it was called because something is amiss; a worker once, if it is known by then
+    that its pool gets no more threads. Whoever waits already as that comes true is told by who found out.
+    """
+    rescues = worker.index < 0
+    looks = rescues or gets_no_threads(worker.pool)
+    end_vain = partial(waits.end_vain, item)
+    with surely(end_vain), surely(end_vain):
+        waits.may_be_told(item, parker)
+        while not target.done():
+            reason = hopeless(item, target, waits.for_ever()) if looks else waits.in_vain(item)
+            if reason is not None and not target.done():
+                raise ThreadLimit(reason)
+            looks = rescues
+            parker.park(worker.pool.config.mayday_interval if rescues else -1)
     return True
 
 

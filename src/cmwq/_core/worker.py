@@ -35,7 +35,7 @@ class Worker:
     __slots__ = (
         "announcing", "counted", "cpu_time", "dying", "ended", "hinted", "hog", "hog_item", "hog_since", "hog_used",
         "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "name", "nr_hints", "on_lock",
-        "parker", "pool", "served", "shown", "sleeping", "stray", "stumbled", "thread", "tid", "watched",
+        "parker", "pool", "served", "shown", "sleeping", "stray", "stumbled", "thread", "tid", "waiters", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker, name: str = "") -> None:
@@ -69,6 +69,7 @@ class Worker:
         self.served: PoolWorkQueue | None = None  # ~: its next item is run without ado if it came through the same
         self.nr_hints = 0  # S: depth of blocking()
         self.shown = ""  # S: the queue the thread is named after
+        self.waiters: tuple[ref[Any], ...] = ()  # S to change, read freely: see `lending.Waiters`
         self.watched: Any = None  # the sensor's own
 
     def __repr__(self) -> str:
@@ -89,12 +90,19 @@ class Worker:
     def forget_hints(self) -> None:
         """Its item ended: a `blocking()` that was entered and never left is over (B4).  Context: pool.lock held."""
         self.nr_hints = 0
-        if self.lender is not None:
-            self.lender.nr_active += 1
-            self.lender = None
+        self.reclaim_place()
         if self.hinted:
             self.hinted = False
             self.pool.lookout.exempt(self, False)
+
+    def reclaim_place(self) -> None:
+        """Its item ended, or runs again: if it had lent its place, it holds one, even one too many.
+
+        Context: pool.lock held.
+        """
+        if self.lender is not None:
+            self.lender.nr_active += 1
+            self.lender = None
 
     def discard_parker(self) -> None:
         """Give the parker's place back. For a worker whose thread ends or never came to be."""
@@ -447,9 +455,8 @@ def step_back(worker: Worker, lent: bool) -> None:
     """It goes on, even if its place is taken: to wait for one could be to wait for ever.  Context: lock not held."""
     pool = worker.pool
     with pool.lock:
-        if lent and worker.lender is not None:
-            worker.lender.nr_active += 1
-            worker.lender = None
+        if lent:
+            worker.reclaim_place()
         worker.nr_hints -= 1
         if not worker.nr_hints and worker.hinted:
             _unhint(pool, worker)

@@ -45,6 +45,8 @@ class ThreadHost:
     monotonic = staticmethod(_clock())
     """Bound here, in a class: libraries that stop the clock for a test replace it wherever a module has it by name."""
 
+    universe = "the process"
+
     def __init__(self) -> None:
         self._topology = topology.Topology()
         self._groups: dict[tuple[str, tuple[int, ...]], tuple[tuple[int, ...], ...]] = {}

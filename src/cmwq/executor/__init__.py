@@ -15,7 +15,6 @@ from contextvars import Context
 from queue import Queue, SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from cmwq._core.config import DFL_ACTIVE
 from cmwq._core.map import map_calls
 from cmwq._core.runtime import default_runtime
 from cmwq.executor.lease import Initializer, LeaseQueue, PreparedQueue
@@ -44,7 +43,7 @@ class Executor(cf.ThreadPoolExecutor):
         that it sets are set for the calls, too, unless whoever submits one has set them. If it raises, the executor is
         broken: calls that wait, and later ones, get `concurrent.futures.thread.BrokenThreadPool`.
     max_active: how many of its calls may be active at once (default 256). A call that waits for another call's result
-        doesn't count meanwhile.
+        doesn't count meanwhile; without a number, nor does one that rests while no other call makes progress.
     max_workers: where a caller insists on it, it means the same; but `max_workers=1` means one thread: every call runs
         on the same one, in order, as code with thread-bound objects (sqlite3, Django) relies on. It is started at the
         first call and ends at shutdown, at exit, or when nobody has the executor any more. There, a call that waits for
@@ -92,7 +91,7 @@ class Executor(cf.ThreadPoolExecutor):
         self._shutdown_lock = threading.Lock()  # for those who take it; nothing here needs it
         self._idle_semaphore = threading.Semaphore(0)  # likewise: nobody is ever known to be idle
         options: dict[str, Any] = {
-            "max_active": limit or DFL_ACTIVE,
+            "max_active": limit,
             "scope": scope,
             "context": context,
             "runtime": runtime or default_runtime(),

@@ -207,6 +207,8 @@ class SimHost:
     sleeper runs. Neither uses a CPU.
     """
 
+    universe = None
+
     def __init__(self, cpus: int = 1, seed: int | None = None, gil: bool = False) -> None:
         self.gil = gil
         self.now = 0.0
@@ -721,15 +723,19 @@ class Simulation:
         config: Config | None = None,
         check_every: int = 1,
         watchdog: bool = False,
+        lends: bool = False,
     ) -> Runtime:
         """A runtime in this simulation, its invariants checked after each `check_every`-th step and at the end.
 
         watchdog: let it run. Without, a state in which nobody can run is a SimDeadlock, for no timer is due either.
+        lends: likewise, of whether works wait for a place that others should lend (`Config.lend_interval`).
         """
         self.host.check_every = check_every
         config = config or Config()
         if not watchdog:
             config = replace(config, watch_period=0)
+        if not lends:
+            config = replace(config, lend_interval=0)
         runtime = Runtime(host=self.host, sensor=self.sensor, max_workers=max_workers, config=config)
 
         def check() -> None:
