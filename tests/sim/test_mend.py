@@ -1,0 +1,301 @@
+"""F10: what a pool does when something was raised in the middle of a critical section.
+
+Each test makes the state that some beginning of a section's steps leaves, by hand, and lets the section end by an
+exception: the lock then mends. (`tests/interrupted` raises at every bytecode; here each kind of damage is told apart.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
+from typing import Any
+
+import pytest
+from simulated import simulate
+
+import cmwq
+from cmwq._core.future import Future
+from cmwq._core.pool import WorkerPool
+from cmwq._core.pwq import insert
+from cmwq._core.queued import Queued
+from cmwq._core.work import Delay
+from cmwq._core.worker import Worker
+from cmwq.testing import Simulation
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C."""
+
+
+def interrupted(owner: WorkerPool, steps: Callable[[], object]) -> None:
+    """A critical section that ends after these steps, in the middle."""
+    interrupt(owner.lock, steps)
+
+
+def interrupt(lock: Any, steps: Callable[[], object]) -> None:
+    with suppress(Interrupted):
+        with lock:
+            steps()
+            raise Interrupted
+
+
+def used_pool(runtime: cmwq.Runtime, wq: cmwq.WorkQueue) -> WorkerPool:
+    """With one worker, which is idle."""
+    wq.submit(len, "").result()
+    (pool,) = runtime._pools.values()
+    return pool
+
+
+def listed(wq: cmwq.WorkQueue, pool: WorkerPool, ran: list[str], name: str) -> Future[None]:
+    """A call in no list, and counted nowhere."""
+    place = wq.place_here()
+    future: Future[None] = Future(place.outside, (ran.append, name), {}, Context())
+    future._phase = place.phase
+    return future
+
+
+def test_F10_a_worker_that_was_taken_and_not_woken_is_woken() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq, ran = cmwq.WorkQueue("q", runtime=runtime), list[str]()
+        pool = used_pool(runtime, wq)
+        future = listed(wq, pool, ran, "a")
+
+        def steps() -> None:
+            pool.worklist.append(future)
+            pool.idle_list[-1].kicked = True
+
+        interrupted(pool, steps)
+        runtime.check_invariants()
+        wq.flush()
+        assert ran == ["a"]
+
+    simulate(scenario)
+
+
+def test_F10_a_work_that_was_listed_and_not_counted_is_counted_and_done() -> None:
+    """A flush waits for it; nobody has been asked for it."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq, ran = cmwq.WorkQueue("q", runtime=runtime, max_active=1), list[str]()
+        pool = used_pool(runtime, wq)
+        future = listed(wq, pool, ran, "a")
+        interrupted(pool, lambda: pool.worklist.append(future))
+        runtime.check_invariants()
+        wq.flush()
+        assert ran == ["a"]
+        assert wq.nr_pending() == 0
+
+    simulate(scenario)
+
+
+def test_F10_a_work_in_two_lists_is_done_once() -> None:
+    """It was on its way from the inactive ones to the list."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq, ran = cmwq.WorkQueue("q", runtime=runtime, max_active=1), list[str]()
+        pool = used_pool(runtime, wq)
+        future = listed(wq, pool, ran, "a")
+
+        def steps() -> None:
+            wq.place_here().inactive.append(future)
+            pool.worklist.append(future)
+
+        interrupted(pool, steps)
+        runtime.check_invariants()
+        wq.flush()
+        assert ran == ["a"]
+
+    simulate(scenario)
+
+
+def test_F10_lists_that_were_emptied_to_be_filled_anew_are_filled() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq, ran = cmwq.WorkQueue("q", runtime=runtime, max_active=1), list[str]()
+        pool = used_pool(runtime, wq)
+        first, second = listed(wq, pool, ran, "a"), listed(wq, pool, ran, "b")
+
+        def steps() -> None:
+            pool.relisting = [first], wq.place_here(), [second]
+
+        interrupted(pool, steps)
+        runtime.check_invariants()
+        wq.flush()
+        assert ran == ["a", "b"]
+
+    simulate(scenario)
+
+
+def test_F10_a_phase_that_was_sealed_and_has_no_successor_gets_one() -> None:
+    """Else works queued later would be counted in a phase that is done."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        pool = used_pool(runtime, wq)
+        place = wq.place_here()
+        wq.submit(sim.sleep, 0.001)
+        interrupted(pool, lambda: place.sealed.append(place.phase))
+        sim.sleep(0.002)
+        late = wq.submit(sim.sleep, 0.001)
+        wq.flush()
+        assert late.done()
+
+    simulate(scenario)
+
+
+def test_F10_a_worker_that_was_to_be_listed_as_idle_is_listed() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        pool = used_pool(runtime, wq)
+        interrupted(pool, pool.idle_list.clear)
+        runtime.check_invariants()
+        assert len(pool.idle_list) == len(pool.workers)
+        assert wq.submit(len, "abc").result() == 3
+
+    simulate(scenario)
+
+
+def test_F10_a_sensor_that_was_told_the_wrong_thing_is_told_again() -> None:
+    """Noted as armed, and not armed: nobody would see that the only worker blocks."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        pool = used_pool(runtime, wq)
+        order: list[str] = []
+        wq.submit(lambda: (sim.burn(0.001), sim.sleep(0.010), order.append("slow")))
+        wq.submit(order.append, "quick")
+        sim.sleep(0.0005)
+        interrupted(pool, lambda: pool.lookout.arm(None))
+        assert pool.lookout.armed is pool.armed_with is not None  # type: ignore[attr-defined]
+        wq.flush()
+        assert order == ["quick", "slow"]
+
+    simulate(scenario)
+
+
+def test_F10_a_pool_that_was_about_to_close_closes() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        pool = used_pool(runtime, wq)
+
+        def steps() -> None:
+            pool.closing = True
+
+        interrupted(pool, steps)
+        sim.sleep(0.001)
+        assert not pool.workers
+        with pytest.raises(cmwq.QueueClosed):
+            wq.submit(len, "")
+
+    simulate(scenario)
+
+
+def test_F10_wrong_counts_are_counted_anew() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime, max_active=2)
+        pool = used_pool(runtime, wq)
+        place = wq.place_here()
+        for _ in range(3):
+            wq.submit(sim.sleep, 0.001)
+
+        def steps() -> None:
+            pool.nr_running = pool.nr_blocked = pool.nr_waking = pool.nr_hogs = 17
+            place.nr_active = place.nr_withdrawn = place.phase.count = 17
+            pool.busy_works.clear()
+
+        interrupted(pool, steps)
+        runtime.check_invariants()
+        assert (place.nr_active, place.nr_withdrawn, place.phase.count) == (2, 0, 3)
+        wq.flush()
+        assert (place.nr_active, place.phase.count) == (0, 0)
+
+    simulate(scenario)
+
+
+def test_F10_a_work_that_was_decided_to_be_moved_is_moved() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq, ran = cmwq.WorkQueue("q", runtime=runtime), list[float]()
+        used_pool(runtime, wq)
+        work = cmwq.DelayedWork(lambda: ran.append(sim.host.now))
+        wq.queue_delayed(work, 10.0)
+        began = sim.host.now
+
+        def steps() -> None:
+            work._moving = Delay(wq, wq.place_here(), work, 1.0)
+            work._take_back()
+
+        interrupt(work._lock, steps)
+        assert work.pending
+        sim.sleep(2.0)
+        assert ran == [began + 1.0]
+
+    simulate(scenario)
+
+
+def test_F10_a_work_that_was_to_be_queued_and_was_not_listed_is_idle() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq, ran = cmwq.WorkQueue("q", runtime=runtime), list[str]()
+        used_pool(runtime, wq)
+        work = cmwq.Work(ran.append, "a")
+
+        def steps() -> None:
+            work._item = Queued(work, wq.place_here().outside, Context())
+
+        interrupt(work._lock, steps)
+        assert not work.pending
+        assert wq.queue(work)
+        work.flush()
+        assert ran == ["a"]
+
+    simulate(scenario)
+
+
+def test_F10_a_work_that_was_disabled_and_not_taken_back_is_taken_back() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        used_pool(runtime, wq)
+        work = cmwq.DelayedWork(len, "")
+        future = None
+        wq.queue_delayed(work, 10.0)
+        future = wq.submit(work)
+
+        def steps() -> None:
+            work._disables += 1
+
+        interrupt(work._lock, steps)
+        assert not work.pending
+        assert future.cancelled()
+        assert work.enable()
+
+    simulate(scenario)
+
+
+class Stumbling(Future[None]):
+    """Its worker is interrupted when it is about to begin it, so many times."""
+
+    times = 0
+
+    def claim(self, worker: Worker) -> bool:
+        if self.times:
+            self.times -= 1
+            raise Interrupted
+        return super().claim(worker)
+
+
+@pytest.mark.parametrize(("times", "begins"), [(1, True), (9, False)])
+def test_F10_a_worker_that_is_interrupted_before_its_work_begins(times: int, begins: bool) -> None:
+    """The work goes back to where it was. If that happens again it is the work's own fault, and its end."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq, ran = cmwq.WorkQueue("q", runtime=runtime), list[str]()
+        used_pool(runtime, wq)
+        future = Stumbling(wq.place_here().outside, (ran.append, "a"), {}, Context())
+        future.times = times
+        insert(wq.place_here(), future)
+        other = wq.submit(ran.append, "b")
+        wq.flush()
+        assert ran == (["a", "b"] if begins else ["b"])
+        assert other.done()
+        assert begins or isinstance(future.exception(), Interrupted)
+
+    simulate(scenario)
