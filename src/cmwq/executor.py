@@ -72,6 +72,7 @@ class Executor(ThreadPoolExecutor):
         self._queue = WorkQueue(
             name, max_active=limit or DFL_ACTIVE, scope=scope, context=context, runtime=runtime or default_runtime()
         )
+        self._queue._chains = False
         # The lease's own book is kept only by those who may need it: shutdown(cancel_futures=True).
         self.submit = self._queue.submit  # type: ignore[method-assign]  # one call less on the hot path
 
@@ -103,11 +104,12 @@ class Executor(ThreadPoolExecutor):
         return self._queue.map(fn, *iterables, timeout=timeout, buffersize=buffersize)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls. cancel_futures: cancel those that haven't begun. wait: return when the others have ended.
+        """Take no more calls, from its own calls neither. cancel_futures: cancel those that haven't begun. wait: return
+        when the others have ended.
 
         May be called again, and by several threads. Raises FlushDeadlock if one of its own calls waits for it.
         """
-        self._queue.refuse()
+        self._queue.shut_down()
         if cancel_futures:
             self._queue.cancel_pending()
         if wait:

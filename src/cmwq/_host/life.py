@@ -8,7 +8,6 @@ and before non-daemon threads are joined. atexit would be too late for both.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
@@ -32,13 +31,13 @@ def watch(runtime: Runtime) -> None:
 
 
 def _at_exit() -> None:
-    # Ctrl-C here means now: workers are daemon threads, the interpreter leaves them behind.
-    with contextlib.suppress(KeyboardInterrupt):
-        for runtime in list(_started):
-            try:
-                runtime.process_exits()
-            except Exception:
-                _log.exception("%r could not be closed at exit", runtime)
+    # Ctrl-C here means now, and is passed on, as by the standard library: the interpreter then leaves behind our
+    # workers and those who wait for them, on threads that it would join, as asyncio's in `shutdown()`.
+    for runtime in list(_started):
+        try:
+            runtime.process_exits()
+        except Exception:
+            _log.exception("%r could not be closed at exit", runtime)
 
 
 def _after_fork() -> None:
