@@ -43,9 +43,9 @@ def test_G3_pending_work_is_done_at_exit(python: Python) -> None:
                 time.sleep(0.01)
                 sys.stdout.write(f"{n}\\n")
                 sys.stdout.flush()
-                if n < 3: ex.submit(work, n + 1)  # it may run at once
-            ex = cmwq.Executor()
-            ex.submit(work, 0)
+                if n < 3: cmwq.system.submit(work, n + 1)  # it may run at once
+            cmwq.system.submit(work, 0)
+            cmwq.Executor().submit(time.sleep, 0.05)
             cmwq.system.queue(cmwq.Work(time.sleep, 0.05))
         """),
         "0 1 2 3",
