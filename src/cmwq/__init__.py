@@ -8,17 +8,21 @@ Importing it starts nothing.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from cmwq._core.batch import Batch
 from cmwq._core.config import Config
 from cmwq._core.future import Future
 from cmwq._core.queue import WorkQueue
 from cmwq._core.queued import current_work
 from cmwq._core.runtime import Runtime, default_runtime
+from cmwq._core.settings import Settings
 from cmwq._core.snapshot import PoolView, QueueView, Snapshot
 from cmwq._core.watchdog import Stall, StalledWorker
 from cmwq._core.work import DelayedWork, Work
 from cmwq._core.worker import blocking
 from cmwq._errors import (
+    Abandoned,
     CmwqError,
     CmwqTimeout,
     FlushDeadlock,
@@ -45,6 +49,22 @@ system_highpri = WorkQueue("system_highpri", highpri=True)
 """For what normal works must not delay: it has pools of its own (E7)."""
 system_long = WorkQueue("system_long")
 """For works that take long, so that a flush of `system` need not wait for them."""
+
+
+def configure(**settings: Unpack[Settings]) -> None:
+    """Set how the default runtime works, before its first use: `cmwq.configure(exit_timeout=10, max_workers=64)`.
+
+    max_workers: cap on the workers of a pool; at least 2. sensor: "sentinel", "procfs", "hints" or a `Sensor`. cpus:
+    which CPUs to use, by number. exit_timeout: seconds after which the interpreter's end leaves behind the works that
+    have not ended, with a warning for each (G3). on_stall: as `Runtime.on_stall`. on_unfetched: as
+    `Runtime.on_unfetched`. And each field of `Config`, durations in seconds: `idle_worker_timeout=10` after a burst,
+    say.
+
+    May be called several times; what is not given stays as it was. The children of a fork have the same settings.
+    Raises RuntimeError once a work was queued, or a queue with a rescuer made; TypeError or ValueError for a setting
+    that doesn't exist or can't be had, and then nothing is changed. Starts nothing. Thread-safe.
+    """
+    default_runtime().configure(**settings)
 
 
 def freeze(timeout: float | None = None) -> None:
@@ -77,6 +97,7 @@ def snapshot() -> Snapshot:
 
 
 __all__ = [
+    "Abandoned",
     "Batch",
     "CmwqError",
     "CmwqTimeout",
@@ -93,6 +114,7 @@ __all__ = [
     "QueueView",
     "Reentered",
     "Runtime",
+    "Settings",
     "Snapshot",
     "Stall",
     "StalledWorker",
@@ -101,6 +123,7 @@ __all__ = [
     "WorkDisabled",
     "WorkQueue",
     "blocking",
+    "configure",
     "cpu_offline",
     "cpu_online",
     "current_work",

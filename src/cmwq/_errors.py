@@ -42,5 +42,9 @@ class ForeignProcess(CmwqError, RuntimeError):
     """What this would wait for happens in the process that forked this one, and never here (G2)."""
 
 
+class Abandoned(CmwqError, RuntimeError):
+    """The runtime ended, and what this would wait for did not: a limit of time was set, and it was left behind (G3)."""
+
+
 class InvariantError(CmwqError, AssertionError):
     """A rule of the pool does not hold: a bug of cmwq. Raised by `check_invariants()`, in tests only."""

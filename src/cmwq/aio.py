@@ -95,9 +95,9 @@ async def drain(queue: WorkQueue, timeout: float | None = None) -> None:
     await drive(drain_steps(queue), timeout, f"drain of {queue!r} was not done")
 
 
-async def close(queue: WorkQueue, timeout: float | None = None) -> None:
+async def close(queue: WorkQueue, timeout: float | None = None, *, delayed: str | None = None) -> None:
     """`WorkQueue.close`."""
-    await drive(close_steps(queue), timeout, f"close of {queue!r} was not done")
+    await drive(close_steps(queue, delayed), timeout, f"close of {queue!r} was not done")
 
 
 async def cancel_sync(work: Work, timeout: float | None = None) -> bool:

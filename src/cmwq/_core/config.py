@@ -34,5 +34,7 @@ class Config:
     """H3: a pool with works of which none began for so long is reported. 0: none is."""
     cpu_intensive_thresh: float = 10e-3
     """A9: a work that used the CPU for longer without blocking is a hog; 0: nobody looks."""
+    exit_grace: float = 5.0
+    """G3: how long, at interpreter exit, works may queue others to their own named queue."""
     slack_per_cpu: int = 8
     """A5: so many more than the target may go on working, per CPU, while as many are blocked. 0: the kernel's rule."""

@@ -7,6 +7,7 @@ was empty on all its pools at one moment; nothing that a closing queue accepted 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -45,10 +46,10 @@ def drain_steps(queue: WorkQueue) -> Steps[None]:
         yield from _empty_steps(queue, "drain")
 
 
-def close_steps(queue: WorkQueue) -> Steps[None]:
+def close_steps(queue: WorkQueue, delayed: str | None = None) -> Steps[None]:
     queue.refuse_own_work("closes")
     queue.refuse()
-    queue.take_back_delays()
+    queue.end_delays(delayed)
     while True:
         yield from _empty_steps(queue, "close")
         queue.be_closed()
@@ -80,3 +81,15 @@ def _empty_steps(queue: WorkQueue, what: str) -> Steps[None]:
             )
         rounds += 1
         yield from flush_steps(queue)
+
+
+def few(names: list[str]) -> str:
+    """For messages: how many of what, and no more than a line of it."""
+    counted = Counter(names)
+    shown = [name if number == 1 else f"{number} times {name}" for name, number in counted.most_common(MAX_FEW)]
+    rest = f" and {len(counted) - MAX_FEW} others" if len(counted) > MAX_FEW else ""
+    return ", ".join(shown) + rest
+
+
+MAX_FEW = 5
+"""Names in a message."""

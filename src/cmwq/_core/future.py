@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.item import lay_out, name_of
 from cmwq._core.lending import Waiters
+from cmwq._core.unfetched import Unfetched
 from cmwq._core.wait import check_may_wait, needs_of, park_until, wait_for
 from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqTimeout, Reentered
@@ -43,12 +44,13 @@ _DONE = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
 class Audience:
     """Who waits for one future: made when the first of them comes."""
 
-    __slots__ = ("callbacks", "canceller", "condition", "parkers", "untold", "waiters")
+    __slots__ = ("callbacks", "calls_back", "canceller", "condition", "parkers", "untold", "waiters")
 
     def __init__(self) -> None:
         self.parkers: list[Parker] = []  # L: threads in result() or exception()
         self.canceller: object = None  # L: which call of `cancel` decided, and is to announce it
         self.callbacks: list[Callable[[Any], object]] = []  # L: add_done_callback
+        self.calls_back = False  # L: somebody called that
         self.condition: Condition | None = None  # L: made for concurrent.futures.wait and as_completed
         self.waiters: list[Any] = Waiters()  # its own condition's lock: theirs
         self.untold: list[Any] | None = None  # the condition: those of them that are to be told; None: it is not done
@@ -218,7 +220,10 @@ class Future(cf.Future[T]):
                 self._result = self._context.run(*self._call, **self._kwargs)  # type: ignore
                 self._kwargs = None
         except BaseException as exc:
-            self._exception = exc
+            if self._exception is None:  # else it was left behind, and whoever waits has been told so
+                self._exception = exc
+                if self._phase.pwq.wq.runtime.on_unfetched is not None:
+                    self._note_unfetched(exc)
             self._call = self._context = self._kwargs = None
             self = None  # type: ignore[assignment]  # break the cycle through the traceback
         else:
@@ -254,6 +259,21 @@ class Future(cf.Future[T]):
     def be_over(self) -> None:
         pass
 
+    def be_abandoned(self, exc: BaseException) -> None:
+        """Its runtime has ended and left it behind: whoever waits is told this, whatever becomes of the call.
+
+        Context: lock not held.
+        """
+        with self._phase.pwq.pool.lock:
+            if self._state != RUNNING:
+                return
+            self._exception = exc
+            audience = self._audience
+            if audience is None:
+                self._state = FINISHED
+        if audience is not None:
+            audience.announce(self)
+
     def refuse(self, exc: BaseException) -> None:
         """It was to be queued later, and could not: that is its end.  Context: lock not held."""
         with self._phase.pwq.pool.lock:
@@ -267,6 +287,20 @@ class Future(cf.Future[T]):
 
     def describe(self) -> str:
         return f"call {name_of(self.function)} of queue {self.queue.name!r}"
+
+    def _note_unfetched(self, exc: BaseException) -> None:
+        """There is a hook that wants to know if nobody looks."""
+        unfetched = Unfetched(self._phase.pwq.wq.runtime, self.describe(), exc)
+        self._result = unfetched  # type: ignore[assignment]  # a place that is free: it failed
+        audience = self._audience
+        # Looked at last; who adds a callback says so first, and looks for the other then: one of the two sees it.
+        if audience is not None and audience.calls_back:
+            unfetched.seen = True
+
+    def _be_fetched(self) -> None:
+        unfetched = self._result
+        if type(unfetched) is Unfetched:
+            unfetched.seen = True
 
     # ------------------------------------------------------------------------------- target of a wait
 
@@ -369,11 +403,15 @@ class Future(cf.Future[T]):
         try:
             with self._phase.pwq.pool.lock:
                 if self._state not in _DONE:
-                    self._listeners().callbacks.append(fn)
+                    audience = self._listeners()
+                    audience.calls_back = True
+                    audience.callbacks.append(fn)
+                    self._be_fetched()
                     return
         except Reentered:
             self._phase.pwq.pool.host.defer(partial(self.add_done_callback, fn))
             return
+        self._be_fetched()
         try:
             fn(self)
         except BaseException as exc:
@@ -386,6 +424,7 @@ class Future(cf.Future[T]):
         if self._state != FINISHED:
             raise cf.CancelledError()
         if self._exception is not None:
+            self._be_fetched()
             try:
                 raise self._exception
             finally:
@@ -397,6 +436,8 @@ class Future(cf.Future[T]):
             self._wait(timeout)
         if self._state != FINISHED:
             raise cf.CancelledError()
+        if self._exception is not None:
+            self._be_fetched()
         return self._exception
 
     # Not one of these may be called by others: the state would say what the call and its worker don't know.
@@ -490,6 +531,8 @@ class WorkFuture(Future[Any]):
             if self._state != PENDING:
                 return
             self._result, self._exception = result, exception
+            if exception is not None and self._phase.pwq.wq.runtime.on_unfetched is not None:
+                self._note_unfetched(exception)
             audience = self._audience
             self._item = None
             self._state = FINISHED if audience is None else RUNNING

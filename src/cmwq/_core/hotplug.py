@@ -50,6 +50,10 @@ class Hotplug:
         self._served: dict[tuple[str, int], tuple[int, ...]] = {}  # R to change, read freely: the CPUs of each of those
         self._lock = runtime.host.lock(Rank.HOTPLUG)
 
+    def take_over(self, other: Hotplug) -> None:
+        """What was taken offline by hand stays so.  Context: nothing runs yet."""
+        self._taken = other._taken
+
     def cpus(self) -> tuple[int, ...]:
         """Those in use, as far as noticed."""
         return self._cpus or self._present()

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from weakref import finalize
 
 from cmwq._core.config import DFL_ACTIVE
-from cmwq._core.drain import close_steps, drain_steps, flush_steps
+from cmwq._core.drain import close_steps, drain_steps, few, flush_steps
 from cmwq._core.future import BoundedFuture, Future, WorkFuture
+from cmwq._core.item import name_of
 from cmwq._core.map import map_calls
 from cmwq._core.mend import mending
 from cmwq._core.pwq import PoolWorkQueue, insert, insert_later, insert_many
@@ -43,11 +44,13 @@ T = TypeVar("T")
 _log = logging.getLogger("cmwq")
 
 SCOPES = ("cpu", "smt", "cache", "numa", "system")
+DELAYED = ("cancel", "run")
+"""What becomes, when a queue closes, of works whose time has not come."""
 
 
 class State(Enum):
     OPEN = "open"
-    DRAINING = "draining"  # works of the queue's own works are still accepted
+    DRAINING = "draining"  # works of the queue's own works are still accepted, unless it is sealed
     CLOSED = "closed"
 
 
@@ -71,6 +74,10 @@ class WorkQueue:
         created: it keeps moving whatever happens (C). Making the queue then raises ThreadLimit if that thread, or the
         runtime's own, can't be had. A work that the rescuer runs and that waits for one that nobody could begin is
         told by ThreadLimit; but not if it waits in a way unknown here (an Event, `concurrent.futures.wait`).
+    delayed: what becomes of delayed works whose time has not come when the queue closes, be it by `close`, as a context
+        manager, with its runtime or at exit. "run": they run then, before their time; for works that are delayed to
+        spare some of them, as a debounced save. "cancel": they don't run; for works that must not come early, as a
+        reminder, a time limit or a retry. Not given: as "cancel", and a warning names those that were lost.
     on_error: called as on_error(work, exception) for a queued `Work` that raised, on the worker; without it the
         exception is logged to the logger "cmwq". Exceptions of `submit`ted calls are in their futures.
     context: the context that calls run in a copy of (default: a copy of the caller's, taken as they are submitted).
@@ -96,6 +103,7 @@ class WorkQueue:
         max_pending: int | None = None,
         full: str = "block",
         rescuer: bool = False,
+        delayed: str | None = None,
         on_error: Callable[[Work, BaseException], object] | None = None,
         context: Context | None = None,
         runtime: Runtime | None = None,
@@ -110,6 +118,7 @@ class WorkQueue:
             raise ValueError(f"queue {name!r}: full {full!r} is none of {', '.join(map(repr, FULL))}")
         if max_pending is not None and max_pending < 1:
             raise ValueError(f"queue {name!r}: max_pending is {max_pending}, and must be at least 1")
+        _check_delayed(name, delayed)
         if runtime is None:
             from cmwq._core.runtime import default_runtime
 
@@ -121,6 +130,7 @@ class WorkQueue:
         self.cpu_intensive = cpu_intensive  # I
         self.freezable = freezable  # I
         self.runtime = runtime  # I
+        self._delayed = delayed  # I
         self._on_error = on_error  # I
         self._context = context  # I
         limit = 1 if ordered else DFL_ACTIVE if max_active is None else max_active
@@ -132,6 +142,7 @@ class WorkQueue:
         self._shut = False  # Q to change: it is not open
         self._drainers: tuple[object, ...] = ()  # Q: drain() calls in progress
         self._closing = False  # Q: DRAINING is for good
+        self._sealed = False  # Q to change: its own works are refused, too
         self._pwqs: dict[WorkerPool, PoolWorkQueue] = {}  # Q to change
         self._only: PoolWorkQueue | None = None  # Q to change: the one to use, where the scope has but one pool
         self._delays: set[Delay] = set()  # works whose time has not come; each change is atomic
@@ -143,6 +154,11 @@ class WorkQueue:
         if rescuer:
             self._have_rescuer()
         runtime.adopt(self)
+        if runtime.closed or runtime.exiting:  # looked at last: else the runtime, which then lists its queues, finds it
+            self.refuse()
+
+    _chains = True
+    """At exit its own works may queue to it for a while. An executor's may not: as the standard library's."""
 
     def __repr__(self) -> str:
         return f"<cmwq.WorkQueue {self.name!r} {self._state.value}>"
@@ -303,6 +319,8 @@ class WorkQueue:
         """
         delay = _checked_delay(work, delay)
         self._check_open()  # before anything is changed
+        if delay > 0:
+            self.check_takes_delays()
         try:
             pwq = self._only or self.place_here()
             new = Delay(self, pwq, work, delay)
@@ -383,10 +401,8 @@ class WorkQueue:
 
     def check_takes_delays(self) -> None:
         """Raise QueueClosed if it is being closed, or its runtime is: nobody would wait for the delay."""
-        if self._closing:
-            raise QueueClosed(f"queue {self.name!r} is closed and takes no delayed work; make a new one")
-        if self.runtime.closed:
-            raise QueueClosed(f"queue {self.name!r}: its runtime is closed and takes no more work")
+        if self._closing or self.runtime.closed:
+            raise QueueClosed(self._why_refused(None))
 
     def hand_over(self, item: Queued, pwq: PoolWorkQueue) -> None:
         """List the item, behind an execution of its work on another pool if there is one (E3).
@@ -470,22 +486,41 @@ class WorkQueue:
         """
         run_steps(drain_steps(self), self.runtime, timeout, lambda: self._still_there("drain"))
 
-    def close(self, timeout: float | None = None) -> None:
-        """Drain, then gone. Delayed works whose time has not come are taken back, they do not run.
+    def close(self, timeout: float | None = None, *, delayed: str | None = None) -> None:
+        """Drain, then gone.
 
-        timeout: seconds. Raises CmwqTimeout: the queue goes on draining, and close() may be called again;
-        FlushDeadlock from one of the queue's own works. Closing twice is harmless.
+        timeout: seconds. delayed: "run" or "cancel" delayed works whose time has not come; not given: as the queue was
+        made to. Raises CmwqTimeout: the queue goes on draining, and close() may be called again; FlushDeadlock from one
+        of the queue's own works. Closing twice is harmless.
         """
-        run_steps(close_steps(self), self.runtime, timeout, lambda: self._still_there("close"))
+        _check_delayed(self.name, delayed)
+        run_steps(close_steps(self, delayed), self.runtime, timeout, lambda: self._still_there("close"))
 
-    def take_back_delays(self) -> None:
-        """Works whose time has not come won't run."""
+    def end_delays(self, delayed: str | None = None) -> None:
+        """It closes, and takes no delayed work any more: those whose time has not come run now, or never."""
+        delayed = delayed or self._delayed
+        lost = []
         for delay in list(self._delays):
             work = delay.work
-            with work._here():
-                if work._delay is delay:
-                    work._take_back()
-            work._drop_taken()
+            if delayed == "run":
+                ended = delay.hasten()
+            else:
+                with work._here():
+                    ended = delay.is_over() or work._take_back() is None
+                work._drop_taken()
+            if not ended:
+                lost.append(name_of(work._fn))
+        if lost and delayed != "cancel":
+            _log.warning(
+                "queue %r closes, and delayed works whose time has not come are not run: %s%s",
+                self.name,
+                few(lost),
+                "" if delayed else '; a queue made with delayed="run" runs them, with delayed="cancel" it is silent',
+            )
+
+    def has_delays(self) -> bool:
+        """Works whose time has not come."""
+        return bool(self._delays)
 
     def begin_drain(self, drain: object) -> None:
         with self._lock:
@@ -499,7 +534,9 @@ class WorkQueue:
 
     def be_closed(self) -> None:
         with self._lock:
+            self._closing = True
             self._state = State.CLOSED
+            self._change_state()
 
     def refuse(self) -> None:
         """Accept nothing from outside any more; do not wait. `close` may follow."""
@@ -509,6 +546,21 @@ class WorkQueue:
                 self._change_state()
         except Reentered:
             self.runtime.host.defer(self.refuse)
+
+    def seal(self) -> bool:
+        """It closes, and accepts nothing from its own works either. True: they had queued to it since it closes."""
+        try:
+            with self._lock:
+                news, self._sealed = not self._sealed, True
+            return news and any(pwq.nr_admitted for pwq in self.places())
+        except Reentered:
+            self.runtime.host.defer(self.seal)
+            return False
+
+    def shut_down(self) -> None:
+        """Accept nothing any more, from its own works neither; do not wait. `close` may follow."""
+        self.refuse()
+        self.seal()
 
     def cancel_pending(self) -> None:
         """Cancel the future of every submitted call that has not begun. What was queued as a `Work` stays."""
@@ -592,15 +644,25 @@ class WorkQueue:
 
     def _check_admitted(self, pool: WorkerPool | None, *, accepted: bool = False) -> None:
         """The gate is shut. A draining queue lets its own works queue to it, and what it had accepted before."""
-        if (pool is not None and pool.closing) or (self.runtime.exiting and not accepted and own_item(self) is None):
-            raise QueueClosed(f"queue {self.name!r}: its runtime {self.runtime.why_closed()}")
-        if self._state is State.OPEN or (self._state is State.DRAINING and (accepted or own_item(self) is not None)):
-            return
+        outside = self.runtime.exiting and not accepted and own_item(self) is None
+        if not (outside or (pool is not None and pool.closing)):
+            if self._state is State.OPEN:
+                return
+            if self._state is State.DRAINING and (accepted or not (self._sealed or own_item(self) is None)):
+                return
+        raise QueueClosed(self._why_refused(pool))
+
+    def _why_refused(self, pool: WorkerPool | None) -> str:
+        """An executor's in the standard library's words, too, which programs look for."""
+        runtime = self.runtime
+        words = "" if self._chains else "cannot schedule new futures after shutdown: "
+        if runtime.exiting:
+            return f"queue {self.name!r}: its runtime {runtime.why_closed()}"
+        if runtime.closed or (pool is not None and pool.closing):
+            return f"{words}queue {self.name!r}: its runtime {runtime.why_closed()}"
         if self._state is State.DRAINING and not self._closing:
-            raise QueueClosed(
-                f"queue {self.name!r} is draining and takes no work from outside; queue again after drain()"
-            )
-        raise QueueClosed(f"queue {self.name!r} is closed and takes no more work; make a new one")
+            return f"queue {self.name!r} is draining and takes no work from outside; queue again after drain()"
+        return f"{words}queue {self.name!r} is closed and takes no more work; make a new one"
 
     def place_here(self) -> PoolWorkQueue:
         """The queue's place on the pool for a work queued here and now."""
@@ -691,6 +753,11 @@ def _checked_limit(name: str, limit: int) -> int:
     if limit < 1:
         raise ValueError(f"queue {name!r}: max_active is {limit}, and must be at least 1")
     return limit
+
+
+def _check_delayed(name: str, delayed: str | None) -> None:
+    if delayed is not None and delayed not in DELAYED:
+        raise ValueError(f"queue {name!r}: delayed {delayed!r} is none of {', '.join(map(repr, DELAYED))}")
 
 
 def _checked_delay(work: DelayedWork, delay: float) -> float:

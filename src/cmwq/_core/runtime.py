@@ -3,7 +3,7 @@
 It owns all state; the process has a default one, tests and libraries may have their own.
 
 Guarantees: nothing starts before the first work (G1); a forked child begins anew, without a trace of the parent's works
-(G2); at interpreter exit pending works are done first, then every thread ends, and a Ctrl-C there leaves at once (G3).
+(G2). How it ends is in `end` (G3).
 
 The letters are those of `pool`; R is `Runtime._lock`, F: written only in the child of a fork, while it has one thread.
 """
@@ -13,30 +13,40 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from cmwq._core.config import Config
+from cmwq._core.end import close, close_at_exit
 from cmwq._core.hogs import HogReports
 from cmwq._core.hotplug import UNMANAGED, Hotplug
 from cmwq._core.pool import WorkerPool
 from cmwq._core.ranks import Rank
+from cmwq._core.settings import (
+    FIELDS,
+    Settings,
+    checked_call,
+    checked_config,
+    checked_cpus,
+    checked_exit_timeout,
+    checked_max_workers,
+)
 from cmwq._core.snapshot import Snapshot, view_of_pool, view_of_queue
 from cmwq._core.wait import Quiet, run_steps, surely, waits_of
 from cmwq._core.watchdog import Watchdog
 from cmwq._core.weakly import Weakly
 from cmwq._core.work import Work
 from cmwq._core.worker import be_worker, current_worker
-from cmwq._errors import CmwqTimeout, FlushDeadlock, ForeignProcess, QueueClosed, Reentered
+from cmwq._errors import Abandoned, ForeignProcess, QueueClosed, Reentered
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from cmwq._core.ports import Host, Sensor
+    from cmwq._core.ports import Host, Parker, Sensor
     from cmwq._core.queue import WorkQueue
     from cmwq._core.wait import Steps
     from cmwq._core.watchdog import Stall
-    from cmwq._core.worker import Worker
 
 PoolKey: TypeAlias = tuple[str, int, bool]
 """Scope, first CPU of the group (-1: all), highpri."""
@@ -47,7 +57,9 @@ class Runtime:
 
     host: threads, locks, time (default: the real ones). sensor: who notices blocking: a `Sensor`, or a name as in
     CMWQ_SENSOR (default: the best that works here). cpus: which CPUs to use (default: those the process may use).
-    max_workers: cap on the workers of a pool (B6). config: the constants of the rules.
+    max_workers: cap on the workers of a pool (B6). config: the constants of the rules. exit_timeout: seconds after
+    which the interpreter's end does not wait for works any more (`close` says what becomes of them); None: it waits for
+    all.
 
     Thread-safe. Close it, or use it as a context manager; else it is closed at interpreter exit.
     """
@@ -60,6 +72,7 @@ class Runtime:
         cpus: Iterable[int] | None = None,
         max_workers: int = 1024,
         config: Config | None = None,
+        exit_timeout: float | None = None,
     ) -> None:
         self._owns_host = host is None  # I
         # Whatever will be needed is imported now: a fork in the middle of an import leaves that module's lock taken in
@@ -68,22 +81,20 @@ class Runtime:
             from cmwq._host import ThreadHost
 
             host = ThreadHost()
-        if sensor is None or isinstance(sensor, str):
-            from cmwq._sensor import choose
-
-            self._choose_sensor: Callable[[], Sensor] = partial(choose, host, sensor)  # I
-        else:
-            self._choose_sensor = partial(_given, sensor)
-        if max_workers < 2:
-            raise ValueError(f"max_workers is {max_workers}: a pool needs at least 2, one to work and one in reserve")
-        wanted = None if cpus is None else tuple(sorted(set(cpus)))
-        if wanted == ():
-            raise ValueError("cpus is empty: a runtime needs one at least")
+        self._choose_sensor = _chooser(host, sensor)
         self.host = host  # I
-        self.config = config or Config()  # I
-        self.max_workers = max_workers  # I
+        # R to change, before the first use (`configure`), then I; so are hotplug and _choose_sensor.
+        self.config = checked_config(config or Config())
+        self.max_workers = checked_max_workers(max_workers)
+        self.exit_timeout = checked_exit_timeout(exit_timeout)  # ~
+        self.on_unfetched: Callable[[str, BaseException], object] | None = None
+        """Called as on_unfetched(name, exception) when the future of a failed call is dropped and nobody has seen the
+        exception: by `result()`, by `exception()`, or through a callback. name: in words, which call of which queue.
+        Settable at any time, and applies to calls that fail from then on; None, the default: nobody is told, as in the
+        standard library. It is called wherever the last reference goes, on any thread, between any two steps of a
+        program: it must not wait, nor take a lock that might be held there. What it raises is logged."""
         self._lock = host.lock(Rank.RUNTIME)
-        self.hotplug = Hotplug(self, wanted)  # I
+        self.hotplug = Hotplug(self, checked_cpus(cpus))
         self.watchdog = Watchdog(self)  # I
         self._pools: dict[PoolKey, WorkerPool] = {}  # R to change; read freely
         self._queues: Weakly[WorkQueue] = Weakly()  # each change is one step
@@ -95,7 +106,45 @@ class Runtime:
         self._turn = itertools.count()  # where the next per-CPU work goes when nobody knows this thread's CPU
         self.closed = False  # R: takes no work any more
         self.exiting = False  # ~: the interpreter's end closes it, or did
+        self.abandoned = False  # ~: it is closed, and works may still run
+        self.waiters: set[Parker] = set()  # each change is atomic: threads in a waiting call
         host.watch_process(self)  # last, for it may be told at once
+
+    # ------------------------------------------------------------------------------- settings
+
+    def configure(self, **settings: Unpack[Settings]) -> None:
+        """Other settings than it was made with: all that are given, or none. The others stay as they are.
+
+        In the child of a fork they are the parent's, until the child's own first use. Raises RuntimeError after the
+        first use, TypeError or ValueError for a setting that doesn't exist or can't be had. Thread-safe.
+        """
+        given: dict[str, Any] = dict(settings)
+        unknown = sorted(given.keys() - Settings.__annotations__.keys())
+        if unknown:
+            raise TypeError(f"no such setting: {', '.join(unknown)}; there are {', '.join(Settings.__annotations__)}")
+        changes: dict[str, Any] = {}
+        on_stall = checked_call("on_stall", given.get("on_stall", self.on_stall))
+        if "on_unfetched" in given:
+            changes["on_unfetched"] = checked_call("on_unfetched", given["on_unfetched"])
+        if "max_workers" in given:
+            changes["max_workers"] = checked_max_workers(given["max_workers"])
+        if "exit_timeout" in given:
+            changes["exit_timeout"] = checked_exit_timeout(given["exit_timeout"])
+        if "sensor" in given:
+            changes["_choose_sensor"] = _chooser(self.host, given["sensor"])
+        if "cpus" in given:
+            hotplug = changes["hotplug"] = Hotplug(self, checked_cpus(given["cpus"]))
+            hotplug.take_over(self.hotplug)
+        constants = {name: value for name, value in given.items() if name in FIELDS}
+        with self._lock:
+            if self._sensor is not None or self.closed:
+                raise RuntimeError(
+                    f"{', '.join(given)} can't be set any more: the runtime {'is closed' if self.closed else 'began'}; "
+                    "configure it before its first use, or make a Runtime of your own"
+                )
+            changes["config"] = checked_config(replace(self.config, **constants))
+            vars(self).update(changes)  # one step, so all or none (F10)
+            self.watchdog.on_stall = on_stall
 
     # ------------------------------------------------------------------------------- pools
 
@@ -150,6 +199,10 @@ class Runtime:
             return self.pool_here(scope, highpri=highpri)
         first = self.hotplug.home(scope, cpu)
         return self._pools.get((scope, first, highpri)) or self._start_pool(scope, first, highpri)
+
+    def pools(self) -> list[WorkerPool]:
+        """Those that were started so far."""
+        return list(self._pools.values())
 
     def _cpu_here(self) -> int:
         worker, uses = current_worker(), self.hotplug.uses
@@ -231,7 +284,7 @@ class Runtime:
                 self.frozen = True
                 # A place made from now on is frozen from the start: who makes it holds Q, and looks after we let go of
                 # it.
-                pwqs = [pwq for queue in self._all_queues() if queue.freezable for pwq in queue.places()]
+                pwqs = [pwq for queue in self.queues() if queue.freezable for pwq in queue.places()]
                 targets = [Quiet(pwq) for pwq in pwqs]
                 for pwq in pwqs:
                     pwq.freeze()
@@ -243,14 +296,15 @@ class Runtime:
         try:
             with self._freezer:
                 self.frozen = False
-                for queue in self._all_queues():
+                for queue in self.queues():
                     if queue.freezable:
                         for pwq in queue.places():
                             pwq.thaw()
         except Reentered:
             self.host.defer(self.thaw)
 
-    def _all_queues(self) -> list[WorkQueue]:
+    def queues(self) -> list[WorkQueue]:
+        """Its queues, as far as somebody has them."""
         return list(self._queues)
 
     # ------------------------------------------------------------------------------- to be seen
@@ -259,7 +313,7 @@ class Runtime:
         """A picture of pools, queues and sensor. Each pool's part is consistent in itself. Starts nothing."""
         with self._lock:
             pools = list(self._pools.values())
-            queues = self._all_queues()
+            queues = self.queues()
             sensor = self._sensor
         return Snapshot(
             pools=tuple(map(view_of_pool, pools)),
@@ -280,71 +334,31 @@ class Runtime:
 
     # ------------------------------------------------------------------------------- end
 
-    def close(self, timeout: float | None = None) -> None:
-        """Do what is pending, then end every thread. Works queued meanwhile by running ones are done too.
+    def close(self, timeout: float | None = None, *, abandon: bool = False) -> None:
+        """Do what is pending, then end every thread. Works queued meanwhile by running ones are done too, delayed
+        ones run or are cancelled as their queues were made to.
 
         timeout: seconds for the works. Raises CmwqTimeout (the runtime stays open), FlushDeadlock on one of its own
-        workers.
+        workers. abandon: instead of CmwqTimeout, leave behind what has not ended by then: what has not begun is
+        cancelled; each work that runs is named in a warning, with what it waits for, and its thread goes on for as long
+        as it does; whoever waits for it gets `Abandoned`.
         """
-        worker = current_worker()
-        if worker is not None and worker.pool.runtime is self:
-            raise FlushDeadlock("close of a runtime from one of its own works: it would wait for itself")
-        deadline = None if timeout is None else self.host.monotonic() + timeout
-        self.thaw()
-        for queue in self._all_queues():
-            queue.take_back_delays()
-        while True:
-            if not self._drain(deadline):
-                raise CmwqTimeout(f"close of a runtime: works still there after {timeout} s")
-            workers = self._end()
-            if workers is not None:
-                break
-        self.watchdog.stop()
-        for queue in self._all_queues():
-            thread = queue.end_rescuer()
-            if thread is not None:
-                thread.join()
-        # The last a manager was just creating may have no thread noted yet: it has once the manager has ended.
-        for worker in sorted(workers, key=lambda worker: worker.thread is None):
-            if worker.thread is not None:
-                worker.thread.join()
-        if self._sensor is not None:
-            self._sensor.stop()
-        if self._owns_host:
-            self.host.stop_timers()
+        close(self, timeout, abandon=abandon)
 
-    def _drain(self, deadline: float | None) -> bool:
-        """Until every pool was found quiet in one round, in which nothing began. False: the deadline passed."""
-        parker = self.host.parker()
-        started = -1
-        try:
-            while True:
-                pools = list(self._pools.values())
-                before, started = started, sum(map(WorkerPool.count_started, pools))
-                if before == started and all(pool.quiet_or_tell(None) for pool in pools):
-                    return True
-                for pool in pools:
-                    while not pool.quiet_or_tell(parker):
-                        if deadline is None:
-                            parker.park()
-                        elif (left := deadline - self.host.monotonic()) <= 0 or not parker.park(left):
-                            return False
-        finally:
-            for pool in self._pools.values():
-                pool.tell_no_more(parker)
-
-    def _end(self) -> list[Worker] | None:
-        """Close the pools. None: one had got work meanwhile, which is to be done first; those closed before stay so."""
+    def begin_to_close(self) -> None:
+        """From now on no pool is started, and no delay."""
         with self._lock:
             self.closed = True
-            pools = list(self._pools.values())
-        found: list[Worker] = []
-        for pool in pools:
-            workers = pool.close()
-            if workers is None:
-                return None
-            found.extend(workers)
-        return found
+
+    def stop_services(self) -> None:
+        """Context: every worker has ended."""
+        if self._sensor is not None:
+            self._sensor.stop()
+        self.stop_timers()
+
+    def stop_timers(self) -> None:
+        if self._owns_host:
+            self.host.stop_timers()
 
     def __enter__(self) -> Runtime:
         return self
@@ -355,18 +369,18 @@ class Runtime:
         self.close()
 
     def check_alive(self, pool: WorkerPool, what: object) -> None:
-        """Raise ForeignProcess if the pool was the parent's: nobody here will ever end what is on it."""
+        """Raise ForeignProcess if the pool was the parent's, Abandoned if this was left behind."""
         if pool.lost:
             raise ForeignProcess(
-                f"{what!r} was queued before this process was forked; its result is the parent's alone"
+                f"{what!r} was queued before this process was forked, or by a hook of the fork that came before cmwq's "
+                "own; what becomes of it the parent alone can know. Queue it anew"
             )
+        if self.abandoned:
+            raise Abandoned(f"{what!r} had not ended when its runtime did, and is not waited for any more")
 
     def process_exits(self) -> None:
-        """Do what is pending, take nothing new from outside, end every thread (G3)."""
-        self.exiting = True
-        for queue in self._all_queues():
-            queue.refuse()
-        self.close()
+        """Do what is pending, take nothing new from outside, end every thread; within `exit_timeout`, if set (G3)."""
+        close_at_exit(self)
 
     def why_closed(self) -> str:
         """What to say of it once it takes no work, after its name."""
@@ -384,6 +398,7 @@ class Runtime:
         self.hotplug.forget()
         self.watchdog.forget()
         self.waits.forget()
+        self.waiters = set()
         self._freezer = self.host.lock(Rank.FREEZER)
         self.frozen = False
         pools, self._pools = self._pools, {}
@@ -392,8 +407,19 @@ class Runtime:
         self._lock = self.host.lock(Rank.RUNTIME)
         self._sensor = None
         self.host.forget()
-        for queue in self._all_queues():
+        for queue in self.queues():
             queue.forget()
+
+
+def _chooser(host: Host, sensor: Sensor | str | None) -> Callable[[], Sensor]:
+    """What gives the sensor, when it is needed. Raises ValueError for a name that none has."""
+    if sensor is not None and not isinstance(sensor, str):
+        return partial(_given, sensor)
+    from cmwq._sensor import NAMES, choose
+
+    if sensor is not None and sensor not in NAMES:
+        raise ValueError(f"sensor {sensor!r} is none of {', '.join(map(repr, NAMES))}")
+    return partial(choose, host, sensor)
 
 
 def _given(sensor: Sensor) -> Sensor:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 from cmwq._core.ranks import Rank
 from cmwq._core.rescuer import gets_no_threads, hopeless
 from cmwq._core.worker import current_worker, step_aside, step_back
-from cmwq._errors import CmwqTimeout, FlushDeadlock, Reentered, ThreadLimit
+from cmwq._errors import Abandoned, CmwqTimeout, FlushDeadlock, Reentered, ThreadLimit
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
@@ -347,7 +347,7 @@ class surely:
 
 
 def wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float | None) -> bool:
-    """Park until the target is done. False: the deadline, on the host's clock, passed before.
+    """Park until the target is done, or its runtime abandoned. False: the deadline, on the host's clock, passed before.
 
     Raises FlushDeadlock.  Context: no lock held.
     """
@@ -366,8 +366,12 @@ def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float 
     worker = current_worker()
     item = worker.item if worker is not None else None
     check_may_wait(runtime.host)
+
+    def over() -> bool:
+        return target.done() or runtime.abandoned
+
     if worker is None or item is None:
-        return park_until(target.done, parker, runtime.host, deadline, spins=True)
+        return park_until(over, parker, runtime.host, deadline, spins=True)
     pwq = item.pwq
     lender = pwq if pwq.lends else None
     waits = pwq.wq.runtime.waits
@@ -377,7 +381,7 @@ def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float 
         try:
             if deadline is None:
                 return _wait_hopefully(worker, item, target, parker, waits)
-            return park_until(target.done, parker, runtime.host, deadline)
+            return park_until(over, parker, runtime.host, deadline)
         finally:
             step_back(worker, lent)
     finally:
@@ -395,7 +399,7 @@ def _wait_hopefully(worker: Worker, item: Item, target: Target, parker: Parker, 
     end_vain = partial(waits.end_vain, item)
     with surely(end_vain), surely(end_vain):
         waits.may_be_told(item, parker)
-        while not target.done():
+        while not (target.done() or target.queue.runtime.abandoned):
             reason = hopeless(item, target, waits.for_ever()) if looks else waits.in_vain(item)
             if reason is not None and not target.done():
                 raise ThreadLimit(reason)
@@ -411,15 +415,19 @@ def run_steps(steps: Steps[T], runtime: Runtime, timeout: float | None, what: Ca
     deadline = None if timeout is None else host.monotonic() + timeout
     parker = host.parker()
     try:
+        runtime.waiters.add(parker)
         target = next(steps)
         while True:
             if not wait_for(target, parker, runtime, deadline):
                 raise CmwqTimeout(f"{what()} after {timeout} s")
+            if runtime.abandoned and not target.done():
+                raise Abandoned(f"{what()}; its runtime has ended, and does not wait for them any more")
             target = next(steps)
     except StopIteration as stop:
         result: T = stop.value
         return result
     finally:
+        runtime.waiters.discard(parker)
         steps.close()
 
 

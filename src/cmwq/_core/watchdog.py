@@ -153,10 +153,13 @@ class Watchdog:
         self._stopped = False  # D
         self.on_stall: Callable[[Stall], object] | None = None
         self._runtime = runtime  # I
-        self._period = runtime.config.watch_period  # I
         self._lock = runtime.host.lock(Rank.WATCHDOG)
         self._last = float("-inf")  # D: when it looked
         self._rests: WeakKeyDictionary[PoolWorkQueue, Rest] = WeakKeyDictionary()  # the timer's
+
+    @property
+    def _period(self) -> float:
+        return self._runtime.config.watch_period
 
     def begin(self) -> None:
         """There is work.  Context: any lock may be held."""

@@ -461,6 +461,32 @@ class Delay:
         if self._timer is not None:
             self._timer.cancel()
 
+    def hasten(self) -> bool:
+        """Its queue closes: let its time have come. False: its work is not taken any more.  Context: no lock held."""
+        work, taken = self.work, True
+        with work._here():
+            if self.is_over():
+                return True
+            try:
+                self.insert()
+            except CmwqError:
+                taken = False
+                work._taken.append(self)
+            work._delay = None
+            self.stop()
+        work._drop_taken()
+        return taken
+
+    def is_over(self) -> bool:
+        """Its work does not wait for it. It may be noted all the same, if it was interrupted as it began: then no more.
+
+        Context: W held.
+        """
+        if self.work._delay is self:
+            return False
+        self.stop()
+        return True
+
     def drop(self) -> None:
         """It was taken back: let go of what it refers to.  Context: no lock held."""
         self._context = None

@@ -23,7 +23,6 @@ runtime: RuntimeError, in a fork's child of all places. See `_core/weakly.py`.
 from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401  # before our hook is installed
-import contextlib
 import logging
 import os
 import threading
@@ -49,13 +48,13 @@ def watch(runtime: Runtime) -> None:
 def _at_exit() -> None:
     global _over
     _over = True
-    # Ctrl-C here means now: the interpreter leaves the workers behind.
-    with contextlib.suppress(KeyboardInterrupt):
-        for runtime in _runtimes:
-            try:
-                runtime.process_exits()
-            except Exception:
-                _log.exception("%r could not be closed at exit", runtime)
+    # Ctrl-C here means now, and is passed on, as by the standard library: the interpreter then leaves behind our
+    # workers and those who wait for them, on threads that it would join, as asyncio's in `shutdown()`.
+    for runtime in _runtimes:
+        try:
+            runtime.process_exits()
+        except Exception:
+            _log.exception("%r could not be closed at exit", runtime)
 
 
 def _after_fork() -> None:

@@ -26,7 +26,6 @@ from cmwq._errors import QueueClosed
 from cmwq.executor.own_thread import OwnThread
 
 if TYPE_CHECKING:
-    from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Thread
     from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.worker import Worker
@@ -36,16 +35,11 @@ class LeaseQueue(WorkQueue):
     """The queue of an executor whose calls may run on any worker."""
 
     broken: bool | str = False
+    _chains = False
 
     def __init__(self, name: str, *, thread_name_prefix: str = "", **options: Any) -> None:
         self._thread_name_prefix = thread_name_prefix  # I
-        self._shut_down = False  # set once, before the gates are shut
         super().__init__(name, **options)
-
-    def shut_down(self) -> None:
-        """Take no more calls, not even from its own. Does not wait."""
-        self._shut_down = True
-        self.refuse()
 
     def thread_name(self, worker: Worker) -> str:
         return f"{self._thread_name_prefix}_{worker.index}" if self._thread_name_prefix else worker.name
@@ -68,14 +62,6 @@ class LeaseQueue(WorkQueue):
             if _interpreter_ends() and not self._pwqs:
                 raise QueueClosed(f"queue {self.name!r} had no work before, and none can be begun now")
             return super().place_here()
-        except QueueClosed as exc:
-            self._refuse(exc)
-
-    def _check_admitted(self, pool: WorkerPool | None, *, accepted: bool = False) -> None:
-        try:
-            if self._shut_down and not accepted:
-                raise QueueClosed(f"queue {self.name!r} is closed and takes no more work; make a new one")
-            super()._check_admitted(pool, accepted=accepted)
         except QueueClosed as exc:
             self._refuse(exc)
 

@@ -1,0 +1,92 @@
+"""Ctrl-C at exit: one is enough, whoever else waits for our works (G3)."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from conftest import HANG
+
+EXIT_HOOK = """
+    import cmwq, sys, threading
+    cmwq.system.submit(int).result()
+    # The last hook registered runs first: from here on a Ctrl-C finds the interpreter on its way out.
+    threading._register_atexit(lambda: print("exiting", flush=True))
+    began = threading.Event()
+    def hang(): began.set(); threading.Event().wait()
+"""
+
+
+def press_once(program: str, *, before: str | None) -> tuple[str, int]:
+    """Run it, press Ctrl-C when it says `before`, if that is given, and once more when it exits. It must then end.
+
+    Returns its errors and its status.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(EXIT_HOOK) + textwrap.dedent(program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    try:
+        if before is not None:
+            assert child.stdout.readline() == f"{before}\n"
+            child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "exiting\n"
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=HANG)
+    finally:
+        child.kill()
+    return err, child.returncode
+
+
+SOMEBODY_ELSES = {
+    "shutdown": """
+        executor = cmwq.Executor()
+        executor.submit(hang)
+        threading.Thread(target=executor.shutdown).start()
+    """,
+    "result": """
+        future = cmwq.system.submit(hang)
+        threading.Thread(target=future.result).start()
+    """,
+    "flush": """
+        cmwq.system.submit(hang)
+        threading.Thread(target=cmwq.system.flush).start()
+    """,
+    "nobody": """
+        cmwq.system.submit(hang)
+    """,
+}
+
+
+@pytest.mark.parametrize("waits", SOMEBODY_ELSES)
+def test_one_is_enough_whoever_waits(waits: str) -> None:
+    err, status = press_once(textwrap.dedent(SOMEBODY_ELSES[waits]) + "\nbegan.wait()", before=None)
+    assert "Fatal" not in err
+    assert status == 0
+
+
+@pytest.mark.parametrize("executor", ["cmwq.Executor()", "concurrent.futures.ThreadPoolExecutor()"])
+def test_asyncios_default_executor_takes_as_many_as_with_the_standard_librarys(executor: str) -> None:
+    """asyncio.run waits for it on a thread of its own, in `shutdown()`: one Ctrl-C ends the program, one the exit."""
+    program = f"""
+    import asyncio, concurrent.futures
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor({executor})
+        loop.run_in_executor(None, hang)
+        began.wait()
+        threading.Timer(0.2, lambda: print("waiting", flush=True)).start()
+    try:
+        asyncio.run(main())
+    except KeyboardInterrupt:
+        pass
+    """
+    err, status = press_once(program, before="waiting")
+    assert "Fatal" not in err
+    assert status == 0

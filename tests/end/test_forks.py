@@ -1,0 +1,192 @@
+"""G2, G3: a first use, or any, in the middle of a fork or of the end: the right value or an error in words, no hang."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
+
+FORKS = """
+    import cmwq, os, threading, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)
+    def forked(in_child):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                in_child()
+                code = 0
+            except BaseException:
+                import traceback; traceback.print_exc()
+            finally:
+                os._exit(code)
+        return pid
+    def status(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+
+
+def check(done: subprocess.CompletedProcess[str], expected: str = "") -> None:
+    assert (done.stdout, done.stderr, done.returncode) == (expected, "", 0)
+
+
+@pytest.mark.parametrize("scope", ["system", "cpu", "cache"])
+def test_G2_200_forks_each_in_the_middle_of_a_first_use(python: Python, scope: str) -> None:
+    """Of a runtime of its own each time; and of the default one, of which there is but one first use."""
+    check(
+        python(
+            FORKS,
+            f"""
+            def fork_while_it_begins(runtime, n):
+                queue = cmwq.WorkQueue("q", scope={scope!r}, runtime=runtime)
+                go = threading.Event()
+                def first():
+                    go.set()
+                    queue.submit(int).result()
+                thread = threading.Thread(target=first)
+                thread.start()
+                go.wait()
+                for _ in range(n % 50 * 20): pass
+                pid = forked(lambda: queue.submit(pow, 2, 3).result(30) == 8 or 1 / 0)
+                thread.join()
+                return status(pid)
+            bad = fork_while_it_begins(cmwq.default_runtime(), 0) != 0
+            for n in range(200):
+                with cmwq.Runtime() as runtime:
+                    bad += fork_while_it_begins(runtime, n) != 0
+            print(bad)
+            """,
+        ),
+        "0\n",
+    )
+
+
+def test_G2_what_is_queued_before_the_fork_by_a_hook_of_it_is_the_parents(python: Python) -> None:
+    check(
+        python(
+            FORKS,
+            """
+            executor, futures = cmwq.Executor(), []
+            os.register_at_fork(before=lambda: futures.append(executor.submit(pow, 2, 3)))
+            def child():
+                for future in futures:
+                    try:
+                        assert future.result(30) == 8  # it had ended before the fork
+                    except cmwq.ForeignProcess as exc:
+                        assert "was queued before this process was forked" in str(exc)
+                assert executor.submit(pow, 2, 4).result(30) == 16
+            bad = 0
+            for _ in range(200):
+                bad += status(forked(child)) != 0
+                del futures[:-1]
+            print(bad, [future.result() for future in futures])
+            """,
+        ),
+        "0 [8]\n",
+    )
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_G2_what_is_queued_in_the_child_by_a_hook_before_ours(python: Python, used: bool) -> None:
+    """It is taken by nobody; whoever waits for it is told. Where it is the first use its worker may have been there
+    already, and have done it, or have said that it was interrupted."""
+    done = python(
+        """
+            import os, threading  # whose own hook comes first: before it no thread can be started
+            futures = []
+            def early():
+                futures.append(executor.submit(pow, 2, 3))
+                futures.append(executor.queue.submit(work))
+            os.register_at_fork(after_in_child=early)
+            """,
+        FORKS,
+        f"""
+            executor = cmwq.Executor()
+            work = cmwq.Work(int)
+            def child():
+                try:
+                    futures[0].result(30)
+                except cmwq.ForeignProcess as exc:
+                    assert "by a hook of the fork that came before cmwq's own" in str(exc)
+                    assert "Queue it anew" in str(exc)
+                else:
+                    assert not {used}
+                assert executor.submit(pow, 2, 4).result(30) == 16
+                assert not work.pending
+                assert executor.queue.submit(work).result(30) == 0
+            bad = 0
+            if {used}: executor.submit(int).result()
+            for _ in range(50): bad += status(forked(child)) != 0
+            print(bad)
+            """,
+    )
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
+    assert not (used and done.stderr)
+
+
+def test_G2_what_is_queued_in_the_child_by_a_hook_after_ours_is_done(python: Python) -> None:
+    check(
+        python(
+            FORKS,
+            """
+            executor, futures = cmwq.Executor(), []
+            executor.submit(int).result()
+            os.register_at_fork(after_in_child=lambda: futures.append(executor.submit(pow, 2, 3)))
+            print(sum(status(forked(lambda: futures[0].result(30) == 8 or 1 / 0)) for _ in range(50)))
+            """,
+        ),
+        "0\n",
+    )
+
+
+LATE = """
+    import atexit, cmwq, threading
+    def late():
+        try:
+            print(cmwq.Executor().submit(pow, 2, 3).result(), flush=True)
+        except cmwq.QueueClosed as exc:
+            print("cannot schedule new futures after interpreter shutdown" in str(exc), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        "atexit.register(late)",
+        "threading.Thread(target=lambda: (threading.main_thread().join(), late())).start()",
+        """
+    class Last:
+        def __del__(self): late()
+    last = Last()
+        """,
+        """
+    class Last:
+        def __del__(self): late()
+    last = Last(); last.me = last
+        """,
+        "threading._register_atexit(late)",
+    ],
+    ids=["atexit", "a thread after the main one's end", "a finaliser", "a finaliser in a cycle", "a hook before ours"],
+)
+def test_G3_a_first_use_at_the_end_is_done_or_refused(python: Python, when: str) -> None:
+    done = python(LATE, f"    {when.strip()}\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout in ("True\n", "8\n")
+
+
+def test_G3_at_exit_a_work_that_forks_does_not_hang(python: Python) -> None:
+    """The child is, as the parent, one that ends."""
+    check(
+        python(
+            FORKS,
+            """
+            def work():
+                threading.main_thread().join(0.3)  # into the exit hook
+                print(status(forked(lambda: None)), flush=True)
+            cmwq.system.submit(work)
+            """,
+        ),
+        "0\n",
+    )
