@@ -655,10 +655,9 @@ class WorkQueue:
     def _why_refused(self, pool: WorkerPool | None) -> str:
         """An executor's in the standard library's words, too, which programs look for."""
         runtime = self.runtime
-        words = "" if self._chains else "cannot schedule new futures after shutdown: "
-        if runtime.exiting:
-            return f"queue {self.name!r}: its runtime {runtime.why_closed()}"
-        if runtime.closed or (pool is not None and pool.closing):
+        after = "interpreter shutdown" if runtime.exiting else "shutdown"
+        words = "" if self._chains else f"cannot schedule new futures after {after}: "
+        if runtime.exiting or runtime.closed or (pool is not None and pool.closing):
             return f"{words}queue {self.name!r}: its runtime {runtime.why_closed()}"
         if self._state is State.DRAINING and not self._closing:
             return f"queue {self.name!r} is draining and takes no work from outside; queue again after drain()"
