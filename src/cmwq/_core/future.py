@@ -16,6 +16,7 @@ from functools import partial
 from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cmwq._core import checks
 from cmwq._core.item import lay_out, name_of
 from cmwq._core.wait import check_may_wait, needs_of, park_until, wait_for
 from cmwq._core.worker import current_worker
@@ -378,6 +379,7 @@ class Future(cf.Future[T]):
 
         Raises TimeoutError after `timeout` seconds, ForeignProcess if it can never be done here.
         """
+        timeout = checks.timeout(timeout)
         pwq = self._phase.pwq
         runtime = pwq.wq.runtime
         runtime.check_alive(pwq.pool, self)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cmwq._core import checks
+
 if TYPE_CHECKING:
     from cmwq._core.future import Future
     from cmwq._core.queue import WorkQueue
@@ -22,10 +24,9 @@ def map_calls(
     buffersize: int | None,
 ) -> Iterator[T]:
     """`WorkQueue.map`, which says what it promises."""
-    if buffersize is not None and not isinstance(buffersize, int):
-        raise TypeError("buffersize must be an integer or None")
-    if buffersize is not None and buffersize < 1:
-        raise ValueError("buffersize must be None or > 0")
+    if buffersize is not None:
+        buffersize = checks.integer("buffersize", buffersize, 1)
+    timeout = checks.timeout(timeout)
     host = queue.runtime.host
     deadline = None if timeout is None else host.monotonic() + timeout
     calls = zip(*iterables)  # noqa: B905  # as map() does

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context, copy_context
 from enum import Enum
 from functools import partial, wraps
+from math import inf
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from weakref import finalize
 
+from cmwq._core import checks
 from cmwq._core.config import DFL_ACTIVE
 from cmwq._core.drain import close_steps, drain_steps, flush_steps
 from cmwq._core.future import BoundedFuture, Future, WorkFuture
@@ -98,20 +100,28 @@ class WorkQueue:
         context: Context | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        if scope not in SCOPES:
-            raise ValueError(f"queue {name!r}: scope {scope!r} is none of {', '.join(map(repr, SCOPES))}")
+        name = checks.text("the name of a queue", name)
+        me = f"queue {name!r}: "
+        scope = checks.choice(f"{me}scope", scope, SCOPES)
+        full = checks.choice(f"{me}full", full, FULL)
+        if max_active is not None:
+            max_active = checks.integer(f"{me}max_active", max_active, 1)
+        if max_pending is not None:
+            max_pending = checks.integer(f"{me}max_pending", max_pending, 1)
+        flags = {"ordered": ordered, "highpri": highpri, "cpu_intensive": cpu_intensive, "freezable": freezable}
+        for what, value in {**flags, "rescuer": rescuer}.items():
+            checks.flag(me + what, value)
+        if on_error is not None:
+            checks.function(f"{me}on_error", on_error)
+        if context is not None:
+            checks.instance(f"{me}context", context, Context)
         if ordered and (scope != "system" or max_active not in (None, 1)):
             raise ValueError(
                 f"queue {name!r}: an ordered queue has scope 'system' and max_active 1, one work at a time"
             )
-        if full not in FULL:
-            raise ValueError(f"queue {name!r}: full {full!r} is none of {', '.join(map(repr, FULL))}")
-        if max_pending is not None and max_pending < 1:
-            raise ValueError(f"queue {name!r}: max_pending is {max_pending}, and must be at least 1")
-        if runtime is None:
-            from cmwq._core.runtime import default_runtime
+        from cmwq._core.runtime import Runtime, default_runtime
 
-            runtime = default_runtime()
+        runtime = default_runtime() if runtime is None else checks.instance(f"{me}runtime", runtime, Runtime)
         self.name = name  # I
         self.scope = scope  # I
         self.ordered = ordered  # I
@@ -121,8 +131,7 @@ class WorkQueue:
         self.runtime = runtime  # I
         self._on_error = on_error  # I
         self._context = context  # I
-        limit = 1 if ordered else DFL_ACTIVE if max_active is None else max_active
-        self._max_active = _checked_limit(name, limit)  # Q
+        self._max_active = 1 if ordered else DFL_ACTIVE if max_active is None else max_active  # Q
         self._lock = runtime.host.lock(Rank.QUEUE, mending(self))
         self._state = State.OPEN  # Q and L to change; read under either
         self.nr_hogs = 0  # ~: works that were CPU hogs (A9)
@@ -255,7 +264,12 @@ class WorkQueue:
 
         False: it was pending already, and this call is one with the earlier (E4), or it is disabled.
         """
-        if self._special or self._shut or work._born != Work.generation:
+        try:
+            born = work._born
+        except AttributeError:
+            checks.instance(f"what is queued to queue {self.name!r}", work, Work)
+            raise
+        if self._special or self._shut or born != Work.generation:
             return self._queue(work)
         # What `_queue` does, where nothing is special.
         if work._item is not None or work._delay is not None:
@@ -272,9 +286,8 @@ class WorkQueue:
 
     def queue_on(self, cpu: int, work: Work) -> bool:
         """`queue` on the pool that serves this CPU. That of an absent CPU runs elsewhere in the queue's scope (D3)."""
-        if not isinstance(cpu, int) or cpu < 0:
-            raise ValueError(f"queue {self.name!r}: {cpu!r} is no CPU")
-        return self._queue(work, cpu)
+        checks.instance(f"what is queued to queue {self.name!r}", work, Work)
+        return self._queue(work, checks.cpu(cpu))
 
     def queue_delayed(self, work: DelayedWork, delay: float) -> bool:
         """Queue it after `delay` seconds, no earlier (F9); 0 or less: `queue`.
@@ -411,10 +424,11 @@ class WorkQueue:
 
     @max_active.setter
     def max_active(self, limit: int) -> None:
+        limit = checks.integer(f"queue {self.name!r}: max_active", limit, 1)
         if self.ordered and limit != 1:
             raise ValueError(f"queue {self.name!r} is ordered: its max_active is 1 and stays so")
         with self._lock:
-            self._max_active = _checked_limit(self.name, limit)
+            self._max_active = limit
             for pwq in self._pwqs.values():
                 pwq.set_max_active(limit)
 
@@ -666,15 +680,10 @@ class WorkQueue:
             self._room = Room(self, self._room.limit, self._room.full)
 
 
-def _checked_limit(name: str, limit: int) -> int:
-    if limit < 1:
-        raise ValueError(f"queue {name!r}: max_active is {limit}, and must be at least 1")
-    return limit
-
-
 def _checked_delay(work: DelayedWork, delay: float) -> float:
     if not isinstance(work, DelayedWork):
-        raise TypeError(f"only a DelayedWork can be delayed, not {work!r}")
-    if not delay < float("inf"):
-        raise ValueError(f"a delay of {delay!r} seconds for {work!r}")
+        raise TypeError(f"only a DelayedWork can be delayed, not {checks.shown(work)}")
+    delay = checks.seconds("delay", delay)
+    if delay == inf:
+        raise ValueError(f"delay is inf, and {work!r} would never begin")
     return max(0.0, delay)

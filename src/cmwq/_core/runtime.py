@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 from weakref import ref
 
+from cmwq._core import checks
 from cmwq._core.config import Config
 from cmwq._core.hogs import HogReports
 from cmwq._core.hotplug import UNMANAGED, Hotplug
@@ -61,6 +62,10 @@ class Runtime:
         max_workers: int = 1024,
         config: Config | None = None,
     ) -> None:
+        max_workers = checks.integer("max_workers", max_workers, 2, checks.MAX_THREADS)  # one to work, one in reserve
+        wanted = None if cpus is None else checks.cpus(cpus)
+        if config is not None:
+            checks.instance("config", config, Config)
         self._owns_host = host is None  # I
         # Whatever will be needed is imported now: a fork in the middle of an import leaves that module's lock taken in
         # the child, for good (G2).
@@ -68,17 +73,19 @@ class Runtime:
             from cmwq._host import ThreadHost
 
             host = ThreadHost()
+        else:
+            checks.port("host", host, "monotonic")
         if sensor is None or isinstance(sensor, str):
-            from cmwq._sensor import choose
+            from cmwq._sensor import NAMES, choose
 
+            if sensor is not None:
+                checks.choice("sensor", sensor, NAMES)
             self._choose_sensor: Callable[[], Sensor] = partial(choose, host, sensor)  # I
         else:
+            checks.port("sensor", sensor, "lookout")
             self._choose_sensor = partial(_given, sensor)
-        if max_workers < 2:
-            raise ValueError(f"max_workers is {max_workers}: a pool needs at least 2, one to work and one in reserve")
-        wanted = None if cpus is None else tuple(sorted(set(cpus)))
-        if wanted == ():
-            raise ValueError("cpus is empty: a runtime needs one at least")
+        if wanted is not None and not set(wanted) & set(host.cpus()):
+            raise ValueError(f"cpus is {wanted}, and this process may use none of them, but {tuple(host.cpus())}")
         self.host = host  # I
         self.config = config or Config()  # I
         self.max_workers = max_workers  # I
@@ -108,11 +115,11 @@ class Runtime:
         CPUs that really leave are noticed without it, within a second while work is unfinished (D1). Raises ValueError:
         it is none of those in use, or the last. Thread-safe.
         """
-        self.hotplug.take(cpu)
+        self.hotplug.take(checks.cpu(cpu))
 
     def cpu_online(self, cpu: int) -> None:
         """Use it again (D4). Harmless if it is in use. Raises ValueError if the process may not. Thread-safe."""
-        self.hotplug.give_back(cpu)
+        self.hotplug.give_back(checks.cpu(cpu))
 
     def check_cpus(self) -> bool:
         """Notice at once what else is noticed within a second: CPUs or a CPU quota that changed. True: they did."""
@@ -128,6 +135,8 @@ class Runtime:
 
     @on_stall.setter
     def on_stall(self, call: Callable[[Stall], object] | None) -> None:
+        if call is not None:
+            checks.function("on_stall", call)
         self.watchdog.on_stall = call
 
     def adopt(self, queue: WorkQueue) -> None:
@@ -285,6 +294,7 @@ class Runtime:
         timeout: seconds for the works. Raises CmwqTimeout (the runtime stays open), FlushDeadlock on one of its own
         workers.
         """
+        timeout = checks.timeout(timeout)
         worker = current_worker()
         if worker is not None and worker.pool.runtime is self:
             raise FlushDeadlock("close of a runtime from one of its own works: it would wait for itself")

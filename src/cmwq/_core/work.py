@@ -29,6 +29,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core import checks
 from cmwq._core.item import name_of
 from cmwq._core.mend import mending
 from cmwq._core.queued import ItemEnd, Queued
@@ -81,9 +82,7 @@ class Work:
     _renewal: ports.Lock  # I: works become the child's one at a time
 
     def __init__(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> None:
-        if not callable(fn):
-            raise TypeError(f"Work takes a callable, not {fn!r}")
-        self._fn = fn  # I
+        self._fn = checks.function(f"the function of a {type(self).__name__}", fn)  # I
         self._args = args  # I
         self._kwargs = kwargs  # I
         self._disables = 0  # W
@@ -204,6 +203,7 @@ class Work:
         Meanwhile nobody can queue it, itself included: `queue` returns False. After a CmwqTimeout it is taken back all
         the same, and can be queued again.
         """
+        timeout = checks.timeout(timeout)
         runtime = self._runtime()
         if runtime is None:
             return self.cancel()
@@ -232,6 +232,7 @@ class Work:
 
     def disable_sync(self, timeout: float | None = None) -> bool:
         """`disable`, and wait for an execution to end. After a CmwqTimeout it stays disabled."""
+        timeout = checks.timeout(timeout)
         was = self.disable()
         runtime = self._runtime()
         if runtime is not None:
@@ -257,6 +258,7 @@ class Work:
 
         False: it was idle, there was nothing to wait for.
         """
+        timeout = checks.timeout(timeout)
         runtime = self._runtime()
         if runtime is None:
             return False
