@@ -11,6 +11,7 @@ from __future__ import annotations
 from cmwq._core.batch import Batch
 from cmwq._core.config import Config
 from cmwq._core.future import Future
+from cmwq._core.periodic import PeriodicWork
 from cmwq._core.queue import WorkQueue
 from cmwq._core.queued import current_work
 from cmwq._core.runtime import Runtime, default_runtime
@@ -87,6 +88,7 @@ __all__ = [
     "ForeignProcess",
     "Future",
     "InvariantError",
+    "PeriodicWork",
     "PoolView",
     "QueueClosed",
     "QueueFull",

@@ -23,6 +23,8 @@ from cmwq._core.drain import close_steps, drain_steps, flush_steps
 from cmwq._core.future import BoundedFuture, Future, WorkFuture
 from cmwq._core.map import map_calls
 from cmwq._core.mend import mending
+from cmwq._core.periodic import PeriodicWork
+from cmwq._core.periodic import begin as begin_periodic
 from cmwq._core.pwq import PoolWorkQueue, insert, insert_later, insert_many
 from cmwq._core.queued import Queued
 from cmwq._core.ranks import Rank
@@ -297,6 +299,17 @@ class WorkQueue:
         delay = _checked_delay(work, delay)
         return self._queue(work, delay=delay)
 
+    def queue_periodic(self, work: PeriodicWork, period: float, first: float | None = None) -> bool:
+        """Carry it out every `period` seconds from now on, at a fixed rate (E13), for the first time in `first` seconds
+        (default: a period). It is due at first + n * period on the monotonic clock, and begins no earlier; a time that
+        comes while it still waits or runs is missed (`work.missed`), not made up for.
+
+        True: it begins. False: it is pending already, and goes on as it was, or it is disabled. period: at least 1 ms.
+        `cancel` and its like stop it; so do `close` and exit, after what is due; a drain pauses it. It goes to the pool
+        of who calls this. Raises QueueClosed, ThreadLimit.
+        """
+        return begin_periodic(self, work, period, first)
+
     def mod_delayed(self, work: DelayedWork, delay: float) -> bool:
         """Let it begin `delay` seconds from now: moved if it is pending (True), else queued (False).
 
@@ -479,7 +492,7 @@ class WorkQueue:
             work = delay.work
             with work._here():
                 if work._delay is delay:
-                    work._take_back()
+                    work._take_back_delay()  # of a periodic one what is queued already runs
             work._drop_taken()
 
     def begin_drain(self, drain: object) -> None:

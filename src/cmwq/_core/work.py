@@ -146,17 +146,16 @@ class Work:
     def add_future(self, future: WorkFuture) -> bool:
         """Let it have the result of the execution to come. False: it is not pending."""
         with self._here():
-            if self._delay is not None:
-                self._delay.futures.append(future)
-                return True
             item = self._item
-            if item is None:
+            if item is not None:
+                with item.pwq.pool.lock:
+                    if self._item is item:
+                        item.add_future(future)
+                        return True
+            if self._delay is None:
                 return False
-            with item.pwq.pool.lock:
-                if self._item is not item:
-                    return False
-                item.add_future(future)
-                return True
+            self._delay.futures.append(future)
+            return True
 
     @property
     def disabled(self) -> bool:
@@ -329,17 +328,23 @@ class Work:
         """Neither pending nor blocked: it can be queued."""
         return self._item is None and self._delay is None and not self.is_blocked
 
+    def _take_back_delay(self) -> Delay | None:
+        """Its time won't come. As `_take_back`."""
+        delay = self._delay
+        if delay is not None:
+            self._taken.append(delay)
+            self._delay = None
+            delay.stop()
+        return delay
+
     def _take_back(self) -> Queued | Delay | None:
         """What was pending: it is so no more.
 
         Context: W held. The caller calls `_drop_taken`, without W: that calls callbacks and finalisers, which are user
         code.
         """
-        delay = self._delay
+        delay = self._take_back_delay()
         if delay is not None:
-            self._taken.append(delay)
-            self._delay = None
-            delay.stop()
             return delay
         item = self._item
         if item is None:
@@ -370,12 +375,8 @@ class Work:
         if item is not None and not item.is_pending():
             self._item = item = None
         if delay is not None:
-            if item is not None:  # its time had come
-                self._delay = None
-                delay.stop()
-            else:
-                with suppress(CmwqError):
-                    delay.restart()
+            with suppress(CmwqError):
+                delay.settle(item)
         if moving is not None:
             if item is None and delay is None:  # it was taken back already
                 try:
@@ -452,9 +453,12 @@ class Delay:
             self.stop()
             raise
 
-    def restart(self) -> None:
-        """Its timer may have fired in vain.  Context: W held."""
-        if self._fired:
+    def settle(self, item: Queued | None) -> None:
+        """Something was raised while W was held. item: where the work is pending by now.  Context: W held."""
+        if item is not None:  # its time had come
+            self.work._delay = None
+            self.stop()
+        elif self._fired:  # in vain
             self._timer = self.wq.runtime.host.call_later(0.0, self.fire)
 
     def stop(self) -> None:
@@ -491,13 +495,16 @@ class Delay:
             _log.warning("%r is not run: %s", work, refusal)
             self.drop()
 
+    def _next_context(self) -> Context | None:
+        return self._context
+
     def insert(self, *, accepted: bool = True) -> Queued:
         """Queue its work. Raises QueueClosed.  Context: W held."""
         pwq = self._pwq
         if pwq.pool.disassociated:
             with suppress(CmwqError):  # D3; the old place will do where no other can be had: the queue drains, say
                 pwq = self.wq.place_here()
-        item = Queued(self.work, pwq.outside, self._context)
+        item = Queued(self.work, pwq.outside, self._next_context())
         item.accepted = accepted
         for future in self.futures:
             item.add_future(future)
