@@ -110,7 +110,8 @@ class WorkerPool:
         self.cull_timer: Timer | None = None  # L: exists only while there is something to cull (B3)
         self.next_worker = 0  # L
         self.nr_created = self.nr_culled = self.nr_wakeups = self.nr_completed = 0  # ~
-        self.nr_refused = self.peak_workers = 0  # ~
+        self.nr_refused = self.peak_workers = self.nr_deaths = 0  # ~
+        self.lacks: set[str] = set()  # what workers go on without, and was said; each change is atomic
         self.lookout = sensor.lookout(self)  # I
         self.lock = self.lookout.lock()  # I
         self.lock.mend = mending(self)
@@ -326,7 +327,8 @@ class WorkerPool:
             with self.lock:
                 self.workers.add(worker)
             self.host.spawn(worker.name, partial(worker_thread, worker), partial(_note_thread, worker))
-            self.list_new(worker)
+            if not self.list_new(worker):
+                raise ThreadLimit(f"worker {worker.name} died as it began: {worker.fate}")
         except BaseException:
             # Its thread was refused; or it exists, and this one was interrupted before the new one was listed.
             if worker.thread is None:
@@ -337,35 +339,45 @@ class WorkerPool:
                 self.list_new(worker)
             raise
 
-    def list_new(self, worker: Worker) -> None:
-        """Its thread exists: it is idle now, or is taken for work at once. Once for each.  Context: lock not held."""
+    def list_new(self, worker: Worker) -> bool:
+        """Its thread exists: it is idle now, or is taken for work at once. False: it died before that.
+
+        Once for each.  Context: lock not held.
+        """
         with self.lock:
             if worker.listed:
-                return
+                return True
             worker.listed = True
-            self.nr_refusals = 0
             self.nr_created += 1
             self.peak_workers = max(self.peak_workers, len(self.workers))
+            if worker.fate:
+                return False
             if self.closing or worker.dying:
                 self.dismiss(worker)
             else:
                 self.enter_idle(worker)
                 self.lookout.deliver()
                 self.kick()
+            return True
 
     def worker_died(self, worker: Worker) -> None:
         """It is gone, and so is what it counted for; if it is missing, another takes its place.
 
+        If it isn't listed yet, who is just creating it sees its `fate`, and has been refused.
         Context: lock held, the worker's own thread.
         """
-        self.workers.discard(worker)
+        missing = not worker.dying
+        worker.dying = True
         worker.kicked = worker.counted = worker.sleeping = worker.idle = False
+        self.workers.discard(worker)
         if self.manager is worker:
             self.manager = None
-        if not worker.dying:
+        if worker in self.idle_list:
+            self.idle_list.remove(worker)
+        if missing:
+            if worker.listed and not self.idle_list:
+                self.creation_refused(f"worker {worker.name} died: {worker.fate}")
             self.mend()
-            if not self.idle_list and not self.managing and not self.closing:
-                self.creation_refused("a worker died")
 
     def create_reserve(self, manager: object) -> None:
         """What the manager does: create workers until one stays idle, or none can be had; then leave the office.
@@ -380,7 +392,7 @@ class WorkerPool:
                 with self.lock:
                     if refusal is not None:
                         self.creation_refused(refusal)
-                    if refusal is not None or self.idle_list or self.closing:
+                    if refusal is not None or self.idle_list or self.closing or self.refused:
                         self.manager = None
                         self.look_out()
                         return

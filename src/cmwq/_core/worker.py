@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from threading import local
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.policy import keep_working, need_more_worker, need_to_create_worker, slack
 
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
     from cmwq._core.pwq import PoolWorkQueue
 
 _log = logging.getLogger("cmwq")
+T = TypeVar("T")
 
 
 class Worker:
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "announcing", "counted", "cpu_time", "dying", "ended", "hinted", "hog", "hog_item", "hog_since", "hog_used",
+        "announcing", "counted", "cpu_time", "dying", "ended", "fate", "hinted", "hog", "hog_item", "hog_since", "hog_used",
         "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "name", "nr_hints", "on_lock",
         "parker", "pool", "served", "shown", "sleeping", "stray", "stumbled", "thread", "tid", "watched",
     )  # fmt: skip
@@ -49,6 +51,7 @@ class Worker:
         self.idle = False  # L: on the idle list, or about to be put there
         self.kicked = False  # L: taken from the idle list by kick(), counted, and not yet arrived
         self.dying = False  # L: shall end
+        self.fate = ""  # L: of what it died, if it wasn't told to
         self.counted = False  # L: executing, and not exempt (A8)
         self.sleeping = False  # L: counted, but known to be blocked
         self.on_lock = False  # L: if sleeping: for a lock
@@ -80,7 +83,7 @@ class Worker:
         pool = self.pool
         while True:
             cpus = pool.cpus
-            pool.host.bind(cpus)
+            _try(pool, "be bound to its CPUs", partial(pool.host.bind, cpus))
             with pool.lock:
                 if pool.cpus is cpus:
                     self.tid = pool.host.thread_id()  # from now on whoever changes them binds it
@@ -127,7 +130,9 @@ def worker_thread(worker: Worker) -> None:
     """The body of every worker's thread.
 
     Nothing that a work does ends it (B4). What is raised between works, by who sends exceptions to threads, say, or
-    because memory ran out, doesn't either: see `recover`. And if it ends all the same, its place is taken by another.
+    because memory ran out, doesn't either: see `recover`. And if it ends all the same, before its first work or later,
+    what it executed ends with the reason, and its place is taken by another, after the cool-down (B2): there may be
+    something that no worker survives.
     """
     pool = worker.pool
     try:
@@ -137,22 +142,52 @@ def worker_thread(worker: Worker) -> None:
                 serve(pool, worker)
             except BaseException as exc:
                 recover(pool, worker, exc)
+    except BaseException as exc:
+        worker.fate = _in_words(exc)
+        put_down(pool, worker, exc)
+        pool.nr_deaths += 1
+        if pool.nr_deaths & (pool.nr_deaths - 1) == 0:
+            _log.error("%r died, and another takes its place; %d did so far", worker, pool.nr_deaths, exc_info=exc)
     finally:
-        with pool.lock:
-            pool.worker_died(worker)
-        pool.lookout.detach(worker)
+        try:
+            with pool.lock:
+                pool.worker_died(worker)
+        finally:
+            pool.lookout.detach(worker)
 
 
 def begin(worker: Worker) -> None:
     """Context: its own thread, lock not held."""
-    pool = worker.pool
+    pool, host = worker.pool, worker.pool.host
     be_worker(worker)
     pool.lookout.attach(worker)
-    pool.host.set_thread_name(worker.name)
+    _try(pool, "be named", partial(host.set_thread_name, worker.name))
     worker.bind()
     if pool.nice:
-        pool.niced = pool.host.set_nice(pool.nice)
-    worker.cpu_time = pool.host.cpu_clock()
+        pool.niced = bool(_try(pool, "be made nicer", partial(host.set_nice, pool.nice)))
+    worker.cpu_time = _try(pool, "have its CPU time read", host.cpu_clock) or _unknown
+    with pool.lock:
+        pool.nr_refusals = 0  # there is one that could begin
+
+
+def _try(pool: WorkerPool, what: str, step: Callable[[], T]) -> T | None:
+    """A worker goes on without, which is said once. A pool without workers would be worse."""
+    try:
+        return step()
+    except Exception as exc:
+        if what not in pool.lacks:
+            pool.lacks.add(what)
+            _log.warning("pool %s: a worker could not %s (%s), and works all the same", pool.name, what, _in_words(exc))
+    return None
+
+
+def _in_words(exc: BaseException) -> str:
+    """An exception in a message. What it has to say of itself is the user's code.  Context: lock not held."""
+    try:
+        words = f"{type(exc).__name__}: {exc}"
+    except Exception:
+        words = type(exc).__name__
+    return words if len(words) <= 200 else words[:197] + "..."
 
 
 def serve(pool: WorkerPool, worker: Worker) -> None:
@@ -172,14 +207,25 @@ def serve(pool: WorkerPool, worker: Worker) -> None:
 
 
 def recover(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
-    """Something was raised that is none of a work's. What the worker had begun ends with that, as if the work had raised
-    it; what it had not begun goes back to where it was; then the worker rests, and whoever is needed is woken.
+    """Something was raised that is none of a work's. The worker puts down what it had, and rests.
 
     Context: the worker's thread, lock held or not: it has just been interrupted.
     """
-    _log.warning("%r was interrupted by %r, and goes on", worker, exc)
+    put_down(pool, worker, exc)
+    with pool.lock:
+        worker.ended()  # if that raises, the worker dies
+    _log.warning("%r was interrupted by %s, and goes on", worker, _in_words(exc))
+
+
+def put_down(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
+    """What the worker had begun ends with that exception, as if the work had raised it; what it had not begun goes back
+    to where it was; then the worker rests, if it lives, and whoever is needed is woken.
+
+    Context: as `recover`. If it is interrupted it may be called again.
+    """
     lock = pool.lock
     if lock.held():
+        pool.mend()  # before anybody else has it
         lock.release()
     with lock:
         item = worker.item
@@ -189,6 +235,7 @@ def recover(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
             if item not in pool.worklist and not item.withdrawn:
                 pool.worklist.appendleft(item)
             item = None
+            pool.kick_or_look_out()
     if item is not None:
         item.abort(exc)
     with lock:
@@ -204,9 +251,10 @@ def recover(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
         if worker.hog:
             worker.hog = False
         worker.forget_hints()
-        worker.ended()
         worker.served = None
-        if not worker.dying and worker.index >= 0:
+        if worker.fate:
+            pool.worker_died(worker)
+        elif not worker.dying and worker.index >= 0:
             worker.idle = True  # a rescuer rests elsewhere
         pool.mend()
     worker.last = None
@@ -362,7 +410,7 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
         worker.bind()
     if worker.shown != pwq.wq.name:
         worker.shown = pwq.wq.name
-        pool.host.set_thread_name(f"{worker.name}-{worker.shown}")
+        _try(pool, "be named", partial(pool.host.set_thread_name, f"{worker.name}-{worker.shown}"))
     if not pwq.exempt:
         worker.served = pwq
         worker.item.run()  # type: ignore[union-attr]
@@ -442,8 +490,7 @@ def step_aside(worker: Worker, lender: PoolWorkQueue | None) -> bool:
 
 
 def step_back(worker: Worker, lent: bool) -> None:
-    """It goes on, even if its place is taken: to make it wait for a place could wait for ever.  Context: lock not held.
-    """
+    """It goes on, even if its place is taken: to make it wait for a place could wait for ever.  Context: lock not held."""
     pool = worker.pool
     with pool.lock:
         if lent and worker.lender is not None:
