@@ -347,11 +347,11 @@ class WorkerPool:
         with self.lock:
             if worker.listed:
                 return True
+            if worker.fate:
+                return False
             worker.listed = True
             self.nr_created += 1
             self.peak_workers = max(self.peak_workers, len(self.workers))
-            if worker.fate:
-                return False
             if self.closing or worker.dying:
                 self.dismiss(worker)
             else:

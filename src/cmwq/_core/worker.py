@@ -35,9 +35,9 @@ class Worker:
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "announcing", "counted", "cpu_time", "dying", "ended", "fate", "hinted", "hog", "hog_item", "hog_since", "hog_used",
-        "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "name", "nr_hints", "on_lock",
-        "parker", "pool", "served", "shown", "sleeping", "stray", "stumbled", "thread", "tid", "watched",
+        "announcing", "counted", "cpu_time", "dying", "ended", "fate", "hinted", "hog", "hog_item", "hog_since",
+        "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "name", "nr_hints",
+        "on_lock", "parker", "pool", "served", "shown", "sleeping", "stray", "stumbled", "thread", "tid", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker, name: str = "") -> None:
