@@ -108,6 +108,7 @@ class WorkerPool:
         self.hog_rests = 0  # L: periods since work waited
         self.armed_with: Worker | None = None  # L: the reserve the sensor was given
         self.cull_timer: Timer | None = None  # L: exists only while there is something to cull (B3)
+        self.trustee_timer: Timer | None = None  # L: exists only once its CPU left, until it has drained (D2)
         self.next_worker = 0  # L
         self.nr_created = self.nr_culled = self.nr_wakeups = self.nr_completed = 0  # ~
         self.nr_refused = self.peak_workers = self.nr_deaths = 0  # ~
@@ -495,7 +496,7 @@ class WorkerPool:
         self.busy_works.clear()
         self.parked.clear()
         self.drainers.clear()
-        self.cull_timer = self.hog_timer = self.mayday_timer = None
+        self.cull_timer = self.hog_timer = self.mayday_timer = self.trustee_timer = None
         self.lock = self.host.reinit_lock(self.lock)
         for worker in self.workers:
             worker.dying = True
@@ -528,10 +529,10 @@ class WorkerPool:
             worker.idle = False
             self.lock.wake(worker.parker)
         self.idle_list.clear()
-        for timer in (self.cull_timer, self.hog_timer, self.mayday_timer):
+        for timer in (self.cull_timer, self.hog_timer, self.mayday_timer, self.trustee_timer):
             if timer is not None:
                 timer.cancel()
-        self.cull_timer = self.hog_timer = self.mayday_timer = None
+        self.cull_timer = self.hog_timer = self.mayday_timer = self.trustee_timer = None
         self.look_out()
         return workers
 

@@ -490,7 +490,10 @@ def step_aside(worker: Worker, lender: PoolWorkQueue | None) -> bool:
 
 
 def step_back(worker: Worker, lent: bool) -> None:
-    """It goes on, even if its place is taken: to make it wait for a place could wait for ever.  Context: lock not held."""
+    """It goes on, even if its place is taken: to make it wait for a place could wait for ever.
+
+    Context: lock not held.
+    """
     pool = worker.pool
     with pool.lock:
         if lent and worker.lender is not None:
