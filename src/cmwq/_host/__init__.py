@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._core import ports
 from cmwq._errors import ThreadLimit
-from cmwq._host import caps, life, locks, topology
+from cmwq._host import caps, interpreters, life, locks, topology
 from cmwq._host.parker import LockParker
 from cmwq._host.timers import Timer, Timers
 
@@ -87,6 +87,7 @@ class ThreadHost:
 
     def start_timers(self) -> None:
         """From now on `call_later` needs no thread. Raises ThreadLimit."""
+        interpreters.check()  # a runtime's first thread is this one
         self._timers.start()
 
     def stop_timers(self) -> None:
