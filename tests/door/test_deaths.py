@@ -12,6 +12,7 @@ from conftest import HANG
 from simulated import with_each
 
 import cmwq
+from cmwq._core import pool as pool_module
 from cmwq._core import worker as worker_module
 from cmwq._core.worker import Worker
 from cmwq._host import ThreadHost
@@ -325,3 +326,31 @@ def test_B4_G4_what_dies_is_gone(faults: dict[str, float]) -> None:
         assert pool.workers == set(pool.idle_list)
 
     run(scenario)
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_B4_a_thread_that_ends_without_a_word_is_noticed(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """As if C code had ended it: the watchdog finds it, for nobody else could."""
+    original = pool_module.worker_thread
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        left = times
+
+        def ends(worker: Worker) -> None:
+            nonlocal left
+            if left > 0:
+                left -= 1
+            else:
+                original(worker)
+
+        monkeypatch.setattr(pool_module, "worker_thread", ends)
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        futures = wq.submit_many(lambda n: sim.sleep(0.001) or n, range(20))
+        assert [future.result() for future in futures] == list(range(20))
+        (pool,) = runtime._pools.values()
+        sim.sleep(3.0)
+        assert pool.nr_deaths == times
+        assert pool.workers == set(pool.idle_list)
+        assert sim.host.now < 3 + 2.5 * times
+
+    with_each((None, 0, 1, 2), lambda seed: run(scenario, seed, watch_period=1.0))

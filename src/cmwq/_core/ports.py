@@ -75,6 +75,9 @@ class Timer(Protocol):
 
 class Thread(Protocol):
     def join(self, timeout: float | None = None) -> None: ...
+    def is_alive(self) -> bool:
+        """Its body runs, or is about to."""
+        ...
 
 
 class Host(Protocol):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cmwq._core.ranks import Rank
+from cmwq._core.worker import bury_the_dead
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ class Watchdog:
 
     def _look_at(self, pool: WorkerPool, elapsed: float) -> bool:
         """Whether it has work to do."""
+        bury_the_dead(pool)
         progress, threshold = pool.progress, pool.config.watchdog_thresh
         before = progress.stalled_for
         with pool.lock:

@@ -17,6 +17,7 @@ from threading import local
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.policy import keep_working, need_more_worker, need_to_create_worker, slack
+from cmwq._errors import CmwqError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -143,16 +144,34 @@ def worker_thread(worker: Worker) -> None:
             except BaseException as exc:
                 recover(pool, worker, exc)
     except BaseException as exc:
-        worker.fate = _in_words(exc)
-        put_down(pool, worker, exc)
-        pool.nr_deaths += 1
-        if pool.nr_deaths & (pool.nr_deaths - 1) == 0:
-            _log.error("%r died, and another takes its place; %d did so far", worker, pool.nr_deaths, exc_info=exc)
+        mourn(worker, exc)
     finally:
         try:
             with pool.lock:
                 pool.worker_died(worker)
         finally:
+            pool.lookout.detach(worker)
+
+
+def mourn(worker: Worker, exc: BaseException) -> None:
+    """It died of this.  Context: its own thread, or that has ended; lock not held, unless by that."""
+    pool = worker.pool
+    worker.fate = _in_words(exc)
+    put_down(pool, worker, exc)
+    pool.nr_deaths += 1
+    if pool.nr_deaths & (pool.nr_deaths - 1) == 0:
+        _log.error("%r died, and another takes its place; %d did so far", worker, pool.nr_deaths, exc_info=exc)
+
+
+def bury_the_dead(pool: WorkerPool) -> None:
+    """Workers whose threads have ended without a word: C code ended them, or something was raised before or after all
+    that `worker_thread` can see, as by a trace function at its call.  Context: lock not held.
+    """
+    with pool.lock:
+        workers = [(worker, worker.thread) for worker in pool.workers if worker.listed and not worker.dying]
+    for worker, thread in workers:
+        if thread is not None and not thread.is_alive() and worker in pool.workers:
+            mourn(worker, CmwqError(f"the thread of worker {worker.name} has ended"))
             pool.lookout.detach(worker)
 
 

@@ -1,8 +1,8 @@
 """Sub-interpreters (G5): cmwq serves the main one, and says so in others where a thread would be started first.
 
-Why they are refused, rather than served apart. What a sensor watches is the process's: CPUs, threads, the main GIL. A
-sub-interpreter that is isolated may have no thread that outlives its code, and a runtime is made of such; one that isn't
-can't be ended while it has any: CPython up to 3.12 ends the process then.
+Why they are refused, rather than served apart. What a sensor watches is the process's: CPUs, threads, the main GIL. An
+isolated sub-interpreter may have no thread that outlives its code, and a runtime is made of such; another can't be
+ended while it has any: CPython up to 3.12 ends the process then.
 """
 
 from __future__ import annotations

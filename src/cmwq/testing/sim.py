@@ -78,6 +78,9 @@ class SimThread:
             self._host.make_ready(joiner)
         self._host.pass_on()
 
+    def is_alive(self) -> bool:
+        return not self.ended
+
     def cpu_time(self) -> float:
         """Seconds of simulated CPU it has used."""
         return self.burnt + (0.0 if self.burns_since is None else self._host.now - self.burns_since)
