@@ -497,7 +497,8 @@ def test_E13_G3_exit_ends_it(python: Callable[..., Any]) -> None:
 def test_E13_G2_a_forked_child_has_none(python: Callable[..., Any]) -> None:
     done = python(
         """
-        import cmwq, os, threading, time
+        import cmwq, os, threading, time, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads
         pids = set()
         ran = threading.Semaphore(0)
         def body():

@@ -7,8 +7,8 @@ durations are seconds as float, on the host's monotonic clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Collection, Iterable, Set
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
@@ -80,6 +80,15 @@ class Thread(Protocol):
         ...
 
 
+class Traits(NamedTuple):
+    """What a work may change of its thread. None: not known."""
+
+    cpus: Set[int] | None
+    nice: int | None
+    mask: Set[int] | None
+    """Signals that are blocked."""
+
+
 class Host(Protocol):
     """Threads, locks, time and CPUs."""
 
@@ -123,6 +132,14 @@ class Host(Protocol):
 
     def bound_to(self, tid: int) -> Collection[int] | None:
         """The CPUs to which a thread is bound; None: not known, or it is gone."""
+        ...
+
+    def traits(self) -> Traits | None:
+        """Those of the calling thread. It must cost next to nothing."""
+        ...
+
+    def set_mask(self, mask: Iterable[int]) -> None:
+        """Block these signals in the calling thread, and no others."""
         ...
 
     def thread_id(self) -> int:

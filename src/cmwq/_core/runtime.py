@@ -98,6 +98,7 @@ class Runtime:
         self.frozen = False  # that lock to change; a queue's new place looks at it with Q held (E8)
         self.waits = Waits(host)  # I
         self.hogs = HogReports()  # I
+        self.leaks: set[tuple[str, str]] = set()  # what works of which queue left behind; each change is atomic
         self._sensor: Sensor | None = None  # R
         self._turn = itertools.count()  # where the next per-CPU work goes when nobody knows this thread's CPU
         self.closed = False  # R: takes no work any more

@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 
     from cmwq._core.item import Announcement, Item
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.ports import Parker, Thread
+    from cmwq._core.ports import Parker, Thread, Traits
     from cmwq._core.pwq import PoolWorkQueue
 
 _log = logging.getLogger("cmwq")
 T = TypeVar("T")
+
+LEAKS_PERIOD = 0.05
+"""Seconds between two looks at a worker of one queue for what its works left behind."""
+MAX_LEAKS = 100
+"""So many are reported, each once."""
 
 
 class Worker:
@@ -37,8 +42,9 @@ class Worker:
 
     __slots__ = (
         "announcing", "counted", "cpu_time", "dying", "ended", "fate", "hinted", "hog", "hog_item", "hog_since",
-        "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "name", "nr_hints",
-        "on_lock", "parker", "pool", "served", "shown", "sleeping", "stray", "stumbled", "thread", "tid", "watched",
+        "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "look_again", "name",
+        "nr_hints", "on_lock", "parker", "pool", "served", "shown", "sleeping", "stray", "stumbled", "thread", "tid",
+        "traits", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker, name: str = "") -> None:
@@ -72,6 +78,8 @@ class Worker:
         self.stumbled: Item | None = None  # S: it was interrupted when it was about to claim this one
         self.served: PoolWorkQueue | None = None  # ~: its next item is run without ado if it came through the same
         self.nr_hints = 0  # S: depth of blocking()
+        self.traits: Traits | None = None  # S: how its thread is to be
+        self.look_again = 0.0  # S: not before that, on the host's clock, it is looked at for what works left behind
         self.shown = ""  # S: the queue the thread is named after
         self.watched: Any = None  # the sensor's own
 
@@ -185,6 +193,7 @@ def begin(worker: Worker) -> None:
     if pool.nice:
         pool.niced = bool(_try(pool, "be made nicer", partial(host.set_nice, pool.nice)))
     worker.cpu_time = _try(pool, "have its CPU time read", host.cpu_clock) or _unknown
+    worker.traits = host.traits()
     with pool.lock:
         pool.nr_refusals = 0  # there is one that could begin
 
@@ -222,6 +231,9 @@ def serve(pool: WorkerPool, worker: Worker) -> None:
                 pool.enter_idle(worker)
         spins = not (pool.nr_running or pool.nr_blocked or pool.worklist)
         lock.release()
+        if worker.last_active >= worker.look_again and worker.last is not None:
+            worker.look_again = worker.last_active + LEAKS_PERIOD
+            undo_leaks(worker)
         worker.last = worker.served = worker.stumbled = None  # an idle worker must not keep a result alive, nor a queue
 
 
@@ -428,6 +440,8 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
         worker.stray = False
         worker.bind()
     if worker.shown != pwq.wq.name:
+        if worker.shown:
+            undo_leaks(worker)
         worker.shown = pwq.wq.name
         _try(pool, "be named", partial(pool.host.set_thread_name, f"{worker.name}-{worker.shown}"))
     if not pwq.exempt:
@@ -445,6 +459,37 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
             pool.count(worker)
             pool.lookout.exempt(worker, False)
             worker.forget_hints()
+
+
+def undo_leaks(worker: Worker) -> None:
+    """What a work changed of its thread is no matter of the next queue's works (B4): affinity, nice value, signal mask.
+
+    Looked at when the worker goes on to another queue, and when it goes idle, at most every `LEAKS_PERIOD`: it costs
+    system calls. A lock that a work took and kept can't be seen.  Context: the worker's thread, lock not held.
+    """
+    pool, host, wanted = worker.pool, worker.pool.host, worker.traits
+    found = host.traits()
+    if found == wanted or found is None or wanted is None:
+        return
+    if found.mask is not None and found.mask != wanted.mask:
+        host.set_mask(wanted.mask or ())
+        _report_leak(worker, "its signal mask", undone=True)
+    if found.nice is not None and wanted.nice is not None and found.nice != wanted.nice:
+        _report_leak(worker, "its nice value", undone=host.set_nice(wanted.nice))
+    if found.cpus is not None and found.cpus != set(pool.cpus):
+        worker.bind()
+        now = host.traits()
+        if now is not None and now.cpus != found.cpus:  # else CPUs left
+            _report_leak(worker, "its affinity", undone=True)
+    worker.traits = host.traits()
+
+
+def _report_leak(worker: Worker, what: str, *, undone: bool) -> None:
+    told, leak = worker.pool.runtime.leaks, (worker.shown, what)
+    if leak not in told and len(told) < MAX_LEAKS:
+        told.add(leak)
+        then = "it was undone" if undone else "to undo it is not permitted here"
+        _log.warning("a work of queue %r changed %s and left it so on its worker's thread; %s", *leak, then)
 
 
 class blocking:

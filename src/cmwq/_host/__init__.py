@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._core import ports
 from cmwq._errors import ThreadLimit
-from cmwq._host import caps, interpreters, life, locks, topology
+from cmwq._host import caps, interpreters, life, locks, topology, traits
 from cmwq._host.parker import LockParker
 from cmwq._host.timers import Timer, Timers
 
@@ -111,6 +111,12 @@ class ThreadHost:
             return os.sched_getaffinity(tid)
         except (OSError, AttributeError):
             return None
+
+    def traits(self) -> ports.Traits:
+        return traits.look()
+
+    def set_mask(self, mask: Iterable[int]) -> None:
+        traits.set_mask(mask)
 
     def thread_id(self) -> int:
         return threading.get_native_id()

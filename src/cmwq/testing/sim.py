@@ -302,6 +302,12 @@ class SimHost:
     def bound_to(self, tid: int) -> tuple[int, ...]:
         return self._threads[tid - 1].cpus
 
+    def traits(self) -> None:
+        pass  # works change nothing of simulated threads
+
+    def set_mask(self, mask: Iterable[int]) -> None:
+        pass
+
     def thread_id(self) -> int:
         return self.me().tid
 
