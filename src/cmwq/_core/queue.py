@@ -78,6 +78,9 @@ class WorkQueue:
     context: the context that calls run in a copy of (default: a copy of the caller's, taken as they are submitted).
     runtime: where the pools are; the process's default runtime if not given.
 
+    What a work changes of its thread (affinity, nice value, signal mask) is undone before a work of another queue runs
+    there. A lock that it takes and keeps, or a trace function that it sets, stays: neither can be seen.
+
     All methods are thread-safe. The first work starts what is needed; making a queue starts nothing (G1), unless it is
     to have a rescuer. Methods that queue raise QueueClosed after `close`, during `drain`, and after the runtime's end,
     and ThreadLimit if not even the runtime's own thread, which tries again later, can be had. A pool that gets no
