@@ -104,6 +104,20 @@ def test_B4_B6_the_same_on_real_threads(step: str, monkeypatch: pytest.MonkeyPat
     host.stop_timers()
 
 
+@pytest.mark.parametrize("step", ["bind", "set_thread_name"])
+def test_B4_C4_nor_does_a_rescuer_need_it(step: str) -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        setattr(sim.host, step, raising(1e9))
+        wq = cmwq.WorkQueue("q", rescuer=True, runtime=runtime)
+        sim.host.refuse = lambda name: True
+        assert [future.result() for future in wq.submit_many(abs, range(50))] == list(range(50))
+        assert runtime.snapshot().queues[0].rescued == 50
+        sim.host.refuse = lambda name: False
+        sim.sleep(2.0)
+
+    run(scenario)
+
+
 # ----------------------------------------------------------------------------------- workers that can't begin
 
 
