@@ -37,7 +37,7 @@ def simulate_each(scenario: Scenario, seeds: int, *, cpus: int = 1, late: float 
     with_each(range(seeds), lambda seed: simulate(scenario, cpus=cpus, seed=seed, late=late))
 
 
-def with_each(seeds: Iterable[int], program: Callable[[int], object]) -> None:
+def with_each(seeds: Iterable[int | None], program: Callable[[int | None], object]) -> None:
     """Run program(seed) with each. A failure says which seed repeats it."""
     for seed in seeds:
         try:

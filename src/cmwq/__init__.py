@@ -13,6 +13,7 @@ from typing import Unpack
 from cmwq._core.batch import Batch
 from cmwq._core.config import Config
 from cmwq._core.future import Future
+from cmwq._core.periodic import PeriodicWork
 from cmwq._core.queue import WorkQueue
 from cmwq._core.queued import current_work
 from cmwq._core.runtime import Runtime, default_runtime
@@ -108,6 +109,7 @@ __all__ = [
     "ForeignProcess",
     "Future",
     "InvariantError",
+    "PeriodicWork",
     "PoolView",
     "QueueClosed",
     "QueueFull",

@@ -15,6 +15,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from cmwq._core import checks
 from cmwq._core.drain import close_steps, drain_steps, flush_steps
 from cmwq._core.runtime import default_runtime
 from cmwq._core.work import Work
@@ -51,6 +52,7 @@ class _LoopParker:
 
 async def drive(steps: Steps[T], timeout: float | None = None, what: str = "it did not end") -> T:
     """Wait for one thing after the other. Raises CmwqTimeout, saying `what`, after `timeout` seconds."""
+    timeout = checks.timeout(timeout)
     parker = _LoopParker()
     try:
         async with asyncio.timeout(timeout):
@@ -107,6 +109,7 @@ async def cancel_sync(work: Work, timeout: float | None = None) -> bool:
 
 async def disable_sync(work: Work, timeout: float | None = None) -> bool:
     """`Work.disable_sync`. It stays disabled, also if this is given up."""
+    timeout = checks.timeout(timeout)
     was = work.disable()
     await drive(work.end_steps(), timeout, f"{work!r} did not end")
     return was

@@ -231,10 +231,10 @@ def test_errors_are_what_a_caller_would_catch() -> None:
             assert issubclass(value, cmwq.CmwqError)
 
 
-@pytest.mark.parametrize("cpu", [-1, "0", 1.0])
-def test_queue_on_refuses_what_is_no_cpu(universe: cmwq.Runtime, cpu: int) -> None:
+@pytest.mark.parametrize(("cpu", "error"), [(-1, ValueError), ("0", TypeError), (1.0, TypeError), (True, TypeError)])
+def test_queue_on_refuses_what_is_no_cpu(universe: cmwq.Runtime, cpu: int, error: type[Exception]) -> None:
     work = cmwq.Work(int)
-    with pytest.raises(ValueError, match=f"queue 'q': {cpu!r} is no CPU"):
+    with pytest.raises(error, match=f"cpu is {cpu!r}, and must be"):
         cmwq.WorkQueue("q", runtime=universe).queue_on(cpu, work)
     assert not work.pending
 

@@ -635,3 +635,28 @@ def program(seed: int) -> None:
 @pytest.mark.parametrize("first", range(0, 300, 25))
 def test_D2_D3_D4_D5_300_interleavings_while_cpus_come_and_go(first: int) -> None:
     with_each(range(first, first + 25), program)
+
+
+def test_D2_a_cpu_that_comes_and_goes_has_one_timer() -> None:
+    """However often it flaps before its pool has drained."""
+    sim = Simulation(cpus=2)
+
+    def main() -> None:
+        with sim.runtime() as runtime:
+            wq = cmwq.WorkQueue("q", scope="cpu", runtime=runtime)
+            work = cmwq.Work(sim.sleep, 5.0)
+            wq.queue_on(1, work)
+            sim.sleep(0.01)
+            before = len(sim.host._agenda)
+            for _ in range(500):
+                runtime.cpu_offline(1)
+                runtime.cpu_online(1)
+            runtime.cpu_offline(1)
+            assert len(sim.host._agenda) <= before + 2
+            work.flush()
+            sim.sleep(0.5)
+            pool = pool_of(runtime, "1")
+            assert pool.trustee_timer is None, "it has drained"
+            assert len(pool.workers) == 1
+
+    sim.run(main)

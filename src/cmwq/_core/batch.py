@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from cmwq._core import checks
 from cmwq._core.wait import run_steps
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ class Batch:
     """
 
     def __init__(self, queue: WorkQueue) -> None:
-        self.queue = queue
+        from cmwq._core.queue import WorkQueue
+
+        self.queue = checks.instance("the queue of a Batch", queue, WorkQueue)
         self._futures: list[Future[Any]] = []  # only ever appended to
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from cmwq._core import checks
 
 HIGHPRI_NICE = -20
 """E7: the nice value that workers of highpri pools ask for (HIGHPRI_NICE_LEVEL)."""
 DFL_ACTIVE = 256
 """E1: works of one queue that may be active on one pool, unless the queue says otherwise (WQ_DFL_ACTIVE)."""
+PAUSES = frozenset({"create_cooldown", "mayday_interval", "trustee_cooldown"})
+"""Settings that say how soon something is done again, and again."""
+MIN_PAUSE = 1e-3
+"""Seconds: with less the timer thread would do nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +44,13 @@ class Config:
     """G3: how long, at interpreter exit, works may queue others to their own named queue."""
     slack_per_cpu: int = 8
     """A5: so many more than the target may go on working, per CPU, while as many are blocked. 0: the kernel's rule."""
+
+    def __post_init__(self) -> None:
+        """Raises TypeError, ValueError: a value that can't be."""
+        for field in fields(self):
+            what, value = f"Config.{field.name}", getattr(self, field.name)
+            if isinstance(field.default, int):
+                checked: float = checks.integer(what, value, 0)
+            else:
+                checked = checks.seconds(what, value, MIN_PAUSE if field.name in PAUSES else 0)
+            object.__setattr__(self, field.name, checked)

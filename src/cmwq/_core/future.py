@@ -17,6 +17,7 @@ from operator import methodcaller
 from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cmwq._core import checks
 from cmwq._core.item import lay_out, name_of
 from cmwq._core.lending import Waiters
 from cmwq._core.unfetched import Unfetched
@@ -456,6 +457,7 @@ class Future(cf.Future[T]):
 
         Raises TimeoutError after `timeout` seconds, ForeignProcess if it can never be done here.
         """
+        timeout = checks.timeout(timeout)
         pwq = self._phase.pwq
         runtime = pwq.wq.runtime
         runtime.check_alive(pwq.pool, self)

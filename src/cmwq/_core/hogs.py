@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("cmwq")
 
+REMEMBERED = 4096
+"""Functions whose reports are counted. There may be ever new ones (a notebook's lambdas): the oldest are forgotten."""
 RESTS = 10
 """So many periods without waiting works, and nobody looks any more."""
 
@@ -112,11 +114,14 @@ class HogReports:
     """How often each function was a hog. Only timers call it, one at a time."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str], int] = {}
+        self._counts: dict[tuple[str, str], int] = {}  # the timers' thread; those reported last at the end
 
     def report(self, key: tuple[str, str], threshold: float) -> None:
         """key: queue and function."""
-        self._counts[key] = count = self._counts.get(key, 0) + 1
+        count = self._counts.pop(key, 0) + 1
+        if len(self._counts) >= REMEMBERED:
+            del self._counts[next(iter(self._counts))]
+        self._counts[key] = count
         if count & (count - 1) == 0:
             _log.info(
                 "queue %r: %s used the CPU for more than %g ms without blocking, %d times so far; "

@@ -193,12 +193,16 @@ class Hotplug:
 
 def _look_after(pool: WorkerPool) -> None:
     """Context: lock held."""
-    pool.host.call_later(pool.config.trustee_cooldown, partial(_trustee, pool))
+    if pool.trustee_timer is None:  # of a CPU that comes and goes, one is enough
+        pool.trustee_timer = pool.host.call_later(pool.config.trustee_cooldown, partial(_trustee, pool))
 
 
 def _trustee(pool: WorkerPool) -> None:
     """D2: until the list is empty and nothing runs.  Context: the timer."""
     with pool.lock:
+        timer, pool.trustee_timer = pool.trustee_timer, None
+        if timer is not None:
+            timer.cancel()  # not the one that fired, if an interruption left two
         if not pool.disassociated or pool.closing:
             return
         if pool.managing or not pool.is_quiet():

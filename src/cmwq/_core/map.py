@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from cmwq._core import checks
 from cmwq._errors import CmwqTimeout
 
 if TYPE_CHECKING:
@@ -27,10 +28,9 @@ def map_calls(
     submit: Callable[..., cf.Future[T]] | None = None,
 ) -> Iterator[T]:
     """`WorkQueue.map`, which says what it promises. submit: that of whoever offers it, if not the queue's."""
-    if buffersize is not None and not isinstance(buffersize, int):
-        raise TypeError("buffersize must be an integer or None")
-    if buffersize is not None and buffersize < 1:
-        raise ValueError("buffersize must be None or > 0")
+    if buffersize is not None:
+        buffersize = checks.integer("buffersize", buffersize, 1)
+    timeout = checks.timeout(timeout)
     submit = submit or queue.submit
     limit = None if timeout is None else _Limit(timeout, queue.runtime.host)
     calls = zip(*iterables)  # noqa: B905  # as map() does

@@ -68,6 +68,8 @@ def mend(pool: WorkerPool) -> None:
         pool.cull_later()
     pool.tell_drainers()
     pool.kick()
+    if not (pool.idle_list or pool.managing or pool.refused or pool.closing or pool.nr_waking):
+        pool.creation_refused("the last worker in reserve was lost")  # B1
     pool.look_out()
 
 

@@ -110,9 +110,11 @@ class WorkerPool:
         self.lending = Lending()  # works that wait inactive, maybe for themselves (E1)
         self.armed_with: Worker | None = None  # L: the reserve the sensor was given
         self.cull_timer: Timer | None = None  # L: exists only while there is something to cull (B3)
+        self.trustee_timer: Timer | None = None  # L: exists only once its CPU left, until it has drained (D2)
         self.next_worker = 0  # L
         self.nr_created = self.nr_culled = self.nr_wakeups = self.nr_completed = 0  # ~
-        self.nr_refused = self.peak_workers = 0  # ~
+        self.nr_refused = self.peak_workers = self.nr_deaths = 0  # ~
+        self.lacks: set[str] = set()  # what workers go on without, and was said; each change is atomic
         self.lookout = sensor.lookout(self)  # I
         self.lock = self.lookout.lock()  # I
         self.lock.mend = mending(self)
@@ -330,7 +332,8 @@ class WorkerPool:
             with self.lock:
                 self.workers.add(worker)
             self.host.spawn(worker.name, partial(worker_thread, worker), partial(_note_thread, worker))
-            self.list_new(worker)
+            if not self.list_new(worker):
+                raise ThreadLimit(f"worker {worker.name} died as it began: {worker.fate}")
         except BaseException:
             # Its thread was refused; or it exists, and this one was interrupted before the new one was listed.
             if worker.thread is None:
@@ -341,13 +344,17 @@ class WorkerPool:
                 self.list_new(worker)
             raise
 
-    def list_new(self, worker: Worker) -> None:
-        """Its thread exists: it is idle now, or is taken for work at once. Once for each.  Context: lock not held."""
+    def list_new(self, worker: Worker) -> bool:
+        """Its thread exists: it is idle now, or is taken for work at once. False: it died before that.
+
+        Once for each.  Context: lock not held.
+        """
         with self.lock:
             if worker.listed:
-                return
+                return True
+            if worker.fate:
+                return False
             worker.listed = True
-            self.nr_refusals = 0
             self.nr_created += 1
             self.peak_workers = max(self.peak_workers, len(self.workers))
             if self.closing or worker.dying:
@@ -356,20 +363,26 @@ class WorkerPool:
                 self.enter_idle(worker)
                 self.lookout.deliver()
                 self.kick()
+            return True
 
     def worker_died(self, worker: Worker) -> None:
         """It is gone, and so is what it counted for; if it is missing, another takes its place.
 
+        If it isn't listed yet, who is just creating it sees its `fate`, and has been refused.
         Context: lock held, the worker's own thread.
         """
-        self.workers.discard(worker)
+        missing = not worker.dying
+        worker.dying = True
         worker.kicked = worker.counted = worker.sleeping = worker.idle = False
+        self.workers.discard(worker)
         if self.manager is worker:
             self.manager = None
-        if not worker.dying:
+        if worker in self.idle_list:
+            self.idle_list.remove(worker)
+        if missing:
+            if worker.listed and not self.idle_list:
+                self.creation_refused(f"worker {worker.name} died: {worker.fate}")
             self.mend()
-            if not self.idle_list and not self.managing and not self.closing:
-                self.creation_refused("a worker died")
 
     def create_reserve(self, manager: object) -> None:
         """What the manager does: create workers until one stays idle, or none can be had; then leave the office.
@@ -384,7 +397,7 @@ class WorkerPool:
                 with self.lock:
                     if refusal is not None:
                         self.creation_refused(refusal)
-                    if refusal is not None or self.idle_list or self.closing:
+                    if refusal is not None or self.idle_list or self.closing or self.refused:
                         self.manager = None
                         self.look_out()
                         return
@@ -488,7 +501,7 @@ class WorkerPool:
         self.busy_works.clear()
         self.parked.clear()
         self.drainers.clear()
-        self.cull_timer = self.hog_timer = self.mayday_timer = self.lending.timer = None
+        self.cull_timer = self.hog_timer = self.mayday_timer = self.trustee_timer = self.lending.timer = None
         self.lock = self.host.reinit_lock(self.lock)
         for worker in self.workers:
             worker.dying = True
@@ -521,10 +534,10 @@ class WorkerPool:
             worker.idle = False
             self.lock.wake(worker.parker)
         self.idle_list.clear()
-        for timer in (self.cull_timer, self.hog_timer, self.mayday_timer):
+        for timer in (self.cull_timer, self.hog_timer, self.mayday_timer, self.trustee_timer):
             if timer is not None:
                 timer.cancel()
-        self.cull_timer = self.hog_timer = self.mayday_timer = None
+        self.cull_timer = self.hog_timer = self.mayday_timer = self.trustee_timer = None
         self.lending.cancel()
         self.look_out()
         return workers

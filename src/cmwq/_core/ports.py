@@ -7,8 +7,8 @@ durations are seconds as float, on the host's monotonic clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Collection, Iterable, Set
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
@@ -77,6 +77,18 @@ class Thread(Protocol):
     name: str
 
     def join(self, timeout: float | None = None) -> None: ...
+    def is_alive(self) -> bool:
+        """Its body runs, or is about to."""
+        ...
+
+
+class Traits(NamedTuple):
+    """What a work may change of its thread. None: not known."""
+
+    cpus: Set[int] | None
+    nice: int | None
+    mask: Set[int] | None
+    """Signals that are blocked."""
 
 
 class Host(Protocol):
@@ -135,6 +147,14 @@ class Host(Protocol):
 
     def bound_to(self, tid: int) -> Collection[int] | None:
         """The CPUs to which a thread is bound; None: not known, or it is gone."""
+        ...
+
+    def traits(self) -> Traits | None:
+        """Those of the calling thread. It must cost next to nothing."""
+        ...
+
+    def set_mask(self, mask: Iterable[int]) -> None:
+        """Block these signals in the calling thread, and no others."""
         ...
 
     def thread_id(self) -> int:

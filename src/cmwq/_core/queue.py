@@ -13,15 +13,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context, copy_context
 from enum import Enum
 from functools import partial, wraps
+from math import inf
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from weakref import finalize
 
+from cmwq._core import checks
 from cmwq._core.config import DFL_ACTIVE
 from cmwq._core.drain import close_steps, drain_steps, few, flush_steps
 from cmwq._core.future import BoundedFuture, Future, WorkFuture
 from cmwq._core.item import name_of
 from cmwq._core.map import map_calls
 from cmwq._core.mend import mending
+from cmwq._core.periodic import PeriodicWork
+from cmwq._core.periodic import begin as begin_periodic
 from cmwq._core.pwq import PoolWorkQueue, insert, insert_later, insert_many
 from cmwq._core.queued import Queued
 from cmwq._core.ranks import Rank
@@ -83,6 +87,9 @@ class WorkQueue:
     context: the context that calls run in a copy of (default: a copy of the caller's, taken as they are submitted).
     runtime: where the pools are; the process's default runtime if not given.
 
+    What a work changes of its thread (affinity, nice value, signal mask) is undone before a work of another queue runs
+    there. A lock that it takes and keeps, or a trace function that it sets, stays: neither can be seen.
+
     All methods are thread-safe. The first work starts what is needed; making a queue starts nothing (G1), unless it is
     to have a rescuer. Methods that queue raise QueueClosed after `close`, during `drain`, and after the runtime's end,
     and ThreadLimit if not even the runtime's own thread, which tries again later, can be had. A pool that gets no
@@ -108,21 +115,30 @@ class WorkQueue:
         context: Context | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        if scope not in SCOPES:
-            raise ValueError(f"queue {name!r}: scope {scope!r} is none of {', '.join(map(repr, SCOPES))}")
+        name = checks.text("the name of a queue", name)
+        me = f"queue {name!r}: "
+        scope = checks.choice(f"{me}scope", scope, SCOPES)
+        full = checks.choice(f"{me}full", full, FULL)
+        if delayed is not None:
+            delayed = checks.choice(f"{me}delayed", delayed, DELAYED)
+        if max_active is not None:
+            max_active = checks.integer(f"{me}max_active", max_active, 1)
+        if max_pending is not None:
+            max_pending = checks.integer(f"{me}max_pending", max_pending, 1)
+        flags = {"ordered": ordered, "highpri": highpri, "cpu_intensive": cpu_intensive, "freezable": freezable}
+        for what, value in {**flags, "rescuer": rescuer}.items():
+            checks.flag(me + what, value)
+        if on_error is not None:
+            checks.function(f"{me}on_error", on_error)
+        if context is not None:
+            checks.instance(f"{me}context", context, Context)
         if ordered and (scope != "system" or max_active not in (None, 1)):
             raise ValueError(
                 f"queue {name!r}: an ordered queue has scope 'system' and max_active 1, one work at a time"
             )
-        if full not in FULL:
-            raise ValueError(f"queue {name!r}: full {full!r} is none of {', '.join(map(repr, FULL))}")
-        if max_pending is not None and max_pending < 1:
-            raise ValueError(f"queue {name!r}: max_pending is {max_pending}, and must be at least 1")
-        _check_delayed(name, delayed)
-        if runtime is None:
-            from cmwq._core.runtime import default_runtime
+        from cmwq._core.runtime import Runtime, default_runtime
 
-            runtime = default_runtime()
+        runtime = default_runtime() if runtime is None else checks.instance(f"{me}runtime", runtime, Runtime)
         self.name = name  # I
         self.scope = scope  # I
         self.ordered = ordered  # I
@@ -133,8 +149,7 @@ class WorkQueue:
         self._delayed = delayed  # I
         self._on_error = on_error  # I
         self._context = context  # I
-        limit = 1 if ordered else DFL_ACTIVE if max_active is None else max_active
-        self._max_active = _checked_limit(name, limit)  # Q
+        self._max_active = 1 if ordered else DFL_ACTIVE if max_active is None else max_active  # Q
         self.has_explicit_limit = max_active is not None  # Q to change, read freely: it is a bound, not a default
         self._lock = runtime.host.lock(Rank.QUEUE, mending(self))
         self._state = State.OPEN  # Q and L to change; read under either
@@ -283,7 +298,12 @@ class WorkQueue:
 
         False: it was pending already, and this call is one with the earlier (E4), or it is disabled.
         """
-        if self._special or self._shut or work._born != Work.generation:
+        try:
+            born = work._born
+        except AttributeError:
+            checks.instance(f"what is queued to queue {self.name!r}", work, Work)
+            raise
+        if self._special or self._shut or born != Work.generation:
             return self._queue(work)
         # What `_queue` does, where nothing is special.
         if work._item is not None or work._delay is not None:
@@ -300,9 +320,8 @@ class WorkQueue:
 
     def queue_on(self, cpu: int, work: Work) -> bool:
         """`queue` on the pool that serves this CPU. That of an absent CPU runs elsewhere in the queue's scope (D3)."""
-        if not isinstance(cpu, int) or cpu < 0:
-            raise ValueError(f"queue {self.name!r}: {cpu!r} is no CPU")
-        return self._queue(work, cpu)
+        checks.instance(f"what is queued to queue {self.name!r}", work, Work)
+        return self._queue(work, checks.cpu(cpu))
 
     def queue_delayed(self, work: DelayedWork, delay: float) -> bool:
         """Queue it after `delay` seconds, no earlier (F9); 0 or less: `queue`.
@@ -311,6 +330,17 @@ class WorkQueue:
         """
         delay = _checked_delay(work, delay)
         return self._queue(work, delay=delay)
+
+    def queue_periodic(self, work: PeriodicWork, period: float, first: float | None = None) -> bool:
+        """Carry it out every `period` seconds from now on, at a fixed rate (E13), for the first time in `first` seconds
+        (default: a period). It is due at first + n * period on the monotonic clock, and begins no earlier; a time that
+        comes while it still waits or runs is missed (`work.missed`), not made up for.
+
+        True: it begins. False: it is pending already, and goes on as it was, or it is disabled. period: at least 1 ms.
+        `cancel` and its like stop it; so do `close` and exit, after what is due; a drain pauses it. It goes to the pool
+        of who calls this. Raises QueueClosed, ThreadLimit.
+        """
+        return begin_periodic(self, work, period, first)
 
     def mod_delayed(self, work: DelayedWork, delay: float) -> bool:
         """Let it begin `delay` seconds from now: moved if it is pending (True), else queued (False).
@@ -445,10 +475,11 @@ class WorkQueue:
 
     @max_active.setter
     def max_active(self, limit: int) -> None:
+        limit = checks.integer(f"queue {self.name!r}: max_active", limit, 1)
         if self.ordered and limit != 1:
             raise ValueError(f"queue {self.name!r} is ordered: its max_active is 1 and stays so")
         with self._lock:
-            self._max_active = _checked_limit(self.name, limit)
+            self._max_active = limit
             self.has_explicit_limit = True
             for pwq in self._pwqs.values():
                 pwq.set_max_active(limit)
@@ -493,7 +524,8 @@ class WorkQueue:
         made to. Raises CmwqTimeout: the queue goes on draining, and close() may be called again; FlushDeadlock from one
         of the queue's own works. Closing twice is harmless.
         """
-        _check_delayed(self.name, delayed)
+        if delayed is not None:
+            checks.choice(f"queue {self.name!r}: delayed", delayed, DELAYED)
         run_steps(close_steps(self, delayed), self.runtime, timeout, lambda: self._still_there("close"))
 
     def end_delays(self, delayed: str | None = None) -> None:
@@ -502,13 +534,13 @@ class WorkQueue:
         lost = []
         for delay in list(self._delays):
             work = delay.work
-            if delayed == "run":
+            if delayed == "run" and not delay.repeats:
                 ended = delay.hasten()
             else:
-                with work._here():
-                    ended = delay.is_over() or work._take_back() is None
+                with work._here():  # of a periodic one what is queued already runs
+                    ended = delay.is_over() or work._take_back_delay() is None
                 work._drop_taken()
-            if not ended:
+            if not (ended or delay.repeats):
                 lost.append(name_of(work._fn))
         if lost and delayed != "cancel":
             _log.warning(
@@ -748,20 +780,10 @@ class WorkQueue:
             self._room = Room(self, self._room.limit, self._room.full)
 
 
-def _checked_limit(name: str, limit: int) -> int:
-    if limit < 1:
-        raise ValueError(f"queue {name!r}: max_active is {limit}, and must be at least 1")
-    return limit
-
-
-def _check_delayed(name: str, delayed: str | None) -> None:
-    if delayed is not None and delayed not in DELAYED:
-        raise ValueError(f"queue {name!r}: delayed {delayed!r} is none of {', '.join(map(repr, DELAYED))}")
-
-
 def _checked_delay(work: DelayedWork, delay: float) -> float:
     if not isinstance(work, DelayedWork):
-        raise TypeError(f"only a DelayedWork can be delayed, not {work!r}")
-    if not delay < float("inf"):
-        raise ValueError(f"a delay of {delay!r} seconds for {work!r}")
+        raise TypeError(f"only a DelayedWork can be delayed, not {checks.shown(work)}")
+    delay = checks.seconds("delay", delay)
+    if delay == inf:
+        raise ValueError(f"delay is inf, and {work!r} would never begin")
     return max(0.0, delay)

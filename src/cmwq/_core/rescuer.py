@@ -72,7 +72,8 @@ class Rescuer:
         self.wake()
 
     def _run(self) -> None:
-        self._host.set_thread_name(self.name)
+        with suppress(Exception):  # it can do without
+            self._host.set_thread_name(self.name)
         while not self._stopped:
             self._parker.park()
             while self._calls:

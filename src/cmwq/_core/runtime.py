@@ -17,21 +17,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
+from cmwq._core import checks
 from cmwq._core.config import Config
 from cmwq._core.end import close, close_at_exit
 from cmwq._core.hogs import HogReports
 from cmwq._core.hotplug import UNMANAGED, Hotplug
 from cmwq._core.pool import WorkerPool
 from cmwq._core.ranks import Rank
-from cmwq._core.settings import (
-    FIELDS,
-    Settings,
-    checked_call,
-    checked_config,
-    checked_cpus,
-    checked_exit_timeout,
-    checked_max_workers,
-)
+from cmwq._core.settings import FIELDS, Settings, checked_call, checked_exit_timeout
 from cmwq._core.snapshot import Snapshot, view_of_pool, view_of_queue
 from cmwq._core.wait import Quiet, run_steps, surely, waits_of
 from cmwq._core.watchdog import Watchdog
@@ -74,6 +67,10 @@ class Runtime:
         config: Config | None = None,
         exit_timeout: float | None = None,
     ) -> None:
+        max_workers = checks.integer("max_workers", max_workers, 2, checks.MAX_THREADS)  # one to work, one in reserve
+        wanted = None if cpus is None else checks.cpus(cpus)
+        if config is not None:
+            checks.instance("config", config, Config)
         self._owns_host = host is None  # I
         # Whatever will be needed is imported now: a fork in the middle of an import leaves that module's lock taken in
         # the child, for good (G2).
@@ -81,11 +78,15 @@ class Runtime:
             from cmwq._host import ThreadHost
 
             host = ThreadHost()
+        else:
+            checks.port("host", host, "monotonic")
         self._choose_sensor = _chooser(host, sensor)
+        if wanted is not None and not set(wanted) & set(host.cpus()):
+            raise ValueError(f"cpus is {wanted}, and this process may use none of them, but {tuple(host.cpus())}")
         self.host = host  # I
         # R to change, before the first use (`configure`), then I; so are hotplug and _choose_sensor.
-        self.config = checked_config(config or Config())
-        self.max_workers = checked_max_workers(max_workers)
+        self.config = config or Config()
+        self.max_workers = max_workers
         self.exit_timeout = checked_exit_timeout(exit_timeout)  # ~
         self.on_unfetched: Callable[[str, BaseException], object] | None = None
         """Called as on_unfetched(name, exception) when the future of a failed call is dropped and nobody has seen the
@@ -94,7 +95,7 @@ class Runtime:
         standard library. It is called wherever the last reference goes, on any thread, between any two steps of a
         program: it must not wait, nor take a lock that might be held there. What it raises is logged."""
         self._lock = host.lock(Rank.RUNTIME)
-        self.hotplug = Hotplug(self, checked_cpus(cpus))
+        self.hotplug = Hotplug(self, wanted)
         self.watchdog = Watchdog(self)  # I
         self._pools: dict[PoolKey, WorkerPool] = {}  # R to change; read freely
         self._queues: Weakly[WorkQueue] = Weakly()  # each change is one step
@@ -102,6 +103,7 @@ class Runtime:
         self.frozen = False  # that lock to change; a queue's new place looks at it with Q held (E8)
         self.waits = waits_of(host)  # I
         self.hogs = HogReports()  # I
+        self.leaks: set[tuple[str, str]] = set()  # what works of which queue left behind; each change is atomic
         self._sensor: Sensor | None = None  # R
         self._turn = itertools.count()  # where the next per-CPU work goes when nobody knows this thread's CPU
         self.closed = False  # R: takes no work any more
@@ -127,13 +129,14 @@ class Runtime:
         if "on_unfetched" in given:
             changes["on_unfetched"] = checked_call("on_unfetched", given["on_unfetched"])
         if "max_workers" in given:
-            changes["max_workers"] = checked_max_workers(given["max_workers"])
+            changes["max_workers"] = checks.integer("max_workers", given["max_workers"], 2, checks.MAX_THREADS)
         if "exit_timeout" in given:
             changes["exit_timeout"] = checked_exit_timeout(given["exit_timeout"])
         if "sensor" in given:
             changes["_choose_sensor"] = _chooser(self.host, given["sensor"])
         if "cpus" in given:
-            hotplug = changes["hotplug"] = Hotplug(self, checked_cpus(given["cpus"]))
+            wanted = None if given["cpus"] is None else checks.cpus(given["cpus"])
+            hotplug = changes["hotplug"] = Hotplug(self, wanted)
             hotplug.take_over(self.hotplug)
         constants = {name: value for name, value in given.items() if name in FIELDS}
         with self._lock:
@@ -142,7 +145,7 @@ class Runtime:
                     f"{', '.join(given)} can't be set any more: the runtime {'is closed' if self.closed else 'began'}; "
                     "configure it before its first use, or make a Runtime of your own"
                 )
-            changes["config"] = checked_config(replace(self.config, **constants))
+            changes["config"] = replace(self.config, **constants)
             vars(self).update(changes)  # one step, so all or none (F10)
             self.watchdog.on_stall = on_stall
 
@@ -159,11 +162,11 @@ class Runtime:
         CPUs that really leave are noticed without it, within a second while work is unfinished (D1). Raises ValueError:
         it is none of those in use, or the last. Thread-safe.
         """
-        self.hotplug.take(cpu)
+        self.hotplug.take(checks.cpu(cpu))
 
     def cpu_online(self, cpu: int) -> None:
         """Use it again (D4). Harmless if it is in use. Raises ValueError if the process may not. Thread-safe."""
-        self.hotplug.give_back(cpu)
+        self.hotplug.give_back(checks.cpu(cpu))
 
     def check_cpus(self) -> bool:
         """Notice at once what else is noticed within a second: CPUs or a CPU quota that changed. True: they did."""
@@ -179,6 +182,8 @@ class Runtime:
 
     @on_stall.setter
     def on_stall(self, call: Callable[[Stall], object] | None) -> None:
+        if call is not None:
+            checks.function("on_stall", call)
         self.watchdog.on_stall = call
 
     def adopt(self, queue: WorkQueue) -> None:
@@ -414,11 +419,12 @@ class Runtime:
 def _chooser(host: Host, sensor: Sensor | str | None) -> Callable[[], Sensor]:
     """What gives the sensor, when it is needed. Raises ValueError for a name that none has."""
     if sensor is not None and not isinstance(sensor, str):
+        checks.port("sensor", sensor, "lookout")
         return partial(_given, sensor)
     from cmwq._sensor import NAMES, choose
 
-    if sensor is not None and sensor not in NAMES:
-        raise ValueError(f"sensor {sensor!r} is none of {', '.join(map(repr, NAMES))}")
+    if sensor is not None:
+        checks.choice("sensor", sensor, NAMES)
     return partial(choose, host, sensor)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypedDict
 
+from cmwq._core import checks
 from cmwq._core.config import Config
 
 if TYPE_CHECKING:
@@ -44,53 +44,13 @@ class Settings(TypedDict, total=False):
     watchdog_thresh: float
     cpu_intensive_thresh: float
     exit_grace: float
+    lend_interval: float
     slack_per_cpu: int
 
 
-def checked_config(config: Config) -> Config:
-    """Raises TypeError, ValueError for a field that is no number of 0 or more."""
-    for field in fields(config):
-        value: object = getattr(config, field.name)
-        kinds: tuple[type, ...] = (int,) if field.type == "int" else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            raise TypeError(f"{field.name} is {value!r}, and must be {'an integer' if kinds == (int,) else 'a number'}")
-        assert isinstance(value, (int, float))
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{field.name} is {value!r}, and must be 0 or more, and finite")
-    return config
-
-
-def checked_max_workers(max_workers: int) -> int:
-    if isinstance(max_workers, bool) or not isinstance(max_workers, int):
-        raise TypeError(f"max_workers is {max_workers!r}, and must be an integer")
-    if max_workers < 2:
-        raise ValueError(f"max_workers is {max_workers}: a pool needs at least 2, one to work and one in reserve")
-    return max_workers
-
-
-def checked_cpus(cpus: Iterable[int] | None) -> tuple[int, ...] | None:
-    if cpus is None:
-        return None
-    wanted = tuple(sorted(set(cpus)))
-    if not wanted:
-        raise ValueError("cpus is empty: a runtime needs one at least")
-    for cpu in wanted:
-        if isinstance(cpu, bool) or not isinstance(cpu, int) or cpu < 0:
-            raise ValueError(f"cpus: {cpu!r} is no CPU's number")
-    return wanted
-
-
 def checked_exit_timeout(seconds: float | None) -> float | None:
-    if seconds is None:
-        return None
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"exit_timeout is {seconds!r}, and must be a number of seconds, or None: no limit")
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"exit_timeout is {seconds!r}, and must be 0 or more; None: no limit")
-    return seconds
+    return None if seconds is None else checks.seconds("exit_timeout", seconds, 0, checks.ENDLESS)
 
 
 def checked_call(name: str, call: Callable[..., object] | None) -> Callable[..., object] | None:
-    if call is not None and not callable(call):
-        raise TypeError(f"{name} is {call!r}, and must be callable, or None")
-    return call
+    return None if call is None else checks.function(name, call)

@@ -28,6 +28,7 @@ from collections.abc import Callable, Collection, Generator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
+from cmwq._core import checks
 from cmwq._core.ranks import Rank
 from cmwq._core.rescuer import gets_no_threads, hopeless
 from cmwq._core.worker import current_worker, step_aside, step_back
@@ -410,6 +411,7 @@ def _wait_hopefully(worker: Worker, item: Item, target: Target, parker: Parker, 
 
 def run_steps(steps: Steps[T], runtime: Runtime, timeout: float | None, what: Callable[[], str]) -> T:
     """Drive a waiting call on this thread. Raises CmwqTimeout after `timeout` seconds, saying `what` was not done."""
+    timeout = checks.timeout(timeout)
     host = runtime.host
     check_may_wait(host)
     deadline = None if timeout is None else host.monotonic() + timeout

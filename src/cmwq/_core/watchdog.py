@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 
 from cmwq._core.lending import AT_REST, Sight, sights
 from cmwq._core.ranks import Rank
+from cmwq._core.worker import bury_the_dead
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ class Watchdog:
 
     def _look_at(self, pool: WorkerPool, elapsed: float) -> bool:
         """Whether it has work to do."""
+        bury_the_dead(pool)
         progress, threshold = pool.progress, pool.config.watchdog_thresh
         before = progress.stalled_for
         with pool.lock:

@@ -30,6 +30,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core import checks
 from cmwq._core.item import name_of
 from cmwq._core.mend import mending
 from cmwq._core.queued import ItemEnd, Queued
@@ -82,9 +83,7 @@ class Work:
     _renewal: ports.Lock  # I: works become the child's one at a time
 
     def __init__(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> None:
-        if not callable(fn):
-            raise TypeError(f"Work takes a callable, not {fn!r}")
-        self._fn = fn  # I
+        self._fn = checks.function(f"the function of a {type(self).__name__}", fn)  # I
         self._args = args  # I
         self._kwargs = kwargs  # I
         self._disables = 0  # W
@@ -148,17 +147,16 @@ class Work:
     def add_future(self, future: WorkFuture) -> bool:
         """Let it have the result of the execution to come. False: it is not pending."""
         with self._here():
-            if self._delay is not None:
-                self._delay.futures.append(future)
-                return True
             item = self._item
-            if item is None:
+            if item is not None:
+                with item.pwq.pool.lock:
+                    if self._item is item:
+                        item.add_future(future)
+                        return True
+            if self._delay is None:
                 return False
-            with item.pwq.pool.lock:
-                if self._item is not item:
-                    return False
-                item.add_future(future)
-                return True
+            self._delay.futures.append(future)
+            return True
 
     @property
     def disabled(self) -> bool:
@@ -205,6 +203,7 @@ class Work:
         Meanwhile nobody can queue it, itself included: `queue` returns False. After a CmwqTimeout it is taken back all
         the same, and can be queued again.
         """
+        timeout = checks.timeout(timeout)
         runtime = self._runtime()
         if runtime is None:
             return self.cancel()
@@ -233,6 +232,7 @@ class Work:
 
     def disable_sync(self, timeout: float | None = None) -> bool:
         """`disable`, and wait for an execution to end. After a CmwqTimeout it stays disabled."""
+        timeout = checks.timeout(timeout)
         was = self.disable()
         runtime = self._runtime()
         if runtime is not None:
@@ -258,6 +258,7 @@ class Work:
 
         False: it was idle, there was nothing to wait for.
         """
+        timeout = checks.timeout(timeout)
         runtime = self._runtime()
         if runtime is None:
             return False
@@ -328,17 +329,23 @@ class Work:
         """Neither pending nor blocked: it can be queued."""
         return self._item is None and self._delay is None and not self.is_blocked
 
+    def _take_back_delay(self) -> Delay | None:
+        """Its time won't come. As `_take_back`."""
+        delay = self._delay
+        if delay is not None:
+            self._taken.append(delay)
+            self._delay = None
+            delay.stop()
+        return delay
+
     def _take_back(self) -> Queued | Delay | None:
         """What was pending: it is so no more.
 
         Context: W held. The caller calls `_drop_taken`, without W: that calls callbacks and finalisers, which are user
         code.
         """
-        delay = self._delay
+        delay = self._take_back_delay()
         if delay is not None:
-            self._taken.append(delay)
-            self._delay = None
-            delay.stop()
             return delay
         item = self._item
         if item is None:
@@ -368,12 +375,8 @@ class Work:
         if item is not None and not item.is_pending():
             self._item = item = None
         if delay is not None:
-            if item is not None:  # its time had come
-                self._delay = None
-                delay.stop()
-            else:
-                with suppress(CmwqError):
-                    delay.restart()
+            with suppress(CmwqError):
+                delay.settle(item)
         if moving is not None:
             if item is None and delay is None:  # it was taken back already
                 try:
@@ -418,6 +421,9 @@ class DelayedWork(Work):
 class Delay:
     """One wait of a DelayedWork for its time."""
 
+    repeats = False
+    """There is a next time: there is none to lose."""
+
     __slots__ = ("_context", "_fired", "_pwq", "_seconds", "_timer", "futures", "work", "wq")
 
     def __init__(self, wq: WorkQueue, pwq: PoolWorkQueue, work: Work, seconds: float) -> None:
@@ -450,9 +456,12 @@ class Delay:
             self.stop()
             raise
 
-    def restart(self) -> None:
-        """Its timer may have fired in vain.  Context: W held."""
-        if self._fired:
+    def settle(self, item: Queued | None) -> None:
+        """Something was raised while W was held. item: where the work is pending by now.  Context: W held."""
+        if item is not None:  # its time had come
+            self.work._delay = None
+            self.stop()
+        elif self._fired:  # in vain
             self._timer = self.wq.runtime.host.call_later(0.0, self.fire)
 
     def stop(self) -> None:
@@ -515,13 +524,16 @@ class Delay:
             _log.warning("%r is not run: %s", work, refusal)
             self.drop()
 
+    def _next_context(self) -> Context | None:
+        return self._context
+
     def insert(self, *, accepted: bool = True) -> Queued:
         """Queue its work. Raises QueueClosed.  Context: W held."""
         pwq = self._pwq
         if pwq.pool.disassociated:
             with suppress(CmwqError):  # D3; the old place will do where no other can be had: the queue drains, say
                 pwq = self.wq.place_here()
-        item = Queued(self.work, pwq.outside, self._context)
+        item = Queued(self.work, pwq.outside, self._next_context())
         item.accepted = accepted
         for future in self.futures:
             item.add_future(future)

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from threading import local
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.policy import keep_working, need_more_worker, need_to_create_worker, slack
+from cmwq._errors import CmwqError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -23,19 +25,26 @@ if TYPE_CHECKING:
 
     from cmwq._core.item import Announcement, Item
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.ports import Parker, Thread
+    from cmwq._core.ports import Parker, Thread, Traits
     from cmwq._core.pwq import PoolWorkQueue
 
 _log = logging.getLogger("cmwq")
+T = TypeVar("T")
+
+LEAKS_PERIOD = 0.05
+"""Seconds between two looks at a worker of one queue for what its works left behind."""
+MAX_LEAKS = 100
+"""So many are reported, each once."""
 
 
 class Worker:
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "announcing", "counted", "cpu_time", "dying", "ended", "hinted", "hog", "hog_item", "hog_since", "hog_used",
-        "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "name", "nr_hints", "on_lock",
-        "parker", "pool", "served", "shown", "sleeping", "stray", "stumbled", "thread", "tid", "waiters", "watched",
+        "announcing", "counted", "cpu_time", "dying", "ended", "fate", "hinted", "hog", "hog_item", "hog_since",
+        "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "look_again", "name",
+        "nr_hints", "on_lock", "parker", "pool", "served", "shown", "sleeping", "stray", "stumbled", "thread", "tid",
+        "traits", "waiters", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker, name: str = "") -> None:
@@ -49,6 +58,7 @@ class Worker:
         self.idle = False  # L: on the idle list, or about to be put there
         self.kicked = False  # L: taken from the idle list by kick(), counted, and not yet arrived
         self.dying = False  # L: shall end
+        self.fate = ""  # L: of what it died, if it wasn't told to
         self.counted = False  # L: executing, and not exempt (A8)
         self.sleeping = False  # L: counted, but known to be blocked
         self.on_lock = False  # L: if sleeping: for a lock
@@ -68,6 +78,8 @@ class Worker:
         self.stumbled: Item | None = None  # S: it was interrupted when it was about to claim this one
         self.served: PoolWorkQueue | None = None  # ~: its next item is run without ado if it came through the same
         self.nr_hints = 0  # S: depth of blocking()
+        self.traits: Traits | None = None  # S: how its thread is to be
+        self.look_again = 0.0  # S: not before that, on the host's clock, it is looked at for what works left behind
         self.shown = ""  # S: the queue the thread is named after
         self.waiters: tuple[ref[Any], ...] = ()  # S to change, read freely: see `lending.Waiters`
         self.watched: Any = None  # the sensor's own
@@ -81,7 +93,7 @@ class Worker:
         pool = self.pool
         while True:
             cpus = pool.cpus
-            pool.host.bind(cpus)
+            _try(pool, "be bound to its CPUs", partial(pool.host.bind, cpus))
             with pool.lock:
                 if pool.cpus is cpus:
                     self.tid = pool.host.thread_id()  # from now on whoever changes them binds it
@@ -135,7 +147,9 @@ def worker_thread(worker: Worker) -> None:
     """The body of every worker's thread.
 
     Nothing that a work does ends it (B4). What is raised between works, by who sends exceptions to threads, say, or
-    because memory ran out, doesn't either: see `recover`. And if it ends all the same, its place is taken by another.
+    because memory ran out, doesn't either: see `recover`. And if it ends all the same, before its first work or later,
+    what it executed ends with the reason, and its place is taken by another, after the cool-down (B2): there may be
+    something that no worker survives.
     """
     pool = worker.pool
     try:
@@ -145,22 +159,71 @@ def worker_thread(worker: Worker) -> None:
                 serve(pool, worker)
             except BaseException as exc:
                 recover(pool, worker, exc)
+    except BaseException as exc:
+        mourn(worker, exc)
     finally:
-        with pool.lock:
-            pool.worker_died(worker)
-        pool.lookout.detach(worker)
+        try:
+            with pool.lock:
+                pool.worker_died(worker)
+        finally:
+            pool.lookout.detach(worker)
+
+
+def mourn(worker: Worker, exc: BaseException) -> None:
+    """It died of this.  Context: its own thread, or that has ended; lock not held, unless by that."""
+    pool = worker.pool
+    worker.fate = _in_words(exc)
+    put_down(pool, worker, exc)
+    pool.nr_deaths += 1
+    if pool.nr_deaths & (pool.nr_deaths - 1) == 0:
+        _log.error("%r died, and another takes its place; %d did so far", worker, pool.nr_deaths, exc_info=exc)
+
+
+def bury_the_dead(pool: WorkerPool) -> None:
+    """Workers whose threads have ended without a word: C code ended them, or something was raised before or after all
+    that `worker_thread` can see, as by a trace function at its call.  Context: lock not held.
+    """
+    with pool.lock:
+        workers = [(worker, worker.thread) for worker in pool.workers if worker.listed and not worker.dying]
+    for worker, thread in workers:
+        if thread is not None and not thread.is_alive() and worker in pool.workers:
+            mourn(worker, CmwqError(f"the thread of worker {worker.name} has ended"))
+            pool.lookout.detach(worker)
 
 
 def begin(worker: Worker) -> None:
     """Context: its own thread, lock not held."""
-    pool = worker.pool
+    pool, host = worker.pool, worker.pool.host
     be_worker(worker)
     pool.lookout.attach(worker)
-    pool.host.set_thread_name(worker.name)
+    _try(pool, "be named", partial(host.set_thread_name, worker.name))
     worker.bind()
     if pool.nice:
-        pool.niced = pool.host.set_nice(pool.nice)
-    worker.cpu_time = pool.host.cpu_clock()
+        pool.niced = bool(_try(pool, "be made nicer", partial(host.set_nice, pool.nice)))
+    worker.cpu_time = _try(pool, "have its CPU time read", host.cpu_clock) or _unknown
+    worker.traits = host.traits()
+    with pool.lock:
+        pool.nr_refusals = 0  # there is one that could begin
+
+
+def _try(pool: WorkerPool, what: str, step: Callable[[], T]) -> T | None:
+    """A worker goes on without, which is said once. A pool without workers would be worse."""
+    try:
+        return step()
+    except Exception as exc:
+        if what not in pool.lacks:
+            pool.lacks.add(what)
+            _log.warning("pool %s: a worker could not %s (%s), and works all the same", pool.name, what, _in_words(exc))
+    return None
+
+
+def _in_words(exc: BaseException) -> str:
+    """An exception in a message. What it has to say of itself is the user's code.  Context: lock not held."""
+    try:
+        words = f"{type(exc).__name__}: {exc}"
+    except Exception:
+        words = type(exc).__name__
+    return words if len(words) <= 200 else words[:197] + "..."
 
 
 def serve(pool: WorkerPool, worker: Worker) -> None:
@@ -176,18 +239,32 @@ def serve(pool: WorkerPool, worker: Worker) -> None:
                 pool.enter_idle(worker)
         spins = not (pool.nr_running or pool.nr_blocked or pool.worklist)
         lock.release()
+        if worker.last_active >= worker.look_again and worker.last is not None:
+            worker.look_again = worker.last_active + LEAKS_PERIOD
+            undo_leaks(worker)
         worker.last = worker.served = worker.stumbled = None  # an idle worker must not keep a result alive, nor a queue
 
 
 def recover(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
-    """Something was raised that is none of a work's. What the worker had begun ends with that, as if the work had
-    raised it; what it had not begun goes back to where it was; then the worker rests, and whoever is needed is woken.
+    """Something was raised that is none of a work's. The worker puts down what it had, and rests.
 
     Context: the worker's thread, lock held or not: it has just been interrupted.
     """
-    _log.warning("%r was interrupted by %r, and goes on", worker, exc)
+    put_down(pool, worker, exc)
+    with pool.lock:
+        worker.ended()  # if that raises, the worker dies
+    _log.warning("%r was interrupted by %s, and goes on", worker, _in_words(exc))
+
+
+def put_down(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
+    """What the worker had begun ends with that exception, as if the work had raised it; what it had not begun goes back
+    to where it was; then the worker rests, if it lives, and whoever is needed is woken.
+
+    Context: as `recover`. If it is interrupted it may be called again.
+    """
     lock = pool.lock
     if lock.held():
+        pool.mend()  # before anybody else has it
         lock.release()
     with lock:
         item = worker.item
@@ -197,6 +274,7 @@ def recover(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
             if item not in pool.worklist and not item.withdrawn:
                 pool.worklist.appendleft(item)
             item = None
+            pool.kick_or_look_out()
     if item is not None:
         item.abort(exc)
     with lock:
@@ -212,9 +290,10 @@ def recover(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
         if worker.hog:
             worker.hog = False
         worker.forget_hints()
-        worker.ended()
         worker.served = None
-        if not worker.dying and worker.index >= 0:
+        if worker.fate:
+            pool.worker_died(worker)
+        elif not worker.dying and worker.index >= 0:
             worker.idle = True  # a rescuer rests elsewhere
         pool.mend()
     worker.last = None
@@ -369,10 +448,12 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
         worker.stray = False
         worker.bind()
     if worker.shown != pwq.wq.name:
+        if worker.shown:
+            undo_leaks(worker)
         worker.shown = pwq.wq.name
         if worker.thread is not None:
             worker.thread.name = pwq.wq.thread_name(worker)  # before the system's: since 3.14 it sets that, too
-        pool.host.set_thread_name(f"{worker.name}-{worker.shown}")
+        _try(pool, "be named", partial(pool.host.set_thread_name, f"{worker.name}-{worker.shown}"))
     if not pwq.exempt:
         worker.served = pwq
         worker.item.run()  # type: ignore[union-attr]
@@ -388,6 +469,37 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
             pool.count(worker)
             pool.lookout.exempt(worker, False)
             worker.forget_hints()
+
+
+def undo_leaks(worker: Worker) -> None:
+    """What a work changed of its thread is no matter of the next queue's works (B4): affinity, nice value, signal mask.
+
+    Looked at when the worker goes on to another queue, and when it goes idle, at most every `LEAKS_PERIOD`: it costs
+    system calls. A lock that a work took and kept can't be seen.  Context: the worker's thread, lock not held.
+    """
+    pool, host, wanted = worker.pool, worker.pool.host, worker.traits
+    found = host.traits()
+    if found == wanted or found is None or wanted is None:
+        return
+    if found.mask is not None and found.mask != wanted.mask:
+        host.set_mask(wanted.mask or ())
+        _report_leak(worker, "its signal mask", undone=True)
+    if found.nice is not None and wanted.nice is not None and found.nice != wanted.nice:
+        _report_leak(worker, "its nice value", undone=host.set_nice(wanted.nice))
+    if found.cpus is not None and found.cpus != set(pool.cpus):
+        worker.bind()
+        now = host.traits()
+        if now is not None and now.cpus != found.cpus:  # else CPUs left
+            _report_leak(worker, "its affinity", undone=True)
+    worker.traits = host.traits()
+
+
+def _report_leak(worker: Worker, what: str, *, undone: bool) -> None:
+    told, leak = worker.pool.runtime.leaks, (worker.shown, what)
+    if leak not in told and len(told) < MAX_LEAKS:
+        told.add(leak)
+        then = "it was undone" if undone else "to undo it is not permitted here"
+        _log.warning("a work of queue %r changed %s and left it so on its worker's thread; %s", *leak, then)
 
 
 class blocking:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import ports
 from cmwq._errors import ThreadLimit
-from cmwq._host import caps, life, locks, topology
+from cmwq._host import caps, interpreters, life, locks, topology, traits
 from cmwq._host.greenlets import refuse_greenlets
 from cmwq._host.parker import LockParker
 from cmwq._host.threads import HostThread
@@ -104,6 +104,7 @@ class ThreadHost:
 
     def start_timers(self) -> None:
         """From now on `call_later` needs no thread. Raises ThreadLimit."""
+        interpreters.check()  # a runtime's first thread is this one
         self._timers.start()
 
     def stop_timers(self) -> None:
@@ -127,6 +128,12 @@ class ThreadHost:
             return os.sched_getaffinity(tid)
         except (OSError, AttributeError):
             return None
+
+    def traits(self) -> ports.Traits:
+        return traits.look()
+
+    def set_mask(self, mask: Iterable[int]) -> None:
+        traits.set_mask(mask)
 
     def thread_id(self) -> int:
         return threading.get_native_id()

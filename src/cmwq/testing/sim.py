@@ -76,6 +76,9 @@ class SimThread:
             self._host.make_ready(joiner)
         self._host.pass_on()
 
+    def is_alive(self) -> bool:
+        return not self.ended
+
     def cpu_time(self) -> float:
         """Seconds of simulated CPU it has used."""
         return self.burnt + (0.0 if self.burns_since is None else self._host.now - self.burns_since)
@@ -298,6 +301,12 @@ class SimHost:
 
     def bound_to(self, tid: int) -> tuple[int, ...]:
         return self._threads[tid - 1].cpus
+
+    def traits(self) -> None:
+        pass  # works change nothing of simulated threads
+
+    def set_mask(self, mask: Iterable[int]) -> None:
+        pass
 
     def thread_id(self) -> int:
         return self.me().tid
