@@ -204,8 +204,7 @@ def _leave(runtime: Runtime, seconds: float, report: dict[Item | str, str]) -> N
             pool.closing = True
             pool.dismiss_all()
     _take_back(pools, after, report)
-    for pool in pools:
-        _leave_running(pool, after, report)
+    _leave_running(pools, after, report)
     for parker in list(runtime.waiters):
         parker.unpark()
     for pool in pools:
@@ -241,13 +240,16 @@ def _take_back(pools: list[WorkerPool], after: str, report: dict[Item | str, str
         )
 
 
-def _leave_running(pool: WorkerPool, after: str, report: dict[Item | str, str]) -> None:
-    with pool.lock:
-        running = [(worker, worker.item) for worker in pool.workers if worker.item is not None]
-    for worker, item in running:
+def _leave_running(pools: list[WorkerPool], after: str, report: dict[Item | str, str]) -> None:
+    running: list[tuple[Worker, Item]] = []
+    for pool in pools:
+        with pool.lock:
+            running += [(worker, worker.item) for worker in pool.workers if worker.item is not None]
+    for worker, item in running:  # all, before the first who waits for another is told, and waits no more
         if item not in report:
             what = item.describe()
             report[item] = f"{what} is abandoned: it had not ended {after}; {_what_it_does(worker, item)}"
+    for _, item in running:
         told = Abandoned(f"{item.describe()} had not ended {after}, and is not waited for any more")
         if isinstance(item, Future):
             item.be_abandoned(told)
