@@ -19,6 +19,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cmwq._core import checks
 from cmwq._core.drain import few
 from cmwq._core.future import Future
 from cmwq._core.item import name_of
@@ -41,6 +42,7 @@ LAST_CALL = 1.0
 
 def close(runtime: Runtime, timeout: float | None, *, abandon: bool) -> None:
     """`Runtime.close`, which says what it promises."""
+    timeout = checks.timeout(timeout)
     worker = current_worker()
     if worker is not None and worker.pool.runtime is runtime:
         raise FlushDeadlock("close of a runtime from one of its own works: it would wait for itself")

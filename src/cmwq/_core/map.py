@@ -103,4 +103,4 @@ class _Limit:
         except TimeoutError as exc:
             if future.done() and not future.cancelled() and future.exception() is exc:
                 raise  # the call's own
-        raise CmwqTimeout(f"map: no result within {self._timeout} s of the call: {future!r}")
+        raise CmwqTimeout(f"map: no result within {self._timeout:g} s of the call: {future!r}")

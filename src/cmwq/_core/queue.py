@@ -136,9 +136,12 @@ class WorkQueue:
             raise ValueError(
                 f"queue {name!r}: an ordered queue has scope 'system' and max_active 1, one work at a time"
             )
-        from cmwq._core.runtime import Runtime, default_runtime
+        if runtime is None:
+            from cmwq._core.runtime import default_runtime
 
-        runtime = default_runtime() if runtime is None else checks.instance(f"{me}runtime", runtime, Runtime)
+            runtime = default_runtime()
+        else:
+            checks.port("Runtime", runtime, "pool_here")
         self.name = name  # I
         self.scope = scope  # I
         self.ordered = ordered  # I

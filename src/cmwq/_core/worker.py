@@ -43,7 +43,7 @@ class Worker:
     __slots__ = (
         "announcing", "counted", "cpu_time", "dying", "ended", "fate", "hinted", "hog", "hog_item", "hog_since",
         "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "look_again", "name",
-        "nr_hints", "on_lock", "parker", "pool", "served", "shown", "sleeping", "stray", "stumbled", "thread", "tid",
+        "nr_hints", "nr_refused", "on_lock", "parker", "pool", "served", "shown", "sleeping", "stray", "stumbled", "thread", "tid",
         "traits", "waiters", "watched",
     )  # fmt: skip
 
@@ -77,6 +77,7 @@ class Worker:
         self.ended: Callable[[], None] = _nothing  # I once its thread runs: whatever a sensor saw of it is void
         self.stumbled: Item | None = None  # S: it was interrupted when it was about to claim this one
         self.served: PoolWorkQueue | None = None  # ~: its next item is run without ado if it came through the same
+        self.nr_refused = pool.nr_refused  # I: so many threads had been refused before it was created
         self.nr_hints = 0  # S: depth of blocking()
         self.traits: Traits | None = None  # S: how its thread is to be
         self.look_again = 0.0  # S: not before that, on the host's clock, it is looked at for what works left behind
@@ -203,7 +204,8 @@ def begin(worker: Worker) -> None:
     worker.cpu_time = _try(pool, "have its CPU time read", host.cpu_clock) or _unknown
     worker.traits = host.traits()
     with pool.lock:
-        pool.nr_refusals = 0  # there is one that could begin
+        if pool.nr_refused == worker.nr_refused:
+            pool.nr_refusals = 0  # none was refused after this one, which could begin
 
 
 def _try(pool: WorkerPool, what: str, step: Callable[[], T]) -> T | None:
