@@ -43,8 +43,8 @@ class Worker:
     __slots__ = (
         "announcing", "counted", "cpu_time", "dying", "ended", "fate", "hinted", "hog", "hog_item", "hog_since",
         "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "look_again", "name",
-        "nr_hints", "nr_refused", "on_lock", "parker", "pool", "served", "shown", "sleeping", "stray", "stumbled", "thread", "tid",
-        "traits", "waiters", "watched",
+        "nr_hints", "nr_refused", "on_lock", "parker", "pool", "served", "shown", "sleeping", "stray", "stumbled",
+        "thread", "tid", "traits", "waiters", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker, name: str = "") -> None:
