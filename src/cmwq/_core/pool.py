@@ -18,7 +18,7 @@ all numbers follow from that, and `mend` counts them anew before anybody else ha
 #   F    written only in the child of a fork, while it has one thread
 #   ~    statistic: changed under L, readers may see a stale value, never decides anything
 #
-# Order: R < Q < L. Two pool locks are never held together. User code and system calls that may sleep run under none.
+# The order of locks is in `ranks`, and the locks keep it. No user's code runs under any.
 # No letter stands for the GIL.
 """
 
