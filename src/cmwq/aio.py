@@ -41,7 +41,7 @@ class _LoopParker:
     def park(self, timeout: float = -1, spins: bool = False, /) -> bool:
         raise RuntimeError("a task waits, it does not park")
 
-    def unpark(self) -> None:
+    def unpark(self, *_: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
             self._loop.call_soon_threadsafe(self._told.set)
 

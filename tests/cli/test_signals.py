@@ -27,6 +27,7 @@ def test_ignored_signals_stay_ignored() -> None:
     try:
         with caught([signal.SIGUSR1], lambda number: None):
             assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+        assert signal.set_wakeup_fd(-1) == -1
     finally:
         signal.signal(signal.SIGUSR1, before)
 

@@ -12,6 +12,7 @@ import random
 import signal
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -174,8 +175,11 @@ class Memory(Bytecodes, name="memory"):
             failed = False
         except MemoryError:
             pass
+        except (SystemError, RuntimeError) as exc:  # CPython's own words for it, here and there
+            if str(exc) not in ("error return without exception set", "can't allocate lock"):
+                raise
         except cmwq.CmwqError as exc:
-            if not (isinstance(exc.__cause__ or exc.__context__, MemoryError) or "MemoryError" in str(exc)):
+            if not (_comes_of_memory(exc) or "MemoryError" in str(exc) or "refused thread" in str(exc)):
                 self._restore()
                 raise Broken(f"it raised {exc!r}") from exc
         finally:
@@ -184,6 +188,12 @@ class Memory(Bytecodes, name="memory"):
         operation.futures = [future for future in operation.futures if not _failed_for_memory(future, bench.patience)]
         operation.settle(ended=False)
         return failed
+
+
+def _comes_of_memory(exc: BaseException | None) -> bool:
+    while exc is not None and not isinstance(exc, MemoryError):
+        exc = exc.__cause__ or exc.__context__
+    return exc is not None
 
 
 def _failed_for_memory(future: Any, patience: float) -> bool:
@@ -207,6 +217,9 @@ class Signal(Attack, name="signal"):
             while True:
                 if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
                     time.sleep(0.01)  # it may just be on its way
+                    if WITNESS.lost:
+                        WITNESS.lost = False
+                        break
                     raise Broken("the KeyboardInterrupt was swallowed" + "".join(f": {each}" for each in WITNESS.heard))
                 operations.append(kind(bench))
                 operations[-1].set_up()
@@ -214,6 +227,10 @@ class Signal(Attack, name="signal"):
                 operations[-1].let_go()
         except KeyboardInterrupt:
             pass
+        except RuntimeError as exc:  # threading's own locks, interrupted in a `with` of the standard library
+            *_, (innermost, _) = traceback.walk_tb(exc.__traceback__)
+            if innermost.f_globals.get("__name__") != "threading":
+                raise
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)

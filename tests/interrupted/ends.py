@@ -225,7 +225,7 @@ def only_interrupts(text: str) -> bool:
     """Nothing, or tracebacks of a KeyboardInterrupt: the main thread's, and the one that threading tells of at exit."""
     text = re.sub(r"^Exception ignored (in|on threading shutdown).*\n", "", text, flags=re.MULTILINE)
     tracebacks = [each for each in text.split("Traceback (most recent call last):\n") if each]
-    return len(tracebacks) <= 1 and all(each.rstrip().endswith("KeyboardInterrupt") for each in tracebacks)
+    return len(tracebacks) <= 1 and all(each.rstrip(": \n").endswith("KeyboardInterrupt") for each in tracebacks)
 
 
 def ending(seed: int, case: int, how: str, book: int) -> None:

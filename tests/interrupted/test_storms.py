@@ -26,7 +26,7 @@ def test_F8_F10_ctrl_c_at_any_moment_leaves_everything_whole(sensor: str) -> Non
 
 @sensors
 def test_F10_G6_a_signal_handler_may_call_at_any_moment(sensor: str) -> None:
-    storm("handler", sensor, 2, [*OPERATIONS])
+    storm("handler", sensor, 1, [*OPERATIONS])
 
 
 @sensors

@@ -80,6 +80,7 @@ class Witness(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
+        self.lost = False
         self.heard: list[str] = []
         self.tolerated: tuple[type[BaseException], ...] = ()
 
@@ -105,6 +106,9 @@ class Witness(logging.Handler):
         self._note(f"thread {name} died", args.exc_value)
 
     def _not_raised(self, args: Any) -> None:
+        if getattr(args.object, "__module__", "") == "_weakrefset":
+            self.lost = True  # threading's own set of its threads: what a callback of that raises is lost for everybody
+            return
         self._note(f"ignored in {args.object!r:.120}", args.exc_value)
 
     def check(self) -> None:

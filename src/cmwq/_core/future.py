@@ -82,7 +82,12 @@ class Audience:
                 if future._exception is not None:
                     told = "add_exception"
                 while self.untold:
-                    _take_and(methodcaller(told, future), self.untold)
+                    waiter = self.untold[0]
+                    try:
+                        _take_and(methodcaller(told, future), self.untold)
+                    except MemoryError:
+                        waiter.event.set()  # in its middle: let it look, rather than wait for ever
+                        raise
         for parker in self.parkers:  # it is done, so nobody changes the list any more
             parker.unpark()
         raised: BaseException | None = None
@@ -117,8 +122,12 @@ def _take_and(fn: Callable[[Any], object], things: list[Any]) -> None:
         raise
 
 
+CONDITION = 0.25
+"""Seconds for which who announces a result waits for its condition."""
+
+
 class _Holding:
-    """The condition held, if it can be had within a second. Written twice in one `with`, see `surely`.
+    """The condition held, if it can be had within `CONDITION`. Written twice in one `with`, see `surely`.
 
     `concurrent.futures.wait` holds it for microseconds. But one Ctrl-C in its loop that takes the conditions of many
     futures, and it never lets go of those it had; nobody who announces is to hang for that.
@@ -135,7 +144,7 @@ class _Holding:
 
     def take(self) -> None:
         if not self._condition._is_owned():  # type: ignore[attr-defined]
-            self._condition.acquire(timeout=1.0)
+            self._condition.acquire(timeout=CONDITION)
 
     def __exit__(self, *exc_info: object) -> None:
         if not self._theirs and self._condition._is_owned():  # type: ignore[attr-defined]

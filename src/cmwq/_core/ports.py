@@ -66,7 +66,9 @@ class Parker(Protocol):
         is in nobody's way."""
         ...
 
-    def unpark(self) -> None: ...
+    def unpark(self, *_: object) -> None:
+        """Whatever it is given: so it can be the callback of a weak reference."""
+        ...
 
 
 class Timer(Protocol):

@@ -219,10 +219,11 @@ class PoolWorkQueue:
     def complete_phases(self, empty: Phase | None = None) -> None:
         """empty: the sealed one of which all works have ended now; None: any of them.  Context: lock held."""
         while self.sealed and not self.sealed[0].count:
-            phase = self.sealed.popleft()
+            phase = self.sealed[0]
             phase.done = True
             for parker in phase.parkers:
                 parker.unpark()
+            del self.sealed[0]  # last: whoever was to be told has been told
         if len(self.sealed) > 1:
             for phase in [each for each in self.sealed if not each.count] if empty is None else [empty]:
                 self.merge(phase)

@@ -15,7 +15,6 @@ from enum import Enum
 from functools import partial, wraps
 from math import inf
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
-from weakref import finalize
 
 from cmwq._core import checks
 from cmwq._core.config import DFL_ACTIVE
@@ -736,9 +735,7 @@ class WorkQueue:
             self.runtime.begin()
             with self._lock:
                 if self.rescuer is None and self._state is not State.CLOSED:
-                    rescuer = Rescuer(self.name, self.runtime.host)
-                    # Nobody has the queue any more: nobody needs the thread.
-                    finalize(self, rescuer.stop).atexit = False
+                    rescuer = Rescuer(self, self.runtime.host)
                     rescuer.start()
                     self.rescuer = rescuer
         except ThreadLimit as exc:

@@ -19,6 +19,7 @@ from collections import deque
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from cmwq._core.policy import need_rescuer
 from cmwq._core.worker import Worker, announce, be_worker, recover
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Host, Thread
     from cmwq._core.pwq import PoolWorkQueue
+    from cmwq._core.queue import WorkQueue
     from cmwq._core.wait import Target
 
 PATIENCE = 10
@@ -41,17 +43,20 @@ BATCH = 16
 class Rescuer:
     """One queue's. It knows the queue only while it works for it, so a queue that nobody has any more can go."""
 
-    def __init__(self, queue_name: str, host: Host) -> None:
-        self.name = f"cmwq/R-{queue_name}"  # I
+    def __init__(self, queue: WorkQueue, host: Host) -> None:
+        self.name = f"cmwq/R-{queue.name}"  # I
         self.worker: Worker | None = None  # S to change: its role in the pool it helps; None: it rests
         self._host = host  # I
         self._parker = host.parker()  # I
+        # Nobody has the queue any more: nobody needs the thread. It looks itself, for what a weak reference's callback
+        # does in Python can be interrupted, and nobody would hear of that.
+        self._queue = ref(queue, self._parker.unpark)  # I
         self._calls: deque[PoolWorkQueue] = deque()  # L of the place's pool to append; S to take
         self._stopped = False  # ~
         self.thread: Thread | None = None  # I once it is started
 
     def start(self) -> None:
-        """Raises ThreadLimit. Whoever calls this has seen to it that somebody will call `stop`."""
+        """Raises ThreadLimit. The thread ends after `stop`, or with the queue."""
         self.thread = self._host.spawn(self.name, self._run)
 
     def call(self, pwq: PoolWorkQueue) -> bool:
@@ -74,7 +79,7 @@ class Rescuer:
     def _run(self) -> None:
         with suppress(Exception):  # it can do without
             self._host.set_thread_name(self.name)
-        while not self._stopped:
+        while not self._stopped and self._queue() is not None:
             self._parker.park()
             while self._calls:
                 pwq = self._calls.popleft()

@@ -22,7 +22,8 @@ class LockParker:
         """Seconds; -1: for ever. False: the time passed. It never spins: Python can't without the GIL."""
         return self._lock.acquire(True, timeout)
 
-    def unpark(self) -> None:
+    def unpark(self, *_: object) -> None:
+        """Whatever it is given: so it can be the callback of a weak reference."""
         try:  # noqa: SIM105  # hot path
             self._lock.release()
         except RuntimeError:

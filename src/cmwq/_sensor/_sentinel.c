@@ -949,7 +949,8 @@ static PyObject *parker_park(ParkerObject *self, PyObject *const *args, Py_ssize
     return unparked < 0 ? NULL : PyBool_FromLong(unparked);
 }
 
-static PyObject *parker_unpark(ParkerObject *self, PyObject *Py_UNUSED(none))
+/* Whatever it is given: so it can be the callback of a weak reference, in which no bytecode runs. */
+static PyObject *parker_unpark(ParkerObject *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(nargs))
 {
     give(&self->parking, true);
     Py_RETURN_NONE;
@@ -958,7 +959,8 @@ static PyObject *parker_unpark(ParkerObject *self, PyObject *Py_UNUSED(none))
 static PyMethodDef parker_methods[] = {
     {"park", (PyCFunction)(void (*)(void))parker_park, METH_FASTCALL,
      "park([timeout[, spins]]): wait for an unpark. True if there was one. Signals interrupt it in the main thread."},
-    {"unpark", (PyCFunction)parker_unpark, METH_NOARGS, "Let park() return, now or next time."},
+    {"unpark", (PyCFunction)(void (*)(void))parker_unpark, METH_FASTCALL,
+     "Let park() return, now or next time. Arguments are ignored."},
     {NULL},
 };
 

@@ -32,12 +32,12 @@ def caught(numbers: Iterable[int], tell: Callable[[int], object]) -> Iterator[No
     os.set_blocking(writing, False)
     wanted = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     before: dict[int, Any] = {}
-    before_fd = -1
+    before_fd: list[int] = []
 
     def restore() -> None:
         # Once: the hook for children of a fork cannot be taken back, and outlives this.
-        if before:
-            signal.set_wakeup_fd(before_fd)
+        while before_fd:
+            signal.set_wakeup_fd(before_fd.pop())
         while before:
             signal.signal(*before.popitem())
 
@@ -56,7 +56,7 @@ def caught(numbers: Iterable[int], tell: Callable[[int], object]) -> Iterator[No
     except RuntimeError as error:
         raise Refusal(one_line(str(error))) from None
     os.register_at_fork(after_in_child=restore)
-    before_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before_fd.append(signal.set_wakeup_fd(writing, warn_on_full_buffer=False))
     before.update((number, signal.signal(number, _nothing)) for number in wanted)
     try:
         yield

@@ -84,7 +84,7 @@ class _Ending:
     def park(self, timeout: float = -1, spins: bool = False, /) -> bool:
         raise AssertionError("nobody is there to park")
 
-    def unpark(self) -> None:
+    def unpark(self, *_: object) -> None:
         self._own.end()
 
 

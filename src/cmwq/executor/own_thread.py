@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
-from weakref import finalize
+from weakref import ref
 
 from cmwq._core.worker import be_worker, blocking, current_worker
 
@@ -52,8 +52,7 @@ class OwnThread:
             del self, handed  # a traceback keeps this frame, and must not keep the thread alive
 
     def _start(self) -> _Loop:
-        self._loop = loop = _Loop(self._name, self._host)
-        finalize(self, loop.end).atexit = False
+        self._loop = loop = _Loop(self, self._name, self._host)
         return loop
 
     def end(self) -> Thread | None:
@@ -77,8 +76,9 @@ class OwnThread:
 class _Loop:
     """The thread's life. It knows nothing of who has it."""
 
-    def __init__(self, name: str, host: Host) -> None:
+    def __init__(self, own: OwnThread, name: str, host: Host) -> None:
         self._parker = host.parker()  # I
+        self._own = ref(own, self._parker.unpark)  # I: nobody can hand it a call any more: it ends
         self._handed: deque[_Handed | None] = deque()  # each change is atomic; None: end
         self._name = name  # I
         self._host = host  # I
@@ -104,6 +104,8 @@ class _Loop:
         cpus: Any = None
         while True:
             while not self._handed:
+                if self._own() is None:
+                    return
                 self._parker.park(-1)
             handed = self._handed.popleft()
             if handed is None:

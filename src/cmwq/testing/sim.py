@@ -181,7 +181,7 @@ class SimParker:
         token, self._token = self._token, False
         return token
 
-    def unpark(self) -> None:
+    def unpark(self, *_: object) -> None:
         self.ring()
         self._host.seam()
 
