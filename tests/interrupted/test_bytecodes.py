@@ -29,8 +29,8 @@ OTHERS_FAIL = {
     "Future.cancel, callbacks", "Future.cancel, cf.wait", "cf.wait", "result(timeout)",
     "a queue with a rescuer, made and closed", "Runtime, from first use to close",
 }  # fmt: skip
-"""Operations in which, if memory runs out, what fails may not be ours: a callback, `concurrent.futures`, the bootstrap of
-a thread, CPython 3.11's frames. `make interrupted` tells what became of them."""
+"""Operations in which, if memory runs out, what fails may not be ours: a callback, `concurrent.futures`, the bootstrap
+of a thread, CPython 3.11's frames. `make interrupted` tells what became of them."""
 
 
 def sweep(attack: str, sensor: str, locks: str, samples: int, without: Collection[str] = ()) -> Sweep:

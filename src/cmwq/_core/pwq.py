@@ -222,7 +222,7 @@ class PoolWorkQueue:
             phase = self.sealed[0]
             phase.done = True
             for parker in phase.parkers:
-                parker.unpark()
+                self.pool.lock.wake(parker)
             del self.sealed[0]  # last: whoever was to be told has been told
         if len(self.sealed) > 1:
             for phase in [each for each in self.sealed if not each.count] if empty is None else [empty]:
