@@ -135,6 +135,7 @@ def test_F10_a_phase_that_was_sealed_and_has_no_successor_gets_one() -> None:
         place = wq.place_here()
         wq.submit(sim.sleep, 0.001)
         interrupted(pool, lambda: place.sealed.append(place.phase))
+        assert place.phase not in place.sealed
         sim.sleep(0.002)
         late = wq.submit(sim.sleep, 0.001)
         wq.flush()

@@ -208,8 +208,6 @@ class Queued:
             self._phase.pwq.nr_withdrawn -= 1  # nor is this, and holds none
         elif self.behind:
             self._phase.pwq.pass_over()
-        if self.room is not None:
-            self.room.give(self)
         self.be_over()
 
     def drop(self) -> None:
