@@ -29,10 +29,11 @@ def options(unordered: bool) -> argparse.Namespace:
     return argparse.Namespace(unordered=unordered, with_item=False, repr=False, resume=None, quiet=True)
 
 
-def wait_until_the_rest_is_held(mapping: Mapping, begun: list[str]) -> None:
-    end = time.monotonic() + 60
-    while len(begun) + mapping.window.held < ITEMS:
-        assert time.monotonic() < end, (len(begun), mapping.window.held)
+def wait_until_no_more_may_begin(mapping: Mapping, begun: list[str], running: int) -> None:
+    """Only so many run, and the rest is held; or results have taken the room before the rest was read."""
+    end, window = time.monotonic() + 60, mapping.window
+    while window.running > running or (len(begun) + window.held < ITEMS and window._size + len(RESULT) < ROOM):
+        assert time.monotonic() < end, (len(begun), window.held)
         time.sleep(0.01)
 
 
@@ -44,7 +45,7 @@ def test_results_that_wait_for_their_turn_are_bounded_by_their_size(tmp_path: Pa
         nonlocal most
         begun.append(item)
         if item == "0":
-            wait_until_the_rest_is_held(mapping, begun)
+            wait_until_no_more_may_begin(mapping, begun, 1)
             most = len(begun)
         return RESULT
 
@@ -70,12 +71,12 @@ def test_results_that_wait_for_a_reader_are_bounded_by_their_size(unordered: boo
     items = iter([str(number) for number in range(ITEMS)])
     mapping = Mapping(options(unordered), call, items, writing, None, Silent(), Tally())
     mapping.window = Window(ordered=not unordered, room=ROOM)
-    read = 0
+    read = most = 0
 
     def reader() -> None:
-        nonlocal read
-        wait_until_the_rest_is_held(mapping, begun)
-        assert len(begun) < 60
+        nonlocal read, most
+        wait_until_no_more_may_begin(mapping, begun, 0)
+        most = len(begun)
         while chunk := os.read(reading, 1 << 20):
             read += len(chunk)
 
@@ -85,6 +86,7 @@ def test_results_that_wait_for_a_reader_are_bounded_by_their_size(unordered: boo
     os.close(writing)
     thread.join()
     os.close(reading)
+    assert most < 60
     assert read == ITEMS * (len(RESULT) + 3)
 
 
