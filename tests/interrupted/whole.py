@@ -106,8 +106,10 @@ class Witness(logging.Handler):
         self._note(f"thread {name} died", args.exc_value)
 
     def _not_raised(self, args: Any) -> None:
-        if getattr(args.object, "__module__", "") == "_weakrefset":
-            self.lost = True  # threading's own set of its threads: what a callback of that raises is lost for everybody
+        if getattr(args.object, "__module__", "") in ("_weakrefset", "weakref"):
+            # threading's own set of its threads, say: what a callback of the standard library's weak collections raises
+            # is lost for everybody.
+            self.lost = True
             return
         self._note(f"ignored in {args.object!r:.120}", args.exc_value)
 
