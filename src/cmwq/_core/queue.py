@@ -366,10 +366,10 @@ class WorkQueue:
                 try:
                     new.go()
                 except CmwqError:
+                    work._moving = None
                     work._taken.append(new)
                     raise
-                finally:
-                    work._moving = None
+                work._moving = None
             work._drop_taken()
         except Reentered:
             self.runtime.host.defer(partial(self.mod_delayed, work, delay))

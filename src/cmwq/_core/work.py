@@ -406,12 +406,10 @@ class DelayedWork(Work):
             if delay is None:
                 return None
             try:
-                item = delay.insert()
+                item = delay.come()
             except CmwqError as exc:
                 refusal = exc
                 self._taken.append(delay)
-            self._delay = None
-            delay.stop()
         if refusal is None:
             return item
         self._drop_taken()
@@ -424,7 +422,7 @@ class Delay:
     repeats = False
     """There is a next time: there is none to lose."""
 
-    __slots__ = ("_context", "_fired", "_pwq", "_seconds", "_timer", "futures", "work", "wq")
+    __slots__ = ("_context", "_fired", "_made", "_pwq", "_seconds", "_timer", "futures", "work", "wq")
 
     def __init__(self, wq: WorkQueue, pwq: PoolWorkQueue, work: Work, seconds: float) -> None:
         self.wq = wq  # I
@@ -434,14 +432,40 @@ class Delay:
         self._context: Context | None = wq.new_context()
         self._timer: Timer | None = None  # W
         self._fired = False  # the timer's thread
+        self._made: Queued | None = None  # W: what came of it
         self.futures: list[WorkFuture] = []  # W: who wants the result
 
     def go(self) -> None:
-        """Begin to wait; or, without a delay, be queued at once. Raises ThreadLimit, QueueClosed.  Context: W held."""
-        if self._seconds > 0:
+        """Begin to wait; or, without a delay, be queued at once. Harmless if that has happened.
+
+        Raises ThreadLimit, QueueClosed.  Context: W held.
+        """
+        made = self._made
+        if made is not None and (made.begun or made.over or made.is_pending()):
+            return
+        if self._seconds > 0 and not self._fired:
             self.start()
         else:
             self.insert(accepted=True)
+
+    def come(self) -> Queued:
+        """The time has come: its work is queued. It doesn't wait for its delay any more by then, for it may begin at
+        once, and may be queued again by its own function (E4); should this be interrupted, `Work.mend` queues it.
+
+        Raises QueueClosed.  Context: W held.
+        """
+        work, self._fired = self.work, True
+        work._moving = self
+        work._delay = None
+        try:
+            item = self.insert()
+        except CmwqError:
+            work._moving = None
+            self.stop()
+            raise
+        work._moving = None
+        self.stop()
+        return item
 
     def start(self) -> None:
         """Raises ThreadLimit, QueueClosed; and is not started then.  Context: W held."""
@@ -477,12 +501,10 @@ class Delay:
             if self.is_over():
                 return True
             try:
-                self.insert()
+                self.come()
             except CmwqError:
                 taken = False
                 work._taken.append(self)
-            work._delay = None
-            self.stop()
         work._drop_taken()
         return taken
 
@@ -515,11 +537,9 @@ class Delay:
             if work._delay is not self:
                 return  # taken back, or moved, in this very moment
             try:
-                self.insert()
+                self.come()
             except CmwqError as exc:
                 refusal = exc
-            work._delay = None
-            self.wq._delays.discard(self)
         if refusal is not None:
             _log.warning("%r is not run: %s", work, refusal)
             self.drop()
@@ -533,7 +553,7 @@ class Delay:
         if pwq.pool.disassociated:
             with suppress(CmwqError):  # D3; the old place will do where no other can be had: the queue drains, say
                 pwq = self.wq.place_here()
-        item = Queued(self.work, pwq.outside, self._next_context())
+        self._made = item = Queued(self.work, pwq.outside, self._next_context())
         item.accepted = accepted
         for future in self.futures:
             item.add_future(future)
