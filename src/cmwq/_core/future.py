@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextvars import Context
 from functools import partial
-from operator import methodcaller
+from itertools import repeat
+from operator import call, methodcaller
 from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -53,7 +54,7 @@ class Audience:
         self.callbacks: list[Callable[[Any], object]] = []  # L: add_done_callback
         self.calls_back = False  # L: somebody called that
         self.condition: Condition | None = None  # L: made for concurrent.futures.wait and as_completed
-        self.waiters: list[Any] = Waiters()  # its own condition's lock: theirs
+        self.waiters: list[Any] | None = None  # its own condition's lock: theirs, made for the first
         self.untold: list[Any] | None = None  # the condition: those of them that are to be told; None: it is not done
 
     def announce(self, future: Any) -> None:
@@ -77,25 +78,31 @@ class Audience:
                 with lock:
                     future._state = final
                 if self.untold is None:
-                    self.untold = list(self.waiters)  # they take themselves off theirs, later
+                    self.untold = list(self.waiters or ())  # they take themselves off theirs, later
                 told = "add_cancelled" if final is CANCELLED_AND_NOTIFIED else "add_result"
                 if future._exception is not None:
                     told = "add_exception"
+                telling = map(methodcaller(told, future), _taken(self.untold))
                 while self.untold:
                     waiter = self.untold[0]
                     try:
-                        _take_and(methodcaller(told, future), self.untold)
-                    except MemoryError:
+                        next(telling)
+                    except MemoryError as exc:
+                        _put_back(exc, waiter, self.untold)
                         waiter.event.set()  # in its middle: let it look, rather than wait for ever
                         raise
         for parker in self.parkers:  # it is done, so nobody changes the list any more
             parker.unpark()
+        if not self.callbacks:
+            return
         raised: BaseException | None = None
+        calling = map(call, _taken(self.callbacks), repeat(future))
         while self.callbacks:
-            nr = len(self.callbacks)
+            nr, callback = len(self.callbacks), self.callbacks[0]
             try:
-                _take_and(methodcaller("__call__", future), self.callbacks)
+                next(calling)
             except BaseException as exc:
+                _put_back(exc, callback, self.callbacks)
                 if len(self.callbacks) == nr:
                     raise  # it was not called; whoever calls this does so again
                 if _is_to_be_raised(exc, future):
@@ -107,19 +114,23 @@ class Audience:
                 raised = None  # break the cycle through the traceback
 
 
-def _take_and(fn: Callable[[Any], object], things: list[Any]) -> None:
-    """Call fn with the first, which is off the list from then on.
+def _taken(things: list[Any]) -> Iterator[Any]:
+    """Takes the first of the things off the list at each step. For `map` to call what is taken, or something with it.
 
-    There is no bytecode in between: wherever this is interrupted, either it is on the list still, or fn was called. If
-    there is no memory for the call, it is put back.
+    There is no bytecode in between: wherever a step of that map is interrupted, either the thing is on the list still,
+    or the call was made. Where there was no memory for the call, `_put_back` sees to that.
     """
-    thing = things[0]
-    try:
-        next(map(fn, map(things.pop, (0,))))
-    except MemoryError as exc:
-        if exc.__traceback__ is not None and exc.__traceback__.tb_next is None and not (things and things[0] is thing):
-            things.insert(0, thing)
-        raise
+    return map(things.pop, repeat(0))
+
+
+def _put_back(exc: BaseException, thing: Any, things: list[Any]) -> None:
+    """A step ended with that exception: if it could not make its call, the thing is the first of the list again.
+
+    Context: the function that took the step.
+    """
+    unmade = isinstance(exc, MemoryError) and exc.__traceback__ is not None and exc.__traceback__.tb_next is None
+    if unmade and not (things and things[0] is thing):
+        things.insert(0, thing)
 
 
 CONDITION = 0.25
@@ -354,7 +365,10 @@ class Future(cf.Future[T]):
     @property
     def _waiters(self) -> list[Any]:  # type: ignore[override]  # likewise
         with self._phase.pwq.pool.lock:
-            return self._listeners().waiters
+            audience = self._listeners()
+            if audience.waiters is None:
+                audience.waiters = Waiters()
+            return audience.waiters
 
     def cancel(self) -> bool:
         """Take the call back if it has not begun. True: it won't run; False: it runs, or has ended.

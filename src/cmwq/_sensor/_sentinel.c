@@ -142,7 +142,12 @@ typedef struct {
 } Parking;
 
 static atomic_uint nr_let_go;   /* A: how often a thread gave up the GIL to park */
-static _Thread_local struct { unsigned char rests, penalty; } habit;   /* does it pay off for this thread to spin? */
+#if defined __GLIBC__ && defined __GNUC__
+#define thread_local_ _Thread_local __attribute__((tls_model("initial-exec")))
+#else
+#define thread_local_ _Thread_local
+#endif
+static thread_local_ struct { unsigned char rests, penalty; } habit;   /* does it pay off for this thread to spin? */
 
 /* `by_python`: the caller has the GIL, and will park soon, or not. */
 static void give(Parking *parking, bool by_python)
@@ -999,7 +1004,7 @@ static PyType_Spec parker_spec = {
 
    What can't be done now can be done later (defer): when this thread holds none of them any more.  */
 
-static _Thread_local Thread *this_thread;
+static thread_local_ Thread *this_thread;
 static pthread_key_t thread_key;
 static pthread_once_t thread_key_once = PTHREAD_ONCE_INIT;
 static bool thread_key_made;

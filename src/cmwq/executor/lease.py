@@ -125,6 +125,9 @@ class PreparedQueue(LeaseQueue):
                     own, self._own = new, ref(new)
         return own
 
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self.submit_call(fn, args, kwargs)
+
     def submit_call(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
         return super().submit_call(self._prepared(fn), args, kwargs)
 
