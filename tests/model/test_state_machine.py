@@ -1056,10 +1056,6 @@ class Machine(RuleBasedStateMachine):
             pending = puppet.what.pending()
             if pending is not None and what == "cancel_sync":
                 world.taken_back(pending)
-            elif pending is not None and pending.timer is not None and what == "flush itself":
-                pending.timer = None
-                pending.queue.alive.remove(pending)
-                pending.queue.alive.append(pending)
 
     @rule()
     def settle(self) -> None:
