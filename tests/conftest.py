@@ -41,6 +41,15 @@ def runtime(sensor: str) -> Iterator[cmwq.Runtime]:
 
 
 @pytest.fixture
+def universe() -> Iterator[cmwq.Runtime]:
+    """The same where no sensor matters: with the default one."""
+    runtime = cmwq.Runtime()
+    yield runtime
+    runtime.check_invariants()
+    runtime.close(timeout=HANG)
+
+
+@pytest.fixture
 def executor(runtime: cmwq.Runtime) -> Iterator[cmwq.Executor]:
     executor = cmwq.Executor(runtime=runtime)
     yield executor

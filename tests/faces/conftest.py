@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from conftest import HANG
 
 import cmwq
 
 
 @pytest.fixture
-def runtime() -> Iterator[cmwq.Runtime]:
-    runtime = cmwq.Runtime()
-    yield runtime
-    runtime.check_invariants()
-    runtime.close(timeout=HANG)
+def runtime(universe: cmwq.Runtime) -> cmwq.Runtime:
+    return universe
