@@ -47,6 +47,12 @@ static PyMethodDef functions[] = {
     {NULL},
 };
 
+/* The rules' constants in ns, for a test that those of `_ticking.py` are the same.  -1: an exception is set. */
+static int add_constants(PyObject *m)
+{
+    return PyModule_AddIntMacro(m, SHORT_WAIT) || PyModule_AddIntMacro(m, YOUNG) || PyModule_AddIntMacro(m, STILL) ? -1 : 0;
+}
+
 static int exec(PyObject *m)
 {
     State *state = PyModule_GetState(m);
@@ -66,7 +72,7 @@ static int exec(PyObject *m)
     if (!state->cmwq_error || !state->reentered)
         return -1;
     return PyModule_AddType(m, state->watch_type) || PyModule_AddType(m, state->parker_type) ||
-           PyModule_AddType(m, state->lock_type) ? -1 : 0;
+           PyModule_AddType(m, state->lock_type) || add_constants(m) ? -1 : 0;
 }
 
 static PyModuleDef_Slot module_slots[] = {
