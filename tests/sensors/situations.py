@@ -1,7 +1,7 @@
 """What those who look may find, and what is to follow: one table for the C look and for the Python tick.
 
-A situation is what the sensor believes of each busy worker of a pool, and what a look finds; the decision is whether one
-more worker is woken, and who counts as asleep from then on. Work waits, and one idle worker is in reserve.
+A situation is what the sensor believes of each busy worker of a pool, and what a look finds; the decision is whether
+one more worker is woken, and who counts as asleep from then on. Work waits, and one idle worker is in reserve.
 """
 
 from __future__ import annotations
@@ -81,10 +81,18 @@ SITUATIONS = (
     Situation("one waits for the GIL, another long for a lock", (GIL, lock(1.0)), False, nobody()),
     Situation("one of many waits for the GIL", (GIL, SLEEPS, RUNS), False, these(1), target=8),
     Situation("a sleeper waits for the GIL now", (Busy("waits for the GIL", believed="asleep"),), False),
-    Situation("a sleeper waits for the GIL, another runs", (Busy("waits for the GIL", believed="asleep"), RUNS), False,
-              target=8),
-    Situation("one leaves a lock and waits for the GIL", (Busy("waits for the GIL", believed="in a lock"), RUNS), False,
-              target=8),
+    Situation(
+        "a sleeper waits for the GIL, another runs",
+        (Busy("waits for the GIL", believed="asleep"), RUNS),
+        False,
+        target=8,
+    ),
+    Situation(
+        "one leaves a lock and waits for the GIL",
+        (Busy("waits for the GIL", believed="in a lock"), RUNS),
+        False,
+        target=8,
+    ),
     # The lasting-lock rule.
     Situation("a lock wait has just begun", (lock(0), RUNS), False, these(0)),
     Situation("a lock wait is short", (lock(49 * US), RUNS), False, these(0)),
@@ -92,24 +100,45 @@ SITUATIONS = (
     Situation("nobody runs and the only lock wait has just begun", (lock(0),), True, these(0)),
     Situation("nobody runs and two lock waits have just begun", (lock(0), lock(0)), True, one_of(0, 1)),
     Situation("nobody runs and the second lock wait has lasted too", (lock(51 * US), lock(51 * US)), True, these(0, 1)),
-    Situation("one runs, and only one of two equal lock waits has lasted", (lock(60 * US), lock(60 * US), RUNS), True,
-              one_of(0, 1), target=3),
-    Situation("one runs, and both lock waits have lasted", (lock(101 * US), lock(101 * US), RUNS), True, these(0, 1),
-              target=3),
+    Situation(
+        "one runs, and only one of two equal lock waits has lasted",
+        (lock(60 * US), lock(60 * US), RUNS),
+        True,
+        one_of(0, 1),
+        target=3,
+    ),
+    Situation(
+        "one runs, and both lock waits have lasted", (lock(101 * US), lock(101 * US), RUNS), True, these(0, 1), target=3
+    ),
     Situation("a young wait damps the next", (lock(1 * MS, "in a lock"), lock(99 * US), RUNS), False, these(0, 1)),
     Situation("the next has lasted all the same", (lock(1 * MS, "in a lock"), lock(101 * US), RUNS), True, these(0, 1)),
-    Situation("two young waits damp the next", (lock(1 * MS, "in a lock"), lock(2 * MS, "in a lock"), lock(149 * US), RUNS),
-              False, these(0, 1, 2)),
-    Situation("a wait that is no longer young damps nothing", (lock(11 * MS, "in a lock"), lock(51 * US), RUNS), True,
-              these(0, 1)),
+    Situation(
+        "two young waits damp the next",
+        (lock(1 * MS, "in a lock"), lock(2 * MS, "in a lock"), lock(149 * US), RUNS),
+        False,
+        these(0, 1, 2),
+    ),
+    Situation(
+        "a wait that is no longer young damps nothing",
+        (lock(11 * MS, "in a lock"), lock(51 * US), RUNS),
+        True,
+        these(0, 1),
+    ),
     Situation("a sleeper damps nothing", (Busy("sleeps", believed="asleep"), lock(51 * US), RUNS), True, these(0, 1)),
     Situation("a young wait damps even where nobody runs", (lock(1 * MS, "in a lock"), lock(49 * US)), True, these(0)),
     Situation("a crowd comes to a lock", (lock(0),) * 50, False, one_of(*range(50))),
     # The CPU-clock rule.
     Situation("of one nothing can be read, and its clock ran", (Busy("unknown", 0),), False, target=1),
-    Situation("of one nothing can be read, and its clock stands for a moment", (Busy("unknown", 9 * MS),), False,
-              these(0), target=1),
-    Situation("of one nothing can be read, and its clock has stood", (Busy("unknown", 11 * MS),), True, these(0), target=1),
+    Situation(
+        "of one nothing can be read, and its clock stands for a moment",
+        (Busy("unknown", 9 * MS),),
+        False,
+        these(0),
+        target=1,
+    ),
+    Situation(
+        "of one nothing can be read, and its clock has stood", (Busy("unknown", 11 * MS),), True, these(0), target=1
+    ),
     Situation("of one nothing can be read, one sleeps", (Busy("unknown", 0), SLEEPS), True, these(1)),
     # Its worker has yet to be mourned. Till then the pool counts it, so it has no work for whoever comes.
     Situation("a thread has ended", (Busy("unknown", ENDED), RUNS), True, python_leaves_it=True),

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
-
 from fakes import FakePool, FakeWorker, Scripted, add_worker, look, make_pool, queue
 
 from cmwq import ThreadLimit

@@ -1,8 +1,8 @@
 /* What everything here is built on: the headers of the system, time, futexes, and the module's own types.
 
-   Letters, in every file of this folder, behind the fields that several threads touch: A atomic, any thread; I set before
-   it is shared; P atomic, Python threads only; L whoever holds the lock it belongs to; S its own thread alone; F the child
-   of a fork.  Where a field has none the struct says whose it is.  */
+   Letters, in every file of this folder, behind the fields that several threads touch: A atomic, any thread; I set
+   before it is shared; P atomic, Python threads only; L whoever holds the lock it belongs to; S its own thread alone;
+   F the child of a fork.  Where a field has none the struct says whose it is.  */
 
 #pragma once
 

@@ -1,10 +1,11 @@
 /* Which futexes are the GIL's, learnt without any CPython internals.
 
-   Its one job: learn_gil().  While the calling thread holds the GIL a helper asks for it, and /proc tells on which address
-   that waits.  The GIL keeps two condition variables and two mutexes side by side, hence a range and not one word.
+   Its one job: learn_gil().  While the calling thread holds the GIL a helper asks for it, and /proc tells on which
+   address that waits.  The GIL keeps two condition variables and two mutexes side by side, hence a range and not one
+   word.
 
-   Guarantees: at most LEARN_WITHIN; nothing is left behind, the helper is joined.  It is the one native thread that meets
-   the GIL.  If nothing was learnt, waits for the GIL count as lock waits.  */
+   Guarantees: at most LEARN_WITHIN; nothing is left behind, the helper is joined.  It is the one native thread that
+   meets the GIL.  If nothing was learnt, waits for the GIL count as lock waits.  */
 
 #pragma once
 #include "see.h"

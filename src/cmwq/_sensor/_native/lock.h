@@ -1,12 +1,13 @@
 /* The locks on which it rests that neither an exception nor a call from within leaves anything half done.
 
-   Its one job: Guard, a futex with an owner, a rank, a `mend` and a list of whom to wake once it is free.  They are here
-   because only in C can a section begin and end between two bytecodes.  `cmwq._host.locks` is the same in Python.
+   Its one job: Guard, a futex with an owner, a rank, a `mend` and a list of whom to wake once it is free.  They are
+   here because only in C can a section begin and end between two bytecodes.  `cmwq._host.locks` is the same in
+   Python.
 
    No deadlock.  A thread that holds a lock asks only for those of a higher rank: it, and whatever runs within it,
-   finalisers and signal handlers, which count as what they interrupted.  So among the threads that wait for locks, the
-   one that holds the highest rank waits for somebody who doesn't.  Who asks for another is refused before anything is
-   touched.
+   finalisers and signal handlers, which count as what they interrupted.  So among the threads that wait for locks,
+   the one that holds the highest rank waits for somebody who doesn't.  Who asks for another is refused before
+   anything is touched.
 
    An exceptional end mends: `mend` recounts what the section may have left half done, before the lock is free.  If it
    fails, the lock is stained, and whoever gets it next mends first, or doesn't get it.

@@ -1,11 +1,11 @@
 /* Python: Lock, its sections (Hold), inside() and defer().
 
    No frame leaves a lock behind.  `with` asks the type for `__exit__` before it calls `__enter__`, and what it gets
-   lies on the frame's stack until the section is over.  Here `__exit__` is a getter: it takes the lock and gives back a
-   Hold, to which nothing else refers.  So a Hold that was called ended its section, and one that dies without was left
-   some other way: by an exception in one of the few bytecodes around a section, for which `with` answers for nobody.  No
-   bytecode runs between taking the lock and the Hold's being on that stack, nor between the Hold's call and the lock's
-   being free, those of `mend` aside: there is no moment at which an exception finds neither.
+   lies on the frame's stack until the section is over.  Here `__exit__` is a getter: it takes the lock and gives back
+   a Hold, to which nothing else refers.  So a Hold that was called ended its section, and one that dies without was
+   left some other way: by an exception in one of the few bytecodes around a section, for which `with` answers for
+   nobody.  No bytecode runs between taking the lock and the Hold's being on that stack, nor between the Hold's call
+   and the lock's being free, those of `mend` aside: there is no moment at which an exception finds neither.
 
    The methods serve every type that begins as Locking does: Lock, and Lookout, which is its pool's lock.  */
 

@@ -1,13 +1,13 @@
 /* One look at a pool's workers: which of them sleep, and whether the reserve is to be woken.
 
-   Its one job: the rules by which a sentinel, the tick, or a worker about to go idle judges what it sees.  They are the
-   same as in `_ticking.py`; tests/sensors/test_situations.py puts both before the same table of situations.
+   Its one job: the rules by which a sentinel, the tick, or a worker about to go idle judges what it sees.  They are
+   the same as in `_ticking.py`; tests/sensors/test_situations.py puts both before the same table of situations.
 
    Guarantees
    - At most one worker is woken per look, the one that the pool named, and by a worker's own look nobody.
-   - Nobody is woken once `enough` were found runnable, nor, except that a worker's look goes on, while one waits for the GIL
-     (the GIL rule: another could only join the queue).  The look is over then, whatever the others do: a hundred that ended
-     their sleeps together and queue for a CPU would else be read again and again.
+   - Nobody is woken once `enough` were found runnable, nor while one waits for the GIL (the GIL rule: another could
+     only join the queue).  The look is over then, whatever the others do: a hundred that ended their sleeps together
+     and queue for a CPU would else be read again and again.  Only a worker's look goes on past a waiter for the GIL.
    - A mark holds only if the worker did nothing since it was seen: mark() compares its word.
    - Nothing is held while the reserve is unparked: that may preempt this thread for good.
 
@@ -60,7 +60,9 @@ static Doing doing_of(const Look *look, Slot *slot, long long *key)
     *key = 0;
     if (sighting)
         return sighting->doing;
-    return tid ? look_at(look->watch, look->lookout, slot, tid, key) : RUNS;    /* 0: unparked while its thread starts */
+    if (!tid)
+        return RUNS;                    /* unparked while its thread starts */
+    return look_at(look->watch, look->lookout, slot, tid, key);
 }
 
 static long long stillness(const Look *look, Slot *slot, unsigned word, long long key)
@@ -91,7 +93,7 @@ static bool is_decided(const Look *look)
     return look->runnable >= look->enough || (look->gil_waiters && !look->self);
 }
 
-/* One that runs as far as anybody knows. */
+/* The worker runs as far as anybody knows. */
 static void visit_running(Look *look, Slot *slot, unsigned word)
 {
     long long key, still;
@@ -151,18 +153,24 @@ static bool visit_all(Look *look)
     return k == n;
 }
 
-/* Does it run again?  There is no hurry: a worker that ends its item corrects itself. */
+/* Is it runnable again?  There is no hurry: a worker that ends its item corrects itself. */
 static void visit_one_asleep(Look *look)
 {
     long long key;
-    if (look->asleep && look->runnable < look->enough && doing_of(look, look->asleep, &key) == RUNS)
-        look->runnable += mark(look, look->asleep, look->asleep_word, RUNNING);
+    if (!look->asleep || is_decided(look))
+        return;
+    Doing doing = doing_of(look, look->asleep, &key);
+    if ((doing == RUNS || doing == WAITS_FOR_GIL) && mark(look, look->asleep, look->asleep_word, RUNNING)) {
+        look->gil_waiters += doing == WAITS_FOR_GIL;
+        look->runnable++;
+    }
 }
 
-/* The lasting-lock rule.  A contended lock looks like a blocked worker; starting another for it makes more contention, and
-   so on without end.  So the wait must have lasted, without the thread having run in between, and the longer the more others
-   were counted as waiting for locks of late.  With nobody running at all, the first counts at once: whoever holds that lock
-   is not about to let go of it.  Context: all young ones were counted. */
+/* The lasting-lock rule.  A contended lock looks like a blocked worker; starting another for it makes more
+   contention, and so on without end.  So the wait must have lasted, without the thread having run in between, and the
+   longer the more others were counted as waiting for locks of late.  With nobody running at all, the first counts at
+   once: whoever holds that lock is not about to let go of it.  Context: all workers were passed, so all young ones
+   were counted. */
 static void judge_waits(Look *look)
 {
     bool others_run = look->runnable > 0;
@@ -198,7 +206,7 @@ static bool look_as(Look *look)
     atomic_fetch_add_explicit(&look->watch->looks, 1, memory_order_relaxed);
     bool complete = visit_all(look);
     visit_one_asleep(look);
-    if (complete)
+    if (complete && !is_decided(look))  /* who is marked now may be replaced */
         judge_waits(look);
     return wake_reserve(look);
 }

@@ -147,7 +147,7 @@ static bool as_sighting(PyObject *pair, Sighting *sighting)
     };
     const char *name;
     if (!PyTuple_Check(pair)) {
-        PyErr_SetString(PyExc_TypeError, "a sighting is a pair of what the thread does and for how many ns it has not run");
+        PyErr_SetString(PyExc_TypeError, "a sighting is a pair: what the thread does, for how many ns it has not run");
         return false;
     }
     if (!PyArg_ParseTuple(pair, "sL", &name, &sighting->still))

@@ -1,8 +1,8 @@
 /* The sentinel: watching Python's own threads without the GIL.
 
-   What this folder knows: which threads are workers (Slot), whether work waits (Lookout.reserve is set), and how many may
-   run (Lookout.target).  What it does: look at the workers, mark those that sleep, and wake the one reserve worker it was
-   given.  The woken worker reads the marks and decides, in Python.
+   What this folder knows: which threads are workers (Slot), whether work waits (Lookout.reserve is set), and how many
+   may run (Lookout.target).  What it does: look at the workers, mark those that sleep, and wake the one reserve
+   worker it was given.  The woken worker reads the marks and decides, in Python.
 
    One translation unit, so that the compiler sees through all of it.  The files, each on top of those before it:
 
@@ -50,7 +50,8 @@ static PyMethodDef functions[] = {
 /* The rules' constants in ns, for a test that those of `_ticking.py` are the same.  -1: an exception is set. */
 static int add_constants(PyObject *m)
 {
-    return PyModule_AddIntMacro(m, SHORT_WAIT) || PyModule_AddIntMacro(m, YOUNG) || PyModule_AddIntMacro(m, STILL) ? -1 : 0;
+    return PyModule_AddIntMacro(m, SHORT_WAIT) || PyModule_AddIntMacro(m, YOUNG) ||
+           PyModule_AddIntMacro(m, STILL) ? -1 : 0;
 }
 
 static int exec(PyObject *m)

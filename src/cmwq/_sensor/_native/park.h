@@ -1,12 +1,12 @@
 /* Parking: where one thread sleeps until another tells it to go on.
 
-   Its one job: park() waits for an unpark, give() is one.  It is here because only without the GIL can a thread stay awake
-   for a moment before it sleeps, and that is much cheaper where the wait is short.
+   Its one job: park() waits for an unpark, give() is one.  It is here because only without the GIL can a thread stay
+   awake for a moment before it sleeps, and that is much cheaper where the wait is short.
 
    Guarantees
    - An unpark that came before its park ends that park at once; several that came count as one.
    - None is lost: what ends the spinning is followed by the same compare-and-swap as would be without it.
-   - The GIL is given up once per sleep, and never while it could be needed by whoever unparks.
+   - The GIL is given up once, for the spinning and the sleep together.
    - Ctrl-C ends a wait of the main thread (`interruptible`), after FIRST_SLEEP at the latest.
 
    Relies on one thread at a time parking on a Parking, and on the memory outliving whoever may still unpark it.
@@ -49,12 +49,12 @@ static bool is_given(Parking *parking)
     return atomic_load_explicit(&parking->token, memory_order_acquire) == 1;
 }
 
-/* Spin for a moment: to wake a thread that sleeps on an idle CPU takes longer than many works.  It yields, for others may
-   want this CPU, the one that is to unpark it above all; and if they do it is over, or each yield would cost a time slice.
-   Only if it `may`, and where the last times were not in vain: after each that was, twice as many parkings pass without.
-   Without a GIL a little in any case: who waits for others' works yields as in such a Python's own locks, and a worker,
-   which may rest for long, keeps to itself.  Once unparked it waits until who did that has given up the GIL: to ask for
-   it at once is to sleep, too.  Context: no GIL. */
+/* Spin for a moment: to wake a thread that sleeps on an idle CPU takes longer than many works.  It yields, for others
+   may want this CPU, the one that is to unpark it above all; and if they do it is over, or each yield would cost a
+   time slice. Only if it `may`, and where the last times were not in vain: after each that was, twice as many
+   parkings pass without. Without a GIL a little in any case: who waits for others' works yields as in such a Python's
+   own locks, and a worker, which may rest for long, keeps to itself.  Once unparked it waits until who did that has
+   given up the GIL: to ask for it at once is to sleep, too.  Context: no GIL. */
 static void spin(Parking *parking, bool may, bool worker)
 {
 #ifdef Py_GIL_DISABLED
@@ -117,9 +117,9 @@ static bool in_main_thread(void)
     return syscall(SYS_gettid) == getpid();
 }
 
-/* 1: unparked.  0: `timeout` seconds passed (-1: for ever).  -1: a signal's handler raised.
-   A signal that comes after the GIL was given up, but before the thread sleeps, does not wake it.  That may take long, if
-   whoever waited for the GIL has the CPU now.  So the first sleep of the main thread is a short one. */
+/* 1: unparked.  0: `timeout` seconds passed (-1: for ever).  -1: a signal's handler raised. A signal that comes after
+   the GIL was given up, but before the thread sleeps, does not wake it.  That may take long, if whoever waited for
+   the GIL has the CPU now.  So the first sleep of the main thread is a short one. */
 static int park(Parking *parking, double timeout, bool spins, bool interruptible)
 {
     bool first = true;

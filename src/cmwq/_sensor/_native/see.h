@@ -4,8 +4,8 @@
 
    Guarantees
    - Neither waits for anybody, nor needs the GIL.  Several threads may ask about one slot at once.
-   - Descriptors: at most MAX_KEPT stay open per runtime, and no more than one of KEPT_SHARE of those that the process may
-     have.  One that the program closed or replaced is neither read nor closed.
+   - Descriptors: at most MAX_KEPT stay open per runtime, and no more than one of KEPT_SHARE of those that the process
+     may have.  One that the program closed or replaced is neither read nor closed.
 
    Relies on the slot's memory staying what it is (watch.h).  */
 
@@ -40,8 +40,8 @@ static void close_kept(Watch *watch, Slot *slot)
     atomic_fetch_sub(&watch->nr_kept, 1);
 }
 
-/* The thread's syscall file, by a descriptor that its slot keeps (0.6 us) or one opened for this once (1.8 us).  A kept
-   one of a thread that ended fails, even if another got the number: then it is opened anew. */
+/* The thread's syscall file, by a descriptor that its slot keeps or, which takes three times as long, one opened for
+   this once.  A kept one of a thread that ended fails, even if another got the number: then it is opened anew. */
 static ssize_t read_syscall(Watch *watch, Slot *slot, int tid, char *text, size_t size)
 {
     bool mine = slot && !atomic_flag_test_and_set(&slot->reading);
@@ -120,11 +120,12 @@ static uint32_t short_time(long long ns)
     return (uint32_t)(ns >> 10);
 }
 
-/* For how many ns a thread has been seen as it is now: the same word, the same `key`, the same CPU time, so that it did
-   not run in between.  -1 if it has ended.  Slot.still is one word, a digest of what was seen << 32 | since when, so
-   that several who look at once can't mix theirs.  The time is taken after the CPU time to begin with, and before it to
-   end with: a look that is interrupted makes it too short, never too long.  A time that seems to lie ahead is another
-   looker's, or half an hour old: it begins anew, too. */
+/* For how many ns a thread has been seen as it is now: the same word, the same `key`, the same CPU time, so that it
+   did not run in between.  -1 if it has ended.  Slot.still is one word, a digest of what was seen << 32 | since when,
+   so that several who look at once can't mix theirs.  (To take turns, as with `reading`, won't do: who is kept off
+   the CPU in its turn would keep the others from ever seeing that a wait lasts.)  The time is taken after the CPU
+   time to begin with, and before it to end with: a look that is interrupted makes it too short, never too long.  A
+   time that seems to lie ahead is another looker's, or half an hour old: it begins anew, too. */
 static long long still_for(Slot *slot, unsigned word, long long key)
 {
     uint32_t now = short_time(now_ns(CLOCK_MONOTONIC));

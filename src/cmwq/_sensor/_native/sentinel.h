@@ -1,7 +1,8 @@
 /* The native threads that look: a sentinel on each CPU, and one plain tick.
 
-   Its one job: when to look, and when to sleep.  A sentinel is pinned to its CPU, with policy SCHED_IDLE.  The kernel runs
-   it only when that CPU has nothing better to do, so *being scheduled is the event*: the last runnable worker there blocked.
+   Its one job: when to look, and when to sleep.  A sentinel is pinned to its CPU, with policy SCHED_IDLE.  The kernel
+   runs it only when that CPU has nothing better to do, so *being scheduled is the event*: the last runnable worker
+   there blocked.
 
    Guarantees
    - These threads never touch the GIL or a Python object.

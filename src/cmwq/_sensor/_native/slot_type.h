@@ -1,7 +1,7 @@
 /* Python: Slot, a worker's parker and its place on a lookout, and Parker, a parker for any thread.
 
-   What a slot's methods guarantee is the words' (watch.h); here they are called from Python.  ended() is the hot path, once
-   per item: one atomic step, and two loads.  */
+   What a slot's methods guarantee is the words' (watch.h); here they are called from Python.  ended() is the hot
+   path, once per item: one atomic step and one load.  */
 
 #pragma once
 #include "lock_type.h"
@@ -148,7 +148,7 @@ static PyMethodDef slot_methods[] = {
      "park([timeout[, spins]]): wait for an unpark, one that came before included. True if there was one."},
     {"unpark", (PyCFunction)slot_unpark, METH_NOARGS, "Let park() return, now or next time."},
     {"ended", (PyCFunction)slot_ended, METH_NOARGS, "The worker ended an item: what was seen of it is void."},
-    {"believed", (PyCFunction)slot_believed, METH_O, "believed(asleep): what differs from that is to be delivered again."},
+    {"believed", (PyCFunction)slot_believed, METH_O, "believed(asleep): what differs from it is to be delivered."},
     {"exempt", (PyCFunction)slot_exempt, METH_O, "exempt(flag): do not look at this worker until exempt(False)."},
     {"review", (PyCFunction)slot_review, METH_O,
      "review(enough): the worker itself looks at the others, until it saw so many run."},

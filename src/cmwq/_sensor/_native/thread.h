@@ -1,11 +1,11 @@
 /* What a thread holds, and what it put off until it holds nothing.
 
-   Its one job: for each thread the set of the ranks of the locks that it holds, and a list of calls that wait until that
-   set is empty (defer).
+   Its one job: for each thread the set of the ranks of the locks that it holds, and a list of calls that wait until
+   that set is empty (defer).
 
    Guarantees
-   - Each deferred call is made once, in the order of deferring, by the thread that deferred it, or by the one that let go
-     of its last lock in its place.
+   - Each deferred call is made once, in the order of deferring, by the thread that deferred it, or by the one that
+     let go of its last lock in its place.
    - An exception raised in one doesn't keep back the others.
 
    Relies on lock.h, which says what is held.  Python threads only, with their thread state attached.  */

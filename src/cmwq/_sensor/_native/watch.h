@@ -1,12 +1,14 @@
-/* What Python threads and native threads share: a slot for each worker, a lookout for each pool, a watch for each runtime.
+/* What Python threads and native threads share: a slot for each worker, a lookout for each pool, a watch for each
+   runtime.
 
    Its one job: the structs, and the transitions of a slot's word.
 
    Guarantees
-   - No lock is shared with native threads: one of idle priority may be off the CPU for as long as others are busy, and
-     whoever waited for its lock would wait as long.  All sharing is by atomics.
+   - No lock is shared with native threads: one of idle priority may be off the CPU for as long as others are busy,
+     and whoever waited for its lock would wait as long.  All sharing is by atomics.
    - Slots and lookouts are reused, never freed while the watch lives: who looks may be late, never astray.
-   - A verdict holds only for what it was formed of: every transition, the end of an item included, is a step of the word.
+   - A verdict holds only for what it was formed of: every transition, the end of an item included, is a step of the
+     word.
 
    README.md argues each word, and why no wake-up is lost.  */
 
@@ -109,5 +111,6 @@ static void slot_become(Slot *slot, unsigned state)
 static bool serves(Lookout *lookout, int cpu)
 {
     const int bits = 8 * sizeof(long);
-    return cpu < CPU_SETSIZE && atomic_load_explicit(&lookout->cpus[cpu / bits], memory_order_relaxed) >> cpu % bits & 1;
+    return cpu < CPU_SETSIZE &&
+           atomic_load_explicit(&lookout->cpus[cpu / bits], memory_order_relaxed) >> cpu % bits & 1;
 }

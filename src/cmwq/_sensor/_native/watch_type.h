@@ -1,7 +1,7 @@
 /* Python: Watch, the sentinels of one runtime.
 
-   Guarantees: a watch that Python has forgotten, or that is a forked parent's, costs nothing: its threads leave, or are not
-   there, and the last to leave frees it.  */
+   Guarantees: a watch that Python has forgotten, or that is a forked parent's, costs nothing: its threads leave, or
+   are not there, and the last to leave frees it.  */
 
 #pragma once
 #include "gil.h"
