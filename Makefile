@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-all check lint types bench performance suite stress scale faults hotplug model mutants \
-	cpython-tests promises clean setup interrupted storms
+	cpython-tests promises clean setup interrupted storms tsan
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -79,6 +79,9 @@ storms: setup  ## Ctrl-C, handlers, finalisers, exceptions, forks, exits: thousa
 	PYTHONPATH=tests $(PY) -m interrupted.sweep asynchronous --rounds 1000 \
 		--operations submit 'submit beyond max_active' 'freeze, thaw' 'submit, max_pending' $(ARGS)
 	PYTHONPATH=tests $(PY) -m interrupted.ends forks exits --number 2000
+
+tsan: setup  ## tests of the sensors and the locks, with the C extension built for ThreadSanitizer (3 minutes)
+	$(PY) tools/sanitize.py $(ARGS)
 
 promises:  ## docs/promises.md: which tests defend which promise
 	$(PYTHON) tools/promises.py

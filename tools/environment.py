@@ -4,7 +4,7 @@ Its one job: `environment.py DIRECTORY EXTRA...` leaves DIRECTORY ready, made of
 extension is built in place if there is a C compiler, and which sensor serves is said. Of the extra `peers`, what can't
 be installed for this Python is left out, and that is said.
 
-Guarantees: nothing is done where nothing changed (Python, this tree's place, pyproject.toml, the C source, the
+Guarantees: nothing is done where nothing changed (Python, this tree's place, pyproject.toml, the C sources, the
 compiler); the stamp that says so is written last, so an interrupted run is begun again from nothing. No compiler is
 needed: other people's packages come as wheels only, in older versions where the newest has none for this Python.
 """
@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SENTINEL = ROOT / "src/cmwq/_sensor/_sentinel.c"
+SENTINEL = ROOT / "src/cmwq/_sensor/_sentinel"  # with a suffix that depends on the Python: the C extension
+NATIVE = ROOT / "src/cmwq/_sensor/_native"  # what it is built from
 STAMP = "cmwq.json"
 PEERS = "peers"  # an extra of which any part may be missing
 SENSOR = """
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
     wanted = {
         **basis,
         "extras": sorted(extras.union([] if fresh else before["extras"])),
-        "sources": [digest(path) for path in (ROOT / "pyproject.toml", SENTINEL)],
+        "sources": [digest(path) for path in (ROOT / "pyproject.toml", *sorted(NATIVE.glob("*.[ch]")))],
         "compiler": compiler(),
     }
     if before == wanted:

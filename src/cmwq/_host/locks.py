@@ -1,8 +1,8 @@
 """Locks that no exception leaves behind, and that a thread never waits for twice.
 
 Its one job: say what is true while a section runs, and after it was left, however it was left. Everything in cmwq that
-is a lock is one of these. This is the readable one; `_sentinel.c` has the same in C (`Lock`, `inside`, `defer`), which
-serves where it was built. The two keep separate accounts of what a thread holds: a process uses one.
+is a lock is one of these. This is the readable one; `_sensor/_native/lock.h` has the same in C (`Lock`, `inside`,
+`defer`), which serves where it was built. The two keep separate accounts of what a thread holds: a process uses one.
 
 Guarantees
 1. *No frame leaves a lock behind.* An exception at any bytecode, as of Ctrl-C, `PyThreadState_SetAsyncExc`, a trace

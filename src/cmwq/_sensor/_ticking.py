@@ -106,7 +106,7 @@ class Watched:
         return now - self.since
 
     def has_lasted(self, now: float, damping: int) -> bool:
-        """The lasting-futex rule, for a thread that waits on `key`. See `_sentinel.c`: a contended lock looks like a
+        """The lasting-futex rule, for a thread that waits on `key`. See `_native/look.h`: a contended lock looks like a
         blocked worker, and starting another for it makes more contention. With nobody running and no young waits it
         counts at once.
         """

@@ -1,8 +1,9 @@
 """ProcfsSensor: `/proc/self/task/TID/syscall`, read every millisecond while work waits.
 
-Its one job: tell what a worker does where the C sentinel was not built. The rules are the sentinel's (`_sentinel.c`);
-what is lost is said in `_ticking`. Assumes Linux on a machine whose system call numbers are in `_CALLS`; `usable()`
-says so. Files are opened for each look: a pool of a thousand threads must not hold a thousand descriptors.
+Its one job: tell what a worker does where the C extension was not built. The rules are the sentinel's, of
+`_native/look.h`; what is lost is said in `_ticking`. Assumes Linux on a machine whose system call numbers are in
+`_CALLS`; `usable()` says so. Files are opened for each look: a pool of a thousand threads must not hold a thousand
+descriptors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The sentinel as a `Sensor`: what Python adds to `_sentinel.c` is which worker sits in which slot.
+"""The sentinel as a `Sensor`: what Python adds to the C of `_native/` is which worker sits in which slot.
 
 Guarantees: an armed pool's blocked workers are noticed in microseconds, without the GIL; nothing wakes up while no pool
 is armed (G4). Assumes that the pool calls `arm`, `deliver`, `ended`, `exempt` with its lock held.

@@ -1,0 +1,85 @@
+/* What everything here is built on: the headers of the system, time, futexes, and the module's own types.
+
+   Letters, in every file of this folder, behind the fields that several threads touch: A atomic, any thread; I set
+   before it is shared; P atomic, Python threads only; L whoever holds the lock it belongs to; S its own thread alone;
+   F the child of a fork.  Where a field has none the struct says whose it is.  */
+
+#pragma once
+
+#define _GNU_SOURCE
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#ifndef __linux__
+#error "the sentinel needs Linux; cmwq works without it"
+#endif
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Thread-local, at a fixed place from the thread's pointer: the usual model calls a function to find it, which the lock's
+   every acquire and release would pay for.  Other C libraries than glibc keep no such places for what is loaded late. */
+#if defined __GLIBC__ && defined __GNUC__
+#define THREAD_LOCAL _Thread_local __attribute__((tls_model("initial-exec")))
+#else
+#define THREAD_LOCAL _Thread_local
+#endif
+
+#define US 1000LL
+#define MS (1000 * US)
+
+#ifdef Py_GIL_DISABLED
+static void spin_wait(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("isb");
+#endif
+}
+#endif
+
+static long long now_ns(clockid_t clock)
+{
+    struct timespec t;
+    return clock_gettime(clock, &t) ? -1 : t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static long futex(atomic_uint *word, int op, unsigned value, const struct timespec *timeout)
+{
+    return syscall(SYS_futex, word, op | FUTEX_PRIVATE_FLAG, value, timeout, NULL, 0);
+}
+
+static struct timespec timespec_of(long long ns)
+{
+    return (struct timespec){.tv_sec = ns / 1000000000LL, .tv_nsec = ns % 1000000000LL};
+}
+
+typedef struct {
+    PyTypeObject *slot_type, *lookout_type, *watch_type, *parker_type, *lock_type, *hold_type;
+    PyObject *cmwq_error, *reentered;
+} State;
+
+/* An int argument of a METH_O function. */
+static bool as_int(PyObject *value, int *result)
+{
+    long number = PyLong_AsLong(value);
+    if (number == -1 && PyErr_Occurred())
+        return false;
+    if (number < INT_MIN || number > INT_MAX) {
+        PyErr_SetString(PyExc_OverflowError, "the number doesn't fit an int");
+        return false;
+    }
+    *result = (int)number;
+    return true;
+}

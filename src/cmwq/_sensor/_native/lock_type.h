@@ -1,0 +1,313 @@
+/* Python: Lock, its sections (Hold), inside() and defer().
+
+   No frame leaves a lock behind.  `with` asks the type for `__exit__` before it calls `__enter__`, and what it gets
+   lies on the frame's stack until the section is over.  Here `__exit__` is a getter: it takes the lock and gives back
+   a Hold, to which nothing else refers.  So a Hold that was called ended its section, and one that dies without was
+   left some other way: by an exception in one of the few bytecodes around a section, for which `with` answers for
+   nobody.  No bytecode runs between taking the lock and the Hold's being on that stack, nor between the Hold's call
+   and the lock's being free, those of `mend` aside: there is no moment at which an exception finds neither.
+
+   The methods serve every type that begins as Locking does: Lock, and Lookout, which is its pool's lock.  */
+
+#pragma once
+#include "lock.h"
+
+/* A section.  Not tracked by the collector: to make one calls no finaliser. */
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc vectorcall;
+    PyObject *lock;             /* NULL: the section has ended */
+    Guard *guard;
+    Thread *holder;
+    unsigned epoch;
+} HoldObject;
+
+static bool hold_end(HoldObject *hold, bool exceptional)
+{
+    PyObject *lock = hold->lock;
+    if (!lock)
+        return true;
+    hold->lock = NULL;
+    bool ended = guard_end(hold->guard, hold->holder, hold->epoch, exceptional);
+    Py_DECREF(lock);
+    return ended;
+}
+
+static PyObject *hold_call(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *Py_UNUSED(names))
+{
+    HoldObject *hold = (HoldObject *)self;
+    bool exceptional = hold->lock && PyVectorcall_NARGS(nargsf) > 0 && args[0] != Py_None &&
+                       !PyErr_GivenExceptionMatches(args[0], hold->guard->state->cmwq_error);
+    if (!hold_end(hold, exceptional))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static void hold_dealloc(HoldObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    if (self->lock) {
+        PyObject *pending, *exception, *traceback, *lock = Py_NewRef(self->lock);
+        PyErr_Fetch(&pending, &exception, &traceback);
+        if (!hold_end(self, true))
+            PyErr_WriteUnraisable(lock);    /* a finaliser can't raise */
+        PyErr_Restore(pending, exception, traceback);
+        Py_DECREF(lock);
+    }
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef hold_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(HoldObject, vectorcall), READONLY, NULL},
+    {NULL},
+};
+
+static PyType_Slot hold_slots[] = {
+    {Py_tp_doc, "A section: what `with` calls at its end."},
+    {Py_tp_dealloc, hold_dealloc},
+    {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_members, hold_members},
+    {0, NULL},
+};
+
+static PyType_Spec hold_spec = {
+    .name = "cmwq._sensor._sentinel.Hold",
+    .basicsize = sizeof(HoldObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_HAVE_VECTORCALL,
+    .slots = hold_slots,
+};
+
+static PyObject *guard_begin(PyObject *lock, Guard *guard)
+{
+    HoldObject *hold = PyObject_New(HoldObject, guard->state->hold_type);
+    if (!hold)
+        return NULL;
+    hold->vectorcall = hold_call;
+    hold->lock = NULL;
+    if (!guard_lock(guard, lock)) {
+        Py_DECREF(hold);
+        return NULL;
+    }
+    hold->lock = Py_NewRef(lock);
+    hold->guard = guard;
+    hold->holder = this_thread;
+    hold->epoch = guard->epoch;
+    return (PyObject *)hold;
+}
+
+static PyObject *guard_acquire(PyObject *lock, Guard *guard)
+{
+    if (!guard_lock(guard, lock))
+        return NULL;
+    guard->by_hand = true;
+    Py_RETURN_NONE;
+}
+
+static PyObject *guard_release(Guard *guard)
+{
+    if (!is_held(guard)) {
+        if (!guard->forgiven) {
+            PyErr_SetString(PyExc_RuntimeError, "release of a lock that this thread doesn't hold");
+            return NULL;
+        }
+        guard->forgiven = false;
+        Py_RETURN_NONE;
+    }
+    if (!guard_unlock(guard))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *guard_wake(Guard *guard, PyObject *parker)
+{
+    if (!is_held(guard)) {
+        PyErr_SetString(PyExc_RuntimeError, "wake() is for whoever holds the lock");
+        return NULL;
+    }
+    if (guard->nr_woken < MAX_WOKEN)
+        guard->woken[guard->nr_woken++] = Py_NewRef(parker);
+    else if (!wake_now(parker, guard->state))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* In the child of a fork.  A frame that is within a section finds at its end that this is another epoch. */
+static PyObject *guard_reinit(Guard *guard)
+{
+    guard->forgiven = is_held(guard) && guard->by_hand;
+    guard_forget(guard);
+    guard->epoch++;
+    atomic_store(guard->word, 0);
+    Py_RETURN_NONE;
+}
+
+static int guard_set_mend(Guard *guard, PyObject *mend)
+{
+    if (!valid_mend(mend ? mend : Py_None))
+        return -1;
+    PyObject *before = guard->mend;
+    guard->mend = mend && mend != Py_None ? Py_NewRef(mend) : NULL;
+    Py_XDECREF(before);
+    return 0;
+}
+
+/* How every object that is a lock begins.  What follows are their methods. */
+typedef struct {
+    PyObject_HEAD
+    Guard guard;
+} Locking;
+
+static PyObject *locking_acquire(Locking *self, PyObject *Py_UNUSED(none))
+{
+    return guard_acquire((PyObject *)self, &self->guard);
+}
+
+static PyObject *locking_release(Locking *self, PyObject *Py_UNUSED(none))
+{
+    return guard_release(&self->guard);
+}
+
+static PyObject *locking_enter(Locking *Py_UNUSED(self), PyObject *Py_UNUSED(none))
+{
+    Py_RETURN_NONE;
+}
+
+static PyObject *locking_locked(Locking *self, PyObject *Py_UNUSED(none))
+{
+    return PyBool_FromLong(atomic_load(self->guard.word) != 0);
+}
+
+static PyObject *locking_held(Locking *self, PyObject *Py_UNUSED(none))
+{
+    return PyBool_FromLong(is_held(&self->guard));
+}
+
+static PyObject *locking_wake(Locking *self, PyObject *parker)
+{
+    return guard_wake(&self->guard, parker);
+}
+
+static PyObject *locking_reinit(Locking *self, PyObject *Py_UNUSED(none))
+{
+    return guard_reinit(&self->guard);
+}
+
+static PyObject *locking_begin(Locking *self, void *Py_UNUSED(closure))
+{
+    return guard_begin((PyObject *)self, &self->guard);
+}
+
+static PyObject *locking_get_rank(Locking *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(self->guard.rank);
+}
+
+static PyObject *locking_get_mend(Locking *self, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(self->guard.mend ? self->guard.mend : Py_None);
+}
+
+static int locking_set_mend(Locking *self, PyObject *mend, void *Py_UNUSED(closure))
+{
+    return guard_set_mend(&self->guard, mend);
+}
+
+#define LOCK_METHOD_DEFS                                                                                              \
+    {"acquire", (PyCFunction)locking_acquire, METH_NOARGS, "Wait for it. To hold it for a while, say `with`."},       \
+    {"release", (PyCFunction)locking_release, METH_NOARGS, "Let go of what acquire() took."},                         \
+    {"__enter__", (PyCFunction)locking_enter, METH_NOARGS, NULL},                                                     \
+    {"locked", (PyCFunction)locking_locked, METH_NOARGS, "Does anybody hold it?"},                                    \
+    {"held", (PyCFunction)locking_held, METH_NOARGS, "Does this thread hold it?"},                                    \
+    {"wake", (PyCFunction)locking_wake, METH_O, "wake(parker): unpark it as soon as the lock is free."},              \
+    {"_at_fork_reinit", (PyCFunction)locking_reinit, METH_NOARGS, "In the child of a fork: nobody holds it."}
+
+#define LOCK_GETSET_DEFS                                                                                              \
+    {"__exit__", (getter)locking_begin, NULL, "for `with` alone: to get it is to take the lock", NULL},               \
+    {"rank", (getter)locking_get_rank, NULL, "which locks may be taken within it: those of a higher rank", NULL},     \
+    {"mend", (getter)locking_get_mend, (setter)locking_set_mend,                                                      \
+     "called, with the lock held, after a section that an exception ended", NULL}
+
+typedef struct {
+    Locking locking;
+    atomic_uint word;           /* A */
+} LockObject;
+
+static PyObject *lock_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"rank", "mend", NULL};
+    int rank;
+    PyObject *mend = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|O:Lock", names, &rank, &mend) || !valid_rank(rank) ||
+        !valid_mend(mend))
+        return NULL;
+    LockObject *self = (LockObject *)type->tp_alloc(type, 0);
+    if (self)
+        guard_init(&self->locking.guard, type, &self->word, rank, mend == Py_None ? NULL : mend);
+    return (PyObject *)self;
+}
+
+static void lock_dealloc(LockObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    guard_clear(&self->locking.guard);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef lock_methods[] = {
+    LOCK_METHOD_DEFS,
+    {NULL},
+};
+
+static PyGetSetDef lock_getset[] = {
+    LOCK_GETSET_DEFS,
+    {NULL},
+};
+
+static PyType_Slot lock_slots[] = {
+    {Py_tp_doc, "Lock(rank, mend=None): see cmwq._host.locks."},
+    {Py_tp_new, lock_new},
+    {Py_tp_dealloc, lock_dealloc},
+    {Py_tp_methods, lock_methods},
+    {Py_tp_getset, lock_getset},
+    {0, NULL},
+};
+
+static PyType_Spec lock_spec = {
+    .name = "cmwq._sensor._sentinel.Lock",
+    .basicsize = sizeof(LockObject),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = lock_slots,
+};
+
+static PyObject *inside(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
+{
+    Thread *me = this_thread;
+    return PyLong_FromUnsignedLong(me ? held_by(me) : 0);
+}
+
+static PyObject *defer(PyObject *Py_UNUSED(self), PyObject *fn)
+{
+    Thread *me = current_thread();
+    if (!me)
+        return NULL;
+    if (!PyCallable_Check(fn)) {
+        PyErr_Format(PyExc_TypeError, "defer() takes a callable, not %.200s", Py_TYPE(fn)->tp_name);
+        return NULL;
+    }
+    if (!held_by(me) && (me->draining || !has_deferred(me))) {
+        if (!call_deferred(fn))
+            return NULL;
+        Py_RETURN_NONE;
+    }
+    Deferred *call = PyMem_RawMalloc(sizeof *call);
+    if (!call)
+        return PyErr_NoMemory();
+    call->fn = Py_NewRef(fn);
+    push_deferred(me, call);
+    /* Should another thread have let go of the last lock in this one's place, it may not have seen this call. */
+    if (!held_by(me) && !call_all_deferred(me))
+        return NULL;
+    Py_RETURN_NONE;
+}

@@ -1,0 +1,102 @@
+/* The sentinel: watching Python's own threads without the GIL.
+
+   What this folder knows: which threads are workers (Slot), whether work waits (Lookout.reserve is set), and how many
+   may run (Lookout.target).  What it does: look at the workers, mark those that sleep, and wake the one reserve
+   worker it was given.  The woken worker reads the marks and decides, in Python.
+
+   One translation unit, so that the compiler sees through all of it.  The files, each on top of those before it:
+
+       base.h          time, futexes, the legend of letters
+       park.h          how a thread sleeps until it is told
+       watch.h         Slot, Lookout, Watch: what Python and native threads share
+       see.h           what a thread does right now
+       look.h          one look at a pool: who sleeps, is somebody to be woken
+       sentinel.h      the threads that look, and when
+       thread.h        what a thread holds, and what it put off
+       wake.h          whom a lock wakes as it is let go of
+       lock.h          the locks
+       lock_type.h     Python's Lock, and sections of it
+       slot_type.h     Python's Slot and Parker
+       lookout_type.h  Python's Lookout
+       gil.h           which futexes are the GIL's
+       watch_type.h    Python's Watch
+
+   README.md, one folder up, is the story.  */
+
+#include "watch_type.h"
+
+static PyObject *get_cpu(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
+{
+    return PyLong_FromLong(sched_getcpu());
+}
+
+static PyObject *set_name(PyObject *Py_UNUSED(self), PyObject *name)
+{
+    const char *text = PyUnicode_AsUTF8(name);
+    if (!text)
+        return NULL;
+    prctl(PR_SET_NAME, text);           /* cut to 15 bytes by the kernel */
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"get_cpu", get_cpu, METH_NOARGS, "The CPU this thread runs on, as sched_getcpu(3)."},
+    {"set_name", set_name, METH_O, "set_name(text): the calling thread's name for top, ps and debuggers."},
+    {"inside", inside, METH_NOARGS, "The ranks of the locks that this thread holds, a bit each."},
+    {"defer", defer, METH_O, "defer(fn): call it once this thread holds no lock."},
+    {NULL},
+};
+
+/* The rules' constants in ns, for a test that those of `_ticking.py` are the same.  -1: an exception is set. */
+static int add_constants(PyObject *m)
+{
+    return PyModule_AddIntMacro(m, SHORT_WAIT) || PyModule_AddIntMacro(m, YOUNG) ||
+           PyModule_AddIntMacro(m, STILL) ? -1 : 0;
+}
+
+static int exec(PyObject *m)
+{
+    State *state = PyModule_GetState(m);
+    if (!(state->slot_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &slot_spec, NULL)) ||
+        !(state->lookout_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &lookout_spec, NULL)) ||
+        !(state->watch_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &watch_spec, NULL)) ||
+        !(state->parker_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &parker_spec, NULL)) ||
+        !(state->lock_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &lock_spec, NULL)) ||
+        !(state->hold_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &hold_spec, NULL)))
+        return -1;
+    PyObject *errors = PyImport_ImportModule("cmwq._errors");
+    if (!errors)
+        return -1;
+    state->cmwq_error = PyObject_GetAttrString(errors, "CmwqError");
+    state->reentered = PyObject_GetAttrString(errors, "Reentered");
+    Py_DECREF(errors);
+    if (!state->cmwq_error || !state->reentered)
+        return -1;
+    return PyModule_AddType(m, state->watch_type) || PyModule_AddType(m, state->parker_type) ||
+           PyModule_AddType(m, state->lock_type) || add_constants(m) ? -1 : 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, exec},
+#ifdef Py_MOD_PER_INTERPRETER_GIL_SUPPORTED
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#ifdef Py_MOD_GIL_NOT_USED
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_sentinel",
+    .m_doc = "An idle-priority sentinel per CPU that notices when a worker blocks. See README.md beside it.",
+    .m_size = sizeof(State),
+    .m_methods = functions,
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__sentinel(void)
+{
+    return PyModuleDef_Init(&module);
+}

@@ -1,0 +1,140 @@
+/* Parking: where one thread sleeps until another tells it to go on.
+
+   Its one job: park() waits for an unpark, give() is one.  It is here because only without the GIL can a thread stay
+   awake for a moment before it sleeps, and that is much cheaper where the wait is short.
+
+   Guarantees
+   - An unpark that came before its park ends that park at once; several that came count as one.
+   - None is lost: what ends the spinning is followed by the same compare-and-swap as would be without it.
+   - The GIL is given up once, for the spinning and the sleep together.
+   - Ctrl-C ends a wait of the main thread (`interruptible`), after FIRST_SLEEP at the latest.
+
+   Relies on one thread at a time parking on a Parking, and on the memory outliving whoever may still unpark it.
+   README.md, "How a thread parks", argues both the spinning and the sleep.  */
+
+#pragma once
+#include "base.h"
+
+#include <sched.h>
+
+enum {
+    PARK_SPIN = 50 * US,        /* who parks stays awake for so long, if it may and that paid off lately */
+    PARK_SPINS = 150,           /* looks of an idle worker before it sleeps, without a GIL */
+    PARK_YIELDS = 40,           /* yields of everybody else, as in the locks of such Pythons */
+    ALONE = 5 * US,             /* a yield that took no longer: nobody else wants this CPU */
+    LET_GO = 20 * US,           /* then it lets who unparked it give up the GIL for so long, before it asks for that */
+    FIRST_SLEEP = 10 * MS,      /* of the main thread, which signals may interrupt */
+    MAX_PENALTY = 63,           /* so many times it goes to sleep earlier, after it spun in vain */
+};
+
+/* Where one thread sleeps until told. */
+typedef struct {
+    atomic_uint token;          /* A: 0 empty, 1 unparked, 2 somebody sleeps */
+    atomic_uint given;          /* A: what `nr_let_go` was when it was unparked */
+} Parking;
+
+static atomic_uint nr_let_go;   /* A: how often a thread gave up the GIL to park */
+static THREAD_LOCAL struct { unsigned char rests, penalty; } habit;   /* does it pay off for this thread to spin? */
+
+/* `by_python`: the caller has the GIL, and will park soon, or not. */
+static void give(Parking *parking, bool by_python)
+{
+    atomic_store_explicit(&parking->given, atomic_load(&nr_let_go) - !by_python, memory_order_relaxed);
+    if (atomic_exchange(&parking->token, 1) == 2)
+        futex(&parking->token, FUTEX_WAKE, 1, NULL);
+}
+
+static bool is_given(Parking *parking)
+{
+    return atomic_load_explicit(&parking->token, memory_order_acquire) == 1;
+}
+
+/* Spin for a moment: to wake a thread that sleeps on an idle CPU takes longer than many works.  It yields, for others
+   may want this CPU, the one that is to unpark it above all; and if they do it is over, or each yield would cost a
+   time slice. Only if it `may`, and where the last times were not in vain: after each that was, twice as many
+   parkings pass without. Without a GIL a little in any case: who waits for others' works yields as in such a Python's
+   own locks, and a worker, which may rest for long, keeps to itself.  Once unparked it waits until who did that has
+   given up the GIL: to ask for it at once is to sleep, too.  Context: no GIL. */
+static void spin(Parking *parking, bool may, bool worker)
+{
+#ifdef Py_GIL_DISABLED
+    for (int i = 0; i < (worker ? PARK_SPINS : PARK_YIELDS) && !is_given(parking); i++)
+        worker ? spin_wait() : (void)sched_yield();
+#else
+    (void)worker;
+#endif
+    bool longer = may && !habit.rests;
+    long long now = now_ns(CLOCK_MONOTONIC), end = now + (longer ? PARK_SPIN : 0), before = now;
+    while (!is_given(parking) && now < end && now - before < ALONE) {
+        before = now;
+        sched_yield();
+        now = now_ns(CLOCK_MONOTONIC);
+    }
+    if (!is_given(parking)) {
+        if (longer)
+            habit.rests = habit.penalty = habit.penalty < MAX_PENALTY ? habit.penalty * 2 + 1 : MAX_PENALTY;
+        else if (may)
+            habit.rests--;
+        return;
+    }
+    if (may)
+        habit.rests = habit.penalty = 0;
+#ifndef Py_GIL_DISABLED
+    end = now + LET_GO;
+    while (atomic_load(&nr_let_go) == atomic_load_explicit(&parking->given, memory_order_relaxed) && now < end) {
+        sched_yield();
+        now = now_ns(CLOCK_MONOTONIC);
+    }
+#endif
+}
+
+/* The GIL is given up for it, once.  `until`: on the monotonic clock; -1: for ever.  False: a signal came first. */
+static bool sleep_until_given(Parking *parking, long long until, bool spins, bool interruptible)
+{
+    bool signalled = false;
+    unsigned token = 0;
+    Py_BEGIN_ALLOW_THREADS
+    atomic_fetch_add(&nr_let_go, 1);
+    spin(parking, spins, !interruptible);
+    atomic_compare_exchange_strong(&parking->token, &token, 2);
+    while (!signalled && atomic_load(&parking->token) == 2) {
+        struct timespec left;
+        if (until >= 0) {
+            long long ns = until - now_ns(CLOCK_MONOTONIC);
+            if (ns <= 0)
+                break;
+            left = timespec_of(ns);
+        }
+        signalled = futex(&parking->token, FUTEX_WAIT, 2, until < 0 ? NULL : &left) && errno == EINTR;
+    }
+    Py_END_ALLOW_THREADS
+    return !signalled;
+}
+
+/* The one in which signals' handlers run. */
+static bool in_main_thread(void)
+{
+    return syscall(SYS_gettid) == getpid();
+}
+
+/* 1: unparked.  0: `timeout` seconds passed (-1: for ever).  -1: a signal's handler raised. A signal that comes after
+   the GIL was given up, but before the thread sleeps, does not wake it.  That may take long, if whoever waited for
+   the GIL has the CPU now.  So the first sleep of the main thread is a short one. */
+static int park(Parking *parking, double timeout, bool spins, bool interruptible)
+{
+    bool first = true;
+    long long now = now_ns(CLOCK_MONOTONIC), deadline = timeout < 0 ? -1 : now + (long long)(timeout * 1e9);
+    while (!is_given(parking) && (deadline < 0 || now < deadline || first)) {
+        bool briefly = first && interruptible && in_main_thread() && (deadline < 0 || now + FIRST_SLEEP < deadline);
+        long long until = briefly ? now + FIRST_SLEEP : deadline;
+        bool undisturbed = sleep_until_given(parking, until, spins && first, interruptible);
+        if (interruptible && (briefly || !undisturbed) && PyErr_CheckSignals()) {
+            unsigned token = 2;
+            atomic_compare_exchange_strong(&parking->token, &token, 0);     /* an unpark is kept */
+            return -1;
+        }
+        first = false;
+        now = now_ns(CLOCK_MONOTONIC);
+    }
+    return atomic_exchange(&parking->token, 0) == 1;
+}

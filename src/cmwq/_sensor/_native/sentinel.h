@@ -1,0 +1,193 @@
+/* The native threads that look: a sentinel on each CPU, and one plain tick.
+
+   Its one job: when to look, and when to sleep.  A sentinel is pinned to its CPU, with policy SCHED_IDLE.  The kernel
+   runs it only when that CPU has nothing better to do, so *being scheduled is the event*: the last runnable worker
+   there blocked.
+
+   Guarantees
+   - These threads never touch the GIL or a Python object.
+   - Asleep on one futex (Watch.bell) whenever no lookout is armed.  No periodic wake-up then.
+   - Level-triggered: while a lookout is armed the sentinels look again and again (backing off to 1 ms), so a report
+     that came too early or too late is only a late one, never a lost one.
+   - Memory that they may reach is freed by the last of them to leave.  */
+
+#pragma once
+#include "look.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/prctl.h>
+
+enum {
+    BACKOFF_MIN = 20 * US,      /* first pause after a look that found nothing to start */
+    BACKOFF_MAX = 1 * MS,
+    LINGER = 100 * US,          /* a sentinel goes on looking for so long after anything happened */
+    KEPT_OFF = 50 * US,         /* between two looks: others had the CPU meanwhile */
+    NAP = 20 * US,              /* long enough for a lock of a free-threaded build to end its spinning */
+    GONE = 50 * MS,             /* between two tries to get back to a CPU that is offline */
+    QUIET_TICKS = 10,           /* disarmed for so many ticks, the tick goes to sleep */
+    TICK = 10 * MS,             /* the plain tick, should every sentinel be starved by other processes */
+    TICK_MAX = 4 * TICK,        /* its period grows up to that while it finds nothing to do */
+};
+
+static void watch_release(Watch *watch)
+{
+    if (atomic_fetch_sub(&watch->refs, 1) > 1)
+        return;
+    for (int i = 0; i < atomic_load(&watch->nr_lookouts); i++) {
+        Lookout *lookout = atomic_load(&watch->lookouts[i]);
+        for (int k = 0; k < lookout->capacity; k++)
+            if (lookout->slots[k].kept)
+                close_kept(watch, &lookout->slots[k]);
+        free(lookout->slots);
+        free(lookout);
+    }
+    free(watch);
+}
+
+typedef struct { Watch *watch; int cpu; } Post;         /* cpu -1: the tick */
+
+/* One round over the pools of a CPU (-1: all that no sentinel has looked at for a tick). */
+static void make_round(Watch *watch, int cpu, bool *armed, bool *woke)
+{
+    *armed = *woke = false;
+    for (int i = 0, n = atomic_load(&watch->nr_lookouts); i < n; i++) {
+        Lookout *lookout = atomic_load(&watch->lookouts[i]);
+        if (!atomic_load(&lookout->reserve) || (cpu >= 0 && !serves(lookout, cpu)))
+            continue;
+        *armed = true;
+        if (cpu >= 0 || now_ns(CLOCK_MONOTONIC) - atomic_load(&lookout->last_look) > TICK)
+            *woke |= look(watch, lookout, NULL, cpu < 0 ? 1 : atomic_load(&lookout->target));
+    }
+}
+
+/* Sleep until the bell changes from what it was, or `ns` have passed; -1: for ever. */
+static void wait_for_bell(Watch *watch, unsigned bell, long long ns)
+{
+    struct timespec pause = timespec_of(ns);
+    atomic_fetch_add(&watch->sleepers, 1);
+    futex(&watch->bell, FUTEX_WAIT, bell, ns < 0 ? NULL : &pause);
+    atomic_fetch_sub(&watch->sleepers, 1);
+}
+
+/* Is it on its CPU?  The kernel drives a thread off a CPU that goes offline, and never back; so it goes by itself. */
+static bool at_post(int cpu)
+{
+    cpu_set_t post;
+    if (sched_getcpu() == cpu)
+        return true;
+    CPU_ZERO(&post);
+    CPU_SET(cpu, &post);
+    return !sched_setaffinity(0, sizeof post, &post) && sched_getcpu() == cpu;
+}
+
+/* A sentinel looks again and again for LINGER after anything happened: on an idle CPU that delays nobody, and on a busy
+   one sched_yield() leaves the CPU to those who have work.  It must not sleep there: coming back from where it was kept
+   off the CPU is the very event it waits for, and a pause begun a moment before would hide it.  Where nobody else wants
+   the CPU it naps all the same: only a CPU without any runnable thread pulls over one that queues on another. */
+static void sentinel_main(Watch *watch, int cpu)
+{
+    long long active = now_ns(CLOCK_MONOTONIC), last = active, backoff = BACKOFF_MIN;
+    unsigned last_bell = 0;
+    while (!atomic_load(&watch->stop)) {
+        bool armed, woke;
+        unsigned bell = atomic_load(&watch->bell);
+        if (!at_post(cpu)) {            /* its CPU is gone, and so there is nothing to look for */
+            struct timespec pause = timespec_of(GONE);
+            clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
+            wait_for_bell(watch, bell, -1);
+            continue;
+        }
+        make_round(watch, cpu, &armed, &woke);
+        long long now = now_ns(CLOCK_MONOTONIC);
+        if (woke || bell != last_bell || (armed && now - last > KEPT_OFF)) {
+            active = now;
+            backoff = BACKOFF_MIN;
+        }
+        last_bell = bell;
+        if (now - active < LINGER) {
+            last = now;
+            sched_yield();
+            if (armed && !woke && now_ns(CLOCK_MONOTONIC) - last < ALONE) {
+                wait_for_bell(watch, bell, NAP);
+                last = now_ns(CLOCK_MONOTONIC);     /* a nap is not being kept off, however long it took */
+            }
+            continue;
+        }
+        wait_for_bell(watch, bell, armed ? backoff : -1);
+        backoff = backoff * 2 < BACKOFF_MAX ? backoff * 2 : BACKOFF_MAX;
+        last = now_ns(CLOCK_MONOTONIC);
+    }
+}
+
+/* The tick does not hear the bell while it may be needed: its period is the point, and it has a normal thread's
+   priority, so it must not run each time a pool is armed. */
+static void tick_main(Watch *watch)
+{
+    int quiet = 0;
+    long long period = TICK;
+    while (!atomic_load(&watch->stop)) {
+        bool armed, woke;
+        unsigned bell = atomic_load(&watch->bell);
+        make_round(watch, -1, &armed, &woke);
+        quiet = armed ? 0 : quiet + 1;
+        period = woke || !armed ? TICK : period * 2 < TICK_MAX ? period * 2 : TICK_MAX;
+        if (quiet > QUIET_TICKS)
+            wait_for_bell(watch, bell, -1);
+        else {
+            struct timespec pause = timespec_of(period);
+            clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
+        }
+    }
+}
+
+static void *native_main(void *arg)
+{
+    Post post = *(Post *)arg;
+    free(arg);
+    prctl(PR_SET_NAME, post.cpu < 0 ? "cmwq/tick" : "cmwq/sentinel");
+    prctl(PR_SET_TIMERSLACK, 1);
+    if (post.cpu < 0)
+        tick_main(post.watch);
+    else {
+        struct sched_param param = {0};
+        sched_setscheduler(0, SCHED_IDLE, &param);      /* glibc's thread attributes refuse this policy */
+        sentinel_main(post.watch, post.cpu);
+    }
+    atomic_fetch_sub(&post.watch->natives, 1);
+    watch_release(post.watch);
+    return NULL;
+}
+
+static int start_thread(Watch *watch, int cpu)
+{
+    Post *post = malloc(sizeof *post);
+    pthread_attr_t attr;
+    pthread_t thread;
+    sigset_t all, before;
+    if (!post)
+        return ENOMEM;
+    *post = (Post){watch, cpu};
+    pthread_attr_init(&attr);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attr, PTHREAD_STACK_MIN > 65536 ? PTHREAD_STACK_MIN : 65536);
+    if (cpu >= 0) {
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        CPU_SET(cpu, &set);
+        pthread_attr_setaffinity_np(&attr, sizeof set, &set);
+    }
+    sigfillset(&all);                   /* signals are for Python's main thread */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    atomic_fetch_add(&watch->refs, 1);
+    atomic_fetch_add(&watch->natives, 1);
+    int error = pthread_create(&thread, &attr, native_main, post);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
+    if (error) {
+        free(post);
+        atomic_fetch_sub(&watch->natives, 1);
+        watch_release(watch);
+    }
+    return error;
+}

@@ -1,0 +1,17 @@
+"""The C file's folder: what a source distribution has of it, and what a change of it builds anew."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDER = "src/cmwq/_sensor/_native"
+
+
+def test_every_file_of_the_native_folder_is_named_where_it_is_built() -> None:
+    """One that is not would be missing in a source distribution, and editing it would build nothing."""
+    (extension,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
+    assert sorted(extension["sources"] + extension["depends"]) == sorted(
+        f"{FOLDER}/{path.name}" for path in (ROOT / FOLDER).iterdir() if path.suffix in (".c", ".h")
+    )
