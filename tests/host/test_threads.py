@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import HANG
+from handlers import handler_raises
 
 from cmwq import ThreadLimit
 from cmwq._host import ThreadHost, threads
@@ -172,28 +173,12 @@ def test_a_thread_that_does_not_come_is_given_up_and_never_runs(
     assert ran == []
 
 
-class handler_raises:
-    """Meanwhile the handler of that signal raises `Interrupted`, in the main thread."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __enter__(self) -> None:
-        def handle(number: int, frame: object) -> None:
-            raise Interrupted
-
-        self.before = signal.signal(self.number, handle)
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(self.number, self.before)
-
-
 def test_F8_ctrl_c_while_a_thread_does_not_come_ends_the_wait_for_good(
     host: ThreadHost, monkeypatch: pytest.MonkeyPatch, late: Any
 ) -> None:
     ran: list[int] = []
     monkeypatch.setattr(threads, "PATIENCE", HANG)
-    with handler_raises(signal.SIGINT):
+    with handler_raises(signal.SIGINT, Interrupted):
         timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(Interrupted):
@@ -289,7 +274,7 @@ def test_F8_wherever_an_interruption_hits_began_tells_whether_the_body_runs(host
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such signals")
 def test_F8_a_handler_that_raises_at_any_moment_of_many_spawns(host: ThreadHost) -> None:
     moments = random.Random(1)
-    with handler_raises(signal.SIGALRM):
+    with handler_raises(signal.SIGALRM, Interrupted):
         for _ in range(300):
             began: list[Any] = []
             ran = threading.Event()

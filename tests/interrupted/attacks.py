@@ -19,6 +19,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, ClassVar
 
+from handlers import handler_raises
+
 import cmwq
 from interrupted.intruders import CALLS, HARMLESS, Intruder
 from interrupted.operations import Operation
@@ -211,29 +213,28 @@ class Signal(Attack, name="signal"):
         moment = self.chance(kind, case).uniform(20e-6, 4e-3)
         self.note(f"k={case}: Ctrl-C after {moment * 1e6:.0f} us")
         operations: list[Operation] = []
-        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, moment)
-            while True:
-                if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
-                    time.sleep(0.01)  # it may just be on its way
-                    if WITNESS.lost:
-                        WITNESS.lost = False
-                        break
-                    raise Broken("the KeyboardInterrupt was swallowed" + "".join(f": {each}" for each in WITNESS.heard))
-                operations.append(kind(bench))
-                operations[-1].set_up()
-                act(operations[-1])
-                operations[-1].let_go()
-        except KeyboardInterrupt:
-            pass
-        except RuntimeError as exc:  # threading's own locks, interrupted in a `with` of the standard library
-            *_, (innermost, _) = traceback.walk_tb(exc.__traceback__)
-            if innermost.f_globals.get("__name__") != "threading":
-                raise
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+        with handler_raises(signal.SIGALRM, KeyboardInterrupt) as interrupted:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, moment)
+                while True:
+                    if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
+                        time.sleep(0.01)  # it may just be on its way
+                        if interrupted.lost:
+                            break
+                        heard = "".join(f": {each}" for each in WITNESS.heard)
+                        raise Broken(f"the KeyboardInterrupt was swallowed{heard}")
+                    operations.append(kind(bench))
+                    operations[-1].set_up()
+                    act(operations[-1])
+                    operations[-1].let_go()
+            except KeyboardInterrupt:
+                pass
+            except RuntimeError as exc:  # threading's own locks, interrupted in a `with` of the standard library
+                *_, (innermost, _) = traceback.walk_tb(exc.__traceback__)
+                if innermost.f_globals.get("__name__") != "threading":
+                    raise
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         for operation in operations:
             operation.let_go()
         for operation in operations[:-1]:

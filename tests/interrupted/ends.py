@@ -33,6 +33,8 @@ from interrupted.whole import PATIENCE
 TESTS = Path(__file__).resolve().parent.parent
 ENDS = ("normal", "sys.exit", "exception", "interrupt", "interrupt late")
 FRESH = 20  # forks of one process; then another one makes its first use
+LOST = r"(?m)^Exception ignored in: .*\bWeakSet\b.*\nTraceback[\s\S]*?^KeyboardInterrupt"
+"""Ctrl-C came in a callback of `threading`'s set of its threads, where nothing can be raised."""
 
 
 def run(program: str, *arguments: object, **options: Any) -> subprocess.Popen[bytes]:
@@ -203,6 +205,8 @@ def end_of(seed: int, case: int, how: str) -> str:
             err = program.communicate()[1].decode()
         book.seek(0)
         counts = Counter(book.read())
+    if hangs and how.startswith("interrupt") and re.search(LOST, err):
+        return ""  # the program was not interrupted at all, and it is no fault of ours
     if hangs:
         return f"it hangs, {gist(err)}"
     status = program.returncode

@@ -80,7 +80,6 @@ class Witness(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.lost = False
         self.heard: list[str] = []
         self.tolerated: tuple[type[BaseException], ...] = ()
 
@@ -106,11 +105,6 @@ class Witness(logging.Handler):
         self._note(f"thread {name} died", args.exc_value)
 
     def _not_raised(self, args: Any) -> None:
-        if getattr(args.object, "__module__", "") in ("_weakrefset", "weakref"):
-            # threading's own set of its threads, say: what a callback of the standard library's weak collections raises
-            # is lost for everybody.
-            self.lost = True
-            return
         self._note(f"ignored in {args.object!r:.120}", args.exc_value)
 
     def check(self) -> None:

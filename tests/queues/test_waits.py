@@ -87,6 +87,26 @@ ASLEEP = """
 """Part of a program: whether the main thread sleeps."""
 
 
+def test_however_many_wait_for_a_result_each_is_woken_when_it_is_there(universe: cmwq.Runtime, gate: Gate) -> None:
+    """Whoever wakes looks at once, and without any lock: one that found nothing would rest for good."""
+    found: list[bool] = []
+
+    class Looks:
+        def park(self, timeout: float = -1, spins: bool = False, /) -> bool:
+            raise NotImplementedError
+
+        def unpark(self) -> None:
+            found.append(future.done())
+
+    wq = cmwq.WorkQueue("q", runtime=universe)
+    future = wq.submit(gate)
+    assert all(future.attach(Looks()) for _ in range(20))  # more than a lock remembers until it is free
+    gate.open.set()
+    future.result(HANG)
+    wq.flush(HANG)  # the worker has told them all by then
+    assert found == [True] * 20
+
+
 def test_F8_ctrl_c_interrupts_a_wait_that_just_begins(python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """Whether it spins or sleeps. With `threading.Lock` there is an instant, before it sleeps, in which a signal is not
     heard until something else happens; when others take the CPU just then it is a long one.

@@ -259,10 +259,12 @@ class Future(cf.Future[T]):
         if audience is not None:
             if audience.callbacks or audience.condition is not None:
                 return audience
+            self._state = FINISHED  # first: who wakes looks at it without the lock, and the lock may wake at once
             lock = self._phase.pwq.pool.lock
             for parker in audience.parkers:
                 lock.wake(parker)
-        self._state = FINISHED
+        else:
+            self._state = FINISHED
         self._phase.retire()
         return None
 

@@ -12,7 +12,6 @@ The letters are those of `pool`; W: work._lock.
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,6 @@ from cmwq._errors import CmwqError, Reentered
 if TYPE_CHECKING:
     from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queue import WorkQueue
-
-_log = logging.getLogger("cmwq")
 
 
 class PeriodicWork(Work):
@@ -92,20 +89,19 @@ class FixedRate(Delay):
                 return  # stopped in this very moment
             self._fired = True  # until the next timer is set: `settle`
             self._beat = self._latest_due() + 1
-            refusal = None if work._item is not None or work.running else self._try_to_queue()
+            goes_on = work._item is not None or work.running or self._try_to_queue()
             work._missed = self._beat - self._queued  # type: ignore[attr-defined]
-            if refusal is None:
+            if goes_on:
                 self._wait_for_next()
-            else:
+            else:  # not a word: whoever closes the queue is about to stop it (`WorkQueue.end_delays`), and was outrun
                 work._taken.append(self)
                 work._delay = None
                 self.stop()
-        if refusal is not None:
-            _log.warning("%r is not run any more: %s", work, refusal)
+        if not goes_on:
             work._drop_taken()
 
-    def _try_to_queue(self) -> CmwqError | None:
-        """Why it can never be queued any more. A queue that drains has none of these times; it comes back.
+    def _try_to_queue(self) -> bool:
+        """False: its queue is being closed. A queue that drains has none of these times; it comes back.
 
         Context: W held.
         """
@@ -114,12 +110,12 @@ class FixedRate(Delay):
         except CmwqError:
             try:
                 self.wq.check_takes_delays()
-            except CmwqError as exc:
-                return exc
+            except CmwqError:
+                return False
         else:
             self._queued += 1
             self.futures = []  # they are this execution's
-        return None
+        return True
 
     def _due(self, beat: int) -> float:
         return self._begins + beat * self._period

@@ -53,6 +53,9 @@ class Lock(Protocol):
     def wake(self, parker: Parker) -> None:
         """Unpark as soon as the lock is free: whoever decided it can't be interrupted before it is done.
 
+        It may be unparked at once: those in Python do so always, those in C where they have noted many already. So what
+        the thread that wakes looks at without the lock is written before.
+
         Context: held.
         """
         ...
