@@ -5,7 +5,8 @@ there, and report whether they failed (killed) or not (survived).
 
 Guarantees: the tree itself is never touched. A mutant whose old text does not occur exactly once, whose tests do not
 pass without it, or which breaks so much that no test is run, is an error and not a success: mutants must not rot. The
-mutated copy is what runs, never an installed cmwq. Exit status: 0 all killed, 1 a survivor, 2 an error.
+mutated copy is what runs, never an installed cmwq. A mutant of the C extension is compiled in its copy; where there is
+no compiler, that is an error. Exit status: 0 all killed, 1 a survivor, 2 an error.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import tomllib
@@ -28,6 +30,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "tests/mutants.toml"
+NATIVE = "src/cmwq/_sensor/_native/"
+EXTENSION = "src/cmwq/_sensor/_sentinel" + str(sysconfig.get_config_var("EXT_SUFFIX"))
 PYTEST_FAILED = 1  # pytest's other statuses: 2 interrupted (a module did not import), 3 internal, 4 usage, 5 no tests
 NOT_IMPORTED = 99
 LAUNCH = f"""
@@ -56,17 +60,21 @@ class Mutant:
     new: str
     tests: tuple[str, ...]
 
+    @property
+    def is_native(self) -> bool:
+        return self.file.startswith(NATIVE)
+
     def applied(self) -> str:
         """The file's text with the mutant in it."""
         path = ROOT / self.file
-        if path.suffix != ".py" or not self.file.startswith("src/") or not path.is_file():
-            raise BadMutant(f"{self.name}: {self.file} is no Python file under src/")
+        if not ((path.suffix == ".py" and self.file.startswith("src/")) or self.is_native) or not path.is_file():
+            raise BadMutant(f"{self.name}: {self.file} is no Python file under src/, nor of the C extension")
         text = path.read_text()
         if (times := text.count(self.old)) != 1:
             raise BadMutant(f"{self.name}: its old text occurs {times} times in {self.file}, not once")
         mutated = text.replace(self.old, self.new)
         try:
-            compile(mutated, self.file, "exec")
+            compile("" if self.is_native else mutated, self.file, "exec")
         except SyntaxError as error:
             raise BadMutant(f"{self.name}: {self.file} would not compile: {error}") from None
         if mutated == text:
@@ -114,7 +122,23 @@ def trial(tests: Sequence[str], timeout: float, mutant: Mutant | None = None) ->
         shutil.copy(ROOT / "pyproject.toml", copy)
         if mutant is not None:
             (copy / mutant.file).write_text(mutant.applied())
+            if mutant.is_native and (errors := build(copy)):
+                return Outcome("the C extension did not compile", 0, "", errors)
         return run_tests(copy, tests, timeout)
+
+
+def build(copy: Path) -> str:
+    """Compile that tree's C extension in place. What the compiler said, if it failed."""
+    command = [*(os.environ.get("CC") or "cc").split(), "-std=gnu11", "-O1", "-fPIC", "-shared"]
+    include = f"-I{sysconfig.get_path('include')}"
+    (copy / EXTENSION).unlink(missing_ok=True)
+    try:
+        done = subprocess.run(
+            [*command, include, NATIVE + "module.c", "-o", EXTENSION], cwd=copy, text=True, capture_output=True
+        )
+    except OSError as error:
+        return str(error)
+    return done.stderr if done.returncode else ""
 
 
 def run_tests(copy: Path, tests: Sequence[str], timeout: float) -> Outcome:

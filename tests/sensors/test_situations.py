@@ -107,11 +107,14 @@ def test_A3_a_worker_that_looks_wakes_nobody_and_counts_who_sleeps(situation: Si
 
 @needs_c
 def test_of_those_believed_asleep_each_has_its_turn() -> None:
-    pool = Pool([Busy("runs", believed="asleep")] * 5)
-    for left in (4, 3, 2, 1, 0):
+    sleeps_on, runs_again = Busy("sleeps", believed="asleep"), Busy("runs", believed="asleep")
+    pool = Pool([sleeps_on, *[runs_again] * 4, sleeps_on])
+    for _ in pool.workers:
+        before = len(pool.believed_asleep)
         pool.look(MANY)
-        assert len(pool.believed_asleep) == left
+        assert len(pool.believed_asleep) >= before - 1
         pool.lookout.arm(pool.reserve)
+    assert pool.believed_asleep == {0, 5}
 
 
 @needs_c
