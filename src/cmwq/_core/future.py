@@ -81,13 +81,7 @@ class Audience:
                 told = "add_cancelled" if final is CANCELLED_AND_NOTIFIED else "add_result"
                 if future._exception is not None:
                     told = "add_exception"
-                while self.untold:
-                    waiter = self.untold[0]
-                    try:
-                        _take_and(methodcaller(told, future), self.untold)
-                    except MemoryError:
-                        waiter.event.set()  # in its middle: let it look, rather than wait for ever
-                        raise
+                self._tell_waiters(methodcaller(told, future))
         for parker in self.parkers:  # it is done, so nobody changes the list any more
             parker.unpark()
         raised: BaseException | None = None
@@ -105,6 +99,18 @@ class Audience:
                 raise raised
             finally:
                 raised = None  # break the cycle through the traceback
+
+    def _tell_waiters(self, tell: Callable[[Any], object]) -> None:
+        """Context: the condition held, by a `with` statement elsewhere: one does not answer for the very beginning of a
+        `try` in its own body (Python 3.13).
+        """
+        while self.untold:
+            waiter = self.untold[0]
+            try:
+                _take_and(tell, self.untold)
+            except MemoryError:
+                waiter.event.set()  # in its middle: let it look, rather than wait for ever
+                raise
 
 
 def _take_and(fn: Callable[[Any], object], things: list[Any]) -> None:
