@@ -39,6 +39,7 @@ class InterruptAt:
             return None
         if frame.f_code.co_name == self.since:
             self.since = ""
+        frame.f_trace = self._step  # first: else 3.13 tells of no bytecode the first time that a function is traced
         frame.f_trace_opcodes = True
         return self._step
 

@@ -233,6 +233,7 @@ def raise_at(step: int, body: Callable[[], object]) -> bool:
         nonlocal count
         if f"cmwq{os.sep}_host" not in frame.f_code.co_filename:
             return None
+        frame.f_trace = trace  # first: else 3.13 tells of no bytecode the first time that a function is traced
         frame.f_trace_opcodes = True
         count += event == "opcode"
         if count == step + 1:

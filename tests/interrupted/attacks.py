@@ -86,6 +86,8 @@ class Bytecodes(Attack):
                 act(operation)
             operation.settle(ended=True)
             counts.append(tracer.count)
+        if not max(counts[1:]):
+            raise Broken("the interpreter told of no bytecode: nothing would be attacked")
         return max(counts[1:])
 
 

@@ -81,6 +81,7 @@ class Tracer:
     def _call(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any] | None:
         if not self._is_ours(frame):
             return None
+        frame.f_trace = self._local  # first: else 3.13 tells of no bytecode the first time that a function is traced
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         return self._local

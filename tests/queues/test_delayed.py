@@ -13,6 +13,7 @@ from conftest import HANG, Gate
 from simulated import simulate, simulate_each
 
 import cmwq
+from cmwq._core.work import Delay
 from cmwq.testing import Simulation
 
 
@@ -44,6 +45,43 @@ def test_F9_it_is_pending_until_its_time_comes(universe: cmwq.Runtime) -> None:
     assert work.pending
     assert work.cancel()
     assert not work.pending
+
+
+def test_E4_it_is_pending_also_on_the_way_from_its_delay_to_its_queue_and_back(
+    universe: cmwq.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks meanwhile, without a lock, and not when its function has begun."""
+    wq, run = cmwq.WorkQueue("q", max_active=1, runtime=universe), threading.Semaphore(0)
+    gate, found, begun = threading.Event(), [], []
+    work = cmwq.DelayedWork(lambda: (begun.append(work.pending), run.release()))
+
+    def looks(where: type, name: str) -> None:
+        original = getattr(where, name)
+
+        def look(*args: object) -> object:
+            found.append((name, work.pending))
+            result = original(*args)
+            if name == "hand_over":
+                assert run.acquire(timeout=HANG)  # it has begun, before who moved it noted that
+            return result
+
+        monkeypatch.setattr(where, name, look)
+
+    looks(cmwq.WorkQueue, "hand_over")
+    looks(Delay, "start")
+    assert wq.queue_delayed(work, 0.001)
+    while not found[1:]:
+        time.sleep(0.001)
+    wq.flush(HANG)
+    monkeypatch.undo()
+    wq.submit(gate.wait, HANG)
+    assert wq.queue(work)
+    looks(Delay, "start")
+    wq.mod_delayed(work, 3600)
+    assert work.cancel()
+    gate.set()
+    assert found == [("start", False), ("hand_over", True), ("start", True)]
+    assert begun == [False]
 
 
 def test_F9_in_order_of_time() -> None:

@@ -82,15 +82,7 @@ class Audience:
                 told = "add_cancelled" if final is CANCELLED_AND_NOTIFIED else "add_result"
                 if future._exception is not None:
                     told = "add_exception"
-                telling = map(methodcaller(told, future), _taken(self.untold))
-                while self.untold:
-                    waiter = self.untold[0]
-                    try:
-                        next(telling)
-                    except MemoryError as exc:
-                        _put_back(exc, waiter, self.untold)
-                        waiter.event.set()  # in its middle: let it look, rather than wait for ever
-                        raise
+                self._tell_waiters(methodcaller(told, future))
         for parker in self.parkers:  # it is done, so nobody changes the list any more
             parker.unpark()
         if not self.callbacks:
@@ -112,6 +104,22 @@ class Audience:
                 raise raised
             finally:
                 raised = None  # break the cycle through the traceback
+
+    def _tell_waiters(self, tell: Callable[[Any], object]) -> None:
+        """Context: the condition held, by a `with` statement elsewhere: one does not answer for the very beginning of a
+        `try` in its own body (Python 3.13).
+        """
+        untold = self.untold
+        assert untold is not None
+        telling = map(tell, _taken(untold))
+        while untold:
+            waiter = untold[0]
+            try:
+                next(telling)
+            except MemoryError as exc:
+                _put_back(exc, waiter, untold)
+                waiter.event.set()  # in its middle: let it look, rather than wait for ever
+                raise
 
 
 def _taken(things: list[Any]) -> Iterator[Any]:

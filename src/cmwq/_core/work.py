@@ -132,7 +132,19 @@ class Work:
     @property
     def pending(self) -> bool:
         """Queued or waiting for its delay, and not begun since."""
-        return self._born == Work.generation and (self._item is not None or self._delay is not None)
+        if self._born != Work.generation:
+            return False
+        return self._item is not None or self._delay is not None or self._is_on_its_way()
+
+    def _is_on_its_way(self) -> bool:
+        """From its delay to a queueing, or back: that was noted before it left the one, and until it was in the other.
+
+        It was found in neither. So if it isn't on its way by now, it has either arrived, or it is not pending.
+        """
+        moving = self._moving
+        if moving is not None:
+            return not moving.has_begun()
+        return self._item is not None or self._delay is not None
 
     @property
     def running(self) -> bool:
@@ -466,6 +478,11 @@ class Delay:
         work._moving = None
         self.stop()
         return item
+
+    def has_begun(self) -> bool:
+        """What came of it, if anything did, begins or is over."""
+        made = self._made
+        return made is not None and (made.begun or made.over)
 
     def start(self) -> None:
         """Raises ThreadLimit, QueueClosed; and is not started then.  Context: W held."""
