@@ -30,7 +30,8 @@ from cmwq._core.future import Future
 from cmwq._core.policy import keep_working
 from cmwq._core.pwq import insert
 from cmwq._core.queued import Queued
-from cmwq._core.worker import Worker, be_worker, process_works
+from cmwq._core.worker import RESCUER, Worker, be_worker
+from cmwq._core.worker_thread import process_works
 
 
 def nothing() -> None:
@@ -75,7 +76,7 @@ class Quiet:
         with self.pool.lock:
             self.pool.target = 0
             self.pool.lookout.set_target(0)
-        self.worker = Worker(self.pool, -1, self.pool.lookout.parker())
+        self.worker = Worker(self.pool, RESCUER, self.pool.lookout.parker())
         be_worker(self.worker)
         self.pool.lookout.attach(self.worker)
         self.worker.served = self.pwq  # else the thread is named anew

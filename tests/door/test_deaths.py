@@ -13,7 +13,8 @@ from simulated import with_each
 
 import cmwq
 from cmwq._core import pool as pool_module
-from cmwq._core import worker as worker_module
+from cmwq._core import recovery as recovery_module
+from cmwq._core import worker_thread
 from cmwq._core.worker import Worker
 from cmwq._host import ThreadHost
 from cmwq._sensor import choose
@@ -230,7 +231,7 @@ def recovery(request: pytest.FixtureRequest) -> str:
 def faults(monkeypatch: pytest.MonkeyPatch, recovery: str) -> dict[str, float]:
     """How often to raise just before an item is run, and at its end by the sensor."""
     left = {"before": 0.0, "ended": 0.0, "fatal": 0.0, "put_down": 0.0}
-    original, attached, recovered = worker_module.execute_specially, SimLookout.ended, worker_module.put_down
+    original, attached, recovered = worker_thread.execute_specially, SimLookout.ended, recovery_module.put_down
 
     def put_down(pool: Any, worker: Worker, exc: BaseException) -> None:
         if left["put_down"] > 0:
@@ -256,8 +257,8 @@ def faults(monkeypatch: pytest.MonkeyPatch, recovery: str) -> dict[str, float]:
             raise Fault("ended")
         attached(self, worker)
 
-    monkeypatch.setattr(worker_module, "execute_specially", before)
-    monkeypatch.setattr(worker_module, "put_down", put_down)
+    monkeypatch.setattr(worker_thread, "execute_specially", before)
+    monkeypatch.setattr(recovery_module, "put_down", put_down)
     monkeypatch.setattr(SimLookout, "ended", ended)
     return left
 

@@ -240,7 +240,7 @@ def _bind_strays(pool: WorkerPool) -> None:
         for worker in strays:
             if worker.item is None and worker in pool.workers:
                 idle.append(worker.tid)
-            elif worker.index >= 0:
+            elif not worker.is_rescuer:
                 worker.stray = True
                 worker.served = None  # so that it looks
     for tid in idle:

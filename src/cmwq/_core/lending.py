@@ -2,7 +2,7 @@
 
 `concurrent.futures.wait`, a callback and a queue, an event loop within a work, an Event that another work sets: who
 waits so holds its place under `max_active`, and what it waits for may wait for just that place. `result()` and its like
-lend the place at once (`worker.step_aside`). Here it is lent to whoever looks as if it should.
+lend the place at once (`blocking.step_aside`). Here it is lent to whoever looks as if it should.
 
 Guarantees
 - A work that is known to wait for works, however it does (`waits_for_works`), and that used no CPU for a whole period,
@@ -21,7 +21,7 @@ Why CPU clocks: no sensor looks while nothing is listed, and none tells what a t
 in which this timer itself came late says nothing, for then nobody got the CPU.
 
 A place goes back when its work runs again, as far as a sensor sees that, or ends: whoever lent one here is believed
-asleep, and `WorkerPool.worker_running` is told of both. A timer exists only while works wait inactive. The letters are
+asleep, and `blocking` is told of both. A timer exists only while works wait inactive. The letters are
 those of `pool`; T: the timer alone.
 """
 
@@ -33,7 +33,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
-from cmwq._core import hogs
+from cmwq._core.blocking import at_rest
 from cmwq._core.worker import Worker, current_worker
 from cmwq._errors import ThreadLimit
 
@@ -199,9 +199,7 @@ def _may_lend(worker: Worker) -> bool:
 
 def _lend(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> None:
     """Context: lock held. The caller activates who gets the place."""
-    if worker.hog:
-        hogs.ended(pool, worker)
-    pool.worker_sleeping(worker)  # first: who is believed asleep gives the place back when it runs or ends
+    at_rest(worker)  # first: who is believed asleep gives the place back when it runs or ends
     worker.lender = pwq
     pwq.nr_active -= 1
 

@@ -21,6 +21,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 from weakref import ref
 
+from cmwq._core import blocking
+
 if TYPE_CHECKING:
     from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
@@ -84,9 +86,7 @@ def _mend_workers(pool: WorkerPool) -> None:
         if worker.dying and not worker.item and worker.listed:
             pool.workers.discard(worker)
     pool.nr_waking = sum(worker.kicked for worker in pool.workers)
-    pool.nr_running = pool.nr_waking + sum(worker.counted and not worker.sleeping for worker in pool.workers)
-    pool.nr_blocked = sum(worker.sleeping and not worker.on_lock for worker in pool.workers)
-    pool.nr_hogs = sum(worker.hog for worker in pool.workers)
+    pool.nr_running, pool.nr_blocked, pool.nr_hogs = blocking.recount(pool)
 
 
 def _mend_lists(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:

@@ -29,14 +29,15 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cmwq._core import hogs, rescuer
+from cmwq._core import blocking, hogs, rescuer
 from cmwq._core.config import HIGHPRI_NICE
 from cmwq._core.lending import Lending
 from cmwq._core.mend import mend, mending
 from cmwq._core.policy import need_more_worker, need_rescuer, too_many_workers
 from cmwq._core.watchdog import Progress
 from cmwq._core.weakly import Weakly
-from cmwq._core.worker import Worker, worker_thread
+from cmwq._core.worker import Worker
+from cmwq._core.worker_thread import worker_thread
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
@@ -217,29 +218,17 @@ class WorkerPool:
 
     def uncount(self, worker: Worker) -> None:
         """It is none of those that run, from now on (A8).  Context: lock held."""
-        self.worker_running(worker)
+        blocking.over(worker)
         worker.counted = False
         self.nr_running -= 1
 
     def worker_sleeping(self, worker: Worker, *, on_lock: bool = False) -> None:
-        """The kernel's wq_worker_sleeping. May be told twice, and of one that isn't counted.  Context: lock held."""
-        if worker.counted and not worker.sleeping:
-            worker.sleeping = True
-            worker.on_lock = on_lock
-            worker.hog_item = None
-            self.nr_running -= 1
-            self.nr_blocked += not on_lock
+        """A sensor reports: see `blocking`.  Context: lock held."""
+        blocking.worker_sleeping(worker, on_lock=on_lock)
 
     def worker_running(self, worker: Worker) -> None:
-        """The kernel's wq_worker_running.  Context: lock held."""
-        if worker.sleeping:
-            if not worker.hinted:
-                worker.reclaim_place()
-            worker.sleeping = False
-            self.nr_running += 1
-            self.nr_blocked -= not worker.on_lock
-            if worker.hog:
-                hogs.ended(self, worker)
+        """A sensor reports: see `blocking`.  Context: lock held."""
+        blocking.worker_running(worker)
 
     def serve(self, cpus: tuple[int, ...], target: int) -> None:
         """D6: from now on these CPUs. Its workers are bound to them, wherever they are; so many may run."""
@@ -320,7 +309,7 @@ class WorkerPool:
         with self.lock:
             room = self.max_workers - len(self.workers)
             if room <= 0:
-                room += sum(worker.index < 0 for worker in self.workers)  # rescuers are none of them
+                room += sum(worker.is_rescuer for worker in self.workers)  # rescuers are none of them
             number = self.next_worker
             self.next_worker += 1
             self.gil = self.host.gil_enabled()
@@ -373,7 +362,11 @@ class WorkerPool:
         """
         missing = not worker.dying
         worker.dying = True
-        worker.kicked = worker.counted = worker.sleeping = worker.idle = False
+        on_its_way = worker.kicked
+        worker.kicked = worker.counted = worker.idle = False
+        worker.blocked = None
+        self.nr_waking -= on_its_way
+        self.nr_running -= on_its_way
         self.workers.discard(worker)
         if self.manager is worker:
             self.manager = None
@@ -528,7 +521,7 @@ class WorkerPool:
         """
         for pwq in list(self.pwqs):
             pwq.gate = True
-        workers = [worker for worker in self.workers if worker.index >= 0]  # a rescuer is just about to leave
+        workers = [worker for worker in self.workers if not worker.is_rescuer]  # a rescuer is just about to leave
         for worker in workers:
             worker.dying = True
             worker.idle = False
@@ -563,10 +556,13 @@ class WorkerPool:
         """Raise InvariantError if a rule is broken. For tests: costs O(workers).  Context: lock held."""
         from cmwq._errors import InvariantError
 
-        running = sum(w.counted and not w.sleeping for w in self.workers) + self.nr_waking
+        running, blocked, nr_hogs = blocking.recount(self)
         facts = {
             "A2: nr_running is the recount": self.nr_running == running,
-            "A5: nr_blocked is the recount": self.nr_blocked == sum(w.sleeping and not w.on_lock for w in self.workers),
+            "A5: nr_blocked is the recount": self.nr_blocked == blocked,
+            "A9: nr_hogs is the recount": self.nr_hogs == nr_hogs,
+            "A2: nr_waking is the recount": self.nr_waking == sum(w.kicked for w in self.workers),
+            "only who is counted is believed to block": all(w.counted for w in self.workers if w.blocked is not None),
             "idle workers are not counted": not any(w.counted for w in self.idle_list),
             "idle flags agree with the idle list": {w for w in self.workers if w.idle} == set(self.idle_list),
             "B1, B2: while anything executes there is an idle worker, a manager, or a retry due": bool(
@@ -578,7 +574,6 @@ class WorkerPool:
             "E1: whoever waits inactive is attended to": all(p.attends or not p.inactive for p in self.pwqs),
             "C2: whoever can be had for the works is called": not (self.rescued and need_rescuer(self))
             or self.mayday_timer is not None,
-            "A9: nr_hogs is the recount": self.nr_hogs == sum(w.hog for w in self.workers),
             "E1: nothing waits inactive while there is room": all(
                 not p.inactive or p.frozen or p.nr_active >= p.max_active for p in self.pwqs
             ),

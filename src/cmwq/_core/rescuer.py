@@ -21,8 +21,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 from weakref import ref
 
+from cmwq._core import blocking
 from cmwq._core.policy import need_rescuer
-from cmwq._core.worker import Worker, announce, be_worker, recover
+from cmwq._core.recovery import recover
+from cmwq._core.worker import RESCUER, Worker, be_worker
+from cmwq._core.worker_thread import announce
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
@@ -90,7 +93,7 @@ class Rescuer:
     def _rescue(self, pwq: PoolWorkQueue) -> bool:
         """C3. True: more is to be done."""
         pool = pwq.pool
-        self.worker = worker = Worker(pool, -1, self._parker, self.name)
+        self.worker = worker = Worker(pool, RESCUER, self._parker, self.name)
         worker.thread = self.thread
         worker.cpu_time = pool.host.cpu_clock()
         with pool.lock:
@@ -123,7 +126,7 @@ class Rescuer:
 
 
 def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
-    """Run the next listed work of that queue, as `worker.process_works` would. False: there is none.
+    """Run the next listed work of that queue, as `process_works` would. False: there is none.
 
     Context: lock held; released around the work.
     """
@@ -138,7 +141,7 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
         lock.release()
         item.run()
         lock.acquire()
-        worker.forget_hints()
+        blocking.over(worker)
         pool.nr_completed += 1
         announcement = item.end()
         if announcement is not None:
@@ -205,7 +208,7 @@ def gets_no_threads(pool: WorkerPool) -> bool:
     if pool.nr_refusals >= PATIENCE:
         return True
     with pool.lock:
-        return sum(worker.index >= 0 for worker in pool.workers) >= pool.max_workers
+        return sum(not worker.is_rescuer for worker in pool.workers) >= pool.max_workers
 
 
 def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | None:
@@ -303,7 +306,7 @@ def _somebody_is_free(pool: WorkerPool, stuck: dict[Item, Target]) -> bool:
         if pool.idle_list or pool.managing or pool.nr_refusals < 2:
             return True
         # Queues' rescuers help only with their own.
-        return any(worker.index >= 0 and (worker.item is None or worker.item not in stuck) for worker in pool.workers)
+        return any(not worker.is_rescuer and worker.item not in stuck for worker in pool.workers)
 
 
 def _rescuer_is_free(target: Target, stuck: dict[Item, Target]) -> bool:

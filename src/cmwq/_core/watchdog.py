@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 
 from cmwq._core.lending import AT_REST, Sight, sights
 from cmwq._core.ranks import Rank
-from cmwq._core.worker import bury_the_dead
+from cmwq._core.recovery import bury_the_dead
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ class Watchdog:
 
 def _cpu_of_rescuers(pool: WorkerPool) -> dict[Worker, float | None]:
     """Of those that help here.  Context: lock held."""
-    return {worker: worker.cpu_time() for worker in pool.workers if worker.index < 0}
+    return {worker: worker.cpu_time() for worker in pool.workers if worker.is_rescuer}
 
 
 def _rested(before: float | None, now: float | None, elapsed: float) -> bool:

@@ -151,7 +151,7 @@ class SentinelLookout:
     def deliver(self) -> None:
         for index, sleeps, on_lock in self._native.deliver():
             worker = self._workers.get(index)
-            if worker is None or worker.hinted or worker.hog:
+            if worker is None:
                 continue
             if sleeps:
                 self._pool.worker_sleeping(worker, on_lock=on_lock)
@@ -160,8 +160,7 @@ class SentinelLookout:
 
     def remind(self) -> None:
         for worker in list(self._workers.values()):
-            if not (worker.hinted or worker.hog):
-                worker.parker.believed(worker.sleeping)  # type: ignore[attr-defined]
+            worker.parker.believed(worker.sleeping)  # type: ignore[attr-defined]
         self.deliver()
 
     def review(self, worker: Worker, enough: int) -> None:

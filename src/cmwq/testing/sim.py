@@ -607,8 +607,7 @@ class SimSensor:
             worker.pool.lookout.mark(worker, False)
             return
         with worker.pool.lock:
-            if not worker.hinted:
-                worker.pool.worker_running(worker)
+            worker.pool.worker_running(worker)
 
 
 class SimLookout:
@@ -656,13 +655,14 @@ class MarkingLookout(SimLookout):
         super().__init__(pool, host)
         self._pool = pool
         self._host = host
+        self._visible: set[Worker] = set()  # attached, and not exempt
         self._marks: dict[Worker, bool] = {}  # not read yet: does it sleep?
         self._nr_asleep = 0  # of those marks
         self._due = False  # a look is
 
     def mark(self, worker: Worker, sleeps: bool) -> None:
-        if worker.hinted or worker.hog or not worker.counted:
-            return  # the pool knows better
+        if worker not in self._visible:
+            return  # as the sentinel, it doesn't look there
         self._forget(worker)
         if worker.sleeping != sleeps:
             self._marks[worker] = sleeps
@@ -685,7 +685,16 @@ class MarkingLookout(SimLookout):
         super().ended(worker)
         self._forget(worker)
 
+    def attach(self, worker: Worker) -> None:
+        super().attach(worker)
+        self._visible.add(worker)
+
+    def detach(self, worker: Worker) -> None:
+        self._visible.discard(worker)
+        self._forget(worker)
+
     def exempt(self, worker: Worker, flag: bool) -> None:
+        (self._visible.discard if flag else self._visible.add)(worker)
         self._forget(worker)
         self._look_soon()
 
