@@ -35,7 +35,7 @@ def test_E7_its_workers_are_its_own(runtime: cmwq.Runtime, gate: Gate) -> None:
     ]
     assert threads[0] != threads[1]
     pools = list(runtime._pools.values())
-    assert [pool.highpri for pool in pools] == [False, True]
+    assert [bool(pool.nice) for pool in pools] == [False, True]
     assert not pools[0].workers & pools[1].workers
     assert len(runtime.snapshot().pools) == 2
 

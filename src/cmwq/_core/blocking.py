@@ -179,7 +179,7 @@ def step_aside(worker: Worker, lender: PoolWorkQueue | None) -> bool:
         worker.nr_hints += 1
         if worker.nr_hints == 1 and worker.counted:
             _say(worker)
-        pool.kick_or_look_out()
+        pool.kick_or_settle()
     return lends
 
 

@@ -35,28 +35,31 @@ RESTS = 10
 """So many periods without waiting works, and nobody looks any more."""
 
 
-def watch(pool: WorkerPool) -> None:
-    """Work waits: look at those that run, a threshold from now.  Context: lock held, no timer is set."""
+def begin(pool: WorkerPool) -> None:
+    """Work waits: look at those that run, a threshold from now.  Context: lock held, the alarm is not set."""
+    pool.alarms.hog_rests = 0
+    _set_alarm(pool)
+
+
+def _set_alarm(pool: WorkerPool) -> None:
     threshold = pool.config.cpu_intensive_thresh
     if threshold > 0 and not pool.closing:
         with suppress(ThreadLimit):  # hogs then hold up others for once
-            pool.hog_timer = pool.host.call_later(threshold, partial(check, pool))
+            pool.alarms.hogs.set(pool.host, threshold, partial(check, pool))
 
 
 def check(pool: WorkerPool) -> None:
     """Context: the timer."""
     found: list[tuple[str, str]] = []
     with pool.lock:
-        timer, pool.hog_timer = pool.hog_timer, None
-        if timer is not None:
-            timer.cancel()  # not the one that fired, if an interruption left two
+        pool.alarms.hogs.cancel()
         if not pool.worklist:
             # Not at once the end of it: to start a timer wakes the timer thread, in the middle of a burst of works.
-            pool.hog_rests += 1
-            if pool.hog_rests <= RESTS:
-                watch(pool)
+            pool.alarms.hog_rests += 1
+            if pool.alarms.hog_rests <= RESTS:
+                _set_alarm(pool)
             return
-        pool.hog_rests = 0
+        pool.alarms.hog_rests = 0
         for worker in pool.workers:
             if worker.blocked is HOG:
                 _look_again(worker)
@@ -69,7 +72,7 @@ def check(pool: WorkerPool) -> None:
                     worker.hog_used = worker.cpu_time()
                     let_go(worker)
         pool.kick()
-        watch(pool)
+        _set_alarm(pool)
     for hog in found:
         pool.runtime.hogs.report(hog, pool.config.cpu_intensive_thresh)
 

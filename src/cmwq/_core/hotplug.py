@@ -193,19 +193,17 @@ class Hotplug:
 
 def _look_after(pool: WorkerPool) -> None:
     """Context: lock held."""
-    if pool.trustee_timer is None:  # of a CPU that comes and goes, one is enough
-        pool.trustee_timer = pool.host.call_later(pool.config.trustee_cooldown, partial(_trustee, pool))
+    if pool.alarms.drained.timer is None:  # of a CPU that comes and goes, one is enough
+        pool.alarms.drained.set(pool.host, pool.config.trustee_cooldown, partial(_end_if_drained, pool))
 
 
-def _trustee(pool: WorkerPool) -> None:
-    """D2: until the list is empty and nothing runs.  Context: the timer."""
+def _end_if_drained(pool: WorkerPool) -> None:
+    """D2: the list is empty and nothing runs; or look again.  Context: the timer."""
     with pool.lock:
-        timer, pool.trustee_timer = pool.trustee_timer, None
-        if timer is not None:
-            timer.cancel()  # not the one that fired, if an interruption left two
+        pool.alarms.drained.cancel()
         if not pool.disassociated or pool.closing:
             return
-        if pool.managing or not pool.is_quiet():
+        if pool.office.taken or not pool.is_quiet():
             _look_after(pool)
             return
     _dismiss_surplus(pool)
@@ -215,8 +213,8 @@ def _dismiss_surplus(pool: WorkerPool) -> None:
     """D4: the idle workers die, but for one reserve (B1): there are as many as there were works."""
     with pool.lock:
         for _ in pool.idle_list[1:]:
-            pool.dismiss_coldest()
-        pool.look_out()
+            pool.office.dismiss_coldest()
+        pool.settle()
 
 
 def _bind_strays(pool: WorkerPool) -> None:

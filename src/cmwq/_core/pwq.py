@@ -184,13 +184,13 @@ class PoolWorkQueue:
         self.nr_active -= removed
         self.pool.relist(listed, self, waiting)
         self.activate()
-        self.pool.look_out()
+        self.pool.settle()
 
     def set_max_active(self, limit: int) -> None:
         with self.pool.lock:
             self.max_active = limit
             self.activate()
-            self.pool.kick_or_look_out()
+            self.pool.kick_or_settle()
 
     def has(self, item: Item) -> bool:
         """It is in a list here, or executes. Costs a search."""
@@ -265,7 +265,7 @@ class PoolWorkQueue:
                 kept = [item for item in worklist if item.pwq is not self]
                 self.pool.relist(kept, self, [*listed, *self.inactive])
                 self.nr_active -= len(listed)
-                self.pool.look_out()
+                self.pool.settle()
 
     def thaw(self) -> None:
         with self.pool.lock:
@@ -275,7 +275,7 @@ class PoolWorkQueue:
                 parker.unpark()
             self.freezers.clear()
             self.activate()
-            self.pool.kick_or_look_out()
+            self.pool.kick_or_settle()
 
     def is_executing(self) -> bool:
         """A work of the queue runs here, or waits within."""
@@ -306,7 +306,7 @@ def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
             pool.worklist.append(item)
         if pool.armed_with is not None and pool.nr_running >= pool.target:
             return  # A3; and the sensor is armed already
-        pool.kick_or_look_out()
+        pool.kick_or_settle()
 
 
 def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
@@ -322,7 +322,7 @@ def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
         pwq.inactive.extend(items)  # one step, so all or none (F10); those that may be active are so at once
         phase.count += len(items)
         pwq.activate()
-        pool.kick_or_look_out()
+        pool.kick_or_settle()
 
 
 def insert_later(pwq: PoolWorkQueue, item: Future[Any]) -> None:

@@ -49,7 +49,7 @@ def put_down(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
             if item not in pool.worklist and not item.withdrawn:
                 pool.worklist.appendleft(item)
             item = None
-            pool.kick_or_look_out()
+            pool.kick_or_settle()
     if item is not None:
         item.abort(exc)
     with lock:
@@ -59,13 +59,13 @@ def put_down(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
             if item.follower is not None:
                 item.follower.relist()
                 item.follower = None
-        if pool.manager is worker:
-            pool.manager = None
+        if pool.office.holder is worker:
+            pool.office.holder = None
         blocking.over(worker)
         worker.kicked = worker.counted = worker.announcing = False
         worker.served = None
         if worker.fate:
-            pool.worker_died(worker)
+            bury(pool, worker)
         elif not (worker.dying or worker.is_rescuer):
             worker.idle = True  # a rescuer rests elsewhere
         pool.mend()
@@ -77,9 +77,9 @@ def mourn(worker: Worker, exc: BaseException) -> None:
     pool = worker.pool
     worker.fate = in_words(exc)
     put_down(pool, worker, exc)
-    pool.nr_deaths += 1
-    if pool.nr_deaths & (pool.nr_deaths - 1) == 0:
-        _log.error("%r died, and another takes its place; %d did so far", worker, pool.nr_deaths, exc_info=exc)
+    pool.stats.deaths += 1
+    if pool.stats.deaths & (pool.stats.deaths - 1) == 0:
+        _log.error("%r died, and another takes its place; %d did so far", worker, pool.stats.deaths, exc_info=exc)
 
 
 def bury_the_dead(pool: WorkerPool) -> None:
@@ -92,3 +92,27 @@ def bury_the_dead(pool: WorkerPool) -> None:
         if thread is not None and not thread.is_alive() and worker in pool.workers:
             mourn(worker, CmwqError(f"the thread of worker {worker.name} has ended"))
             pool.lookout.detach(worker)
+
+
+def bury(pool: WorkerPool, worker: Worker) -> None:
+    """It is gone, and so is what it counted for; if it is missing, another takes its place.
+
+    If it isn't listed yet, who is just creating it sees its `fate`, and has been refused.
+    Context: lock held, the worker's own thread.
+    """
+    missing = not worker.dying
+    worker.dying = True
+    on_its_way = worker.kicked
+    worker.kicked = worker.counted = worker.idle = False
+    worker.blocked = None
+    pool.nr_waking -= on_its_way
+    pool.nr_running -= on_its_way
+    pool.workers.discard(worker)
+    if pool.office.holder is worker:
+        pool.office.holder = None
+    if worker in pool.idle_list:
+        pool.idle_list.remove(worker)
+    if missing:
+        if worker.listed and not pool.idle_list:
+            pool.office.note_refusal(f"worker {worker.name} died: {worker.fate}")
+        pool.mend()

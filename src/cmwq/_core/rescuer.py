@@ -116,7 +116,7 @@ class Rescuer:
             pool.tell_drainers()
             if more:
                 pwq.called = True
-            pool.kick_or_look_out()
+            pool.kick_or_settle()
         be_worker(None)
         self.worker = None
         if worker.dying:
@@ -138,6 +138,7 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
         worker.item = None
     else:
         pwq.wq.nr_rescued += 1
+        pool.settle()  # it may have been the last that waited
         lock.release()
         item.run()
         lock.acquire()
@@ -151,7 +152,7 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
         if item.follower is not None:
             item.follower.relist()  # E3: it may be another queue's, which a worker has to run
             item.follower = None
-    pool.kick_or_look_out()
+    pool.kick_or_settle()
     lock.release()
     item = None  # without the lock: finalisers are user code
     lock.acquire()
@@ -175,25 +176,23 @@ def _take(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> Item | None:
 # ----------------------------------------------------------------------------------- maydays (C2)
 
 
-def watch(pool: WorkerPool, delay: float) -> None:
-    """Look again after so long whether help is needed.  Context: lock held, no timer is set."""
+def set_alarm(pool: WorkerPool, delay: float) -> None:
+    """Look after so long whether help is needed.  Context: lock held, the alarm is not set."""
     with suppress(ThreadLimit):  # never, once the runtime has begun
-        pool.mayday_timer = pool.host.call_later(delay, partial(mayday, pool))
+        pool.alarms.mayday.set(pool.host, delay, partial(mayday, pool))
 
 
 def mayday(pool: WorkerPool) -> None:
     """Ask for help, if it is still needed.  Context: the timer."""
     called: list[Rescuer] = []
     with pool.lock:
-        timer, pool.mayday_timer = pool.mayday_timer, None
-        if timer is not None:
-            timer.cancel()  # not the one that fired, if an interruption left two
+        pool.alarms.mayday.cancel()
         if need_rescuer(pool):
             for pwq in pool.pwqs:
                 rescuer = pwq.wq.rescuer
                 if rescuer is not None and pwq.nr_active and rescuer.call(pwq):
                     called.append(rescuer)
-            watch(pool, pool.config.mayday_interval)
+            set_alarm(pool, pool.config.mayday_interval)
     for rescuer in called:
         rescuer.wake()
 
@@ -203,12 +202,12 @@ def mayday(pool: WorkerPool) -> None:
 
 def gets_no_threads(pool: WorkerPool) -> bool:
     """As far as is known, no worker will come in addition to those it has."""
-    if pool.nr_refusals < 2:
+    if pool.office.nr_refusals < 2:
         return False
-    if pool.nr_refusals >= PATIENCE:
+    if pool.office.nr_refusals >= PATIENCE:
         return True
     with pool.lock:
-        return sum(not worker.is_rescuer for worker in pool.workers) >= pool.max_workers
+        return sum(not worker.is_rescuer for worker in pool.workers) >= pool.office.max_workers
 
 
 def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | None:
@@ -262,8 +261,8 @@ def _why(own: Item, target: Target) -> str | None:
     for pool in target.lacks_workers():
         return (
             f"{own.describe()} {target.describe_wait()}, which needs a worker of pool {pool.name}, and there is none: "
-            f"a thread was refused {pool.nr_refusals} times in a row ({pool.refusal}), and whoever is there waits "
-            f"likewise. Allow more threads, or queue what a work waits for before it"
+            f"a thread was refused {pool.office.nr_refusals} times in a row ({pool.office.refusal}), and whoever is "
+            f"there waits likewise. Allow more threads, or queue what a work waits for before it"
         )
     return None  # it began in this very moment
 
@@ -303,7 +302,7 @@ def _may_be_done(target: Target, stuck: dict[Item, Target], free: dict[WorkerPoo
 
 def _somebody_is_free(pool: WorkerPool, stuck: dict[Item, Target]) -> bool:
     with pool.lock:
-        if pool.idle_list or pool.managing or pool.nr_refusals < 2:
+        if pool.idle_list or pool.office.taken or pool.office.nr_refusals < 2:
             return True
         # Queues' rescuers help only with their own.
         return any(not worker.is_rescuer and worker.item not in stuck for worker in pool.workers)

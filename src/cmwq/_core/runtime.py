@@ -18,10 +18,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from cmwq._core import checks
+from cmwq._core.closing import abandon
 from cmwq._core.config import Config
 from cmwq._core.end import close, close_at_exit
 from cmwq._core.hogs import HogReports
 from cmwq._core.hotplug import UNMANAGED, Hotplug
+from cmwq._core.invariants import check
 from cmwq._core.pool import WorkerPool
 from cmwq._core.ranks import Rank
 from cmwq._core.settings import FIELDS, Settings, checked_call, checked_exit_timeout
@@ -257,13 +259,13 @@ class Runtime:
                 runtime=self,
             )
             pool.disassociated = not cpus
-            pool.manager = office = object()
+            pool.office.holder = stand_in = object()
             self._pools[scope, first, highpri] = pool
         # B1: the first reserve. If it is refused, works wait for the retry, or for a rescuer.
         try:
             self.watchdog.begin()  # who waits for the first worker is to be seen, too
         finally:
-            pool.create_reserve(office)
+            pool.office.create_reserve(stand_in)
         return pool
 
     # ------------------------------------------------------------------------------- freezer (E8)
@@ -335,7 +337,7 @@ class Runtime:
         """Raise InvariantError if a rule of a pool is broken. For tests."""
         for pool in list(self._pools.values()):
             with pool.lock:
-                pool.check_invariants()
+                check(pool)
 
     # ------------------------------------------------------------------------------- end
 
@@ -408,7 +410,7 @@ class Runtime:
         self.frozen = False
         pools, self._pools = self._pools, {}
         for pool in pools.values():
-            pool.abandon()
+            abandon(pool)
         self._lock = self.host.lock(Rank.RUNTIME)
         self._sensor = None
         self.host.forget()

@@ -156,6 +156,7 @@ class Watchdog:
         self._runtime = runtime  # I
         self._lock = runtime.host.lock(Rank.WATCHDOG)
         self._last = float("-inf")  # D: when it looked
+        self._progress: WeakKeyDictionary[WorkerPool, Progress] = WeakKeyDictionary()  # the timer's
         self._rests: WeakKeyDictionary[PoolWorkQueue, Rest] = WeakKeyDictionary()  # the timer's
 
     @property
@@ -188,6 +189,10 @@ class Watchdog:
         self._lock = self._runtime.host.lock(Rank.WATCHDOG)
         self.on = False
 
+    def progress(self, pool: WorkerPool) -> Progress:
+        """What was last seen of it."""
+        return self._progress.setdefault(pool, Progress())
+
     def _look(self) -> None:
         """Context: the timer."""
         runtime = self._runtime
@@ -217,7 +222,7 @@ class Watchdog:
     def _look_at(self, pool: WorkerPool, elapsed: float) -> bool:
         """Whether it has work to do."""
         bury_the_dead(pool)
-        progress, threshold = pool.progress, pool.config.watchdog_thresh
+        progress, threshold = self.progress(pool), pool.config.watchdog_thresh
         before = progress.stalled_for
         with pool.lock:
             busy = not pool.is_quiet()
@@ -281,11 +286,11 @@ def _describe(pool: WorkerPool, seconds: float, resting: set[Worker]) -> Stall:
     with pool.lock:
         pending = len(pool.worklist)
         stranded = sorted({repr(item.queue.name) for item in pool.worklist if item.queue.rescuer is None})
-        if pool.refused:
-            reason = f"no thread could be had {pool.nr_refusals} times in a row ({pool.refusal})"
+        if pool.office.refused:
+            reason = f"no thread could be had {pool.office.nr_refusals} times in a row ({pool.office.refusal})"
             if stranded:
                 reason += f"; without a rescuer: {_some(stranded)}"
-        elif pool.managing:
+        elif pool.office.taken:
             reason = "a thread is being created"
         elif pool.disassociated:
             reason = f"its CPU left, and all may run; {pool.nr_running} are believed to, {pool.nr_blocked} to block"

@@ -41,7 +41,7 @@ class Worker:
         self.pool = pool  # I
         self.index = index  # I: its number in the pool, or `RESCUER`
         self.parker = parker  # I
-        self.name = name or f"cmwq/{pool.name}:{index}{'H' * pool.highpri}"  # I
+        self.name = name or f"cmwq/{pool.name}:{index}{'H' * bool(pool.nice)}"  # I
         self.thread: Thread | None = None  # I: set by the creator once it exists
         self.tid = 0  # L: the system's name for it, once it is bound to the pool's CPUs
         self.listed = False  # L: its thread exists, and it has been on the idle list
@@ -64,7 +64,7 @@ class Worker:
         self.ended: Callable[[], None] = _nothing  # I once its thread runs: whatever a sensor saw of it is void
         self.stumbled: Item | None = None  # S: it was interrupted when it was about to claim this one
         self.served: PoolWorkQueue | None = None  # ~: its next item is run without ado if it came through the same
-        self.nr_refused = pool.nr_refused  # I: so many threads had been refused before it was created
+        self.nr_refused = pool.office.nr_refused  # I: so many threads had been refused before it was created
         self.nr_hints = 0  # S: depth of blocking()
         self.traits: Traits | None = None  # S: how its thread is to be
         self.look_again = 0.0  # S: not before that, on the host's clock, it is looked at for what works left behind
@@ -105,12 +105,6 @@ class Worker:
             self.lender.nr_active += 1
             self.lender = None
 
-    def discard_parker(self) -> None:
-        """Give the parker's place back. For a worker whose thread ends or never came to be."""
-        free = getattr(self.parker, "free", None)
-        if free is not None:
-            free()
-
 
 def _nothing() -> None:
     """No sensor sees it."""
@@ -137,8 +131,8 @@ def attempt(pool: WorkerPool, what: str, step: Callable[[], T]) -> T | None:
     try:
         return step()
     except Exception as exc:
-        if what not in pool.lacks:
-            pool.lacks.add(what)
+        if what not in pool.stats.lacks:
+            pool.stats.lacks.add(what)
             _log.warning("pool %s: a worker could not %s (%s), and works all the same", pool.name, what, in_words(exc))
     return None
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from cmwq._core import blocking
 from cmwq._core.leaks import LEAKS_PERIOD, undo_leaks
 from cmwq._core.policy import keep_working, need_more_worker, need_to_create_worker, slack
-from cmwq._core.recovery import mourn, recover
+from cmwq._core.recovery import bury, mourn, recover
 from cmwq._core.worker import Worker, attempt, be_worker, unknown
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def worker_thread(worker: Worker) -> None:
     finally:
         try:
             with pool.lock:
-                pool.worker_died(worker)
+                bury(pool, worker)
         finally:
             pool.lookout.detach(worker)
 
@@ -58,12 +58,12 @@ def begin(worker: Worker) -> None:
     attempt(pool, "be named", partial(host.set_thread_name, worker.name))
     worker.bind()
     if pool.nice:
-        pool.niced = bool(attempt(pool, "be made nicer", partial(host.set_nice, pool.nice)))
+        pool.stats.niced = bool(attempt(pool, "be made nicer", partial(host.set_nice, pool.nice)))
     worker.cpu_time = attempt(pool, "have its CPU time read", host.cpu_clock) or unknown
     worker.traits = host.traits()
     with pool.lock:
-        if pool.nr_refused == worker.nr_refused:
-            pool.nr_refusals = 0  # none was refused after this one, which could begin
+        if pool.office.nr_refused == worker.nr_refused:
+            pool.office.nr_refusals = 0  # none was refused after this one, which could begin
 
 
 def serve(pool: WorkerPool, worker: Worker) -> None:
@@ -97,17 +97,13 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
         return False  # its creator has not listed it yet
     else:
         # Nobody called kick() for it: the sensor saw too few running, or park() returned for nothing.
-        if pool.armed_with is not worker:
-            pool.lookout.deliver()
-            if not need_more_worker(pool):
-                return False
-            pool.leave_idle(worker)
-        else:
-            pool.leave_idle(worker)
-            pool.lookout.deliver()
-            if not need_more_worker(pool):
-                pool.enter_idle(worker)
-                return False
+        pool.lookout.deliver()
+        if not need_more_worker(pool):
+            if pool.armed_with is worker:
+                pool.disarm()  # the sensor has used up its arming
+                pool.settle()
+            return False
+        pool.leave_idle(worker)
         pool.nr_running += 1
         pool.nr_wakeups += 1
     worker.counted = True
@@ -131,10 +127,10 @@ def manage_workers(pool: WorkerPool, worker: Worker) -> None:
     Promise: somebody was idle since, or the refusal is noted and a retry is due.
     """
     pool.uncount(worker)
-    pool.manager = worker
-    pool.look_out()
+    pool.office.holder = worker
+    pool.settle()
     pool.lock.release()
-    pool.create_reserve(worker)
+    pool.office.create_reserve(worker)
     pool.lock.acquire()
 
 
@@ -162,8 +158,8 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
         del worklist[0]
         if not item.claim(worker):
             worker.item = None
-            pool.kick()  # its place may have gone to others
-            pool.look_out()
+            if not pool.kick():  # its place may have gone to others
+                pool.settle()
             lock.release()
             last = item = None  # without the lock: finalisers are user code
             lock.acquire()
@@ -173,9 +169,9 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
                 if running < target:
                     pool.kick()  # A6: the wake chain
                 if pool.armed_with is None:
-                    pool.look_out()
+                    pool.settle()
             elif pool.armed_with is not None or pool.nappers:
-                pool.look_out()
+                pool.settle()
             lock.release()
             last = follower = None
             if worker.served is item._phase.pwq:
@@ -211,7 +207,7 @@ def announce(pool: WorkerPool, worker: Worker, announcement: Announcement) -> No
     """
     item, worker.announcing = worker.item, True
     if pool.worklist:
-        pool.kick_or_look_out()  # callbacks may take their time
+        pool.kick_or_settle()  # callbacks may take their time
     pool.lock.release()
     announcement.announce(item)  # type: ignore[arg-type]
     pool.lock.acquire()

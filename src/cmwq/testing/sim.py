@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.config import Config
+from cmwq._core.invariants import check as check_pool
 from cmwq._core.ranks import Rank
 from cmwq._core.runtime import Runtime
 from cmwq._core.work import Work
@@ -616,6 +617,9 @@ class SimLookout:
         self.parker = host.parker
         self.lock = partial(host.lock, Rank.POOL)
 
+    def take_back(self, parker: Any) -> None:
+        pass
+
     def attach(self, worker: Worker) -> None:
         worker.watched = False
         worker.ended = partial(self.ended, worker)
@@ -759,7 +763,7 @@ class Simulation:
         def check() -> None:
             for pool in list(runtime._pools.values()):
                 if pool.lock.holder is None:  # type: ignore[attr-defined]
-                    pool.check_invariants()
+                    check_pool(pool)
 
         self.host.on_step.append(check)
         return runtime
