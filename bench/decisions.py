@@ -49,7 +49,7 @@ def of_pool(pool: Any, *others: object) -> int:
 
 
 def of_runtime(hotplug: Any) -> int:
-    pools = hotplug._runtime._pools.values()
+    pools = hotplug._pools.values()
     return len(hotplug.cpus()) + len(pools) + sum(len(pool.workers) * len(pool.cpus) for pool in pools)
 
 
@@ -78,7 +78,7 @@ DECISIONS = (
     Decision("queue", ("queue:WorkQueue._queue",)),
     Decision("which pool", ("runtime:Runtime.pool_here",)),
     Decision("a new place", ("queue:WorkQueue._pwq_on",)),
-    Decision("a new pool", ("runtime:Runtime._start_pool",), stride=1),
+    Decision("a new pool", ("pools:Pools.start",), stride=1),
     Decision("insert", ("queue:insert",)),
     Decision("cancel", ("future:Future.cancel",)),
     Decision("kick", ("pool:WorkerPool.kick",)),

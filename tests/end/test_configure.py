@@ -45,7 +45,7 @@ def test_the_default_runtime_is_set_and_nothing_starts(python: Python) -> None:
             assert threading.active_count() == 1
             assert cmwq.system.submit(os.sched_getaffinity, 0).result() == {cpu}
             (pool,) = runtime.pools()
-            assert (pool.max_workers, pool.cpus, pool.config) == (7, (cpu,), runtime.config)
+            assert (pool.office.max_workers, pool.cpus, pool.config) == (7, (cpu,), runtime.config)
             assert (runtime.config.idle_worker_timeout, runtime.config.slack_per_cpu, runtime.config.exit_grace) == (
                 10, 3, 1.5)
             assert (runtime.exit_timeout, runtime.on_stall) == (3, stalls.append)

@@ -279,7 +279,7 @@ def test_A3_A5_a_flood_of_cpu_bound_items_keeps_to_the_cpus() -> None:
         executor = cmwq.Executor(runtime=runtime)
         assert sum(executor.map(lambda n: sum(range(100)) and 1, range(20_000))) == 20_000
         (pool,) = runtime.snapshot().pools
-        assert pool.stats.peak_workers <= pool.target + 2
+        assert pool.peak_workers <= pool.target + 2
         assert pool.completed == 20_000
     host.stop_timers()
 
@@ -297,7 +297,7 @@ def test_a_contended_lock_does_not_make_more_and_more_threads(runtime: cmwq.Runt
 
     assert sum(executor.map(item, range(10_000))) == 10_000
     (pool,) = runtime.snapshot().pools
-    assert pool.stats.peak_workers <= 64
+    assert pool.peak_workers <= 64
     assert pool.completed == 10_000
 
 

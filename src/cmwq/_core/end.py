@@ -156,7 +156,7 @@ def _close_pools(runtime: Runtime) -> list[Worker] | None:
 def _reopen(runtime: Runtime) -> None:
     """The time was over. A runtime that has all its pools goes on taking work."""
     if not (runtime.exiting or any(pool.closing for pool in runtime.pools())):
-        runtime.closed = False
+        runtime.reopen()
 
 
 def _end_threads(runtime: Runtime, workers: list[Worker], deadline: float | None) -> None:

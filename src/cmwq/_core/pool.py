@@ -37,9 +37,8 @@ from cmwq._core.policy import need_more_worker, need_rescuer
 from cmwq._core.weakly import Weakly
 
 if TYPE_CHECKING:
-    from cmwq._core.config import Config
     from cmwq._core.item import Item
-    from cmwq._core.ports import Host, Parker, Sensor
+    from cmwq._core.ports import Parker, Sensor
     from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queued import Queued
     from cmwq._core.runtime import Runtime
@@ -71,26 +70,23 @@ class WorkerPool:
         target: int,
         *,
         highpri: bool,
-        host: Host,
         sensor: Sensor,
-        config: Config,
-        max_workers: int,
         runtime: Runtime,
     ) -> None:
         self.name = name  # I
         self.cpus = cpus  # L to change, read freely: what its workers are bound to
         self.disassociated = False  # L to change, read freely: its CPU left (D2)
         self.nice = HIGHPRI_NICE if highpri else 0  # I: the nice value its workers ask for (E7)
-        self.host = host  # I
+        self.host = host = runtime.host  # I
         self.runtime = runtime  # I
-        self.config = config  # I
+        self.config = runtime.config  # I
         self.watchdog = runtime.watchdog  # I
         self.target = target  # L: how many may run
         self.gil = host.gil_enabled()  # L: looked at again with each new worker
         self.worklist: deque[Item] = deque()  # L: active items in order of activation (E10)
         self.idle_list: list[Worker] = []  # L: last in, first woken (A7); the coldest at the front
         self.workers: set[Worker] = set()  # L
-        self.office = Office(self, max_workers)  # who creates them
+        self.office = Office(self, runtime.max_workers)  # who creates them
         self.nr_running = 0  # L: counted and not asleep; whoever wakes a worker counts it
         self.nr_blocked = 0  # L: counted, and asleep, but not for a lock
         self.nr_hogs = 0  # L: counted, and let go of (A9)

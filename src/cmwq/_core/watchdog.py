@@ -210,7 +210,7 @@ class Watchdog:
         except Exception:
             busy = True
             _log.exception("the CPUs could not be looked at")
-        for pool in list(runtime._pools.values()):
+        for pool in runtime.pools():
             try:
                 busy |= self._look_at(pool, elapsed)
             except Exception:

@@ -761,7 +761,7 @@ class Simulation:
         runtime = Runtime(host=self.host, sensor=self.sensor, max_workers=max_workers, config=config)
 
         def check() -> None:
-            for pool in list(runtime._pools.values()):
+            for pool in runtime.pools():
                 if pool.lock.holder is None:  # type: ignore[attr-defined]
                     check_pool(pool)
 
