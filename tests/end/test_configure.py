@@ -136,7 +136,7 @@ def test_the_children_of_a_fork_have_the_same_settings_and_may_change_them_first
                     cmwq.configure(**settings)
                     cmwq.system.submit(int).result(30)
                     (pool,) = cmwq.default_runtime().pools()
-                    got = pool.max_workers, cmwq.snapshot().sensor, cmwq.default_runtime().exit_timeout
+                    got = pool.office.max_workers, cmwq.snapshot().sensor, cmwq.default_runtime().exit_timeout
                     os._exit(got != expected)
                 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
             in_child({}, (7, "hints", 3))

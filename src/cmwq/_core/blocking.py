@@ -30,9 +30,8 @@ from cmwq._core.worker import Worker, current_worker
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from cmwq._core.item import Item
+    from cmwq._core.item import Item, Source
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.pwq import PoolWorkQueue
 
 
 class Blocked(Enum):
@@ -162,7 +161,7 @@ class blocking:
                 _run(worker)
 
 
-def step_aside(worker: Worker, lender: PoolWorkQueue | None) -> bool:
+def step_aside(worker: Worker, lender: Source | None) -> bool:
     """Its work waits for something: it is known to be blocked at once (A4), and lends its place under `max_active`.
 
     lender: where it has that place; None: it lends none. Returns whether it lent it now, for `step_back`.

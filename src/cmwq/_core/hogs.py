@@ -66,8 +66,8 @@ def check(pool: WorkerPool) -> None:
             elif worker.item is not None and worker.counted and worker.blocked is None and _is_hog(pool, worker):
                 if worker.hog_since != -inf:
                     worker.hog_since = -inf  # reported once per execution
-                    worker.item.queue.nr_hogs += 1
-                    found.append((worker.item.queue.name, name_of(worker.item.function)))
+                    worker.item.pwq.note_hog()
+                    found.append((worker.item.pwq.name, name_of(worker.item.function)))
                 if pool.nr_hogs < pool.target:
                     worker.hog_used = worker.cpu_time()
                     let_go(worker)

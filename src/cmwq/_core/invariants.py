@@ -54,8 +54,10 @@ def _promises(pool: WorkerPool) -> dict[str, bool]:
 
 
 def _settled(pool: WorkerPool) -> dict[str, bool]:
+    waits = bool(pool.worklist and not pool.nr_waking)
     return {
-        "A4: not settled: the sensor knows whom to wake": pool.armed_with is pool.reserve(),
+        "A4: not settled: the sensor knows whom to wake": pool.armed_with
+        is (pool.idle_list[-1] if waits and pool.idle_list else None),
         "A3: not settled: nobody naps when no work waits": bool(pool.worklist) or not pool.nappers,
         "C2: not settled: whoever can be had for the works is called": not (pool.rescued and need_rescuer(pool))
         or pool.alarms.mayday.timer is not None,

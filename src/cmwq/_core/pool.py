@@ -157,21 +157,18 @@ class WorkerPool:
         elif self.armed_with is None:
             self.settle()
 
-    def reserve(self) -> Worker | None:
-        """Whom the sensor is to wake when it sees that fewer run than may: the warmest idle worker, while work waits
-        that nobody is on the way to.  Context: lock held.
-        """
-        return self.idle_list[-1] if self.worklist and self.idle_list and not self.nr_waking else None
-
     def settle(self) -> None:
-        """Have all that looks after waiting work agree with what waits and who is idle: what the sensor is armed with,
-        the alarms for hogs and for maydays (C2), and those who nap.
+        """Have all that looks after waiting work agree with what waits and who is idle.
+
+        The sensor is armed with whom it is to wake when it sees that fewer run than may: the warmest idle worker, while
+        work waits that nobody is on the way to. Where nobody is to be had, an alarm sees to it that the rescuers are
+        called (C2). When nothing waits any more, those who nap are woken.
 
         Context: lock held. It belongs to the end of every section that changes whether the worklist is empty, the top
         of the idle list, `nr_waking`, or what `need_rescuer` asks for; `kick`, `kick_or_settle`, `enter_idle` and
         `note_refusal` do it. `invariants` names who forgets.
         """
-        reserve = self.reserve()
+        reserve = self.idle_list[-1] if self.worklist and self.idle_list and not self.nr_waking else None
         if reserve is not self.armed_with:
             self.armed_with = reserve
             self.lookout.arm(reserve)

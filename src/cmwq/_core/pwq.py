@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from cmwq._core.ports import Parker
     from cmwq._core.queue import WorkQueue
     from cmwq._core.queued import Queued
+    from cmwq._core.rescuer import Rescuer
+    from cmwq._core.worker import Worker
 
 PURGE = 64
 """So many withdrawn items may be passed over later; beyond, and beyond half of what is listed, they are removed."""
@@ -121,6 +123,32 @@ class PoolWorkQueue:
         """The gate is shut: raise QueueClosed unless this item is let through.  Context: lock held."""
         self.wq._check_admitted(self.pool, accepted=item.accepted)
         self.nr_admitted += 1
+
+    # ------------------------------------------------------------------------------- as a `Source`
+
+    @property
+    def name(self) -> str:
+        return self.wq.name
+
+    @property
+    def ordered(self) -> bool:
+        return self.wq.ordered
+
+    @property
+    def rescuer(self) -> Rescuer | None:
+        return self.wq.rescuer
+
+    def thread_name(self, worker: Worker) -> str:
+        return self.wq.thread_name(worker)
+
+    def note_hog(self) -> None:
+        self.wq.nr_hogs += 1
+
+    def note_mayday(self) -> None:
+        self.wq.nr_maydays += 1
+
+    def note_rescued(self) -> None:
+        self.wq.nr_rescued += 1
 
     # ------------------------------------------------------------------------------- active and inactive (E1)
 

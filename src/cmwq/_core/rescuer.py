@@ -29,10 +29,9 @@ from cmwq._core.worker_thread import announce
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
-    from cmwq._core.item import Item
+    from cmwq._core.item import Item, Source
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Host, Thread
-    from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queue import WorkQueue
     from cmwq._core.wait import Target
 
@@ -54,7 +53,7 @@ class Rescuer:
         # Nobody has the queue any more: nobody needs the thread. It looks itself, for what a weak reference's callback
         # does in Python can be interrupted, and nobody would hear of that.
         self._queue = ref(queue, self._parker.unpark)  # I
-        self._calls: deque[PoolWorkQueue] = deque()  # L of the place's pool to append; S to take
+        self._calls: deque[Source] = deque()  # L of the place's pool to append; S to take
         self._stopped = False  # ~
         self.thread: Thread | None = None  # I once it is started
 
@@ -62,12 +61,12 @@ class Rescuer:
         """Raises ThreadLimit. The thread ends after `stop`, or with the queue."""
         self.thread = self._host.spawn(self.name, self._run)
 
-    def call(self, pwq: PoolWorkQueue) -> bool:
+    def call(self, pwq: Source) -> bool:
         """Mayday. True: to be woken.  Context: lock held."""
         if pwq.called:
             return False
         pwq.called = True
-        pwq.wq.nr_maydays += 1
+        pwq.note_mayday()
         self._calls.append(pwq)
         return True
 
@@ -90,7 +89,7 @@ class Rescuer:
                     self._calls.append(pwq)  # after those who called meanwhile
                 pwq = None  # type: ignore[assignment]  # at rest it keeps nothing alive
 
-    def _rescue(self, pwq: PoolWorkQueue) -> bool:
+    def _rescue(self, pwq: Source) -> bool:
         """C3. True: more is to be done."""
         pool = pwq.pool
         self.worker = worker = Worker(pool, RESCUER, self._parker, self.name)
@@ -125,7 +124,7 @@ class Rescuer:
         return more and not worker.dying
 
 
-def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
+def _run_next(pool: WorkerPool, pwq: Source, worker: Worker) -> bool:
     """Run the next listed work of that queue, as `process_works` would. False: there is none.
 
     Context: lock held; released around the work.
@@ -137,7 +136,7 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
     if not item.claim(worker):
         worker.item = None
     else:
-        pwq.wq.nr_rescued += 1
+        pwq.note_rescued()
         pool.settle()  # it may have been the last that waited
         lock.release()
         item.run()
@@ -159,7 +158,7 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
     return True
 
 
-def _take(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> Item | None:
+def _take(pool: WorkerPool, pwq: Source, worker: Worker) -> Item | None:
     """Off the list with the first work of that queue: it is the worker's. Costs O(works of others before it).
 
     Context: lock held.
@@ -189,7 +188,7 @@ def mayday(pool: WorkerPool) -> None:
         pool.alarms.mayday.cancel()
         if need_rescuer(pool):
             for pwq in pool.pwqs:
-                rescuer = pwq.wq.rescuer
+                rescuer = pwq.rescuer
                 if rescuer is not None and pwq.nr_active and rescuer.call(pwq):
                     called.append(rescuer)
             set_alarm(pool, pool.config.mayday_interval)
@@ -252,7 +251,7 @@ def _a_rescuer_gives_up(stuck: dict[Item, Target]) -> bool:
 
 def _is_rescued(item: Item) -> bool:
     """A rescuer executes it."""
-    rescuer = item.queue.rescuer
+    rescuer = item.pwq.rescuer
     helper = None if rescuer is None else rescuer.worker
     return helper is not None and helper.item is item
 

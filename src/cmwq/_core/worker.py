@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from weakref import ref
 
     from cmwq._core.blocking import Blocked
-    from cmwq._core.item import Item
+    from cmwq._core.item import Item, Source
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker, Thread, Traits
-    from cmwq._core.pwq import PoolWorkQueue
 
 _log = logging.getLogger("cmwq")
 T = TypeVar("T")
@@ -52,7 +51,7 @@ class Worker:
         self.counted = False  # L: executing, and not exempt (A8)
         self.blocked: Blocked | None = None  # L: why it doesn't count as running; only while it is counted
         self.item: Item | None = None  # L: what it is about to claim, or executes, until everybody has heard of its end
-        self.lender: PoolWorkQueue | None = None  # L: where its item has lent its place under max_active
+        self.lender: Source | None = None  # L: where its item has lent its place under max_active
         self.cpu_time: Callable[[], float | None] = unknown  # I: CPU seconds its thread has used
         self.hog_item: ref[Item] | None = None  # L: what it executed when last looked at for hogs (A9)
         self.hog_used: float | None = None  # L: if it is a hog, its CPU time when last looked at
@@ -63,7 +62,7 @@ class Worker:
         self.announcing = False  # L: its item has ended, and those who wait are being told
         self.ended: Callable[[], None] = _nothing  # I once its thread runs: whatever a sensor saw of it is void
         self.stumbled: Item | None = None  # S: it was interrupted when it was about to claim this one
-        self.served: PoolWorkQueue | None = None  # ~: its next item is run without ado if it came through the same
+        self.served: Source | None = None  # ~: its next item is run without ado if it came through the same
         self.nr_refused = pool.office.nr_refused  # I: so many threads had been refused before it was created
         self.nr_hints = 0  # S: depth of blocking()
         self.traits: Traits | None = None  # S: how its thread is to be

@@ -20,7 +20,7 @@ from cmwq._core.recovery import bury, mourn, recover
 from cmwq._core.worker import Worker, attempt, be_worker, unknown
 
 if TYPE_CHECKING:
-    from cmwq._core.item import Announcement, Item
+    from cmwq._core.item import Announcement, Item, Source
     from cmwq._core.pool import WorkerPool
 
 
@@ -223,16 +223,16 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
 
     Context: lock not held.
     """
-    pwq = worker.item._phase.pwq  # type: ignore[union-attr]
+    pwq: Source = worker.item._phase.pwq  # type: ignore[union-attr]
     if worker.stray:
         worker.stray = False
         worker.bind()
-    if worker.shown != pwq.wq.name:
+    if worker.shown != pwq.name:
         if worker.shown:
             undo_leaks(worker)
-        worker.shown = pwq.wq.name
+        worker.shown = pwq.name
         if worker.thread is not None:
-            worker.thread.name = pwq.wq.thread_name(worker)  # before the system's: since 3.14 it sets that, too
+            worker.thread.name = pwq.thread_name(worker)  # before the system's: since 3.14 it sets that, too
         attempt(pool, "be named", partial(pool.host.set_thread_name, f"{worker.name}-{worker.shown}"))
     if not pwq.exempt:
         worker.served = pwq
