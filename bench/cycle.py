@@ -30,7 +30,8 @@ from cmwq._core.future import Future
 from cmwq._core.policy import keep_working
 from cmwq._core.pwq import insert
 from cmwq._core.queued import Queued
-from cmwq._core.worker import Worker, be_worker, process_works
+from cmwq._core.worker import RESCUER, Worker, be_worker
+from cmwq._core.worker_thread import process_works
 
 
 def nothing() -> None:
@@ -75,7 +76,7 @@ class Quiet:
         with self.pool.lock:
             self.pool.target = 0
             self.pool.lookout.set_target(0)
-        self.worker = Worker(self.pool, -1, self.pool.lookout.parker())
+        self.worker = Worker(self.pool, RESCUER, self.pool.lookout.parker())
         be_worker(self.worker)
         self.pool.lookout.attach(self.worker)
         self.worker.served = self.pwq  # else the thread is named anew
@@ -100,19 +101,19 @@ class Quiet:
             self.pool.worklist.clear()
             self.pwq.phase.count -= number
             self.pwq.nr_active -= number
-            self.pool.look_out()
+            self.pool.settle()
         return made
 
     @contextmanager
     def something_listed(self) -> Iterator[None]:
         with self.pool.lock:
             self.pool.worklist.append(None)  # type: ignore[arg-type]
-            self.pool.look_out()
+            self.pool.settle()
             try:
                 yield
             finally:
                 self.pool.worklist.clear()
-                self.pool.look_out()
+                self.pool.settle()
 
     def close(self) -> None:
         self.process()
@@ -163,7 +164,7 @@ def parts_of_submit(quiet: Quiet, number: int) -> list[Part]:
 
     def kicking() -> float:
         with quiet.something_listed():
-            return per("pool.kick_or_look_out()", range(number), pool=pool)
+            return per("pool.kick_or_settle()", range(number), pool=pool)
 
     counting = "phase = pwq.phase\nphase.count += 1\nif pwq.attends or pwq.nr_active >= pwq.max_active: pass"
     counting += "\nelse: pwq.nr_active += 1\nphase.count -= 1\npwq.nr_active -= 1"
@@ -176,7 +177,7 @@ def parts_of_submit(quiet: Quiet, number: int) -> list[Part]:
         ("    with pool.lock: pass", simple("with lock: pass", number, lock=pool.lock)),
         ("    phase.count, nr_active, max_active (and undone)", simple(counting, number, pwq=pwq)),
         ("    worklist.append", simple("append(thing)", number, append=deque[Any](maxlen=number).append)),
-        ("    kick_or_look_out(), at the target", kicking),
+        ("    kick_or_settle(), at the target", kicking),
     ]
 
 

@@ -49,7 +49,7 @@ def of_pool(pool: Any, *others: object) -> int:
 
 
 def of_runtime(hotplug: Any) -> int:
-    pools = hotplug._runtime._pools.values()
+    pools = hotplug._pools.values()
     return len(hotplug.cpus()) + len(pools) + sum(len(pool.workers) * len(pool.cpus) for pool in pools)
 
 
@@ -61,12 +61,12 @@ def works_before(pool: Any, pwq: Any) -> int:
     return next((n for n, item in enumerate(pool.worklist, 1) if item.pwq is pwq), len(pool.worklist))
 
 
-def created(pool: Any, thread: object) -> int:
-    return int(pool.nr_created)
+def created(office: Any, thread: object) -> int:
+    return int(office._pool.stats.created)
 
 
-def culled(pool: Any, thread: object) -> int:
-    return int(pool.nr_culled)
+def culled(office: Any, thread: object) -> int:
+    return int(office._pool.stats.culled)
 
 
 def works_of(pool: object, thread: Any) -> int:
@@ -78,25 +78,25 @@ DECISIONS = (
     Decision("queue", ("queue:WorkQueue._queue",)),
     Decision("which pool", ("runtime:Runtime.pool_here",)),
     Decision("a new place", ("queue:WorkQueue._pwq_on",)),
-    Decision("a new pool", ("runtime:Runtime._start_pool",), stride=1),
+    Decision("a new pool", ("pools:Pools.start",), stride=1),
     Decision("insert", ("queue:insert",)),
     Decision("cancel", ("future:Future.cancel",)),
     Decision("kick", ("pool:WorkerPool.kick",)),
-    Decision("look out", ("pool:WorkerPool.look_out",)),
-    Decision("it sleeps", ("pool:WorkerPool.worker_sleeping",)),
-    Decision("it runs", ("pool:WorkerPool.worker_running",)),
-    Decision("start", ("worker:start_working",)),
+    Decision("settle", ("pool:WorkerPool.settle",)),
+    Decision("it sleeps", ("blocking:worker_sleeping",)),
+    Decision("it runs", ("blocking:worker_running",)),
+    Decision("start", ("worker_thread:start_working",)),
     Decision("leave idle", ("pool:WorkerPool.leave_idle",)),
-    Decision("work loop", ("worker:process_works",), stride=17, through=works_of, timed=False),
+    Decision("work loop", ("worker_thread:process_works",), stride=17, through=works_of, timed=False),
     Decision("claim", ("future:Future.claim", "queued:Queued.claim")),
     Decision("end", ("future:Future.end", "queued:Queued.end")),
     Decision("retire", ("pwq:Phase.retire",)),
     Decision("activate", ("pwq:PoolWorkQueue.activate",)),
     Decision("go idle", ("pool:WorkerPool.enter_idle",)),
     Decision("quiet?", ("pool:WorkerPool.is_quiet",)),
-    Decision("create", ("pool:WorkerPool.create_worker",), stride=1),
-    Decision("manage", ("pool:WorkerPool.create_reserve",), stride=1, through=created),
-    Decision("cull", ("pool:WorkerPool.cull",), stride=1, through=culled),
+    Decision("create", ("manager:Office.create_worker",), stride=1),
+    Decision("manage", ("manager:Office.create_reserve",), stride=1, through=created),
+    Decision("cull", ("manager:Office._cull",), stride=1, through=culled),
     Decision("hogs", ("hogs:check",), stride=1, each=of_pool),
     Decision("begin a wait", ("wait:Waits.begin",), each=waiting),
     Decision("step aside", ("wait:step_aside",)),

@@ -222,9 +222,9 @@ def run(point: Point) -> Result:
         steady=400 * load.thousandth / part / best if point.works >= SETTLED * point.cpus else None,
         virtual=host.now,
         real=real,
-        threads=sum(pool.nr_created for pool in pools),
+        threads=sum(pool.stats.created for pool in pools),
         wakeups=sum(pool.nr_wakeups for pool in pools),
-        refused=sum(pool.nr_refused for pool in pools),
+        refused=sum(pool.office.nr_refused for pool in pools),
         rescued=sum(queue.nr_rescued for queue in load.queues),
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Unpack
 
 from cmwq._core.batch import Batch
+from cmwq._core.blocking import blocking
 from cmwq._core.config import Config
 from cmwq._core.future import Future
 from cmwq._core.periodic import PeriodicWork
@@ -21,7 +22,6 @@ from cmwq._core.settings import Settings
 from cmwq._core.snapshot import PoolView, QueueView, Snapshot
 from cmwq._core.watchdog import Stall, StalledWorker
 from cmwq._core.work import DelayedWork, Work
-from cmwq._core.worker import blocking
 from cmwq._errors import (
     Abandoned,
     CmwqError,

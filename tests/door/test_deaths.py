@@ -13,7 +13,8 @@ from simulated import with_each
 
 import cmwq
 from cmwq._core import pool as pool_module
-from cmwq._core import worker as worker_module
+from cmwq._core import recovery as recovery_module
+from cmwq._core import worker_thread
 from cmwq._core.worker import Worker
 from cmwq._host import ThreadHost
 from cmwq._sensor import choose
@@ -179,7 +180,7 @@ def test_B4_H3_if_nobody_can_ever_begin_that_is_told(
         assert "without a rescuer: 'q'" in stall.reason
         assert int(stall.reason.split("had ")[1].split()[0]) >= 25, "and how often it was tried"
         (pool,) = runtime._pools.values()
-        assert 25 <= pool.nr_deaths <= 210, "once a second one for the work and one in reserve, not at full speed"
+        assert 25 <= pool.stats.deaths <= 210, "once a second one for the work and one in reserve, not at full speed"
         attach(0)
         assert future.result() == 0
         sim.sleep(2.0)
@@ -230,7 +231,7 @@ def recovery(request: pytest.FixtureRequest) -> str:
 def faults(monkeypatch: pytest.MonkeyPatch, recovery: str) -> dict[str, float]:
     """How often to raise just before an item is run, and at its end by the sensor."""
     left = {"before": 0.0, "ended": 0.0, "fatal": 0.0, "put_down": 0.0}
-    original, attached, recovered = worker_module.execute_specially, SimLookout.ended, worker_module.put_down
+    original, attached, recovered = worker_thread.execute_specially, SimLookout.ended, recovery_module.put_down
 
     def put_down(pool: Any, worker: Worker, exc: BaseException) -> None:
         if left["put_down"] > 0:
@@ -256,8 +257,8 @@ def faults(monkeypatch: pytest.MonkeyPatch, recovery: str) -> dict[str, float]:
             raise Fault("ended")
         attached(self, worker)
 
-    monkeypatch.setattr(worker_module, "execute_specially", before)
-    monkeypatch.setattr(worker_module, "put_down", put_down)
+    monkeypatch.setattr(worker_thread, "execute_specially", before)
+    monkeypatch.setattr(recovery_module, "put_down", put_down)
     monkeypatch.setattr(SimLookout, "ended", ended)
     return left
 
@@ -302,7 +303,7 @@ def test_B4_F10_a_worker_that_dies_leaves_nothing_behind(faults: dict[str, float
         wq.flush()
         assert work.cancel_sync() is False
         assert [text for _, text in sim.log] == ["behind", "ran"]
-        assert next(iter(runtime._pools.values())).nr_deaths == 1
+        assert next(iter(runtime._pools.values())).stats.deaths == 1
 
     with_each((None, *range(SEEDS)), partial(run, scenario))
 
@@ -335,7 +336,7 @@ def test_B4_G4_what_dies_is_gone(faults: dict[str, float]) -> None:
             assert isinstance(wq.submit(int).exception(), Fault)
             sim.sleep(1.5)
         (pool,) = runtime._pools.values()
-        assert pool.nr_deaths == 100
+        assert pool.stats.deaths == 100
         assert len(pool.workers) <= 3
         assert pool.workers == set(pool.idle_list)
 
@@ -363,7 +364,7 @@ def test_B4_a_thread_that_ends_without_a_word_is_noticed(monkeypatch: pytest.Mon
         assert [future.result() for future in futures] == list(range(20))
         (pool,) = runtime._pools.values()
         sim.sleep(3.0)
-        assert pool.nr_deaths == times
+        assert pool.stats.deaths == times
         assert pool.workers == set(pool.idle_list)
         assert sim.host.now < 3 + 2.5 * times
 

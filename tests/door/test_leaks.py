@@ -15,7 +15,7 @@ import pytest
 from conftest import HANG
 
 import cmwq
-from cmwq._core.worker import LEAKS_PERIOD
+from cmwq._core.leaks import LEAKS_PERIOD
 from cmwq._host import ThreadHost
 from cmwq._host.traits import look
 

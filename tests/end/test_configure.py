@@ -45,7 +45,7 @@ def test_the_default_runtime_is_set_and_nothing_starts(python: Python) -> None:
             assert threading.active_count() == 1
             assert cmwq.system.submit(os.sched_getaffinity, 0).result() == {cpu}
             (pool,) = runtime.pools()
-            assert (pool.max_workers, pool.cpus, pool.config) == (7, (cpu,), runtime.config)
+            assert (pool.office.max_workers, pool.cpus, pool.config) == (7, (cpu,), runtime.config)
             assert (runtime.config.idle_worker_timeout, runtime.config.slack_per_cpu, runtime.config.exit_grace) == (
                 10, 3, 1.5)
             assert (runtime.exit_timeout, runtime.on_stall) == (3, stalls.append)
@@ -136,7 +136,7 @@ def test_the_children_of_a_fork_have_the_same_settings_and_may_change_them_first
                     cmwq.configure(**settings)
                     cmwq.system.submit(int).result(30)
                     (pool,) = cmwq.default_runtime().pools()
-                    got = pool.max_workers, cmwq.snapshot().sensor, cmwq.default_runtime().exit_timeout
+                    got = pool.office.max_workers, cmwq.snapshot().sensor, cmwq.default_runtime().exit_timeout
                     os._exit(got != expected)
                 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
             in_child({}, (7, "hints", 3))

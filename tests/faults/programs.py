@@ -398,7 +398,7 @@ class Held(Load):
 
     def counted(self) -> float:
         """For how many seconds that pool has stalled, by the watchdog's count."""
-        return sum(pool.progress.stalled_for for pool in list(self.beside._pools.values()))
+        return sum(self.beside.watchdog.progress(pool).stalled_for for pool in self.beside.pools())
 
     def let_go(self) -> bool:
         self.gate.set()

@@ -35,7 +35,7 @@ def test_E7_its_workers_are_its_own(runtime: cmwq.Runtime, gate: Gate) -> None:
     ]
     assert threads[0] != threads[1]
     pools = list(runtime._pools.values())
-    assert [pool.highpri for pool in pools] == [False, True]
+    assert [bool(pool.nice) for pool in pools] == [False, True]
     assert not pools[0].workers & pools[1].workers
     assert len(runtime.snapshot().pools) == 2
 
@@ -48,7 +48,7 @@ def test_E7_its_workers_are_nicer_where_that_is_allowed(universe: cmwq.Runtime) 
     wq = cmwq.WorkQueue("urgent", highpri=True, runtime=universe)
     mine = wq.submit(niceness).result(HANG)
     (pool,) = universe._pools.values()
-    assert mine == (-20 if pool.niced else before)
+    assert mine == (-20 if pool.stats.niced else before)
     assert cmwq.WorkQueue("normal", runtime=universe).submit(niceness).result(HANG) == before
 
 

@@ -55,12 +55,12 @@ def test_A9_nobody_looks_while_nothing_waits() -> None:
         assert wq.nr_hogs == 0, "it held up nobody"
         (pool,) = runtime._pools.values()
         sim.sleep(1.0)
-        assert pool.hog_timer is None
+        assert pool.alarms.hogs.timer is None
         for _ in range(3):
             wq.submit(hog, sim)
         wq.flush()
         sim.sleep(1.0)
-        assert pool.hog_timer is None, "it goes when nothing waits any more"
+        assert pool.alarms.hogs.timer is None, "it goes when nothing waits any more"
 
     simulate(scenario)
 

@@ -51,7 +51,7 @@ def test_B4_no_exception_kills_a_worker(executor: cmwq.Executor, runtime: cmwq.R
     assert executor.submit(len, "ab").result(HANG) == 2
     (pool,) = runtime._pools.values()
     with pool.lock:
-        created = pool.nr_created
+        created = pool.stats.created
     assert {f"cmwq/u0:{n}" for n in range(created)} <= {thread.name for thread in threading.enumerate()}
 
 

@@ -70,11 +70,11 @@ class FakePool:
         self.nr_running += 1
         self.nr_waking += 1
         woken = self.idle_list.pop()
-        self.look_out()
+        self.settle()
         woken.parker.unpark()
         return True
 
-    def look_out(self) -> None:
+    def settle(self) -> None:
         reserve = self.idle_list[-1] if self.worklist and self.idle_list and not self.nr_waking else None
         self.lookout.arm(cast(Any, reserve))
 
@@ -102,14 +102,14 @@ def add_worker(pool: FakePool, *, busy: bool) -> Any:
             pool.nr_running += 1
         else:
             pool.idle_list.append(worker)
-            pool.look_out()
+            pool.settle()
     return worker
 
 
 def queue(pool: FakePool, count: int = 1) -> None:
     with pool.lock:
         pool.worklist.extend(object() for _ in range(count))
-        pool.look_out()
+        pool.settle()
 
 
 def look(pool: FakePool) -> bool:

@@ -459,7 +459,7 @@ def make_sensor(host: ThreadHost, monkeypatch: pytest.MonkeyPatch, refuses: str 
 
 
 def fake_pool(*cpus: int, target: int | None = None) -> Any:
-    return SimpleNamespace(name="u0", cpus=cpus, target=target or len(cpus), max_workers=3)
+    return SimpleNamespace(name="u0", cpus=cpus, target=target or len(cpus), office=SimpleNamespace(max_workers=3))
 
 
 @pytest.mark.parametrize("refused", ["learn_gil", "start -1", "start 1"])
@@ -521,4 +521,6 @@ def test_too_many_pools_are_a_thread_limit(monkeypatch: pytest.MonkeyPatch) -> N
     sensor = sentinel.make(ThreadHost(), "")
     monkeypatch.setattr(sensor, "_watch", cast("Watch", SimpleNamespace(lookout=refuse)))
     with pytest.raises(ThreadLimit, match="too many pools"):
-        sensor.lookout(cast("Any", SimpleNamespace(name="u0", cpus=(0,), target=1, max_workers=3)))
+        sensor.lookout(
+            cast("Any", SimpleNamespace(name="u0", cpus=(0,), target=1, office=SimpleNamespace(max_workers=3)))
+        )

@@ -42,7 +42,7 @@ def test_armed_while_work_waits(sensor: Scripted) -> None:
     assert sensor.rings == 1
     with pool.lock:
         pool.worklist.clear()
-        pool.look_out()
+        pool.settle()
     assert not pool.lookout.armed
 
 
@@ -259,7 +259,7 @@ def make_armed(sensor: TickingSensor) -> Any:
 def disarm(pool: Any) -> None:
     with pool.lock:
         pool.worklist.clear()
-        pool.look_out()
+        pool.settle()
 
 
 def await_looks(sensor: Counting, number: int = 5) -> None:

@@ -656,7 +656,7 @@ def test_D2_a_cpu_that_comes_and_goes_has_one_timer() -> None:
             work.flush()
             sim.sleep(0.5)
             pool = pool_of(runtime, "1")
-            assert pool.trustee_timer is None, "it has drained"
+            assert pool.alarms.drained.timer is None, "it has drained"
             assert len(pool.workers) == 1
 
     sim.run(main)

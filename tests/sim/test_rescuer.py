@@ -67,7 +67,7 @@ def test_C2_C3_the_timeline_without_any_worker() -> None:
             assert sim.log == [(10.0, "0"), (15.0, "1"), (20.0, "2")]
             seen = view(runtime, "q")
             assert (seen.rescuer, seen.maydays, seen.rescued) == (True, 1, 3)
-            assert only_pool(runtime).nr_created == 0
+            assert only_pool(runtime).stats.created == 0
 
     sim.run(main)
 
@@ -350,7 +350,7 @@ def test_C4_a_row_of_refusals_ends_when_a_worker_is_there() -> None:
             wq = cmwq.WorkQueue("q", rescuer=True, runtime=runtime)
             sim.host.refuse = only_the_first
             wq.submit(sim.sleep, 1.5).result()
-            assert only_pool(runtime).nr_refused == 2
+            assert only_pool(runtime).office.nr_refused == 2
             sim.sleep(100)
             later: list[cmwq.Future[int]] = []
             wq.submit(lambda: (sim.sleep(20 * MS), later[0].result()))
@@ -458,7 +458,7 @@ def test_C3_a_rescuer_takes_no_workers_place_under_the_cap() -> None:
             sim.sleep(0.5)
             sim.host.refuse = lambda name: False
             sim.sleep(2.0)
-            assert only_pool(runtime).nr_created == 2
+            assert only_pool(runtime).stats.created == 2
 
     sim.run(main)
 

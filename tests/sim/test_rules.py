@@ -58,7 +58,7 @@ def test_A2_A3_a_flood_runs_on_as_many_workers_as_cpus(cpus: int) -> None:
         pool = only_pool(runtime)
         assert concurrency.most == cpus
         # One in reserve (B1), one made while the manager managed; each worker was woken once or so.
-        assert pool.nr_created <= cpus + 2
+        assert pool.stats.created <= cpus + 2
         assert pool.nr_wakeups <= cpus + 2
 
     in_simulation(test, cpus=cpus)
@@ -77,7 +77,7 @@ def test_A4_the_next_starts_at_the_very_moment_the_last_running_one_blocks() -> 
 
 def test_A4_a_finaliser_that_takes_its_time_holds_up_nobody() -> None:
     def test(sim: Simulation, runtime: cmwq.Runtime) -> None:
-        runtime.pool_here("system").create_worker()
+        runtime.pool_here("system").office.create_worker()
         wq = cmwq.WorkQueue("q", runtime=runtime)
         cancelled = wq.submit(print)
         finalize(cancelled, sim.burn, 1.0)
@@ -223,7 +223,7 @@ def test_A6_who_starts_wakes_the_next() -> None:
         wq = cmwq.WorkQueue("q", runtime=runtime)
         pool = runtime.pool_here("system")
         for _ in range(8):
-            pool.create_worker()
+            pool.office.create_worker()
         concurrency = Concurrency(sim)
         wq.submit_many(concurrency.burn, [0.001] * 8)  # wakes one; the others are woken by those that start
         wq.flush()
@@ -237,7 +237,7 @@ def test_A7_the_warmest_idle_worker_is_woken() -> None:
         wq = cmwq.WorkQueue("q", runtime=runtime)
         pool = runtime.pool_here("system")
         for _ in range(5):
-            pool.create_worker()
+            pool.office.create_worker()
         used = set()
 
         def note() -> None:
@@ -394,7 +394,7 @@ def test_B2_one_manager_at_a_time(seed: int) -> None:
             return False
 
         wq = cmwq.WorkQueue("q", runtime=runtime)
-        runtime.pool_here("system").create_worker()
+        runtime.pool_here("system").office.create_worker()
         sim.host.refuse = slowly
         for _ in range(30):
             wq.submit(sim.sleep, 0.003)
@@ -427,7 +427,7 @@ def test_B3_culling_brings_200_idle_workers_down_to_the_rule(busy: int) -> None:
             # Too many while idle > 2 and (idle - 2) * 4 >= busy: two may stay, and one more for each 4 busy.
             assert idle == max(2, 1 + -(-busy // 4))
             assert coldest not in pool.idle_list, "A7: the coldest goes first"
-            assert pool.cull_timer is None, "the timer exists only while there is something to cull"
+            assert pool.alarms.cull.timer is None, "the timer exists only while there is something to cull"
         for name in ("workers", "idle"):
             assert getattr(runtime.snapshot().pools[0], name) < 200
 

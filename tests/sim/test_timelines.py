@@ -67,7 +67,7 @@ def test_A3_A4_E1_the_kernels_timeline(story: str, max_active: int, cpu_intensiv
         with sim.runtime() as runtime:
             pool = runtime.pool_here("cpu")
             for _ in range(boot - 1):
-                pool.create_worker()
+                pool.office.create_worker()
             q0 = cmwq.WorkQueue("q0", scope="cpu", max_active=max_active, runtime=runtime)
             q1 = cmwq.WorkQueue("q1", scope="cpu", cpu_intensive=True, runtime=runtime) if cpu_intensive else q0
             q0.submit(w, "w0", 0.005)

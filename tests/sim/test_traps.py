@@ -56,7 +56,7 @@ def test_trap_an_idle_worker_is_culled_at_the_moment_it_is_woken() -> None:
             for future in futures:
                 future.result()
         sim.sleep(3 * timeout)
-        assert pool.nr_culled
+        assert pool.stats.culled
         assert all(not worker.dying for worker in pool.workers)
         assert wq.submit(len, "abc").result() == 3
 
@@ -84,7 +84,7 @@ def test_trap_two_managers() -> None:
         wq.submit(sim.sleep, 0.005)
         sim.sleep(0.016)
         with pool.lock:
-            assert pool.managing
+            assert pool.office.taken
             assert len(pool.idle_list) == 1
         begun = wq.submit(lambda: sim.host.now)
         assert begun.result() == pytest.approx(0.016), "1 goes to work at once, and leaves creating to the manager"
@@ -114,8 +114,8 @@ def test_trap_the_managers_role_is_left_by_one_who_failed(caplog: pytest.LogCapt
         pool = only_pool(runtime)
         assert sim.host.now == pytest.approx(2 * runtime.config.create_cooldown)
         with pool.lock:
-            assert not pool.managing
-            assert not pool.refused
+            assert not pool.office.taken
+            assert not pool.office.refused
             assert pool.idle_list
 
     with caplog.at_level(logging.ERROR, "cmwq"):

@@ -20,6 +20,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cmwq._core import checks
+from cmwq._core.closing import close as close_pool
+from cmwq._core.closing import dismiss_all
 from cmwq._core.drain import few
 from cmwq._core.future import Future
 from cmwq._core.item import name_of
@@ -144,7 +146,7 @@ def _close_pools(runtime: Runtime) -> list[Worker] | None:
         return None
     found: list[Worker] = []
     for pool in runtime.pools():
-        workers = pool.close()
+        workers = close_pool(pool)
         if workers is None:
             return None
         found.extend(workers)
@@ -154,7 +156,7 @@ def _close_pools(runtime: Runtime) -> list[Worker] | None:
 def _reopen(runtime: Runtime) -> None:
     """The time was over. A runtime that has all its pools goes on taking work."""
     if not (runtime.exiting or any(pool.closing for pool in runtime.pools())):
-        runtime.closed = False
+        runtime.reopen()
 
 
 def _end_threads(runtime: Runtime, workers: list[Worker], deadline: float | None) -> None:
@@ -204,7 +206,7 @@ def _leave(runtime: Runtime, seconds: float, report: dict[Item | str, str]) -> N
     for pool in pools:
         with pool.lock:
             pool.closing = True
-            pool.dismiss_all()
+            dismiss_all(pool)
     _take_back(pools, after, report)
     _leave_running(pools, after, report)
     for parker in list(runtime.waiters):

@@ -19,6 +19,7 @@ from math import inf
 from typing import TYPE_CHECKING
 from weakref import ref
 
+from cmwq._core.blocking import HOG, let_go, no_hog_any_more
 from cmwq._core.item import name_of
 from cmwq._errors import ThreadLimit
 
@@ -34,40 +35,44 @@ RESTS = 10
 """So many periods without waiting works, and nobody looks any more."""
 
 
-def watch(pool: WorkerPool) -> None:
-    """Work waits: look at those that run, a threshold from now.  Context: lock held, no timer is set."""
+def begin(pool: WorkerPool) -> None:
+    """Work waits: look at those that run, a threshold from now.  Context: lock held, the alarm is not set."""
+    pool.alarms.hog_rests = 0
+    _set_alarm(pool)
+
+
+def _set_alarm(pool: WorkerPool) -> None:
     threshold = pool.config.cpu_intensive_thresh
     if threshold > 0 and not pool.closing:
         with suppress(ThreadLimit):  # hogs then hold up others for once
-            pool.hog_timer = pool.host.call_later(threshold, partial(check, pool))
+            pool.alarms.hogs.set(pool.host, threshold, partial(check, pool))
 
 
 def check(pool: WorkerPool) -> None:
     """Context: the timer."""
     found: list[tuple[str, str]] = []
     with pool.lock:
-        timer, pool.hog_timer = pool.hog_timer, None
-        if timer is not None:
-            timer.cancel()  # not the one that fired, if an interruption left two
+        pool.alarms.hogs.cancel()
         if not pool.worklist:
             # Not at once the end of it: to start a timer wakes the timer thread, in the middle of a burst of works.
-            pool.hog_rests += 1
-            if pool.hog_rests <= RESTS:
-                watch(pool)
+            pool.alarms.hog_rests += 1
+            if pool.alarms.hog_rests <= RESTS:
+                _set_alarm(pool)
             return
-        pool.hog_rests = 0
+        pool.alarms.hog_rests = 0
         for worker in pool.workers:
-            if worker.hog:
-                _blocks_now(pool, worker)
-            elif worker.item is not None and worker.counted and not worker.sleeping and _is_hog(pool, worker):
+            if worker.blocked is HOG:
+                _look_again(worker)
+            elif worker.item is not None and worker.counted and worker.blocked is None and _is_hog(pool, worker):
                 if worker.hog_since != -inf:
                     worker.hog_since = -inf  # reported once per execution
-                    worker.item.queue.nr_hogs += 1
-                    found.append((worker.item.queue.name, name_of(worker.item.function)))
+                    worker.item.pwq.note_hog()
+                    found.append((worker.item.pwq.name, name_of(worker.item.function)))
                 if pool.nr_hogs < pool.target:
-                    _let_go(pool, worker)
+                    worker.hog_used = worker.cpu_time()
+                    let_go(worker)
         pool.kick()
-        watch(pool)
+        _set_alarm(pool)
     for hog in found:
         pool.runtime.hogs.report(hog, pool.config.cpu_intensive_thresh)
 
@@ -83,31 +88,12 @@ def _is_hog(pool: WorkerPool, worker: Worker) -> bool:
     return used - worker.hog_since > pool.config.cpu_intensive_thresh
 
 
-def _let_go(pool: WorkerPool, worker: Worker) -> None:
-    """It is like a sleeping worker from now on, except that no sensor knows better.  Context: lock held."""
-    worker.hog = True
-    worker.hog_used = worker.cpu_time()
-    pool.nr_hogs += 1
-    pool.lookout.exempt(worker, True)
-    pool.worker_sleeping(worker, on_lock=True)
-
-
-def _blocks_now(pool: WorkerPool, worker: Worker) -> None:
-    """If the hog used no CPU since last looked at, it is a sleeping worker like any other, and its place is free.
-
-    Context: lock held.
-    """
+def _look_again(worker: Worker) -> None:
+    """If the hog used no CPU since last looked at, its place is free for another.  Context: lock held."""
     used = worker.cpu_time()
     if used == worker.hog_used:
-        ended(pool, worker)
+        no_hog_any_more(worker)
     worker.hog_used = used
-
-
-def ended(pool: WorkerPool, worker: Worker) -> None:
-    """The hog's item ended, or says that it blocks.  Context: lock held."""
-    worker.hog = False
-    pool.nr_hogs -= 1
-    pool.lookout.exempt(worker, False)
 
 
 class HogReports:

@@ -30,7 +30,7 @@ from cmwq._core.ranks import Rank
 
 if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.runtime import PoolKey, Runtime
+    from cmwq._core.pools import PoolKey, Pools
 
 UNMANAGED = 1 << 30
 """D2: the target of a pool in which all may run."""
@@ -39,8 +39,8 @@ UNMANAGED = 1 << 30
 class Hotplug:
     """Which CPUs a runtime uses, and which pool serves which of them."""
 
-    def __init__(self, runtime: Runtime, wanted: tuple[int, ...] | None) -> None:
-        self._runtime = runtime  # I
+    def __init__(self, pools: Pools, wanted: tuple[int, ...] | None) -> None:
+        self._pools = pools  # I
         self._wanted = wanted  # I: None: all that the process may use
         self._taken: frozenset[int] = frozenset()  # H: offline by hand
         self._cpus: tuple[int, ...] = ()  # H and R to change, read freely: what was noticed last; empty: nothing yet
@@ -48,7 +48,7 @@ class Hotplug:
         self._limit = 0  # H and R: likewise
         self._homes: dict[tuple[str, int], int] = {}  # R to change, read freely: scope and CPU: the pool's first CPU
         self._served: dict[tuple[str, int], tuple[int, ...]] = {}  # R to change, read freely: the CPUs of each of those
-        self._lock = runtime.host.lock(Rank.HOTPLUG)
+        self._lock = pools.host.lock(Rank.HOTPLUG)
 
     def take_over(self, other: Hotplug) -> None:
         """What was taken offline by hand stays so.  Context: nothing runs yet."""
@@ -63,11 +63,11 @@ class Hotplug:
 
     def limit(self) -> int:
         """How many CPUs' worth of time, as far as noticed."""
-        return self._limit or self._runtime.host.cpu_limit()
+        return self._limit or self._pools.host.cpu_limit()
 
     def begin(self) -> None:
         """Context: R held; nothing runs yet."""
-        self._note(self._present(), self._runtime.host.cpu_limit())
+        self._note(self._present(), self._pools.host.cpu_limit())
         self._learn({scope for scope, _ in self._served})  # of what was there a moment ago
 
     def _note(self, cpus: tuple[int, ...], limit: int) -> None:
@@ -76,12 +76,12 @@ class Hotplug:
 
     def forget(self) -> None:
         """In the child of a fork. Another thread may have been about to learn: what it had noted is void, too."""
-        self._lock = self._runtime.host.lock(Rank.HOTPLUG)
+        self._lock = self._pools.host.lock(Rank.HOTPLUG)
         self._cpus, self._there, self._limit = (), frozenset(), 0
         self._homes, self._served = {}, {}
 
     def _present(self) -> tuple[int, ...]:
-        there = self._runtime.host.cpus()
+        there = self._pools.host.cpus()
         if self._wanted is not None:
             usable = frozenset(there)
             there = tuple(cpu for cpu in self._wanted if cpu in usable) or self._wanted[:1]
@@ -95,7 +95,7 @@ class Hotplug:
             return cpu
         home = self._homes.get((scope, cpu))
         if home is None:
-            with self._runtime._lock:
+            with self._pools.lock:
                 self._learn({scope})
                 home = self._homes.setdefault((scope, cpu), cpu)
         return home
@@ -119,7 +119,7 @@ class Hotplug:
         """
         served: dict[tuple[str, int], list[int]] = {}
         for scope in scopes:
-            for group in self._runtime.host.cpu_groups(scope, self.cpus()):
+            for group in self._pools.host.cpu_groups(scope, self.cpus()):
                 homes = [self._homes[scope, cpu] for cpu in group if (scope, cpu) in self._homes]
                 for cpu in group:
                     home = self._homes.setdefault((scope, cpu), homes[0] if homes else group[0])
@@ -155,14 +155,13 @@ class Hotplug:
 
     def check(self) -> bool:
         """Notice what changed, and follow (D1). True: something did.  Context: no lock held."""
-        runtime = self._runtime
         with self._lock:
-            now = self._present(), runtime.host.cpu_limit()
-            with runtime._lock:
-                sensor = runtime._sensor
-                if sensor is None or runtime.closed:
+            now = self._present(), self._pools.host.cpu_limit()
+            with self._pools.lock:
+                sensor = self._pools.sensor
+                if sensor is None or self._pools.closed:
                     return False
-                pools = list(runtime._pools.items())
+                pools = list(self._pools.items())
                 changed = now != (self._cpus, self._limit)
                 if changed:
                     self._note(*now)
@@ -193,19 +192,17 @@ class Hotplug:
 
 def _look_after(pool: WorkerPool) -> None:
     """Context: lock held."""
-    if pool.trustee_timer is None:  # of a CPU that comes and goes, one is enough
-        pool.trustee_timer = pool.host.call_later(pool.config.trustee_cooldown, partial(_trustee, pool))
+    if pool.alarms.drained.timer is None:  # of a CPU that comes and goes, one is enough
+        pool.alarms.drained.set(pool.host, pool.config.trustee_cooldown, partial(_end_if_drained, pool))
 
 
-def _trustee(pool: WorkerPool) -> None:
-    """D2: until the list is empty and nothing runs.  Context: the timer."""
+def _end_if_drained(pool: WorkerPool) -> None:
+    """D2: the list is empty and nothing runs; or look again.  Context: the timer."""
     with pool.lock:
-        timer, pool.trustee_timer = pool.trustee_timer, None
-        if timer is not None:
-            timer.cancel()  # not the one that fired, if an interruption left two
+        pool.alarms.drained.cancel()
         if not pool.disassociated or pool.closing:
             return
-        if pool.managing or not pool.is_quiet():
+        if pool.office.taken or not pool.is_quiet():
             _look_after(pool)
             return
     _dismiss_surplus(pool)
@@ -215,8 +212,8 @@ def _dismiss_surplus(pool: WorkerPool) -> None:
     """D4: the idle workers die, but for one reserve (B1): there are as many as there were works."""
     with pool.lock:
         for _ in pool.idle_list[1:]:
-            pool.dismiss_coldest()
-        pool.look_out()
+            pool.office.dismiss_coldest()
+        pool.settle()
 
 
 def _bind_strays(pool: WorkerPool) -> None:
@@ -240,7 +237,7 @@ def _bind_strays(pool: WorkerPool) -> None:
         for worker in strays:
             if worker.item is None and worker in pool.workers:
                 idle.append(worker.tid)
-            elif worker.index >= 0:
+            elif not worker.is_rescuer:
                 worker.stray = True
                 worker.served = None  # so that it looks
     for tid in idle:

@@ -1,18 +1,23 @@
-"""Item:
+"""Item and Source: what a pool knows of the works it is given, and of where they come from.
 
-one queueing of something on one pool, as the worker loop sees it. A `Future` is one, and so is a `Queued` work.
+An item is one queueing of something on one pool, as the worker loop sees it: a `Future` is one, and so is a `Queued`
+work. A source is a queue's place on the pool, as its workers, rescuers and the watchdog see it: a `PoolWorkQueue`. The
+letters are those of `pool`.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from cmwq._core.pool import WorkerPool
     from cmwq._core.pwq import Phase, PoolWorkQueue
     from cmwq._core.queue import WorkQueue
+    from cmwq._core.rescuer import Rescuer
     from cmwq._core.worker import Worker
 
 
@@ -21,6 +26,60 @@ class Announcement(Protocol):
 
     def announce(self, item: Item) -> None:
         """Must not raise."""
+        ...
+
+
+class Source(Protocol):
+    """Where works come from."""
+
+    pool: WorkerPool
+    """I: to which they go."""
+    exempt: bool
+    """I: they don't count as running (A8)."""
+    max_active: int
+    """L: so many may be listed or executing."""
+    nr_active: int
+    """L: so many are, and have not lent their places."""
+    inactive: deque[Item]
+    """L: those that wait for a place, in order."""
+    attends: bool
+    """L: something is to be done when a place becomes free."""
+    called: bool
+    """L: its rescuer was asked to help here, and has not come yet (C2)."""
+
+    @property
+    def name(self) -> str:
+        """The queue's."""
+        ...
+
+    @property
+    def ordered(self) -> bool:
+        """One work at a time, in queueing order (E2)."""
+        ...
+
+    @property
+    def rescuer(self) -> Rescuer | None:
+        """A thread of its own, for when no worker can be had (C1)."""
+        ...
+
+    def activate(self) -> None:
+        """List waiting works while there is room.  Context: lock held. The caller wakes whom that needs."""
+        ...
+
+    def thread_name(self, worker: Worker) -> str:
+        """How Python is to call the worker's thread while it executes one of its works."""
+        ...
+
+    def note_hog(self) -> None:
+        """One of its works is a hog (A9).  Context: lock held."""
+        ...
+
+    def note_mayday(self) -> None:
+        """Its rescuer was called (C2).  Context: lock held."""
+        ...
+
+    def note_rescued(self) -> None:
+        """Its rescuer begins one of its works (C3).  Context: lock held."""
         ...
 
 
@@ -51,11 +110,6 @@ class Item(Protocol):
     @property
     def function(self) -> object:
         """What it calls; None once that has ended."""
-        ...
-
-    @property
-    def exempt(self) -> bool:
-        """It doesn't count as running (A8)."""
         ...
 
     @property

@@ -2,7 +2,7 @@
 
 `concurrent.futures.wait`, a callback and a queue, an event loop within a work, an Event that another work sets: who
 waits so holds its place under `max_active`, and what it waits for may wait for just that place. `result()` and its like
-lend the place at once (`worker.step_aside`). Here it is lent to whoever looks as if it should.
+lend the place at once (`blocking.step_aside`). Here it is lent to whoever looks as if it should.
 
 Guarantees
 - A work that is known to wait for works, however it does (`waits_for_works`), and that used no CPU for a whole period,
@@ -21,7 +21,7 @@ Why CPU clocks: no sensor looks while nothing is listed, and none tells what a t
 in which this timer itself came late says nothing, for then nobody got the CPU.
 
 A place goes back when its work runs again, as far as a sensor sees that, or ends: whoever lent one here is believed
-asleep, and `WorkerPool.worker_running` is told of both. A timer exists only while works wait inactive. The letters are
+asleep, and `blocking` is told of both. A timer exists only while works wait inactive. The letters are
 those of `pool`; T: the timer alone.
 """
 
@@ -33,14 +33,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
-from cmwq._core import hogs
+from cmwq._core.alarm import Alarm
+from cmwq._core.blocking import at_rest
 from cmwq._core.worker import Worker, current_worker
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.ports import Timer
     from cmwq._core.pwq import PoolWorkQueue
 
 AT_REST = 0.01
@@ -114,42 +114,36 @@ def _index(worker: Worker) -> int:
     return worker.index
 
 
-class Lending:
-    """What is known of one pool."""
+class Lending(Alarm):
+    """What is known of one pool. The alarm is set only while works wait inactive."""
 
-    __slots__ = ("pause", "seen", "steps", "timer")
+    __slots__ = ("pause", "seen", "steps")
 
     def __init__(self) -> None:
-        self.timer: Timer | None = None  # L: exists only while works wait inactive
+        super().__init__()
         self.pause = 0.0  # L: until the next look
         self.seen: WeakKeyDictionary[PoolWorkQueue, Sight] = WeakKeyDictionary()  # T
         self.steps: WeakKeyDictionary[PoolWorkQueue, int] = WeakKeyDictionary()  # T: so many are to lend next
 
-    def cancel(self) -> None:
-        """Context: lock held."""
-        timer, self.timer = self.timer, None  # first: one that is noted will fire
-        if timer is not None:
-            timer.cancel()
-
 
 def watch(pool: WorkerPool) -> None:
-    """Works wait inactive: look after a period whether for themselves.  Context: lock held, no timer is set."""
+    """Works wait inactive: look after a period whether for themselves.  Context: lock held, it is not set."""
     pool.lending.pause = pool.config.lend_interval
     _look_again(pool)
 
 
 def _look_again(pool: WorkerPool) -> None:
-    """Context: lock held, no timer is set."""
+    """Context: lock held, it is not set."""
     if pool.lending.pause > 0 and not pool.closing:
         with suppress(ThreadLimit):  # never, once the runtime has begun
-            pool.lending.timer = pool.host.call_later(pool.lending.pause, partial(look, pool))
+            pool.lending.set(pool.host, pool.lending.pause, partial(look, pool))
 
 
 def look(pool: WorkerPool) -> None:
     """Context: the timer."""
     lending = pool.lending
     with pool.lock:
-        lending.cancel()  # not the one that fired, if an interruption left two
+        lending.cancel()
         now = {pwq: sight for pwq, sight in sights(pool).items() if pwq.lends}
         lent = changed = False
         for pwq, sight in now.items():
@@ -171,7 +165,7 @@ def look(pool: WorkerPool) -> None:
                 lending.seen.pop(pwq)
                 lending.steps.pop(pwq, None)
         if lent:
-            pool.kick_or_look_out()
+            pool.kick_or_settle()
         lending.cancel()  # activate() may have set one
         if now:
             period = pool.config.lend_interval
@@ -199,9 +193,7 @@ def _may_lend(worker: Worker) -> bool:
 
 def _lend(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> None:
     """Context: lock held. The caller activates who gets the place."""
-    if worker.hog:
-        hogs.ended(pool, worker)
-    pool.worker_sleeping(worker)  # first: who is believed asleep gives the place back when it runs or ends
+    at_rest(worker)  # first: who is believed asleep gives the place back when it runs or ends
     worker.lender = pwq
     pwq.nr_active -= 1
 

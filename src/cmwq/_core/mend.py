@@ -21,6 +21,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 from weakref import ref
 
+from cmwq._core import blocking
+from cmwq._core.closing import dismiss_all
+
 if TYPE_CHECKING:
     from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
@@ -60,17 +63,16 @@ def mend(pool: WorkerPool) -> None:
         pwq.complete_phases()
         pwq.attend()
     if pool.closing:
-        pool.dismiss_all()
-    pool.lookout.arm(None)
-    pool.armed_with = None
+        dismiss_all(pool)
+    pool.disarm()
     pool.lookout.remind()
-    if pool.cull_timer is None:
-        pool.cull_later()
+    if pool.alarms.cull.timer is None:
+        pool.office.cull_later()
     pool.tell_drainers()
     pool.kick()
-    if not (pool.idle_list or pool.managing or pool.refused or pool.closing or pool.nr_waking):
-        pool.creation_refused("the last worker in reserve was lost")  # B1
-    pool.look_out()
+    if not (pool.idle_list or pool.office.taken or pool.office.refused or pool.closing or pool.nr_waking):
+        pool.office.note_refusal("the last worker in reserve was lost")  # B1
+    pool.settle()
 
 
 def _mend_workers(pool: WorkerPool) -> None:
@@ -84,9 +86,7 @@ def _mend_workers(pool: WorkerPool) -> None:
         if worker.dying and not worker.item and worker.listed:
             pool.workers.discard(worker)
     pool.nr_waking = sum(worker.kicked for worker in pool.workers)
-    pool.nr_running = pool.nr_waking + sum(worker.counted and not worker.sleeping for worker in pool.workers)
-    pool.nr_blocked = sum(worker.sleeping and not worker.on_lock for worker in pool.workers)
-    pool.nr_hogs = sum(worker.hog for worker in pool.workers)
+    pool.nr_running, pool.nr_blocked, pool.nr_hogs = blocking.recount(pool)
 
 
 def _mend_lists(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:

@@ -28,13 +28,13 @@ def may_start_working(pool: WorkerPool) -> bool:
 
 def need_to_create_worker(pool: WorkerPool) -> bool:
     """B2: must I become the manager? Not while there is one, nor within the cool-down after a refusal (B6)."""
-    return not may_start_working(pool) and not pool.managing and not pool.refused
+    return not may_start_working(pool) and not pool.office.taken and not pool.office.refused
 
 
 def need_rescuer(pool: WorkerPool) -> bool:
     """C2: does work wait, with nobody idle and nobody to be created? Asked by a mayday, and by a rescuer at work."""
     stranded = bool(pool.worklist) and not pool.idle_list and not pool.closing
-    return stranded and (pool.managing or pool.refused)
+    return stranded and (pool.office.taken or pool.office.refused)
 
 
 def keep_working(pool: WorkerPool) -> bool:
@@ -55,6 +55,6 @@ def slack(pool: WorkerPool) -> int:
 
 def too_many_workers(pool: WorkerPool) -> bool:
     """B3: more idle than the busy ones justify? Two may always stay; the manager counts as idle."""
-    idle = len(pool.idle_list) + pool.managing
+    idle = len(pool.idle_list) + pool.office.taken
     busy = len(pool.workers) - idle
     return idle > 2 and (idle - 2) * pool.config.max_idle_workers_ratio >= busy

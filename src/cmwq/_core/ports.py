@@ -256,7 +256,11 @@ class Lookout(Protocol):
         ...
 
     def parker(self) -> Parker:
-        """A parker for a new worker."""
+        """A parker for a new worker. Raises ThreadLimit."""
+        ...
+
+    def take_back(self, parker: Parker) -> None:
+        """No thread came to be for which it was made."""
         ...
 
     def attach(self, worker: Worker) -> None:
@@ -268,7 +272,10 @@ class Lookout(Protocol):
         ...
 
     def detach(self, worker: Worker) -> None:
-        """On the worker's own thread, after its last item."""
+        """On the worker's own thread, after its last item, or once that has ended. Its parker is taken back.
+
+        Context: lock not held.
+        """
         ...
 
     def arm(self, reserve: Worker | None) -> None:

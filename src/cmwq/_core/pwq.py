@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from cmwq._core.ports import Parker
     from cmwq._core.queue import WorkQueue
     from cmwq._core.queued import Queued
+    from cmwq._core.rescuer import Rescuer
+    from cmwq._core.worker import Worker
 
 PURGE = 64
 """So many withdrawn items may be passed over later; beyond, and beyond half of what is listed, they are removed."""
@@ -122,6 +124,32 @@ class PoolWorkQueue:
         self.wq._check_admitted(self.pool, accepted=item.accepted)
         self.nr_admitted += 1
 
+    # ------------------------------------------------------------------------------- as a `Source`
+
+    @property
+    def name(self) -> str:
+        return self.wq.name
+
+    @property
+    def ordered(self) -> bool:
+        return self.wq.ordered
+
+    @property
+    def rescuer(self) -> Rescuer | None:
+        return self.wq.rescuer
+
+    def thread_name(self, worker: Worker) -> str:
+        return self.wq.thread_name(worker)
+
+    def note_hog(self) -> None:
+        self.wq.nr_hogs += 1
+
+    def note_mayday(self) -> None:
+        self.wq.nr_maydays += 1
+
+    def note_rescued(self) -> None:
+        self.wq.nr_rescued += 1
+
     # ------------------------------------------------------------------------------- active and inactive (E1)
 
     def place(self, item: Item) -> None:
@@ -184,13 +212,13 @@ class PoolWorkQueue:
         self.nr_active -= removed
         self.pool.relist(listed, self, waiting)
         self.activate()
-        self.pool.look_out()
+        self.pool.settle()
 
     def set_max_active(self, limit: int) -> None:
         with self.pool.lock:
             self.max_active = limit
             self.activate()
-            self.pool.kick_or_look_out()
+            self.pool.kick_or_settle()
 
     def has(self, item: Item) -> bool:
         """It is in a list here, or executes. Costs a search."""
@@ -265,7 +293,7 @@ class PoolWorkQueue:
                 kept = [item for item in worklist if item.pwq is not self]
                 self.pool.relist(kept, self, [*listed, *self.inactive])
                 self.nr_active -= len(listed)
-                self.pool.look_out()
+                self.pool.settle()
 
     def thaw(self) -> None:
         with self.pool.lock:
@@ -275,7 +303,7 @@ class PoolWorkQueue:
                 parker.unpark()
             self.freezers.clear()
             self.activate()
-            self.pool.kick_or_look_out()
+            self.pool.kick_or_settle()
 
     def is_executing(self) -> bool:
         """A work of the queue runs here, or waits within."""
@@ -306,7 +334,7 @@ def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
             pool.worklist.append(item)
         if pool.armed_with is not None and pool.nr_running >= pool.target:
             return  # A3; and the sensor is armed already
-        pool.kick_or_look_out()
+        pool.kick_or_settle()
 
 
 def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
@@ -322,7 +350,7 @@ def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
         pwq.inactive.extend(items)  # one step, so all or none (F10); those that may be active are so at once
         phase.count += len(items)
         pwq.activate()
-        pool.kick_or_look_out()
+        pool.kick_or_settle()
 
 
 def insert_later(pwq: PoolWorkQueue, item: Future[Any]) -> None:

@@ -732,7 +732,7 @@ class WorkQueue:
                     pwq.gate |= pool.closing
                     if self._wants_rescuer:
                         pool.rescued = True
-                        pool.look_out()
+                        pool.settle()
                 self._pwqs[pool] = pwq  # last: from here on it is known to all who look after places
                 if self.scope == "system" and pool.runtime is self.runtime:
                     self._only = pwq

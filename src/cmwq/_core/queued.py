@@ -172,7 +172,7 @@ class Queued:
                 pool.worklist.appendleft(self)
                 pool.parked.discard(self)
                 self.parked = False
-                pool.kick_or_look_out()
+                pool.kick_or_settle()
 
     def retire(self) -> None:
         self.be_over()

@@ -21,15 +21,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 from weakref import ref
 
+from cmwq._core import blocking
 from cmwq._core.policy import need_rescuer
-from cmwq._core.worker import Worker, announce, be_worker, recover
+from cmwq._core.recovery import recover
+from cmwq._core.worker import RESCUER, Worker, be_worker
+from cmwq._core.worker_thread import announce
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
-    from cmwq._core.item import Item
+    from cmwq._core.item import Item, Source
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Host, Thread
-    from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queue import WorkQueue
     from cmwq._core.wait import Target
 
@@ -51,7 +53,7 @@ class Rescuer:
         # Nobody has the queue any more: nobody needs the thread. It looks itself, for what a weak reference's callback
         # does in Python can be interrupted, and nobody would hear of that.
         self._queue = ref(queue, self._parker.unpark)  # I
-        self._calls: deque[PoolWorkQueue] = deque()  # L of the place's pool to append; S to take
+        self._calls: deque[Source] = deque()  # L of the place's pool to append; S to take
         self._stopped = False  # ~
         self.thread: Thread | None = None  # I once it is started
 
@@ -59,12 +61,12 @@ class Rescuer:
         """Raises ThreadLimit. The thread ends after `stop`, or with the queue."""
         self.thread = self._host.spawn(self.name, self._run)
 
-    def call(self, pwq: PoolWorkQueue) -> bool:
+    def call(self, pwq: Source) -> bool:
         """Mayday. True: to be woken.  Context: lock held."""
         if pwq.called:
             return False
         pwq.called = True
-        pwq.wq.nr_maydays += 1
+        pwq.note_mayday()
         self._calls.append(pwq)
         return True
 
@@ -87,10 +89,10 @@ class Rescuer:
                     self._calls.append(pwq)  # after those who called meanwhile
                 pwq = None  # type: ignore[assignment]  # at rest it keeps nothing alive
 
-    def _rescue(self, pwq: PoolWorkQueue) -> bool:
+    def _rescue(self, pwq: Source) -> bool:
         """C3. True: more is to be done."""
         pool = pwq.pool
-        self.worker = worker = Worker(pool, -1, self._parker, self.name)
+        self.worker = worker = Worker(pool, RESCUER, self._parker, self.name)
         worker.thread = self.thread
         worker.cpu_time = pool.host.cpu_clock()
         with pool.lock:
@@ -113,7 +115,7 @@ class Rescuer:
             pool.tell_drainers()
             if more:
                 pwq.called = True
-            pool.kick_or_look_out()
+            pool.kick_or_settle()
         be_worker(None)
         self.worker = None
         if worker.dying:
@@ -122,8 +124,8 @@ class Rescuer:
         return more and not worker.dying
 
 
-def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
-    """Run the next listed work of that queue, as `worker.process_works` would. False: there is none.
+def _run_next(pool: WorkerPool, pwq: Source, worker: Worker) -> bool:
+    """Run the next listed work of that queue, as `process_works` would. False: there is none.
 
     Context: lock held; released around the work.
     """
@@ -134,11 +136,12 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
     if not item.claim(worker):
         worker.item = None
     else:
-        pwq.wq.nr_rescued += 1
+        pwq.note_rescued()
+        pool.settle()  # it may have been the last that waited
         lock.release()
         item.run()
         lock.acquire()
-        worker.forget_hints()
+        blocking.over(worker)
         pool.nr_completed += 1
         announcement = item.end()
         if announcement is not None:
@@ -148,14 +151,14 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
         if item.follower is not None:
             item.follower.relist()  # E3: it may be another queue's, which a worker has to run
             item.follower = None
-    pool.kick_or_look_out()
+    pool.kick_or_settle()
     lock.release()
     item = None  # without the lock: finalisers are user code
     lock.acquire()
     return True
 
 
-def _take(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> Item | None:
+def _take(pool: WorkerPool, pwq: Source, worker: Worker) -> Item | None:
     """Off the list with the first work of that queue: it is the worker's. Costs O(works of others before it).
 
     Context: lock held.
@@ -172,25 +175,23 @@ def _take(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> Item | None:
 # ----------------------------------------------------------------------------------- maydays (C2)
 
 
-def watch(pool: WorkerPool, delay: float) -> None:
-    """Look again after so long whether help is needed.  Context: lock held, no timer is set."""
+def set_alarm(pool: WorkerPool, delay: float) -> None:
+    """Look after so long whether help is needed.  Context: lock held, the alarm is not set."""
     with suppress(ThreadLimit):  # never, once the runtime has begun
-        pool.mayday_timer = pool.host.call_later(delay, partial(mayday, pool))
+        pool.alarms.mayday.set(pool.host, delay, partial(mayday, pool))
 
 
 def mayday(pool: WorkerPool) -> None:
     """Ask for help, if it is still needed.  Context: the timer."""
     called: list[Rescuer] = []
     with pool.lock:
-        timer, pool.mayday_timer = pool.mayday_timer, None
-        if timer is not None:
-            timer.cancel()  # not the one that fired, if an interruption left two
+        pool.alarms.mayday.cancel()
         if need_rescuer(pool):
             for pwq in pool.pwqs:
-                rescuer = pwq.wq.rescuer
+                rescuer = pwq.rescuer
                 if rescuer is not None and pwq.nr_active and rescuer.call(pwq):
                     called.append(rescuer)
-            watch(pool, pool.config.mayday_interval)
+            set_alarm(pool, pool.config.mayday_interval)
     for rescuer in called:
         rescuer.wake()
 
@@ -200,12 +201,12 @@ def mayday(pool: WorkerPool) -> None:
 
 def gets_no_threads(pool: WorkerPool) -> bool:
     """As far as is known, no worker will come in addition to those it has."""
-    if pool.nr_refusals < 2:
+    if pool.office.nr_refusals < 2:
         return False
-    if pool.nr_refusals >= PATIENCE:
+    if pool.office.nr_refusals >= PATIENCE:
         return True
     with pool.lock:
-        return sum(worker.index >= 0 for worker in pool.workers) >= pool.max_workers
+        return sum(not worker.is_rescuer for worker in pool.workers) >= pool.office.max_workers
 
 
 def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | None:
@@ -250,7 +251,7 @@ def _a_rescuer_gives_up(stuck: dict[Item, Target]) -> bool:
 
 def _is_rescued(item: Item) -> bool:
     """A rescuer executes it."""
-    rescuer = item.queue.rescuer
+    rescuer = item.pwq.rescuer
     helper = None if rescuer is None else rescuer.worker
     return helper is not None and helper.item is item
 
@@ -259,8 +260,8 @@ def _why(own: Item, target: Target) -> str | None:
     for pool in target.lacks_workers():
         return (
             f"{own.describe()} {target.describe_wait()}, which needs a worker of pool {pool.name}, and there is none: "
-            f"a thread was refused {pool.nr_refusals} times in a row ({pool.refusal}), and whoever is there waits "
-            f"likewise. Allow more threads, or queue what a work waits for before it"
+            f"a thread was refused {pool.office.nr_refusals} times in a row ({pool.office.refusal}), and whoever is "
+            f"there waits likewise. Allow more threads, or queue what a work waits for before it"
         )
     return None  # it began in this very moment
 
@@ -300,10 +301,10 @@ def _may_be_done(target: Target, stuck: dict[Item, Target], free: dict[WorkerPoo
 
 def _somebody_is_free(pool: WorkerPool, stuck: dict[Item, Target]) -> bool:
     with pool.lock:
-        if pool.idle_list or pool.managing or pool.nr_refusals < 2:
+        if pool.idle_list or pool.office.taken or pool.office.nr_refusals < 2:
             return True
         # Queues' rescuers help only with their own.
-        return any(worker.index >= 0 and (worker.item is None or worker.item not in stuck) for worker in pool.workers)
+        return any(not worker.is_rescuer and worker.item not in stuck for worker in pool.workers)
 
 
 def _rescuer_is_free(target: Target, stuck: dict[Item, Target]) -> bool:

@@ -5,7 +5,7 @@ It owns all state; the process has a default one, tests and libraries may have t
 Guarantees: nothing starts before the first work (G1); a forked child begins anew, without a trace of the parent's works
 (G2). How it ends is in `end` (G3).
 
-The letters are those of `pool`; R is `Runtime._lock`, F: written only in the child of a fork, while it has one thread.
+The letters are those of `pool`; R is `Pools.lock`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from cmwq._core import checks
 from cmwq._core.config import Config
 from cmwq._core.end import close, close_at_exit
 from cmwq._core.hogs import HogReports
-from cmwq._core.hotplug import UNMANAGED, Hotplug
-from cmwq._core.pool import WorkerPool
+from cmwq._core.hotplug import Hotplug
+from cmwq._core.invariants import check
+from cmwq._core.pools import Pools
 from cmwq._core.ranks import Rank
 from cmwq._core.settings import FIELDS, Settings, checked_call, checked_exit_timeout
 from cmwq._core.snapshot import Snapshot, view_of_pool, view_of_queue
@@ -31,18 +32,16 @@ from cmwq._core.watchdog import Watchdog
 from cmwq._core.weakly import Weakly
 from cmwq._core.work import Work
 from cmwq._core.worker import be_worker, current_worker
-from cmwq._errors import Abandoned, ForeignProcess, QueueClosed, Reentered
+from cmwq._errors import Abandoned, ForeignProcess, Reentered
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Host, Parker, Sensor
     from cmwq._core.queue import WorkQueue
     from cmwq._core.wait import Steps
     from cmwq._core.watchdog import Stall
-
-PoolKey: TypeAlias = tuple[str, int, bool]
-"""Scope, first CPU of the group (-1: all), highpri."""
 
 
 class Runtime:
@@ -80,11 +79,11 @@ class Runtime:
             host = ThreadHost()
         else:
             checks.port("host", host, "monotonic")
-        self._choose_sensor = _chooser(host, sensor)
+        self.choose_sensor = _chooser(host, sensor)
         if wanted is not None and not set(wanted) & set(host.cpus()):
             raise ValueError(f"cpus is {wanted}, and this process may use none of them, but {tuple(host.cpus())}")
         self.host = host  # I
-        # R to change, before the first use (`configure`), then I; so are hotplug and _choose_sensor.
+        # R to change, before the first use (`configure`), then I; so are hotplug and choose_sensor.
         self.config = config or Config()
         self.max_workers = max_workers
         self.exit_timeout = checked_exit_timeout(exit_timeout)  # ~
@@ -94,19 +93,16 @@ class Runtime:
         Settable at any time, and applies to calls that fail from then on; None, the default: nobody is told, as in the
         standard library. It is called wherever the last reference goes, on any thread, between any two steps of a
         program: it must not wait, nor take a lock that might be held there. What it raises is logged."""
-        self._lock = host.lock(Rank.RUNTIME)
-        self.hotplug = Hotplug(self, wanted)
+        self._pools = Pools(self, host)  # I
+        self.hotplug = Hotplug(self._pools, wanted)
         self.watchdog = Watchdog(self)  # I
-        self._pools: dict[PoolKey, WorkerPool] = {}  # R to change; read freely
         self._queues: Weakly[WorkQueue] = Weakly()  # each change is one step
         self._freezer = host.lock(Rank.FREEZER)  # freezing and thawing exclude each other; before R, Q and L
         self.frozen = False  # that lock to change; a queue's new place looks at it with Q held (E8)
         self.waits = waits_of(host)  # I
         self.hogs = HogReports()  # I
         self.leaks: set[tuple[str, str]] = set()  # what works of which queue left behind; each change is atomic
-        self._sensor: Sensor | None = None  # R
         self._turn = itertools.count()  # where the next per-CPU work goes when nobody knows this thread's CPU
-        self.closed = False  # R: takes no work any more
         self.exiting = False  # ~: the interpreter's end closes it, or did
         self.abandoned = False  # ~: it is closed, and works may still run
         self.waiters: set[Parker] = set()  # each change is atomic: threads in a waiting call
@@ -133,14 +129,14 @@ class Runtime:
         if "exit_timeout" in given:
             changes["exit_timeout"] = checked_exit_timeout(given["exit_timeout"])
         if "sensor" in given:
-            changes["_choose_sensor"] = _chooser(self.host, given["sensor"])
+            changes["choose_sensor"] = _chooser(self.host, given["sensor"])
         if "cpus" in given:
             wanted = None if given["cpus"] is None else checks.cpus(given["cpus"])
-            hotplug = changes["hotplug"] = Hotplug(self, wanted)
+            hotplug = changes["hotplug"] = Hotplug(self._pools, wanted)
             hotplug.take_over(self.hotplug)
         constants = {name: value for name, value in given.items() if name in FIELDS}
-        with self._lock:
-            if self._sensor is not None or self.closed:
+        with self._pools.lock:
+            if self._pools.sensor is not None or self.closed:
                 raise RuntimeError(
                     f"{', '.join(given)} can't be set any more: the runtime {'is closed' if self.closed else 'began'}; "
                     "configure it before its first use, or make a Runtime of your own"
@@ -150,6 +146,11 @@ class Runtime:
             self.watchdog.on_stall = on_stall
 
     # ------------------------------------------------------------------------------- pools
+
+    @property
+    def closed(self) -> bool:
+        """It takes no work any more."""
+        return self._pools.closed
 
     def cpus(self) -> tuple[int, ...]:
         """Those in use: there, not taken offline by hand, and wanted. As far as noticed: see `check_cpus`."""
@@ -193,7 +194,7 @@ class Runtime:
     def pool_here(self, scope: str, *, highpri: bool = False) -> WorkerPool:
         """The pool for a work queued by the calling thread. Starts it if need be: raises ThreadLimit, QueueClosed."""
         first = -1 if scope == "system" else self.hotplug.home(scope, self._cpu_here())
-        return self._pools.get((scope, first, highpri)) or self._start_pool(scope, first, highpri)
+        return self._pools.get((scope, first, highpri)) or self._pools.start((scope, first, highpri))
 
     def pool_at(self, scope: str, cpu: int, *, highpri: bool = False) -> WorkerPool:
         """The pool that serves this CPU;
@@ -203,7 +204,7 @@ class Runtime:
         if scope == "system" or not self.hotplug.uses(cpu):
             return self.pool_here(scope, highpri=highpri)
         first = self.hotplug.home(scope, cpu)
-        return self._pools.get((scope, first, highpri)) or self._start_pool(scope, first, highpri)
+        return self._pools.get((scope, first, highpri)) or self._pools.start((scope, first, highpri))
 
     def pools(self) -> list[WorkerPool]:
         """Those that were started so far."""
@@ -223,48 +224,8 @@ class Runtime:
 
     def begin(self) -> None:
         """Have what every pool relies on, before anything can go wrong. Raises ThreadLimit, QueueClosed."""
-        with self._lock:
-            self._begin()
-
-    def _begin(self) -> Sensor:
-        """Context: R held."""
-        if self.closed:
-            raise QueueClosed(f"the runtime {self.why_closed()}")
-        if self._sensor is None:
-            self.host.start_timers()
-            sensor = self._choose_sensor()
-            self.hotplug.begin()
-            self._sensor = sensor  # last: what was begun and interrupted is begun again
-        return self._sensor
-
-    def _start_pool(self, scope: str, first: int, highpri: bool) -> WorkerPool:
-        """first: the first CPU of its group; -1 for all."""
-        with self._lock:
-            pool = self._pools.get((scope, first, highpri))
-            if pool is not None:
-                return pool
-            sensor = self._begin()
-            cpus = self.hotplug.served_by((scope, first, highpri))  # none: it has just left (D2)
-            pool = WorkerPool(
-                "u0" if first < 0 else str(first) if scope == "cpu" else f"{scope}{first}",
-                cpus or self.cpus(),
-                self.hotplug.target(cpus) if cpus else UNMANAGED,
-                highpri=highpri,
-                host=self.host,
-                sensor=sensor,
-                config=self.config,
-                max_workers=self.max_workers,
-                runtime=self,
-            )
-            pool.disassociated = not cpus
-            pool.manager = office = object()
-            self._pools[scope, first, highpri] = pool
-        # B1: the first reserve. If it is refused, works wait for the retry, or for a rescuer.
-        try:
-            self.watchdog.begin()  # who waits for the first worker is to be seen, too
-        finally:
-            pool.create_reserve(office)
-        return pool
+        with self._pools.lock:
+            self._pools.begin()
 
     # ------------------------------------------------------------------------------- freezer (E8)
 
@@ -316,10 +277,10 @@ class Runtime:
 
     def snapshot(self) -> Snapshot:
         """A picture of pools, queues and sensor. Each pool's part is consistent in itself. Starts nothing."""
-        with self._lock:
+        with self._pools.lock:
             pools = list(self._pools.values())
             queues = self.queues()
-            sensor = self._sensor
+            sensor = self._pools.sensor
         return Snapshot(
             pools=tuple(map(view_of_pool, pools)),
             queues=tuple(sorted(map(view_of_queue, queues), key=lambda q: q.name)),
@@ -335,7 +296,7 @@ class Runtime:
         """Raise InvariantError if a rule of a pool is broken. For tests."""
         for pool in list(self._pools.values()):
             with pool.lock:
-                pool.check_invariants()
+                check(pool)
 
     # ------------------------------------------------------------------------------- end
 
@@ -352,13 +313,18 @@ class Runtime:
 
     def begin_to_close(self) -> None:
         """From now on no pool is started, and no delay."""
-        with self._lock:
-            self.closed = True
+        with self._pools.lock:
+            self._pools.closed = True
+
+    def reopen(self) -> None:
+        """It takes work again."""
+        with self._pools.lock:
+            self._pools.closed = False
 
     def stop_services(self) -> None:
         """Context: every worker has ended."""
-        if self._sensor is not None:
-            self._sensor.stop()
+        if self._pools.sensor is not None:
+            self._pools.sensor.stop()
         self.stop_timers()
 
     def stop_timers(self) -> None:
@@ -406,11 +372,7 @@ class Runtime:
         self.waiters = set()
         self._freezer = self.host.lock(Rank.FREEZER)
         self.frozen = False
-        pools, self._pools = self._pools, {}
-        for pool in pools.values():
-            pool.abandon()
-        self._lock = self.host.lock(Rank.RUNTIME)
-        self._sensor = None
+        self._pools.forget()
         self.host.forget()
         for queue in self.queues():
             queue.forget()

@@ -92,14 +92,14 @@ def view_of_pool(pool: WorkerPool) -> PoolView:
             blocked=sum(worker.sleeping for worker in pool.workers),
             pending=len(pool.worklist),
             inactive=sum(len(pwq.inactive) for pwq in pool.pwqs),
-            created=pool.nr_created,
-            culled=pool.nr_culled,
-            refused=pool.nr_refused,
-            peak_workers=pool.peak_workers,
+            created=pool.stats.created,
+            culled=pool.stats.culled,
+            refused=pool.office.nr_refused,
+            peak_workers=pool.stats.peak_workers,
             started=pool.nr_started(),
             completed=pool.nr_completed,
             wakeups=pool.nr_wakeups,
-            nice=pool.nice if pool.niced else 0,
+            nice=pool.nice if pool.stats.niced else 0,
         )
 
 

@@ -29,9 +29,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from cmwq._core import checks
+from cmwq._core.blocking import step_aside, step_back
 from cmwq._core.ranks import Rank
 from cmwq._core.rescuer import gets_no_threads, hopeless
-from cmwq._core.worker import current_worker, step_aside, step_back
+from cmwq._core.worker import current_worker
 from cmwq._errors import Abandoned, CmwqTimeout, FlushDeadlock, Reentered, ThreadLimit
 
 if TYPE_CHECKING:
@@ -395,7 +396,7 @@ def _wait_hopefully(worker: Worker, item: Item, target: Target, parker: Parker, 
     A rescuer looks again and again, for it was called because something is amiss; a worker once, if it is known by then
     that its pool gets no more threads. Whoever waits already as that comes true is told by who found out.
     """
-    rescues = worker.index < 0
+    rescues = worker.is_rescuer
     looks = rescues or gets_no_threads(worker.pool)
     end_vain = partial(waits.end_vain, item)
     with surely(end_vain), surely(end_vain):

@@ -22,13 +22,12 @@ from weakref import WeakKeyDictionary
 
 from cmwq._core.lending import AT_REST, Sight, sights
 from cmwq._core.ranks import Rank
-from cmwq._core.worker import bury_the_dead
+from cmwq._core.recovery import bury_the_dead
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
-    from cmwq._core.item import Item
+    from cmwq._core.item import Item, Source
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.runtime import Runtime
     from cmwq._core.wait import Target
     from cmwq._core.worker import Worker
@@ -156,7 +155,8 @@ class Watchdog:
         self._runtime = runtime  # I
         self._lock = runtime.host.lock(Rank.WATCHDOG)
         self._last = float("-inf")  # D: when it looked
-        self._rests: WeakKeyDictionary[PoolWorkQueue, Rest] = WeakKeyDictionary()  # the timer's
+        self._progress: WeakKeyDictionary[WorkerPool, Progress] = WeakKeyDictionary()  # the timer's
+        self._rests: WeakKeyDictionary[Source, Rest] = WeakKeyDictionary()  # the timer's
 
     @property
     def _period(self) -> float:
@@ -188,6 +188,10 @@ class Watchdog:
         self._lock = self._runtime.host.lock(Rank.WATCHDOG)
         self.on = False
 
+    def progress(self, pool: WorkerPool) -> Progress:
+        """What was last seen of it."""
+        return self._progress.setdefault(pool, Progress())
+
     def _look(self) -> None:
         """Context: the timer."""
         runtime = self._runtime
@@ -205,7 +209,7 @@ class Watchdog:
         except Exception:
             busy = True
             _log.exception("the CPUs could not be looked at")
-        for pool in list(runtime._pools.values()):
+        for pool in runtime.pools():
             try:
                 busy |= self._look_at(pool, elapsed)
             except Exception:
@@ -217,7 +221,7 @@ class Watchdog:
     def _look_at(self, pool: WorkerPool, elapsed: float) -> bool:
         """Whether it has work to do."""
         bury_the_dead(pool)
-        progress, threshold = pool.progress, pool.config.watchdog_thresh
+        progress, threshold = self.progress(pool), pool.config.watchdog_thresh
         before = progress.stalled_for
         with pool.lock:
             busy = not pool.is_quiet()
@@ -240,7 +244,7 @@ class Watchdog:
             self._look_at_place(pwq, sight, elapsed, resting)
         return busy
 
-    def _look_at_place(self, pwq: PoolWorkQueue, sight: Sight, elapsed: float, resting: set[Worker]) -> None:
+    def _look_at_place(self, pwq: Source, sight: Sight, elapsed: float, resting: set[Worker]) -> None:
         rest = self._rests.get(pwq)
         if rest is None:
             self._rests[pwq] = Rest(sight)
@@ -253,10 +257,10 @@ class Watchdog:
             rest.reported = True
             self._tell(_describe_place(pwq, rest.rested_for, resting))
 
-    def _goes_on(self, pwq: PoolWorkQueue, rest: Rest, rested_for: float) -> None:
+    def _goes_on(self, pwq: Source, rest: Rest, rested_for: float) -> None:
         if rest.reported:
             rest.reported = False
-            self._tell(Stall(pwq.pool.name, rested_for, len(pwq.inactive), True, "", (), pwq.wq.name))
+            self._tell(Stall(pwq.pool.name, rested_for, len(pwq.inactive), True, "", (), pwq.name))
 
     def _tell(self, stall: Stall) -> None:
         _log.warning("%s", stall)
@@ -269,7 +273,7 @@ class Watchdog:
 
 def _cpu_of_rescuers(pool: WorkerPool) -> dict[Worker, float | None]:
     """Of those that help here.  Context: lock held."""
-    return {worker: worker.cpu_time() for worker in pool.workers if worker.index < 0}
+    return {worker: worker.cpu_time() for worker in pool.workers if worker.is_rescuer}
 
 
 def _rested(before: float | None, now: float | None, elapsed: float) -> bool:
@@ -280,12 +284,12 @@ def _describe(pool: WorkerPool, seconds: float, resting: set[Worker]) -> Stall:
     """resting: the rescuers that used no CPU since the last look."""
     with pool.lock:
         pending = len(pool.worklist)
-        stranded = sorted({repr(item.queue.name) for item in pool.worklist if item.queue.rescuer is None})
-        if pool.refused:
-            reason = f"no thread could be had {pool.nr_refusals} times in a row ({pool.refusal})"
+        stranded = sorted({repr(item.pwq.name) for item in pool.worklist if item.pwq.rescuer is None})
+        if pool.office.refused:
+            reason = f"no thread could be had {pool.office.nr_refusals} times in a row ({pool.office.refusal})"
             if stranded:
                 reason += f"; without a rescuer: {_some(stranded)}"
-        elif pool.managing:
+        elif pool.office.taken:
             reason = "a thread is being created"
         elif pool.disassociated:
             reason = f"its CPU left, and all may run; {pool.nr_running} are believed to, {pool.nr_blocked} to block"
@@ -298,13 +302,13 @@ def _describe(pool: WorkerPool, seconds: float, resting: set[Worker]) -> Stall:
     return Stall(pool.name, seconds, pending, False, reason, workers, left_out=left_out)
 
 
-def _describe_place(pwq: PoolWorkQueue, seconds: float, resting: set[Worker]) -> Stall:
-    pool, wq = pwq.pool, pwq.wq
+def _describe_place(pwq: Source, seconds: float, resting: set[Worker]) -> Stall:
+    pool = pwq.pool
     with pool.lock:
         pending = sum(not item.withdrawn for item in pwq.inactive)
         found = _executed(worker for worker in pool.workers if worker.item is not None and worker.item.pwq is pwq)
         holders = sum(worker.lender is not pwq for worker, _, _ in found)
-        limit = "it is ordered" if wq.ordered else f"max_active is {pwq.max_active}"
+        limit = "it is ordered" if pwq.ordered else f"max_active is {pwq.max_active}"
     reason = (
         f"{limit}, and none of the {holders} before them used the CPU since: see what they wait for, "
         "and give that a limit of time"
@@ -312,7 +316,7 @@ def _describe_place(pwq: PoolWorkQueue, seconds: float, resting: set[Worker]) ->
     waiting = pool.runtime.waits.all()
     workers, left_out = _grouped(pool, found, waiting)
     reason += _words_on_rescuers(found, waiting, resting)
-    return Stall(pool.name, seconds, pending, False, reason, workers, wq.name, left_out)
+    return Stall(pool.name, seconds, pending, False, reason, workers, pwq.name, left_out)
 
 
 def _executed(workers: Iterable[Worker]) -> list[tuple[Worker, Item | None, int]]:

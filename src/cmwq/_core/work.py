@@ -369,7 +369,7 @@ class Work:
             self._taken.append(item)
             item.withdraw()
             self._item = None
-            pool.kick_or_look_out()  # its place may have gone to another
+            pool.kick_or_settle()  # its place may have gone to another
         return item
 
     def _drop_taken(self) -> None:

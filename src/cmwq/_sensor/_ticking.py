@@ -220,6 +220,9 @@ class TickingLookout:
         self.sensor.post()
         return self.sensor.host.parker()
 
+    def take_back(self, parker: Parker) -> None:
+        pass
+
     def attach(self, worker: Worker) -> None:
         worker.watched = Watched()  # when an item ends: the one that a verdict was about is compared instead
 

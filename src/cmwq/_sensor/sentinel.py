@@ -7,7 +7,7 @@ is armed (G4). Assumes that the pool calls `arm`, `deliver`, `ended`, `exempt` w
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cmwq._core.ranks import Rank
 from cmwq._errors import ThreadLimit
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Host, Lock, Parker
     from cmwq._core.worker import Worker
+    from cmwq._sensor._sentinel import Slot
 
 
 def usable() -> str | None:
@@ -70,7 +71,7 @@ class SentinelSensor:
         """Raises ThreadLimit: too many pools are watched."""
         with self._lock:
             try:
-                native = self._watch.lookout(pool.cpus, pool.target, pool.max_workers + 1, Rank.POOL)
+                native = self._watch.lookout(pool.cpus, pool.target, pool.office.max_workers + 1, Rank.POOL)
             except RuntimeError as exc:
                 raise ThreadLimit(f"pool {pool.name}: it can't be watched: {exc}") from exc
         self._want(pool.cpus[: pool.target])
@@ -113,7 +114,7 @@ class SentinelSensor:
 
 
 class SentinelLookout:
-    """One pool's slots. A worker's parker is its slot."""
+    """One pool's slots. A worker's parker is its slot; of one that is attached, `watched` is that, too."""
 
     def __init__(self, sensor: SentinelSensor, pool: WorkerPool, native: Any) -> None:
         self._sensor = sensor
@@ -135,15 +136,19 @@ class SentinelLookout:
             raise ThreadLimit(f"pool {self._pool.name}: {exc}") from exc
         return slot
 
+    def take_back(self, parker: Parker) -> None:
+        cast("Slot", parker).free()
+
     def attach(self, worker: Worker) -> None:
-        self._workers[worker.parker.index] = worker  # type: ignore[attr-defined]
-        worker.parker.attach()  # type: ignore[attr-defined]
-        worker.ended = worker.parker.ended  # type: ignore[attr-defined]
+        slot = worker.watched = cast("Slot", worker.parker)
+        self._workers[slot.index] = worker
+        slot.attach()
+        worker.ended = slot.ended
 
     def detach(self, worker: Worker) -> None:
         with self._pool.lock:
-            self._workers.pop(worker.parker.index, None)  # type: ignore[attr-defined]
-            worker.discard_parker()
+            self._workers.pop(cast("Slot", worker.parker).index, None)
+            self.take_back(worker.parker)
 
     def arm(self, reserve: Worker | None) -> None:
         self._native.arm(None if reserve is None else reserve.parker)
@@ -151,7 +156,7 @@ class SentinelLookout:
     def deliver(self) -> None:
         for index, sleeps, on_lock in self._native.deliver():
             worker = self._workers.get(index)
-            if worker is None or worker.hinted or worker.hog:
+            if worker is None:
                 continue
             if sleeps:
                 self._pool.worker_sleeping(worker, on_lock=on_lock)
@@ -160,13 +165,12 @@ class SentinelLookout:
 
     def remind(self) -> None:
         for worker in list(self._workers.values()):
-            if not (worker.hinted or worker.hog):
-                worker.parker.believed(worker.sleeping)  # type: ignore[attr-defined]
+            worker.watched.believed(worker.sleeping)
         self.deliver()
 
     def review(self, worker: Worker, enough: int) -> None:
-        worker.parker.review(enough)  # type: ignore[attr-defined]
+        worker.watched.review(enough)
         self.deliver()
 
     def exempt(self, worker: Worker, flag: bool) -> None:
-        worker.parker.exempt(flag)  # type: ignore[attr-defined]
+        worker.watched.exempt(flag)

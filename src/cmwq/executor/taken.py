@@ -104,7 +104,7 @@ def take_out(queue: WorkQueue) -> Future[Any] | None:
             if isinstance(future, BoundedFuture):
                 future._room.give(future)
             future.__class__ = TakenFuture
-            pool.kick_or_look_out()
+            pool.kick_or_settle()
         return future
     return None
 

@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.config import Config
+from cmwq._core.invariants import check as check_pool
 from cmwq._core.ranks import Rank
 from cmwq._core.runtime import Runtime
 from cmwq._core.work import Work
@@ -607,8 +608,7 @@ class SimSensor:
             worker.pool.lookout.mark(worker, False)
             return
         with worker.pool.lock:
-            if not worker.hinted:
-                worker.pool.worker_running(worker)
+            worker.pool.worker_running(worker)
 
 
 class SimLookout:
@@ -616,6 +616,9 @@ class SimLookout:
         self.armed: Worker | None = None
         self.parker = host.parker
         self.lock = partial(host.lock, Rank.POOL)
+
+    def take_back(self, parker: Any) -> None:
+        pass
 
     def attach(self, worker: Worker) -> None:
         worker.watched = False
@@ -656,13 +659,14 @@ class MarkingLookout(SimLookout):
         super().__init__(pool, host)
         self._pool = pool
         self._host = host
+        self._visible: set[Worker] = set()  # attached, and not exempt
         self._marks: dict[Worker, bool] = {}  # not read yet: does it sleep?
         self._nr_asleep = 0  # of those marks
         self._due = False  # a look is
 
     def mark(self, worker: Worker, sleeps: bool) -> None:
-        if worker.hinted or worker.hog or not worker.counted:
-            return  # the pool knows better
+        if worker not in self._visible:
+            return  # as the sentinel, it doesn't look there
         self._forget(worker)
         if worker.sleeping != sleeps:
             self._marks[worker] = sleeps
@@ -685,7 +689,16 @@ class MarkingLookout(SimLookout):
         super().ended(worker)
         self._forget(worker)
 
+    def attach(self, worker: Worker) -> None:
+        super().attach(worker)
+        self._visible.add(worker)
+
+    def detach(self, worker: Worker) -> None:
+        self._visible.discard(worker)
+        self._forget(worker)
+
     def exempt(self, worker: Worker, flag: bool) -> None:
+        (self._visible.discard if flag else self._visible.add)(worker)
         self._forget(worker)
         self._look_soon()
 
@@ -748,9 +761,9 @@ class Simulation:
         runtime = Runtime(host=self.host, sensor=self.sensor, max_workers=max_workers, config=config)
 
         def check() -> None:
-            for pool in list(runtime._pools.values()):
+            for pool in runtime.pools():
                 if pool.lock.holder is None:  # type: ignore[attr-defined]
-                    pool.check_invariants()
+                    check_pool(pool)
 
         self.host.on_step.append(check)
         return runtime
