@@ -1,6 +1,9 @@
-"""Item:
+"""Item: one queueing of something on one pool, as the worker loop sees it. A `Future` is one; so is a `Queued` work.
 
-one queueing of something on one pool, as the worker loop sees it. A `Future` is one, and so is a `Queued` work.
+What a worker does with one, in this order: `claim`, and if that is True `run` and `end`. If `end` returns an
+`Announcement`, that is announced with no lock held, then `retire` is called, and then the `follower`, if there is one
+by now, is claimed by the same worker, or listed again (`relist`) where that is none to run it. An item that was begun
+and interrupted is put down instead: `abort`, then `be_over`.
 """
 
 from __future__ import annotations
@@ -32,14 +35,11 @@ class Item(Protocol):
 
     accepted: bool
     """I: its queue took it earlier, and lets it through while it drains."""
-    _phase: Phase
+    phase: Phase
     """I once queued: where flushes count it."""
 
     work: Any
     """L: the `Work` of which this is a queueing, if it is one; None once that was taken back."""
-
-    lent: bool
-    """L: it hangs behind its running self, and has no place under max_active meanwhile."""
 
     @property
     def pwq(self) -> PoolWorkQueue:
@@ -68,6 +68,11 @@ class Item(Protocol):
         """It was claimed."""
         ...
 
+    @property
+    def lent(self) -> bool:
+        """It hangs behind its running self, and has no place under max_active meanwhile."""
+        ...
+
     def claim(self, worker: Worker) -> bool:
         """About to run. False: it is not to be run, here and now.  Context: lock held."""
         ...
@@ -92,6 +97,17 @@ class Item(Protocol):
 
     def be_over(self) -> None:
         """It has ended, but is counted by who calls this.  Context: lock held."""
+        ...
+
+    def settle_place(self, *, listed: bool, follows: bool) -> bool:
+        """It is in these places, whatever it says itself. False: it is not to be on a list.
+
+        Context: lock held, who mends.
+        """
+        ...
+
+    def be_executing(self) -> None:
+        """Whoever must not run at the same time finds it.  Context: lock held, who mends."""
         ...
 
     def retire(self) -> None:

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queued import Queued
     from cmwq._core.runtime import Runtime
-    from cmwq._core.work import Work
 
 _log = logging.getLogger("cmwq")
 
@@ -88,7 +87,6 @@ class WorkerPool:
         self.idle_list: list[Worker] = []  # L: last in, first woken (A7); the coldest at the front
         self.workers: set[Worker] = set()  # L
         self.pwqs: Weakly[PoolWorkQueue] = Weakly()  # L: to be seen; kept alive by its queue, or by its works
-        self.busy_works: dict[Work, Queued] = {}  # L: which queueing of a Work runs here (E3)
         self.nr_running = 0  # L: counted and not asleep; whoever wakes a worker counts it
         self.nr_blocked = 0  # L: counted, and asleep, but not for a lock
         self.nr_waking = 0  # L: counted, woken by us, and not yet arrived
@@ -100,7 +98,7 @@ class WorkerPool:
         self.mayday_timer: Timer | None = None  # L: exists only while work waits and no worker can be had (C2)
         self.closing = False  # L: the runtime ends: no worker is created any more
         self.lost = False  # F: it was the parent's
-        self.parked: set[Queued] = set()  # L: works that are active and in no list: they run elsewhere first (E3)
+        self.detained: set[Queued] = set()  # L: works that are active and in no list: they run elsewhere first (E3)
         self.relisting: tuple[list[Item], PoolWorkQueue, list[Item]] | None = None  # L: see `relist`
         self.drainers: list[Parker] = []  # L: who waits for quiet
         self.nappers: set[Parker] = set()  # L: who looks again in a moment, or when no work waits any more
@@ -456,7 +454,7 @@ class WorkerPool:
         Context: lock held. Asked whenever a worker goes idle while somebody drains: so the workers are looked at only
         if the numbers don't tell.
         """
-        if self.parked or self.nr_blocked or self.nr_running > self.nr_waking or self.has_work():
+        if self.detained or self.nr_blocked or self.nr_running > self.nr_waking or self.has_work():
             return False
         if len(self.idle_list) + self.nr_waking == len(self.workers):
             return True
@@ -498,8 +496,7 @@ class WorkerPool:
         The forking thread may be one of our workers, in the middle of an item: it ends when that ends.
         """
         self.lost = self.closing = True
-        self.busy_works.clear()
-        self.parked.clear()
+        self.detained.clear()
         self.drainers.clear()
         self.cull_timer = self.hog_timer = self.mayday_timer = self.trustee_timer = self.lending.timer = None
         self.lock = self.host.reinit_lock(self.lock)

@@ -114,7 +114,7 @@ class Worker:
         Context: pool.lock held.
         """
         if self.lender is not None:
-            self.lender.nr_active += 1
+            self.lender.take_place()
             self.lender = None
 
     def discard_parker(self) -> None:
@@ -394,7 +394,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
                 pool.look_out()
             lock.release()
             last = follower = None
-            if worker.served is item._phase.pwq:
+            if worker.served is item.phase.pwq:
                 item.run()
             else:
                 execute_specially(pool, worker)
@@ -445,7 +445,7 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
 
     Context: lock not held.
     """
-    pwq = worker.item._phase.pwq  # type: ignore[union-attr]
+    pwq = worker.item.phase.pwq  # type: ignore[union-attr]
     if worker.stray:
         worker.stray = False
         worker.bind()
@@ -555,9 +555,7 @@ def step_aside(worker: Worker, lender: PoolWorkQueue | None) -> bool:
         lends = lender is not None and worker.lender is None
         if lender is not None and lends:
             worker.lender = lender
-            lender.nr_active -= 1
-            if lender.attends:
-                lender.activate()
+            lender.lend_place()
         worker.nr_hints += 1
         if worker.nr_hints == 1 and worker.counted:
             _hint(pool, worker)
