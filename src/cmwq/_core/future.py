@@ -83,10 +83,6 @@ class Future(cf.Future[T]):
         call = self._call  # it may end at any moment
         return None if call is None else call[0]
 
-    @property
-    def exempt(self) -> bool:
-        return self.phase.pwq.exempt
-
     # ------------------------------------------------------------------------------- item
 
     @property

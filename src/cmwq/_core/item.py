@@ -54,11 +54,6 @@ class Item(Protocol):
         ...
 
     @property
-    def exempt(self) -> bool:
-        """It doesn't count as running (A8)."""
-        ...
-
-    @property
     def withdrawn(self) -> bool:
         """It was taken back, and is but a place in a list to be passed over. Nobody waits for it any more."""
         ...

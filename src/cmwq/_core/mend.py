@@ -102,8 +102,8 @@ def _mend_lists(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
     elsewhere = executing | doubled
     worklist = [item for item in dict.fromkeys(pool.worklist) if item not in elsewhere]
     if len(worklist) != len(pool.worklist):
-        pool.worklist.clear()
-        pool.worklist.extend(worklist)
+        some = pool.worklist[0].pwq
+        pool.relist(worklist, some, list(some.inactive))
     elsewhere.update(worklist)
     for pwq in pwqs:
         waiting = [item for item in dict.fromkeys(pwq.inactive) if item not in elsewhere]

@@ -221,8 +221,8 @@ class WorkQueue(Gate):
 
     # ------------------------------------------------------------------------------- works
 
-    # A method of this class that stands where the others do what it does: a call more would be a third of the time of
-    # queueing a work that is pending.
+    # That function itself, and not a method that calls it, as the others: a call more would be a third of what it takes
+    # to queue a work that is pending.
     queue = queueing.queue
 
     def queue_on(self, cpu: int, work: Work) -> bool:

@@ -96,10 +96,6 @@ class Queued:
         work = self.work  # it may be taken back at any moment
         return None if work is None else work._fn
 
-    @property
-    def exempt(self) -> bool:
-        return self.phase.pwq.exempt
-
     # ------------------------------------------------------------------------------- where it is
 
     @property
