@@ -253,11 +253,12 @@ class Queued:
         self.phase.pwq.list_first(self)
 
     def settle_place(self, *, listed: bool, follows: bool) -> bool:
-        """An interruption came between two steps of those that move it: its stage is that of where it is. False: it is
-        listed by mistake as well, where it follows its running self.  Context: lock held, who mends; it isn't executed.
+        """An interruption may have come between two steps of a method that moves it: let its stage agree with where it
+        is found. False: it follows its running self, and is not to be on a list as well.
 
-        A turn that came and was interrupted has not come: the item is listed again. What had left the detained is
-        listed. (`detain` adds it to them before it says so; `let_go` says so before it lists it.)
+        Found on a list, its turn has not come, for the worker that was interrupted has put it back. Found among the
+        detained: `detain` adds it to them before it changes the stage, and `let_go` changes the stage before it lists
+        it; so the stage tells which of the two was interrupted.  Context: lock held, who mends; nobody executes it.
         """
         pwq, detained = self.phase.pwq, self.phase.pwq.pool.detained
         if self.withdrawn:
@@ -278,9 +279,13 @@ class Queued:
         return True
 
     def be_executing(self) -> None:
-        """Its work knows that it runs here.  Context: lock held, who mends."""
-        if self.work is not None:
-            self.work._execution = self
+        """Its work knows that it runs here, unless it has begun elsewhere since this one ended.
+
+        Context: lock held, who mends.
+        """
+        work = self.work
+        if work is not None and work._execution is None and self.stage is BEGUN:
+            work._execution = self
 
     def run(self) -> None:
         work = self.work
