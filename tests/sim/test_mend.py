@@ -377,6 +377,30 @@ def test_F10_E3_what_follows_its_running_self_and_was_put_down_runs_once_more(or
     simulate(scenario, cpus=2)
 
 
+def test_F10_E3_what_followed_and_was_listed_again_is_listed() -> None:
+    """Whoever ran its work was interrupted between listing it and letting it say so."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq, ran = cmwq.WorkQueue("q", runtime=runtime), list[str]()
+        pool = used_pool(runtime, wq)
+        work = cmwq.Work(ran.append, "a")
+        place = wq.place_here()
+        wq.queue(work)
+        item = work._item
+        assert item is not None
+
+        def steps() -> None:
+            item.stage = Stage.LENT
+
+        interrupted(pool, steps)
+        assert item.stage is Stage.LISTED
+        wq.flush()
+        assert ran == ["a"]
+        assert (place.nr_active, place.phase.count) == (0, 0)
+
+    simulate(scenario)
+
+
 def test_F10_E3_what_runs_is_known_to_run() -> None:
     """Its worker was interrupted as it began it, before the work knew."""
 

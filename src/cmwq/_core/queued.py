@@ -249,8 +249,8 @@ class Queued:
         if self.over:
             return  # taken back meanwhile, and its place with it
         self._forget_execution()  # it was claimed, and its worker interrupted before it knew
+        self.phase.pwq.list_first(self)  # first in its new place: see `settle_place`
         self._stop_following()
-        self.phase.pwq.list_first(self)
 
     def settle_place(self, *, listed: bool, follows: bool) -> bool:
         """An interruption may have come between two steps of a method that moves it: let its stage agree with where it
