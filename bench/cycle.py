@@ -242,14 +242,14 @@ def parts_of_run(quiet: Quiet, number: int) -> list[Part]:
         return range(number)
 
     switching = "lock.release(); lock.acquire()"
-    asking = "if worker.served is thing._phase.pwq: pass"
+    asking = "if worker.served is thing.phase.pwq: pass"
     return [
         ("one item through process_works, whole", processing()),
         ("  worklist.popleft", popping),
         ("  keep_working(pool), asked only where too many run", going_on),
         ("  item.claim(worker)", held("thing.claim(worker)", futures, worker=worker)),
         ("  lock.release(); lock.acquire()", held(switching, numbers, lock=pool.lock)),
-        ("  worker.served is item._phase.pwq", lambda: per(asking, futures(), worker=worker)),
+        ("  worker.served is item.phase.pwq", lambda: per(asking, futures(), worker=worker)),
         ("  item.run(), whole", lambda: per("thing.run()", futures())),
         (
             "    context.run(*call)",

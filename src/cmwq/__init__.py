@@ -14,6 +14,7 @@ from cmwq._core.batch import Batch
 from cmwq._core.blocking import blocking
 from cmwq._core.config import Config
 from cmwq._core.future import Future
+from cmwq._core.here import serve_process
 from cmwq._core.periodic import PeriodicWork
 from cmwq._core.queue import WorkQueue
 from cmwq._core.queued import current_work
@@ -35,12 +36,11 @@ from cmwq._errors import (
     ThreadLimit,
     WorkDisabled,
 )
-from cmwq._host import locks
 from cmwq.executor import Executor
 
 __version__ = "0.1.0"
 
-Work.use(locks.Lock, locks.defer)
+serve_process(default_runtime().host)
 
 system = WorkQueue("system")
 """The process's own queue, always there."""

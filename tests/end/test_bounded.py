@@ -184,12 +184,12 @@ def test_a_close_that_is_interrupted_leaves_the_runtime_open(universe: cmwq.Runt
     class Interrupted(BaseException):
         pass
 
-    def interrupt(delayed: str | None = None) -> None:
+    def interrupt(_: cmwq.WorkQueue) -> None:
         raise Interrupted
 
     universe.begin_to_close()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(queue, "end_delays", interrupt)
+        patch.setattr("cmwq._core.end.end_delays", interrupt)
         with pytest.raises(Interrupted):
             universe.close()
     assert queue.queue_delayed(cmwq.DelayedWork(int), 3600)

@@ -180,7 +180,7 @@ def test_what_an_interruption_left_of_a_delay_holds_no_end_up() -> None:
         closer.start()
         closer.join(HANG)
         assert not closer.is_alive()
-        assert not queue.has_delays()
+        assert not queue.delays()
 
 
 def test_what_delayed_may_be(universe: cmwq.Runtime) -> None:

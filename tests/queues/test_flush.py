@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
 
 import pytest
 from conftest import HANG, Gate
 from simulated import simulate, simulate_each
 
 import cmwq
+from cmwq._core.pwq import PoolWorkQueue
+from cmwq._core.queued import Queued
 from cmwq.testing import Simulation
 
 
@@ -228,15 +229,15 @@ def test_F2_a_delayed_work_that_ends_at_once_was_flushed(
     ran = threading.Event()
     work = cmwq.DelayedWork(ran.set)
     wq.queue_delayed(work, 3600)
-    hand_over = wq.hand_over
+    hand_over = Queued.hand_over
 
-    def and_wait(*args: Any) -> None:
-        hand_over(*args)
+    def and_wait(item: Queued, place: PoolWorkQueue) -> None:
+        hand_over(item, place)
         assert ran.wait(HANG)
         while wq.has_works():  # the work's own lock is held here, so nothing of ours may be waited for
             time.sleep(0.001)
 
-    monkeypatch.setattr(wq, "hand_over", and_wait)
+    monkeypatch.setattr(Queued, "hand_over", and_wait)
     assert work.flush(HANG)
 
 

@@ -15,11 +15,11 @@ import pytest
 from simulated import simulate
 
 import cmwq
+from cmwq._core.delay import Delay
 from cmwq._core.future import Future
 from cmwq._core.pool import WorkerPool
 from cmwq._core.pwq import insert
-from cmwq._core.queued import Queued
-from cmwq._core.work import Delay
+from cmwq._core.queued import Queued, Stage
 from cmwq._core.worker import Worker
 from cmwq.testing import Simulation
 
@@ -51,7 +51,7 @@ def listed(wq: cmwq.WorkQueue, pool: WorkerPool, ran: list[str], name: str) -> F
     """A call in no list, and counted nowhere."""
     place = wq.place_here()
     future: Future[None] = Future(place.outside, (ran.append, name), {}, Context())
-    future._phase = place.phase
+    future.phase = place.phase
     return future
 
 
@@ -202,7 +202,6 @@ def test_F10_wrong_counts_are_counted_anew() -> None:
         def steps() -> None:
             pool.nr_running = pool.nr_blocked = pool.nr_waking = pool.nr_hogs = 17
             place.nr_active = place.nr_withdrawn = place.phase.count = 17
-            pool.busy_works.clear()
 
         interrupted(pool, steps)
         runtime.check_invariants()
@@ -267,6 +266,159 @@ def test_F10_a_work_that_was_disabled_and_not_taken_back_is_taken_back() -> None
         assert not work.pending
         assert future.cancelled()
         assert work.enable()
+
+    simulate(scenario)
+
+
+def running_elsewhere(sim: Simulation, runtime: cmwq.Runtime) -> tuple[cmwq.Work, cmwq.WorkQueue, Queued, list[float]]:
+    """A work that runs on one pool for 10 ms, and its queueing to an ordered queue on another, on hold for that."""
+    ran = list[float]()
+
+    def body() -> None:
+        ran.append(sim.host.now)
+        sim.sleep(0.010)
+
+    work = cmwq.Work(body)
+    here, ordered = (
+        cmwq.WorkQueue("here", runtime=runtime, scope="cpu"),
+        cmwq.WorkQueue("o", runtime=runtime, ordered=True),
+    )
+    used_places(runtime, here, ordered)
+    here.queue(work)
+    sim.sleep(0.001)
+    assert work.running
+    ordered.queue(work)
+    item = work._item
+    assert item is not None
+    return work, ordered, item, ran
+
+
+def used_places(runtime: cmwq.Runtime, *queues: cmwq.WorkQueue) -> None:
+    for queue in queues:
+        queue.submit(len, "").result()
+
+
+def test_F10_E3_a_turn_that_was_interrupted_on_hold_comes_again() -> None:
+    """It had been noted as detained, and its worker put it down: it must wait for the execution elsewhere still."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        _, ordered, item, ran = running_elsewhere(sim, runtime)
+        sim.sleep(0.001)
+        assert item.stage is Stage.DETAINED
+        pool = item.pwq.pool
+
+        interrupted(pool, lambda: pool.worklist.appendleft(item))
+        assert item not in pool.detained or item.stage is Stage.DETAINED  # its turn has come again
+        assert item.stage in (Stage.ON_HOLD, Stage.DETAINED)
+        ordered.flush()
+        assert len(ran) == 2
+        assert ran[1] - ran[0] >= 0.010
+        assert (item.pwq.nr_active, item.pwq.phase.count) == (0, 0)
+
+    simulate(scenario, cpus=2)
+
+
+def test_F10_E3_what_was_let_go_and_not_listed_is_listed() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        work, ordered, item, ran = running_elsewhere(sim, runtime)
+        sim.sleep(0.001)
+        pool = item.pwq.pool
+        execution = work.execution()
+        assert execution is not None
+        execution.held = None  # nobody else lets it go
+        sim.sleep(0.020)
+        assert len(ran) == 1
+
+        def steps() -> None:
+            item.stage = Stage.LISTED
+
+        interrupted(pool, steps)
+        ordered.flush()
+        assert len(ran) == 2
+        assert not pool.detained
+        assert (item.pwq.nr_active, item.pwq.phase.count) == (0, 0)
+
+    simulate(scenario, cpus=2)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_F10_E3_what_follows_its_running_self_and_was_put_down_runs_once_more(ordered: bool) -> None:
+    """Its worker was interrupted after it had been hung behind the running one: it is listed, too."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq, ran = cmwq.WorkQueue("q", runtime=runtime, ordered=ordered), list[str]()
+        other = cmwq.WorkQueue("other", runtime=runtime)
+        used_places(runtime, wq, other)
+
+        def body() -> None:
+            ran.append("a")
+            sim.sleep(0.010)
+
+        work = cmwq.Work(body)
+        other.queue(work)
+        sim.sleep(0.001)
+        wq.queue(work)
+        item, running = work._item, work.execution()
+        assert item is not None
+        assert running is not None
+        pool = item.pwq.pool
+
+        def steps() -> None:
+            running.follower = item
+            if item not in pool.worklist:
+                pool.worklist.appendleft(item)
+
+        interrupted(pool, steps)
+        assert item not in pool.worklist
+        assert item.stage is (Stage.BEHIND if ordered else Stage.LENT)
+        wq.flush()
+        assert ran == ["a", "a"]
+        assert (item.pwq.nr_active, item.pwq.phase.count) == (0, 0)
+
+    simulate(scenario, cpus=2)
+
+
+def test_F10_E3_what_followed_and_was_listed_again_is_listed() -> None:
+    """Whoever ran its work was interrupted between listing it and letting it say so."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq, ran = cmwq.WorkQueue("q", runtime=runtime), list[str]()
+        pool = used_pool(runtime, wq)
+        work = cmwq.Work(ran.append, "a")
+        place = wq.place_here()
+        wq.queue(work)
+        item = work._item
+        assert item is not None
+
+        def steps() -> None:
+            item.stage = Stage.LENT
+
+        interrupted(pool, steps)
+        assert item.stage is Stage.LISTED
+        wq.flush()
+        assert ran == ["a"]
+        assert (place.nr_active, place.phase.count) == (0, 0)
+
+    simulate(scenario)
+
+
+def test_F10_E3_what_runs_is_known_to_run() -> None:
+    """Its worker was interrupted as it began it, before the work knew."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        pool = used_pool(runtime, wq)
+        work = cmwq.Work(sim.sleep, 0.010)
+        wq.queue(work)
+        sim.sleep(0.001)
+
+        def steps() -> None:
+            work._execution = None
+
+        interrupted(pool, steps)
+        assert work.running
+        assert work.flush()
+        assert not work.running
 
     simulate(scenario)
 

@@ -29,7 +29,7 @@ Submit = Callable[..., "cf.Future[Any]"]
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cmwq._core.queue.DFL_ACTIVE", SMALL)
+    monkeypatch.setattr("cmwq._core.options.DFL_ACTIVE", SMALL)
 
 
 @pytest.fixture

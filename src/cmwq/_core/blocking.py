@@ -172,9 +172,7 @@ def step_aside(worker: Worker, lender: Source | None) -> bool:
         lends = lender is not None and worker.lender is None
         if lender is not None and lends:
             worker.lender = lender
-            lender.nr_active -= 1
-            if lender.attends:
-                lender.activate()
+            lender.lend_place()
         worker.nr_hints += 1
         if worker.nr_hints == 1 and worker.counted:
             _say(worker)

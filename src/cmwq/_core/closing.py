@@ -15,8 +15,7 @@ def abandon(pool: WorkerPool) -> None:
     The forking thread may be one of our workers, in the middle of an item: it ends when that ends.
     """
     pool.lost = pool.closing = True
-    pool.busy_works.clear()
-    pool.parked.clear()
+    pool.detained.clear()
     pool.drainers.clear()
     pool.alarms.forget()
     pool.lending.forget()

@@ -11,7 +11,9 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cmwq._core.item import name_of
 from cmwq._core.wait import PhaseEnd, surely
+from cmwq._errors import CmwqError
 
 if TYPE_CHECKING:
     from cmwq._core.queue import WorkQueue
@@ -49,7 +51,7 @@ def drain_steps(queue: WorkQueue) -> Steps[None]:
 def close_steps(queue: WorkQueue, delayed: str | None = None) -> Steps[None]:
     queue.refuse_own_work("closes")
     queue.refuse()
-    queue.end_delays(delayed)
+    end_delays(queue, delayed)
     while True:
         yield from _empty_steps(queue, "close")
         queue.be_closed()
@@ -61,6 +63,27 @@ def close_steps(queue: WorkQueue, delayed: str | None = None) -> Steps[None]:
     thread = queue.end_rescuer()
     if thread is not None:
         thread.join()
+
+
+def end_delays(queue: WorkQueue, delayed: str | None = None) -> None:
+    """It closes, and takes no delayed work any more: those whose time has not come run now, or never."""
+    delayed = delayed or queue.delayed
+    lost = []
+    for delay in queue.delays():
+        if delayed == "run" and not delay.repeats:
+            try:
+                delay.hasten()
+            except CmwqError:
+                lost.append(name_of(delay.work._fn))
+        elif delay.cancel() and not delay.repeats:  # of a periodic one what is queued already runs
+            lost.append(name_of(delay.work._fn))
+    if lost and delayed != "cancel":
+        _log.warning(
+            "queue %r closes, and delayed works whose time has not come are not run: %s%s",
+            queue.name,
+            few(lost),
+            "" if delayed else '; a queue made with delayed="run" runs them, with delayed="cancel" it is silent',
+        )
 
 
 def _empty_steps(queue: WorkQueue, what: str) -> Steps[None]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from cmwq._core import checks
 from cmwq._core.closing import close as close_pool
 from cmwq._core.closing import dismiss_all
-from cmwq._core.drain import few
+from cmwq._core.drain import end_delays, few
 from cmwq._core.future import Future
 from cmwq._core.item import name_of
 from cmwq._core.pool import WorkerPool
@@ -86,7 +86,7 @@ def _finish(runtime: Runtime, deadline: float | None, chains_until: float | None
     runtime.thaw()
     while True:
         for queue in runtime.queues():
-            queue.end_delays()
+            end_delays(queue)
         chains = chains_until is not None and (deadline is None or chains_until < deadline)
         if _drain(runtime, chains_until if chains else deadline):
             workers = _close_pools(runtime)
@@ -142,7 +142,7 @@ def _drain(runtime: Runtime, deadline: float | None) -> bool:
 def _close_pools(runtime: Runtime) -> list[Worker] | None:
     """None: there is something yet to be done first. Pools that were closed before that was found stay so."""
     runtime.begin_to_close()
-    if any(queue.has_delays() for queue in runtime.queues()):
+    if any(queue.delays() for queue in runtime.queues()):
         return None
     found: list[Worker] = []
     for pool in runtime.pools():
@@ -227,7 +227,7 @@ def _take_back(pools: list[WorkerPool], after: str, report: dict[Item | str, str
         with pool.lock:
             behind = [worker.item.follower for worker in pool.workers if worker.item is not None]
             inactive = [item for pwq in list(pool.pwqs) for item in pwq.inactive]
-            waiting = [*pool.worklist, *pool.parked, *inactive, *(item for item in behind if item is not None)]
+            waiting = [*pool.worklist, *pool.detained, *inactive, *(item for item in behind if item is not None)]
             waiting = [item for item in waiting if not item.withdrawn]
         for item in waiting:
             name = name_of(item.function)

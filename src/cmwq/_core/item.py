@@ -3,6 +3,11 @@
 An item is one queueing of something on one pool, as the worker loop sees it: a `Future` is one, and so is a `Queued`
 work. A source is a queue's place on the pool, as its workers, rescuers and the watchdog see it: a `PoolWorkQueue`. The
 letters are those of `pool`.
+
+What a worker does with an item, in this order: `claim`, and if that is True `run` and `end`. If `end` returns an
+`Announcement`, that is announced with no lock held, then `retire` is called, and then the `follower`, if there is one
+by now, is claimed by the same worker, or listed again (`relist`) where that is none to run it. An item that was begun
+and interrupted is put down instead: `abort`, then `be_over`.
 """
 
 from __future__ import annotations
@@ -62,8 +67,15 @@ class Source(Protocol):
         """A thread of its own, for when no worker can be had (C1)."""
         ...
 
-    def activate(self) -> None:
-        """List waiting works while there is room.  Context: lock held. The caller wakes whom that needs."""
+    def lend_place(self) -> None:
+        """One that is active is not, for a while: the next may have its place.
+
+        Context: lock held. The caller wakes whom that needs.
+        """
+        ...
+
+    def take_place(self) -> None:
+        """One that lent its place goes on, even if that makes one too many.  Context: lock held."""
         ...
 
     def thread_name(self, worker: Worker) -> str:
@@ -91,14 +103,11 @@ class Item(Protocol):
 
     accepted: bool
     """I: its queue took it earlier, and lets it through while it drains."""
-    _phase: Phase
+    phase: Phase
     """I once queued: where flushes count it."""
 
     work: Any
     """L: the `Work` of which this is a queueing, if it is one; None once that was taken back."""
-
-    lent: bool
-    """L: it hangs behind its running self, and has no place under max_active meanwhile."""
 
     @property
     def pwq(self) -> PoolWorkQueue:
@@ -120,6 +129,11 @@ class Item(Protocol):
     @property
     def begun(self) -> bool:
         """It was claimed."""
+        ...
+
+    @property
+    def lent(self) -> bool:
+        """It hangs behind its running self, and has no place under max_active meanwhile."""
         ...
 
     def claim(self, worker: Worker) -> bool:
@@ -146,6 +160,17 @@ class Item(Protocol):
 
     def be_over(self) -> None:
         """It has ended, but is counted by who calls this.  Context: lock held."""
+        ...
+
+    def settle_place(self, *, listed: bool, follows: bool) -> bool:
+        """It is in these places, whatever it says itself. False: it is not to be on a list.
+
+        Context: lock held, who mends.
+        """
+        ...
+
+    def be_executing(self) -> None:
+        """Whoever must not run at the same time finds it.  Context: lock held, who mends."""
         ...
 
     def retire(self) -> None:

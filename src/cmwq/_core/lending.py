@@ -64,7 +64,7 @@ class Sight:
             for worker in workers
             if worker.lender is None and worker.item is not None
         }
-        elsewhere = sum(item.pwq is pwq for item in pwq.pool.parked)
+        elsewhere = sum(item.pwq is pwq for item in pwq.pool.detained)
         for worker in workers:
             follower = worker.item.follower if worker.item is not None else None
             elsewhere += follower is not None and not follower.lent and not follower.withdrawn
@@ -157,9 +157,7 @@ def look(pool: WorkerPool) -> None:
             for worker in lenders:
                 _lend(pool, pwq, worker)
                 del sight.holders[worker]
-            if lenders:
-                lent = True
-                pwq.activate()
+            lent |= bool(lenders)
         for pwq in list(lending.seen):
             if pwq not in now:
                 lending.seen.pop(pwq)
@@ -192,10 +190,10 @@ def _may_lend(worker: Worker) -> bool:
 
 
 def _lend(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> None:
-    """Context: lock held. The caller activates who gets the place."""
+    """Context: lock held. The caller wakes whom that needs."""
     at_rest(worker)  # first: who is believed asleep gives the place back when it runs or ends
     worker.lender = pwq
-    pwq.nr_active -= 1
+    pwq.lend_place()
 
 
 # ----------------------------------------------------------------------------------- waits that can be seen

@@ -7,7 +7,7 @@ from the beginning, before anybody else has the lock.
 How: a pool's state is of two kinds. *What is*: which works are in which list, and the flags of workers and works. Each
 critical section changes that in steps of one store or one call of a C function, in such an order that every beginning
 of the row leaves something that can be told apart here; mostly a work is in its new place before it leaves the old.
-*What follows*: every count, `attends`, `busy_works`, what the sensor is armed with. That is never read here, and made
+*What follows*: every count, `attends`, what the sensor is armed with. That is never read here, and made
 anew.
 
 Costs O(workers + works waiting), only after an interruption. Context of all: pool.lock held.
@@ -92,19 +92,23 @@ def _mend_workers(pool: WorkerPool) -> None:
 def _mend_lists(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
     """A work that is in two places was on its way from one to the other."""
     executing = {worker.item for worker in pool.workers if worker.item is not None and worker.item.begun}
-    listed = [item for item in dict.fromkeys(pool.worklist) if item not in executing]
-    if len(listed) != len(pool.worklist):
-        pool.worklist.clear()
-        pool.worklist.extend(listed)
-    there = set(listed)
-    for item in list(pool.parked):
-        if item in there or not item.parked:
-            pool.parked.discard(item)
-            item.parked = False
+    followers = {worker.item.follower for worker in pool.workers if worker.item is not None} - {None}
+    listed = set(pool.worklist).union(*(pwq.inactive for pwq in pwqs))
+    doubled = {
+        item
+        for item in (*listed, *followers, *pool.detained)
+        if item not in executing and not item.settle_place(listed=item in listed, follows=item in followers)
+    }
+    elsewhere = executing | doubled
+    worklist = [item for item in dict.fromkeys(pool.worklist) if item not in elsewhere]
+    if len(worklist) != len(pool.worklist):
+        some = pool.worklist[0].pwq
+        pool.relist(worklist, some, list(some.inactive))
+    elsewhere.update(worklist)
     for pwq in pwqs:
-        waiting = [item for item in dict.fromkeys(pwq.inactive) if item not in there and item not in executing]
+        waiting = [item for item in dict.fromkeys(pwq.inactive) if item not in elsewhere]
         if len(waiting) != len(pwq.inactive):
-            pool.relist(listed, pwq, waiting)
+            pool.relist(worklist, pwq, waiting)
 
 
 def _count_works(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
@@ -115,24 +119,23 @@ def _count_works(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
         if item.withdrawn:
             withdrawn[item.pwq] += 1
         else:
-            phases[item._phase] += 1
+            phases[item.phase] += 1
     active.update(item.pwq for item in pool.worklist)
-    for item in pool.parked:
+    for item in pool.detained:
         active[item.pwq] += 1
-        phases[item._phase] += 1
+        phases[item.phase] += 1
     listed = set(pool.worklist)
-    pool.busy_works.clear()
     for worker in pool.workers:
         done: Item | None = worker.item
         if done is None or done in listed:
             continue
-        phases[done._phase] += 1
+        phases[done.phase] += 1
         active[done.pwq] += worker.lender is not done.pwq
-        if done.work is not None and not worker.announcing:
-            pool.busy_works[done.work] = done  # type: ignore[assignment]
+        if done.begun and not worker.announcing:
+            done.be_executing()
         follower = done.follower
-        if follower is not None and not follower.withdrawn:
-            phases[follower._phase] += 1
+        if follower is not None and not follower.over:
+            phases[follower.phase] += 1
             active[follower.pwq] += not follower.lent
     for pwq in pwqs:
         pwq.nr_active, pwq.nr_withdrawn = active[pwq], withdrawn[pwq]

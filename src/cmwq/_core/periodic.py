@@ -16,8 +16,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core import checks
+from cmwq._core.delay import Delay
+from cmwq._core.here import host_here
 from cmwq._core.queued import Queued
-from cmwq._core.work import Delay, Work
+from cmwq._core.work import Work
 from cmwq._errors import CmwqError, Reentered
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class PeriodicWork(Work):
         super().mend()
         if self._stopping:
             self._take_back()
-            Work.defer(self._drop_taken)
+            host_here().defer(self._drop_taken)
 
 
 class FixedRate(Delay):

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queued import Queued
     from cmwq._core.runtime import Runtime
-    from cmwq._core.work import Work
     from cmwq._core.worker import Worker
 
 NAP = 1e-3
@@ -96,8 +95,7 @@ class WorkerPool:
         self.pwqs: Weakly[PoolWorkQueue] = Weakly()  # L: to be seen; kept alive by its queue, or by its works
         self.rescued = False  # L: a queue with a rescuer has a place here
         self.lending = Lending()  # works that wait inactive, maybe for themselves (E1)
-        self.busy_works: dict[Work, Queued] = {}  # L: which queueing of a Work runs here (E3)
-        self.parked: set[Queued] = set()  # L: works that are active and in no list: they run elsewhere first (E3)
+        self.detained: set[Queued] = set()  # L: works that are active and in no list: they run elsewhere first (E3)
         self.relisting: tuple[list[Item], PoolWorkQueue, list[Item]] | None = None  # L: see `relist`
         self.drainers: list[Parker] = []  # L: who waits for quiet
         self.nappers: set[Parker] = set()  # L: who looks again in a moment, or when no work waits any more
@@ -275,7 +273,7 @@ class WorkerPool:
         Context: lock held. Asked whenever a worker goes idle while somebody drains: so the workers are looked at only
         if the numbers don't tell.
         """
-        if self.parked or self.nr_blocked or self.nr_running > self.nr_waking or self.has_work():
+        if self.detained or self.nr_blocked or self.nr_running > self.nr_waking or self.has_work():
             return False
         if len(self.idle_list) + self.nr_waking == len(self.workers):
             return True

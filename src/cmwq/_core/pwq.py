@@ -54,8 +54,9 @@ class Phase:
         return phase
 
     def retire(self) -> None:
-        """One of its works ended.  Context: lock held."""
+        """One of its works ended, and gives its place up.  Context: lock held."""
         pwq = self.pwq
+        # `leave`, `lend_place` and `_list_next` in one, for this is the end of every work.
         self.count -= 1
         if not pwq.attends:
             pwq.nr_active -= 1
@@ -70,22 +71,29 @@ class Phase:
         if not self.count and self is not pwq.phase:
             pwq.complete_phases(self)
 
+    def leave(self) -> None:
+        """One of its works was taken back, and is in no list.  Context: lock held."""
+        self.count -= 1
+        if not self.count and self is not self.pwq.phase:
+            self.pwq.complete_phases(self)
+        self.pwq.pool.tell_drainers()
+
     def withdraw(self) -> None:
         """One of its works was taken back. It stays in its list, to be passed over.  Context: lock held."""
         pwq = self.pwq
-        self.count -= 1
         pwq.nr_withdrawn += 1
-        if not self.count and self is not pwq.phase:
-            pwq.complete_phases(self)
         if pwq.nr_withdrawn > PURGE:
             pwq.purge()
-        pwq.pool.tell_drainers()
+        self.leave()
 
 
 class Outside(Phase):
     """Where a work counts that is not queued yet. It may be taken back, and nobody waits for it with a flush."""
 
     __slots__ = ()
+
+    def leave(self) -> None:
+        pass
 
     def withdraw(self) -> None:
         pass
@@ -151,26 +159,26 @@ class PoolWorkQueue:
         self.wq.nr_rescued += 1
 
     # ------------------------------------------------------------------------------- active and inactive (E1)
+    # Every change of `nr_active` and of the two lists is one of these, but for `insert` and `Phase.retire`, which spell
+    # them out, and for who takes an item off the worklist to run it. Context of all: lock held; who calls them wakes
+    # whom that needs.
 
     def place(self, item: Item) -> None:
-        """List a new item, or let it wait for a place.  Context: lock held. The caller wakes whom that needs."""
+        """List a new item, or let it wait for a place."""
         if self.nr_active >= self.max_active or self.inactive or self.frozen:
             self.inactive.append(item)
-            self.attends = True
-            if self.lends and self.pool.lending.timer is None:
-                lending.watch(self.pool)
+            self._attend_to_inactive()
         else:
             self.nr_active += 1
             self.pool.worklist.append(item)
 
-    def attend(self) -> None:
-        """A place became free, or a work ended while frozen.  Context: lock held. The caller wakes whom that needs."""
+    def place_many(self, items: Sequence[Item]) -> None:
+        """`place` for each, all or none (F10): in one step they wait, and those that may be active are so at once."""
+        self.inactive.extend(items)
         self.activate()
-        for parker in self.freezers:
-            parker.unpark()
 
     def activate(self) -> None:
-        """List waiting works while there is room.  Context: lock held. The caller wakes whom that needs."""
+        """List waiting works while there is room."""
         inactive = self.inactive
         while inactive and self.nr_active < self.max_active and not self.frozen:
             item = inactive[0]
@@ -180,28 +188,54 @@ class PoolWorkQueue:
                 self.nr_active += 1
                 self.pool.worklist.append(item)
             del inactive[0]
-        self.attends = self.frozen or bool(inactive)
-        if inactive and self.lends and self.pool.lending.timer is None:
+        self._attend_to_inactive()
+
+    def _attend_to_inactive(self) -> None:
+        self.attends = self.frozen or bool(self.inactive)
+        if self.inactive and self.lends and self.pool.lending.timer is None:
             lending.watch(self.pool)
 
-    def pass_over(self) -> None:
-        """A listed item turned out to be withdrawn.  Context: lock held."""
-        self.nr_withdrawn -= 1
+    def attend(self) -> None:
+        """A place became free, or a work ended while frozen."""
+        self.activate()
+        for parker in self.freezers:
+            parker.unpark()
+
+    def lend_place(self) -> None:
+        """One that was active is not, for a while or for good: the next may have its place."""
         self.nr_active -= 1
         if self.attends:
             self.activate()
 
-    def put_back(self, item: Item) -> None:
-        """An active item may not start, for the queue was frozen meanwhile: it is the next to be activated.
+    def take_place(self) -> None:
+        """One that lent its place goes on, even if that makes one too many: to wait for it could be for ever."""
+        self.nr_active += 1
 
-        Context: lock held.
-        """
+    def list_first(self, item: Item) -> None:
+        """An active item that is in no list, and has been before all that are: it is the next to run."""
+        self.pool.worklist.appendleft(item)
+
+    def pass_over(self) -> None:
+        """A listed item turned out to be withdrawn."""
+        self.nr_withdrawn -= 1
+        self.lend_place()
+
+    def take_out(self, item: Item, *, listed: bool) -> None:
+        """An item that has not begun is another's from now on, who took it off the worklist or off the inactive."""
+        item.phase.leave()
+        if listed:
+            self.lend_place()
+        else:
+            self.activate()  # it may have been the last that waits
+
+    def put_back(self, item: Item) -> None:
+        """An active item may not start, for the queue was frozen meanwhile: it is the next to be activated."""
         self.nr_active -= 1
         self.inactive.appendleft(item)
         self.attends = True
 
     def purge(self) -> None:
-        """Remove withdrawn items where they have become the larger part.  Context: lock held."""
+        """Remove withdrawn items where they have become the larger part."""
         worklist = self.pool.worklist
         if self.nr_withdrawn * 2 <= len(self.inactive) + len(worklist):
             return
@@ -220,11 +254,14 @@ class PoolWorkQueue:
             self.activate()
             self.pool.kick_or_settle()
 
+    def has_listed(self, item: Item) -> bool:
+        """It is in a list here. Costs a search.  Context: lock held."""
+        return item in self.inactive or item in self.pool.worklist
+
     def has(self, item: Item) -> bool:
         """It is in a list here, or executes. Costs a search."""
         with self.pool.lock:
-            executing = any(worker.item is item for worker in self.pool.workers)
-            return executing or item in self.inactive or item in self.pool.worklist
+            return any(worker.item is item for worker in self.pool.workers) or self.has_listed(item)
 
     # ------------------------------------------------------------------------------- flush (F1)
 
@@ -268,15 +305,24 @@ class PoolWorkQueue:
         self.sealed.remove(phase)
         phase.parkers = []
 
-    def has_works(self) -> bool:
-        """Context: lock held."""
-        return bool(self.phase.count or self.sealed)
+    def nr_unfinished(self) -> int:
+        """Works that were queued here, and have neither ended nor been taken back.  Context: lock held."""
+        return self.phase.count + sum(phase.count for phase in self.sealed)
+
+    def count_unfinished(self, *, begun: bool = True) -> int:
+        """The same; begun: those that have begun are among them."""
+        with self.pool.lock:
+            return self.nr_unfinished() - (0 if begun else len(self.executing()))
+
+    def executing(self) -> list[Worker]:
+        """Those that execute a work of the queue here, or tell who waits for it.  Context: lock held."""
+        return [worker for worker in self.pool.workers if worker.item is not None and worker.item.pwq is self]
 
     def has_works_waiting(self, last: int | None = None) -> bool:
         """Some, of the phases up to that number, have not begun."""
         with self.pool.lock:
             phases = [p for p in (*self.sealed, self.phase) if last is None or p.number <= last]
-            begun = [w.item for w in self.pool.workers if w.item is not None and w.item._phase in phases]
+            begun = [w.item for w in self.pool.workers if w.item is not None and w.item.phase in phases]
             return sum(phase.count for phase in phases) > len(begun)
 
     # ------------------------------------------------------------------------------- freezer (E8)
@@ -308,7 +354,7 @@ class PoolWorkQueue:
     def is_executing(self) -> bool:
         """A work of the queue runs here, or waits within."""
         with self.pool.lock:
-            return any(w.item is not None and w.item.pwq is self for w in self.pool.workers)
+            return bool(self.executing())
 
 
 def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
@@ -320,8 +366,9 @@ def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
     with pool.lock:
         if pwq.gate:
             pwq.check_admitted(item)
-        item._phase = phase = pwq.phase
+        item.phase = phase = pwq.phase
         phase.count += 1
+        # `place`, spelled out, for every work comes this way.
         if pwq.inactive:
             pwq.inactive.append(item)
             return
@@ -346,10 +393,9 @@ def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
                 pwq.check_admitted(item)
         phase = pwq.phase
         for item in items:
-            item._phase = phase
-        pwq.inactive.extend(items)  # one step, so all or none (F10); those that may be active are so at once
+            item.phase = phase
         phase.count += len(items)
-        pwq.activate()
+        pwq.place_many(items)
         pool.kick_or_settle()
 
 
@@ -363,7 +409,7 @@ def insert_later(pwq: PoolWorkQueue, item: Future[Any]) -> None:
         pwq.check_admitted(item)
 
     def insert_now() -> None:
-        if item._phase is not pwq.outside or item.withdrawn:
+        if item.phase is not pwq.outside or item.withdrawn:
             return  # done, in a try that was interrupted; or taken back meanwhile
         try:
             insert(pwq, item)

@@ -1,8 +1,8 @@
 """WorkQueue: what users queue to. A name, a limit on active works, and a place on each pool it uses.
 
-Guarantees: a closed queue accepts nothing, and nothing accepted is lost; while it drains only its own works may add to
-it (F3); an ordered queue executes one work at a time, in queueing order, whatever happens to CPUs and pools (E2): it
-has one place, on one pool. Waiting calls are written as steps (`wait`). The letters are those of `pool`; Q is
+Guarantees: an ordered queue executes one work at a time, in queueing order, whatever happens to CPUs and pools (E2): it
+has one place, on one pool. Whether it takes work is told in `gate`, what it is to queue a work in `queueing`, how it is
+flushed, drained and closed in `drain`: what waits is written as steps (`wait`). The letters are those of `pool`; Q is
 `WorkQueue._lock`.
 """
 
@@ -11,32 +11,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context, copy_context
-from enum import Enum
-from functools import partial, wraps
-from math import inf
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from cmwq._core import checks
-from cmwq._core.config import DFL_ACTIVE
-from cmwq._core.drain import close_steps, drain_steps, few, flush_steps
-from cmwq._core.future import BoundedFuture, Future, WorkFuture
-from cmwq._core.item import name_of
+from cmwq._core import checks, queueing
+from cmwq._core.drain import close_steps, drain_steps, flush_steps
+from cmwq._core.future import Future
+from cmwq._core.gate import Gate
 from cmwq._core.map import map_calls
 from cmwq._core.mend import mending
+from cmwq._core.options import QueueOptions, checked_delayed, checked_runtime
 from cmwq._core.periodic import PeriodicWork
 from cmwq._core.periodic import begin as begin_periodic
 from cmwq._core.pwq import PoolWorkQueue, insert, insert_later, insert_many
-from cmwq._core.queued import Queued
 from cmwq._core.ranks import Rank
 from cmwq._core.rescuer import Rescuer
-from cmwq._core.room import FULL, Room
+from cmwq._core.room import Room
+from cmwq._core.submitting import submit_specially
 from cmwq._core.wait import own_item, run_steps
-from cmwq._core.work import Delay, DelayedWork, Work
-from cmwq._errors import CmwqError, FlushDeadlock, QueueClosed, Reentered, ThreadLimit, WorkDisabled
+from cmwq._core.work import DelayedWork, Work
+from cmwq._errors import FlushDeadlock, Reentered, ThreadLimit
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from cmwq._core.delay import Delay
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Thread
     from cmwq._core.runtime import Runtime
@@ -46,18 +45,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _log = logging.getLogger("cmwq")
 
-SCOPES = ("cpu", "smt", "cache", "numa", "system")
-DELAYED = ("cancel", "run")
-"""What becomes, when a queue closes, of works whose time has not come."""
 
-
-class State(Enum):
-    OPEN = "open"
-    DRAINING = "draining"  # works of the queue's own works are still accepted, unless it is sealed
-    CLOSED = "closed"
-
-
-class WorkQueue:
+class WorkQueue(Gate):
     """A named queue of work, served by the pools of its scope.
 
     name: shown in snapshots, logs and thread names. Need not be unique.
@@ -114,56 +103,29 @@ class WorkQueue:
         context: Context | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        name = checks.text("the name of a queue", name)
-        me = f"queue {name!r}: "
-        scope = checks.choice(f"{me}scope", scope, SCOPES)
-        full = checks.choice(f"{me}full", full, FULL)
-        if delayed is not None:
-            delayed = checks.choice(f"{me}delayed", delayed, DELAYED)
-        if max_active is not None:
-            max_active = checks.integer(f"{me}max_active", max_active, 1)
-        if max_pending is not None:
-            max_pending = checks.integer(f"{me}max_pending", max_pending, 1)
-        flags = {"ordered": ordered, "highpri": highpri, "cpu_intensive": cpu_intensive, "freezable": freezable}
-        for what, value in {**flags, "rescuer": rescuer}.items():
-            checks.flag(me + what, value)
-        if on_error is not None:
-            checks.function(f"{me}on_error", on_error)
-        if context is not None:
-            checks.instance(f"{me}context", context, Context)
-        if ordered and (scope != "system" or max_active not in (None, 1)):
-            raise ValueError(
-                f"queue {name!r}: an ordered queue has scope 'system' and max_active 1, one work at a time"
-            )
-        if runtime is None:
-            from cmwq._core.runtime import default_runtime
-
-            runtime = default_runtime()
-        else:
-            checks.port("Runtime", runtime, "pool_here")
-        self.name = name  # I
-        self.scope = scope  # I
+        options = QueueOptions(
+            name, max_active, ordered, scope, highpri, cpu_intensive, freezable, max_pending, full, rescuer, delayed,
+            on_error, context,
+        )  # fmt: skip
+        super().__init__()
+        self.name = options.name  # I
+        self.scope = options.scope  # I
         self.ordered = ordered  # I
         self.highpri = highpri  # I
         self.cpu_intensive = cpu_intensive  # I
         self.freezable = freezable  # I
-        self.runtime = runtime  # I
-        self._delayed = delayed  # I
+        self.runtime = runtime = checked_runtime(runtime)  # I
+        self.delayed = options.delayed  # I: what becomes of works whose time has not come when it closes
         self._on_error = on_error  # I
         self._context = context  # I
-        self._max_active = 1 if ordered else DFL_ACTIVE if max_active is None else max_active  # Q
+        self._max_active = options.limit()  # Q
         self.has_explicit_limit = max_active is not None  # Q to change, read freely: it is a bound, not a default
         self._lock = runtime.host.lock(Rank.QUEUE, mending(self))
-        self._state = State.OPEN  # Q and L to change; read under either
         self.nr_hogs = 0  # ~: works that were CPU hogs (A9)
-        self._shut = False  # Q to change: it is not open
-        self._drainers: tuple[object, ...] = ()  # Q: drain() calls in progress
-        self._closing = False  # Q: DRAINING is for good
-        self._sealed = False  # Q to change: its own works are refused, too
         self._pwqs: dict[WorkerPool, PoolWorkQueue] = {}  # Q to change
         self._only: PoolWorkQueue | None = None  # Q to change: the one to use, where the scope has but one pool
         self._delays: set[Delay] = set()  # works whose time has not come; each change is atomic
-        self._room = None if max_pending is None else Room(self, max_pending, full)  # F
+        self._room = None if options.max_pending is None else Room(self, options.max_pending, options.full)  # F
         self._special = max_pending is not None or context is not None  # I: submitting takes more than the usual
         self.nr_maydays = self.nr_rescued = 0  # ~
         self._wants_rescuer = rescuer  # I
@@ -173,9 +135,6 @@ class WorkQueue:
         runtime.adopt(self)
         if runtime.closed or runtime.exiting:  # looked at last: else the runtime, which then lists its queues, finds it
             self.refuse()
-
-    _chains = True
-    """At exit its own works may queue to it for a while. An executor's may not: as the standard library's."""
 
     def __repr__(self) -> str:
         return f"<cmwq.WorkQueue {self.name!r} {self._state.value}>"
@@ -198,7 +157,7 @@ class WorkQueue:
         """
         # As `submit_call`, word for word: a call more is a twentieth of the time of it all.
         if self._special or isinstance(fn, Work):
-            return self._submit_specially(fn, args, kwargs)
+            return submit_specially(self, fn, args, kwargs)
         pwq = self._only or self.place_here()
         future: Future[Any] = Future(pwq.outside, (fn, *args), kwargs, copy_context())
         try:
@@ -210,7 +169,7 @@ class WorkQueue:
     def submit_call(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
         """`submit` for callers whose arguments are packed already: to pack them again costs a tenth of it all."""
         if self._special or isinstance(fn, Work):
-            return self._submit_specially(fn, args, kwargs)
+            return submit_specially(self, fn, args, kwargs)
         pwq = self._only or self.place_here()
         future: Future[Any] = Future(pwq.outside, (fn, *args), kwargs, copy_context())
         try:
@@ -218,48 +177,6 @@ class WorkQueue:
         except Reentered:
             insert_later(pwq, future)
         return future
-
-    def _submit_specially(self, fn: Any, args: Any, kwargs: Any) -> Future[Any]:
-        if isinstance(fn, Work):
-            if args or kwargs:
-                raise TypeError(f"{fn!r} has its arguments already")
-            return self._submit_work(fn)
-        context = self.new_context()
-        pwq = self._only or self.place_here()
-        if self._room is None:
-            future: Future[Any] = Future(pwq.outside, (fn, *args), kwargs, context)
-            try:
-                insert(pwq, future)
-            except Reentered:
-                insert_later(pwq, future)
-            return future
-        bounded: BoundedFuture[Any] = BoundedFuture(pwq.outside, (fn, *args), kwargs, context)
-        bounded._room = self._room
-        try:
-            self._room.take(bounded)
-            insert(pwq, bounded)
-        except Reentered:
-            # It is let in later, full or not: nobody is there to wait, or to be told.
-            self._room.give_later(bounded)
-            insert_later(pwq, bounded)
-        except BaseException:
-            if not pwq.has(bounded):
-                self._room.give(bounded)
-            raise
-        return bounded
-
-    def _submit_work(self, work: Work) -> Future[Any]:
-        future = WorkFuture((self._only or self.place_here()).outside, work)
-        self._queue_or_join(work, future)
-        return future
-
-    def _queue_or_join(self, work: Work, future: WorkFuture) -> None:
-        try:
-            while not (self._queue(work, future=future) or work.add_future(future)):
-                if work.is_blocked:
-                    raise WorkDisabled(f"{work!r} can't be submitted to queue {self.name!r} until it is enabled")
-        except Reentered:
-            self.runtime.host.defer(partial(self._queue_or_join, work, future))
 
     def submit_many(self, fn: Callable[..., T], /, *iterables: Iterable[Any]) -> list[Future[T]]:
         """`submit(fn, *args)` for each of zip(*iterables), at a fraction of the cost.
@@ -304,43 +221,21 @@ class WorkQueue:
 
     # ------------------------------------------------------------------------------- works
 
-    def queue(self, work: Work) -> bool:
-        """Queue a work.
-
-        False: it was pending already, and this call is one with the earlier (E4), or it is disabled.
-        """
-        try:
-            born = work._born
-        except AttributeError:
-            checks.instance(f"what is queued to queue {self.name!r}", work, Work)
-            raise
-        if self._special or self._shut or born != Work.generation:
-            return self._queue(work)
-        # What `_queue` does, where nothing is special.
-        if work._item is not None or work._delay is not None:
-            return False
-        try:
-            pwq = self._only or self.place_here()
-            with work._lock:
-                if not work.is_idle:
-                    return False
-                self.hand_over(Queued(work, pwq.outside, copy_context()), pwq)
-        except Reentered:
-            self.runtime.host.defer(partial(self.queue, work))
-        return True
+    # That function itself, and not a method that calls it, as the others: a call more would be a third of what it takes
+    # to queue a work that is pending.
+    queue = queueing.queue
 
     def queue_on(self, cpu: int, work: Work) -> bool:
         """`queue` on the pool that serves this CPU. That of an absent CPU runs elsewhere in the queue's scope (D3)."""
         checks.instance(f"what is queued to queue {self.name!r}", work, Work)
-        return self._queue(work, checks.cpu(cpu))
+        return queueing.queue_specially(self, work, checks.cpu(cpu))
 
     def queue_delayed(self, work: DelayedWork, delay: float) -> bool:
         """Queue it after `delay` seconds, no earlier (F9); 0 or less: `queue`.
 
         False: it was pending, and stays as it was, or it is disabled.
         """
-        delay = _checked_delay(work, delay)
-        return self._queue(work, delay=delay)
+        return queueing.queue_specially(self, work, delay=queueing.checked_delay(work, delay))
 
     def queue_periodic(self, work: PeriodicWork, period: float, first: float | None = None) -> bool:
         """Carry it out every `period` seconds from now on, at a fixed rate (E13), for the first time in `first` seconds
@@ -358,121 +253,7 @@ class WorkQueue:
 
         A disabled one is left alone (False). 0 or less: it is queued at once.
         """
-        delay = _checked_delay(work, delay)
-        self._check_open()  # before anything is changed
-        if delay > 0:
-            self.check_takes_delays()
-        try:
-            pwq = self._only or self.place_here()
-            new = Delay(self, pwq, work, delay)
-            with work._here():
-                if work.is_blocked:
-                    return False
-                work._moving = new  # from here on it is moved, even if this is interrupted
-                taken = work._take_back()
-                if taken is not None:
-                    new.futures = taken.take_futures()
-                try:
-                    new.go()
-                except CmwqError:
-                    work._moving = None
-                    work._taken.append(new)
-                    raise
-                work._moving = None
-            work._drop_taken()
-        except Reentered:
-            self.runtime.host.defer(partial(self.mod_delayed, work, delay))
-            return work.pending
-        except BaseException:
-            work._drop_taken()
-            raise
-        return taken is not None
-
-    def _queue(
-        self,
-        work: Work,
-        cpu: int | None = None,
-        *,
-        delay: float = 0.0,
-        future: WorkFuture | None = None,
-        full_or_not: bool = False,
-    ) -> bool:
-        """Everything that may take time, or be refused, comes before W is taken.
-
-        With a future it raises Reentered, for the caller to see to it. full_or_not: `max_pending` doesn't matter.
-        """
-        if work._born != Work.generation:
-            work.begin_anew()
-        if self._shut:
-            self._check_admitted(None)  # first: somebody else's queueing must not be one with this
-        if not work.is_idle:
-            return False
-        queued = False
-        item: Queued | None = None
-        try:
-            pwq = (self._only or self.place_here()) if cpu is None else self._pwq_at(cpu)
-            if delay <= 0:
-                item = Queued(work, pwq.outside, self.new_context())
-                if self._room is not None and not full_or_not:
-                    item.room = self._room
-                    self._room.take(item)
-            with work._lock:
-                if not work.is_idle:
-                    return False
-                if item is not None:
-                    if future is not None:
-                        item.add_future(future)
-                    self.hand_over(item, pwq)
-                else:
-                    self._check_open()
-                    new = Delay(self, pwq, work, delay)
-                    if future is not None:
-                        new.futures.append(future)
-                    new.start()
-                queued = True
-        except Reentered:
-            if future is not None:
-                raise
-            self.runtime.host.defer(partial(self._queue, work, cpu, delay=delay, full_or_not=True))
-            return True
-        finally:
-            if not queued and item is not None and item.room is not None and work._item is not item:
-                item.room.give_later(item)
-        return True
-
-    def check_takes_delays(self) -> None:
-        """Raise QueueClosed if it is being closed, or its runtime is: nobody would wait for the delay."""
-        if self._closing or self.runtime.closed:
-            raise QueueClosed(self._why_refused(None))
-
-    def hand_over(self, item: Queued, pwq: PoolWorkQueue) -> None:
-        """List the item, behind an execution of its work on another pool if there is one (E3).
-
-        Only where the work ran last can it still run: nobody else can have begun it since, the bit is ours. The item
-        then goes to that pool, whose worker runs it next; that of an ordered queue has its place in the order, here,
-        and is held there.  Context: W held.
-        """
-        work = item.work
-        assert work is not None
-        last = work._last
-        if last is not None and last is not pwq.pool and not last.lost:
-            divert = False
-            with last.lock:
-                execution = last.busy_works.get(work)
-                if execution is not None:
-                    divert = not self.ordered and last.runtime is self.runtime and last in self._pwqs
-                    if not divert:
-                        item.hold = True
-                        execution.held = [*(execution.held or ()), item]
-            if divert:
-                pwq = self._pwqs[last]
-                item._phase = pwq.phase
-        work._item = item
-        try:
-            insert(pwq, item)
-        except CmwqError:  # whatever else is raised, `Work.mend` looks whether it was listed
-            work._item = None
-            raise
+        return queueing.mod_delayed(self, work, delay)
 
     def new_context(self) -> Context:
         """In which a work queued now is to run."""
@@ -535,105 +316,27 @@ class WorkQueue:
         made to. Raises CmwqTimeout: the queue goes on draining, and close() may be called again; FlushDeadlock from one
         of the queue's own works. Closing twice is harmless.
         """
-        if delayed is not None:
-            checks.choice(f"queue {self.name!r}: delayed", delayed, DELAYED)
+        delayed = checked_delayed(self.name, delayed)
         run_steps(close_steps(self, delayed), self.runtime, timeout, lambda: self._still_there("close"))
 
-    def end_delays(self, delayed: str | None = None) -> None:
-        """It closes, and takes no delayed work any more: those whose time has not come run now, or never."""
-        delayed = delayed or self._delayed
-        lost = []
-        for delay in list(self._delays):
-            work = delay.work
-            if delayed == "run" and not delay.repeats:
-                ended = delay.hasten()
-            else:
-                with work._here():  # of a periodic one what is queued already runs
-                    ended = delay.is_over() or work._take_back_delay() is None
-                work._drop_taken()
-            if not (ended or delay.repeats):
-                lost.append(name_of(work._fn))
-        if lost and delayed != "cancel":
-            _log.warning(
-                "queue %r closes, and delayed works whose time has not come are not run: %s%s",
-                self.name,
-                few(lost),
-                "" if delayed else '; a queue made with delayed="run" runs them, with delayed="cancel" it is silent',
-            )
-
-    def has_delays(self) -> bool:
+    def delays(self) -> list[Delay]:
         """Works whose time has not come."""
-        return bool(self._delays)
+        return list(self._delays)
 
-    def begin_drain(self, drain: object) -> None:
-        with self._lock:
-            self._drainers = (*self._drainers, drain)
-            self._change_state()
-
-    def end_drain(self, drain: object) -> None:
-        with self._lock:
-            self._drainers = tuple(other for other in self._drainers if other is not drain)
-            self._change_state()
-
-    def be_closed(self) -> None:
-        with self._lock:
-            self._closing = True
-            self._state = State.CLOSED
-            self._change_state()
-
-    def refuse(self) -> None:
-        """Accept nothing from outside any more; do not wait. `close` may follow."""
-        try:
-            with self._lock:
-                self._closing = True
-                self._change_state()
-        except Reentered:
-            self.runtime.host.defer(self.refuse)
-
-    def seal(self) -> bool:
-        """It closes, and accepts nothing from its own works either. True: they had queued to it since it closes."""
-        try:
-            with self._lock:
-                news, self._sealed = not self._sealed, True
-            return news and any(pwq.nr_admitted for pwq in self.places())
-        except Reentered:
-            self.runtime.host.defer(self.seal)
-            return False
-
-    def shut_down(self) -> None:
-        """Accept nothing any more, from its own works neither; do not wait. `close` may follow."""
-        self.refuse()
-        self.seal()
-
-    def cancel_pending(self) -> None:
-        """Cancel the future of every submitted call that has not begun. What was queued as a `Work` stays."""
-        for pwq in self.places():
-            with pwq.pool.lock:
-                items = [item for item in (*pwq.pool.worklist, *pwq.inactive) if item.queue is self]
-            for item in items:
-                if isinstance(item, Future):
-                    item.cancel()
-
-    @property
-    def is_open(self) -> bool:
-        """It takes work from outside."""
-        return self._state is State.OPEN
+    def nr_unfinished(self) -> int:
+        """Works that have neither ended nor been taken back. Delayed ones whose time has not come are not counted."""
+        return sum(pwq.count_unfinished() for pwq in self.places())
 
     def nr_pending(self) -> int:
         """Works that have not begun. Delayed ones whose time has not come are not counted."""
-        pending = 0
-        for pwq in self.places():
-            with pwq.pool.lock:
-                pending += pwq.phase.count + sum(phase.count for phase in pwq.sealed)
-                pending -= sum(worker.item is not None and worker.item.pwq is pwq for worker in pwq.pool.workers)
-        return pending
+        return sum(pwq.count_unfinished(begun=False) for pwq in self.places())
 
     def threads(self) -> set[Any]:
         """The threads that run its works right now."""
         found = set()
         for pwq in self.places():
             with pwq.pool.lock:
-                found |= {worker.thread for worker in pwq.pool.workers if worker.item and worker.item.queue is self}
+                found |= {worker.thread for worker in pwq.executing()}
         return found
 
     def __enter__(self) -> WorkQueue:
@@ -648,11 +351,7 @@ class WorkQueue:
 
     def _still_there(self, what: str) -> str:
         """Of a timeout: what was to be done, and what is left."""
-        left = 0
-        for pwq in self.places():
-            with pwq.pool.lock:
-                left += pwq.phase.count + sum(phase.count for phase in pwq.sealed)
-        return f"{what} of queue {self.name!r}: {left} works still there"
+        return f"{what} of queue {self.name!r}: {self.nr_unfinished()} works still there"
 
     def mend(self) -> None:
         """Something was raised while Q was held: all places agree with what the queue says.  Context: Q held."""
@@ -668,50 +367,12 @@ class WorkQueue:
         if item is not None:
             raise FlushDeadlock(f"{item.describe()} {verb} its own queue {self.name!r}: it would wait for itself")
 
-    def _change_state(self) -> None:
-        """The gates of all places agree with the state from now on: each work is either seen by who drains, or refused.
-
-        Context: Q held.
-        """
-        if self._state is not State.CLOSED:
-            self._state = State.DRAINING if self._drainers or self._closing else State.OPEN
-        self._shut = self._state is not State.OPEN
-        for pwq in self._pwqs.values():
-            with pwq.pool.lock:
-                pwq.gate = self._state is not State.OPEN or pwq.pool.closing
-
-    def _check_open(self) -> None:
-        """Raise QueueClosed where a new work may not be queued. For one that is not to be listed yet."""
-        if self._shut:
-            self._check_admitted(None)
-
-    def _check_admitted(self, pool: WorkerPool | None, *, accepted: bool = False) -> None:
-        """The gate is shut. A draining queue lets its own works queue to it, and what it had accepted before."""
-        outside = self.runtime.exiting and not accepted and own_item(self) is None
-        if not (outside or (pool is not None and pool.closing)):
-            if self._state is State.OPEN:
-                return
-            if self._state is State.DRAINING and (accepted or not (self._sealed or own_item(self) is None)):
-                return
-        raise QueueClosed(self._why_refused(pool))
-
-    def _why_refused(self, pool: WorkerPool | None) -> str:
-        """An executor's in the standard library's words, too, which programs look for."""
-        runtime = self.runtime
-        after = "interpreter shutdown" if runtime.exiting else "shutdown"
-        words = "" if self._chains else f"cannot schedule new futures after {after}: "
-        if runtime.exiting or runtime.closed or (pool is not None and pool.closing):
-            return f"{words}queue {self.name!r}: its runtime {runtime.why_closed()}"
-        if self._state is State.DRAINING and not self._closing:
-            return f"queue {self.name!r} is draining and takes no work from outside; queue again after drain()"
-        return f"{words}queue {self.name!r} is closed and takes no more work; make a new one"
-
     def place_here(self) -> PoolWorkQueue:
         """The queue's place on the pool for a work queued here and now."""
         pool = self.runtime.pool_here(self.scope, highpri=self.highpri)
         return self._pwqs.get(pool) or self._pwq_on(pool)
 
-    def _pwq_at(self, cpu: int) -> PoolWorkQueue:
+    def place_at(self, cpu: int) -> PoolWorkQueue:
         """The queue's place on the pool that serves this CPU."""
         pool = self.runtime.pool_at(self.scope, cpu, highpri=self.highpri)
         return self._pwqs.get(pool) or self._pwq_on(pool)
@@ -722,7 +383,7 @@ class WorkQueue:
         with self._lock:
             pwq = self._pwqs.get(pool)
             if pwq is None:
-                gate = self._state is not State.OPEN
+                gate = self._shut
                 if gate:
                     self._check_admitted(pool)
                 frozen = self.freezable and self.runtime.frozen
@@ -743,7 +404,7 @@ class WorkQueue:
         try:
             self.runtime.begin()
             with self._lock:
-                if self.rescuer is None and self._state is not State.CLOSED:
+                if self.rescuer is None and not self.is_closed:
                     rescuer = Rescuer(self, self.runtime.host)
                     rescuer.start()
                     self.rescuer = rescuer
@@ -759,6 +420,10 @@ class WorkQueue:
         rescuer.stop()
         return rescuer.thread
 
+    def place_on(self, pool: WorkerPool) -> PoolWorkQueue | None:
+        """Its place on that pool, if it has used it."""
+        return self._pwqs.get(pool)
+
     def places(self) -> list[PoolWorkQueue]:
         """Its place on each pool it has used."""
         with self._lock:
@@ -766,11 +431,7 @@ class WorkQueue:
 
     def has_works(self) -> bool:
         """On any pool. Delayed ones whose time has not come are not counted."""
-        for pwq in self.places():
-            with pwq.pool.lock:
-                if pwq.has_works():
-                    return True
-        return False
+        return self.nr_unfinished() > 0
 
     def forget(self) -> None:
         """In the child of a fork: as if nothing had ever been queued (G2)."""
@@ -778,21 +439,7 @@ class WorkQueue:
         self._pwqs = {}
         self._only = None
         self._delays = set()
-        self._drainers = ()
         self.rescuer = None
-        self._shut = self._closing
-        if self._closing:
-            self._state = State.CLOSED
-        elif self._state is State.DRAINING:
-            self._state = State.OPEN
+        self._forget_drains()
         if self._room is not None:
             self._room = Room(self, self._room.limit, self._room.full)
-
-
-def _checked_delay(work: DelayedWork, delay: float) -> float:
-    if not isinstance(work, DelayedWork):
-        raise TypeError(f"only a DelayedWork can be delayed, not {checks.shown(work)}")
-    delay = checks.seconds("delay", delay)
-    if delay == inf:
-        raise ValueError(f"delay is inf, and {work!r} would never begin")
-    return max(0.0, delay)

@@ -1,39 +1,65 @@
 """Queued: one queueing of a `Work` on one pool, from its being listed to its end.
 
 Guarantees: the work never runs twice at the same time (E3); wherever a queueing is when it is taken back, its place
-under `max_active` is given back once; whoever waits for its end hears of it. It is in exactly one of these places:
+under `max_active` is given back once; whoever waits for its end hears of it. Where it is says `stage` alone, in one of
+these words (`Stage`), and each of them is entered by one method:
 
-- *listed* in the pool's worklist, or *inactive* at its queue's place there;
-- *behind* its running self, on the same pool (`follower`): it is what that worker runs next, and lends its place
-  meanwhile;
-- *parked*: its turn came while its work still ran on another pool, and it must keep its place in an ordered queue;
-- *running*, or over.
+    LISTED ── claim ──> BEGUN ── end ──> ENDED         listed: in the pool's worklist, or inactive at its queue's place
+      │ its work still runs here
+      └── follow ──> BEHIND or LENT ── claim or relist ──> as LISTED
 
-The letters are those of `pool`.
+    ON_HOLD ── let_go ──> LISTED                       its work still runs on another pool
+      │ its turn comes before that
+      └── detain ──> DETAINED ── let_go ──> LISTED
+
+    LISTED, ON_HOLD ── withdraw ──> WITHDRAWN          taken back, and its place in a list is to be passed over
+    BEHIND, LENT, DETAINED ── withdraw ──> GONE        taken back, and in no list
+
+An interruption (F10) may leave one in a place that its stage does not name: on the worklist though it is BEHIND, say.
+`settle_place` says which of the two counts. The letters are those of `pool`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core.item import lay_out, name_of
-from cmwq._core.wait import needs_of
+from cmwq._core.pwq import insert
 from cmwq._core.worker import current_worker
+from cmwq._errors import CmwqError
 
 if TYPE_CHECKING:
     from contextvars import Context
 
-    from cmwq._core.future import WorkFuture
     from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker
     from cmwq._core.pwq import Phase, PoolWorkQueue
     from cmwq._core.queue import WorkQueue
     from cmwq._core.room import Room
-    from cmwq._core.wait import Target
     from cmwq._core.work import Work
+    from cmwq._core.work_future import WorkFuture
     from cmwq._core.worker import Worker
+
+
+class Stage(Enum):
+    """Where one queueing is."""
+
+    LISTED = "in the pool's worklist, or inactive at its queue's place there; or about to be"
+    ON_HOLD = "the same, but an execution on another pool must end before it begins (E3)"
+    DETAINED = "its turn came while it was on hold: it is active, and in no list"
+    BEHIND = "it is the follower of its work's execution on this pool, and keeps its place under max_active"
+    LENT = "it is the follower, and has lent its place"
+    BEGUN = "it executes"
+    ENDED = "it has ended"
+    WITHDRAWN = "it was taken back, and is but a place in a list to be passed over"
+    GONE = "it was taken back, and is in no list"
+
+
+# Looked up once: to ask an enumeration's class for a member takes longer than the comparison.
+LISTED, ON_HOLD, DETAINED, BEHIND, LENT = Stage.LISTED, Stage.ON_HOLD, Stage.DETAINED, Stage.BEHIND, Stage.LENT
+BEGUN, ENDED, WITHDRAWN, GONE = Stage.BEGUN, Stage.ENDED, Stage.WITHDRAWN, Stage.GONE
 
 
 class Queued:
@@ -41,96 +67,225 @@ class Queued:
 
     # Class attributes are the state of one that nothing has happened to: creating one stores only what differs.
     work: Work | None  # L: None once taken back
-    begun = False  # L: it was claimed
-    _phase: Phase  # I once queued
+    stage = LISTED  # L: where it is
+    phase: Phase  # I once queued
     _context: Context | None  # dropped when taken back
     accepted = False  # I: its queue took it earlier, as a delayed work
     room: Room | None = None  # L: where it has a place, if its queue has a `max_pending`
-    over = False  # L: it ended, or was taken back
-    parkers: list[Parker] | None = None  # L: who waits for that
+    parkers: list[Parker] | None = None  # L: who waits for its end
     follower: Queued | None = None  # L: the next queueing, which collided with this execution (E3)
-    behind = False  # L: it hangs behind its running self, or did, and is in no list
-    lent = False  # L: it hangs behind its running self, and has no place under max_active meanwhile
-    hold = False  # L: an execution on another pool must end first (E3)
-    parked = False  # L: its turn came while on hold; it is in no list
     futures: list[WorkFuture] | None = None  # L: who wants the result
     outcome: tuple[Any, BaseException | None] = (None, None)  # the running worker's
     held: list[Queued] | None = None  # L of the pool where this one runs: those on hold for it
 
     def __init__(self, work: Work, phase: Phase, context: Context | None) -> None:
         self.work = work
-        self._phase = phase
+        self.phase = phase
         self._context = context
 
     @property
     def pwq(self) -> PoolWorkQueue:
-        return self._phase.pwq
+        return self.phase.pwq
 
     @property
     def queue(self) -> WorkQueue:
-        return self._phase.pwq.wq
+        return self.phase.pwq.wq
 
     @property
     def function(self) -> object:
-        return self.work._fn if self.work is not None else None
+        work = self.work  # it may be taken back at any moment
+        return None if work is None else work._fn
 
-    @property
-    def exempt(self) -> bool:
-        return self._phase.pwq.exempt
-
-    # ------------------------------------------------------------------------------- item
+    # ------------------------------------------------------------------------------- where it is
 
     @property
     def withdrawn(self) -> bool:
-        return self.work is None
+        return self.stage is WITHDRAWN or self.stage is GONE
+
+    @property
+    def begun(self) -> bool:
+        return self.stage is BEGUN or self.stage is ENDED
+
+    @property
+    def over(self) -> bool:
+        """It ended, or was taken back."""
+        return self.stage is ENDED or self.withdrawn
+
+    @property
+    def lent(self) -> bool:
+        return self.stage is LENT
+
+    @property
+    def is_awaited(self) -> bool:
+        """Its work is pending with it: it has neither begun nor been taken back."""
+        work = self.work
+        return work is not None and work._item is self
 
     def is_pending(self) -> bool:
         """It is in some list, or will be. Costs a search: for who mends.  Context: lock not held."""
-        pwq, pool = self._phase.pwq, self._phase.pwq.pool
+        pwq, pool = self.phase.pwq, self.phase.pwq.pool
         with pool.lock:
-            running = pool.busy_works.get(self.work) if self.work is not None else None
+            running = None if self.work is None else self.work._execution
             follows = running is not None and running.follower is self
-            return not (self.begun or self.withdrawn) and (
-                self in pool.worklist or self in pwq.inactive or self in pool.parked or follows
-            )
+            return not self.begun and not self.withdrawn and (follows or pwq.has_listed(self) or self in pool.detained)
+
+    # ------------------------------------------------------------------------------- queueing
+
+    def hand_over(self, pwq: PoolWorkQueue) -> None:
+        """List it, behind an execution of its work on another pool if there is one (E3): its work is pending.
+
+        Only where the work ran last can it still run: nobody else can have begun it since, for it is not pending before
+        this. The item then goes to that pool, whose worker runs it next; that of an ordered queue has its place in the
+        order, here, and is on hold there. Raises QueueClosed.  Context: W held.
+        """
+        work = self.work
+        assert work is not None
+        last = work._last
+        if last is not None and last is not pwq.pool and not last.lost:
+            pwq = self._go_to(last, pwq)
+        work._item = self
+        try:
+            insert(pwq, self)
+        except CmwqError:  # whatever else is raised, `Work.mend` looks whether it was listed
+            work._item = None
+            raise
+
+    def _go_to(self, last: WorkerPool, pwq: PoolWorkQueue) -> PoolWorkQueue:
+        """Where it is to be listed, now that its work may still run on the pool `last`, which is not that of `pwq`."""
+        work = self.work
+        assert work is not None
+        with last.lock:
+            execution = work._execution
+            if execution is None:
+                return pwq
+            there = None if pwq.wq.ordered else pwq.wq.place_on(last)
+            if there is None:
+                self.stage = ON_HOLD
+                execution.held = [*(execution.held or ()), self]
+                return pwq
+        self.phase = there.outside
+        return there
+
+    # ------------------------------------------------------------------------------- item
 
     def claim(self, worker: Worker) -> bool:
-        work, pwq = self.work, self._phase.pwq
-        if work is None:
-            if not self.behind:  # else `withdraw` saw to its place
-                pwq.pass_over()
+        if self.stage is not LISTED and not self._comes_back():
             return False
-        if self.hold:
-            self.parked = True  # it keeps its place under max_active, so an ordered queue stays in order
-            pwq.pool.parked.add(self)
-            return False
-        busy = worker.pool.busy_works
-        running = busy.get(work)
+        work, pwq = self.work, self.phase.pwq
+        running = work._execution  # type: ignore[union-attr]
         if running is not None:
-            # One that was taken back may still hang there; one that is pending can't: it had the bit.
-            running.follower = self
-            self.behind = True
-            if pwq.lends:
-                # It can't go on before its running self, which may wait for another work of this queue.
-                self.lent = True
-                pwq.nr_active -= 1
-                pwq.activate()
+            self.follow(running)
             return False
-        if self.behind:
-            self.behind = False
-        if self.lent:
-            self.lent = False
-            pwq.nr_active += 1  # even if its place is taken: as whoever waited
         if pwq.frozen:
             pwq.put_back(self)
             return False
         if self.room is not None:
             self.room.give(self)
-        self.begun = True
-        busy[work] = self
-        work._last = pwq.pool
-        work._item = None  # E4: cleared before the function runs
+        self.stage = BEGUN
+        work._execution = self  # type: ignore[union-attr]
+        work._last = pwq.pool  # type: ignore[union-attr]
+        work._item = None  # type: ignore[union-attr]  # E4: cleared before the function runs
         return True
+
+    def _comes_back(self) -> bool:
+        """Its turn has come, and it is not simply listed. False: it can't begin, and is dealt with.
+
+        Context: lock held.
+        """
+        stage = self.stage
+        if stage is ON_HOLD:
+            self.detain()
+        elif stage is WITHDRAWN:
+            self.phase.pwq.pass_over()
+        elif stage is BEHIND or stage is LENT:
+            self._stop_following()
+            return True
+        return False
+
+    def detain(self) -> None:
+        """Its turn came while it is on hold: it keeps its place under max_active, so an ordered queue stays in order.
+
+        Context: lock held.
+        """
+        self.phase.pwq.pool.detained.add(self)  # first in its new place: see `settle_place`
+        self.stage = DETAINED
+
+    def let_go(self) -> None:
+        """The execution elsewhere that it was on hold for has ended. May be called again.  Context: no lock held."""
+        pwq, pool = self.phase.pwq, self.phase.pwq.pool
+        with pool.lock:
+            if self.stage is ON_HOLD:
+                self.stage = LISTED
+            elif self.stage is DETAINED:
+                self.stage = LISTED
+                pwq.list_first(self)
+                pool.detained.discard(self)
+                pool.kick_or_settle()
+
+    def follow(self, running: Queued) -> None:
+        """Its turn came while its work runs here: that worker runs it next.  Context: lock held.
+
+        (A follower that was taken back may still hang there. One that is pending can't: this one is.)
+        """
+        pwq = self.phase.pwq
+        running.follower = self
+        if pwq.lends:
+            # It can't go on before its running self, which may wait for another work of this queue.
+            self.stage = LENT
+            pwq.lend_place()
+        else:
+            self.stage = BEHIND
+
+    def _stop_following(self) -> None:
+        """The execution that it followed has ended.  Context: lock held."""
+        lent, self.stage = self.stage is LENT, LISTED
+        if lent:
+            self.phase.pwq.take_place()
+
+    def relist(self) -> None:
+        """The execution that it followed has ended, and that worker won't run it: whoever comes does, before all
+        others.  Context: lock held. The caller wakes whom that needs.
+        """
+        if self.over:
+            return  # taken back meanwhile, and its place with it
+        self._forget_execution()  # it was claimed, and its worker interrupted before it knew
+        self.phase.pwq.list_first(self)  # first in its new place: see `settle_place`
+        self._stop_following()
+
+    def settle_place(self, *, listed: bool, follows: bool) -> bool:
+        """An interruption may have come between two steps of a method that moves it: let its stage agree with where it
+        is found. False: it follows its running self, and is not to be on a list as well.
+
+        Found on a list, its turn has not come, for the worker that was interrupted has put it back. Found among the
+        detained: `detain` adds it to them before it changes the stage, and `let_go` changes the stage before it lists
+        it; so the stage tells which of the two was interrupted.  Context: lock held, who mends; nobody executes it.
+        """
+        pwq, detained = self.phase.pwq, self.phase.pwq.pool.detained
+        if self.withdrawn:
+            detained.discard(self)
+        elif follows:
+            if not (self.begun or self.stage is BEHIND):
+                self.stage = LENT if pwq.lends else BEHIND
+            return not listed
+        elif self in detained:
+            if listed or self.stage is not DETAINED:
+                detained.discard(self)
+            if self.stage is DETAINED and listed:
+                self.stage = ON_HOLD
+            elif self.stage is LISTED and not listed:
+                pwq.list_first(self)
+        elif listed and (self.stage is BEHIND or self.stage is LENT):
+            self.stage = LISTED
+        return True
+
+    def be_executing(self) -> None:
+        """Its work knows that it runs here, unless it has begun elsewhere since this one ended.
+
+        Context: lock held, who mends.
+        """
+        work = self.work
+        if work is not None and work._execution is None and self.stage is BEGUN:
+            work._execution = self
 
     def run(self) -> None:
         work = self.work
@@ -147,8 +302,9 @@ class Queued:
         self._context = None
 
     def end(self) -> Queued | None:
-        # In the child of a fork within the function there is no such entry any more.
-        self._phase.pwq.pool.busy_works.pop(self.work, None)  # type: ignore[arg-type]
+        work = self.work
+        if work._execution is self:  # type: ignore[union-attr]  # else it is the parent's, in the child of a fork
+            work._execution = None  # type: ignore[union-attr]
         if self.held is not None or self.futures is not None or self.follower is not None:
             return self
         self.retire()
@@ -163,20 +319,11 @@ class Queued:
             held.let_go()
         self.held = None
 
-    def let_go(self) -> None:
-        """The execution elsewhere that it was on hold for has ended.  Context: no lock held."""
-        pool = self._phase.pwq.pool
-        with pool.lock:
-            self.hold = False
-            if self.parked:
-                pool.worklist.appendleft(self)
-                pool.parked.discard(self)
-                self.parked = False
-                pool.kick_or_settle()
-
     def retire(self) -> None:
-        self.be_over()
-        self._phase.retire()
+        self.stage = ENDED
+        if self.parkers is not None:
+            self._tell_end()
+        self.phase.retire()
 
     def abort(self, exc: BaseException) -> None:
         if self.room is not None:
@@ -189,6 +336,26 @@ class Queued:
                 self.queue.work_failed(work, exc)
         self.announce(self)
 
+    def be_over(self) -> None:
+        if not self.withdrawn:
+            self.stage = ENDED
+        self._forget_execution()
+        if self.work is not None and self.work._item is self:  # it never began
+            self.work._item = None
+        self._tell_end()
+
+    def _forget_execution(self) -> None:
+        """Context: lock held."""
+        if self.work is not None and self.work._execution is self:
+            self.work._execution = None
+
+    def _tell_end(self) -> None:
+        """Context: lock held."""
+        if self.parkers is not None:
+            for parker in self.parkers:
+                parker.unpark()
+            self.parkers = None
+
     def describe(self) -> str:
         work = self.work  # it may be taken back at any moment
         return f"work {'(taken back)' if work is None else name_of(work._fn)} of queue {self.queue.name!r}"
@@ -196,19 +363,20 @@ class Queued:
     # ------------------------------------------------------------------------------- taking back
 
     def withdraw(self) -> None:
-        """Context: lock held; `drop` to be called after."""
-        self.work = None
-        self._phase.withdraw()
-        if self.parked:  # it is in no list, and holds a place
-            self.parked = False
-            self._phase.pwq.pool.parked.discard(self)
-            self._phase.pwq.pass_over()
-            self._phase.pwq.pool.tell_drainers()
-        elif self.lent:
-            self._phase.pwq.nr_withdrawn -= 1  # nor is this, and holds none
-        elif self.behind:
-            self._phase.pwq.pass_over()
-        self.be_over()
+        """Context: lock held, it is pending; `drop` to be called after."""
+        pwq, stage = self.phase.pwq, self.stage
+        if stage is LISTED or stage is ON_HOLD:
+            self.stage = WITHDRAWN
+            self.work = None
+            self.phase.withdraw()
+        else:
+            self.stage = GONE
+            self.work = None
+            pwq.pool.detained.discard(self)
+            if stage is not LENT:
+                pwq.lend_place()  # for good
+            self.phase.leave()
+        self._tell_end()
 
     def drop(self) -> None:
         """It was withdrawn: let go of what it refers to. Outside the lock: finalisers and callbacks are user code."""
@@ -228,71 +396,8 @@ class Queued:
         future.of(self)
         self.futures = [*(self.futures or ()), future]
 
-    def relist(self) -> None:
-        """It hung behind its running self, which has ended; and that worker won't run it: whoever comes does, before
-        all others.  Context: lock held. The caller wakes whom that needs.
-        """
-        if self.work is None:
-            return  # taken back meanwhile, and its place with it
-        pwq = self._phase.pwq
-        self.behind = False
-        if self.lent:
-            self.lent = False
-            pwq.nr_active += 1
-        pwq.pool.worklist.appendleft(self)
 
-    def be_over(self) -> None:
-        self.over = True
-        if self.parkers is not None:
-            for parker in self.parkers:
-                parker.unpark()
-            self.parkers = None
-
-
-lay_out(Queued, "work", "_phase", "_context", "over")
-
-
-class ItemEnd:
-    """One queueing of a work has ended, or was taken back."""
-
-    __slots__ = ("item", "verb")
-
-    def __init__(self, item: Queued, verb: str) -> None:
-        self.item = item
-        self.verb = verb
-
-    def done(self) -> bool:
-        return self.item.over
-
-    def attach(self, parker: Parker) -> bool:
-        with self.item.pwq.pool.lock:
-            if self.item.over:
-                return False
-            if self.item.parkers is None:
-                self.item.parkers = []
-            self.item.parkers.append(parker)
-            return True
-
-    def detach(self, parker: Parker) -> None:
-        with self.item.pwq.pool.lock:
-            if self.item.parkers is not None and parker in self.item.parkers:
-                self.item.parkers.remove(parker)
-
-    def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
-        return needs_of(self.item, waiting)
-
-    @property
-    def queue(self) -> WorkQueue:
-        return self.item.queue
-
-    def lacks_workers(self) -> Collection[WorkerPool]:
-        pool = self.item.pwq.pool
-        with pool.lock:
-            runs = any(worker.item is self.item for worker in pool.workers)
-            return () if self.item.over or runs else (pool,)
-
-    def describe_wait(self) -> str:
-        return f"{self.verb} {self.item.describe()}"
+lay_out(Queued, "work", "phase", "_context", "stage")
 
 
 def current_work() -> Any:

@@ -109,7 +109,7 @@ def view_of_queue(wq: WorkQueue) -> QueueView:
         with pwq.pool.lock:
             active += pwq.nr_active
             inactive += len(pwq.inactive)
-            unfinished += pwq.phase.count + sum(phase.count for phase in pwq.sealed)
+            unfinished += pwq.nr_unfinished()
     return QueueView(
         name=wq.name,
         scope=wq.scope,

@@ -270,7 +270,7 @@ class PhaseEnd:
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
         for item in list(waiting):
             for each in (item, _pending_of(item, self.phase.pwq.wq)):
-                if each is not None and each.pwq is self.phase.pwq and each._phase.number <= self.phase.number:
+                if each is not None and each.pwq is self.phase.pwq and each.phase.number <= self.phase.number:
                     yield item
 
     @property

@@ -25,33 +25,28 @@ The letters are those of `pool`; W: work._lock. The order of locks is in `ranks`
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core import checks
+from cmwq._core.here import host_here
 from cmwq._core.item import name_of
+from cmwq._core.item_end import ItemEnd
 from cmwq._core.mend import mending
-from cmwq._core.queued import ItemEnd, Queued
+from cmwq._core.queued import Queued
 from cmwq._core.ranks import Rank
 from cmwq._core.wait import run_steps, surely
 from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqError, Reentered
 
 if TYPE_CHECKING:
-    from contextvars import Context
-
     from cmwq._core import ports
-    from cmwq._core.future import WorkFuture
+    from cmwq._core.delay import Delay
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.ports import Timer
-    from cmwq._core.pwq import PoolWorkQueue
-    from cmwq._core.queue import WorkQueue
     from cmwq._core.runtime import Runtime
     from cmwq._core.wait import Steps
-
-_log = logging.getLogger("cmwq")
+    from cmwq._core.work_future import WorkFuture
 
 MAX_DISABLED = 65_535
 """F6: how often a work may be disabled without being enabled (the kernel's limit)."""
@@ -70,17 +65,13 @@ class Work:
     """
 
     __slots__ = (
-        "__weakref__", "_args", "_born", "_cancels", "_delay", "_disables", "_fn", "_item", "_kwargs", "_last", "_lock",
-        "_moving", "_taken",
+        "__weakref__", "_args", "_born", "_cancels", "_delay", "_disables", "_execution", "_fn", "_item", "_kwargs",
+        "_last", "_lock", "_moving", "_taken",
     )  # fmt: skip
 
     generation = 0
     """F: bumped in the child of a fork: works born before may hold locks of threads that are not there."""
-    new_lock: Callable[[int, Callable[[], object] | None], ports.Lock]
-    """Where W comes from: the host's, or a simulation's."""
-    defer: Callable[[Callable[[], object]], None]
-    """`Host.defer`."""
-    _renewal: ports.Lock  # I: works become the child's one at a time
+    _renewal: ports.Lock  # F: works become the child's one at a time
 
     def __init__(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> None:
         self._fn = checks.function(f"the function of a {type(self).__name__}", fn)  # I
@@ -96,24 +87,15 @@ class Work:
         self._moving: Delay | None = None  # W: in place of what was pending this is to be
         self._taken: list[Queued | Delay] = []  # W to add: taken back, and to be dropped without a lock
         self._last: WorkerPool | None = None  # L: where it ran last: only there can it still be running (E3)
-        self._lock = Work.new_lock(Rank.WORK, mending(self))
+        self._execution: Queued | None = None  # L of that pool: which of its queueings runs there
+        self._lock = host_here().lock(Rank.WORK, mending(self))
         self._born = Work.generation  # last: until then nobody else touches it
-
-    @classmethod
-    def use(
-        cls,
-        new_lock: Callable[[int, Callable[[], object] | None], ports.Lock],
-        defer: Callable[[Callable[[], object]], None],
-    ) -> None:
-        """Take locks from there from now on: works know no host. For tests that simulate one, too."""
-        Work.new_lock, Work.defer = new_lock, defer
-        Work._renewal = new_lock(Rank.WORK, None)
 
     @classmethod
     def process_forked(cls) -> None:
         """In the child of a fork, while it has one thread: see `generation`."""
         Work.generation += 1
-        Work._renewal = Work.new_lock(Rank.WORK, None)
+        Work._renewal = host_here().lock(Rank.WORK)
 
     def begin_anew(self) -> None:
         """It was the parent's before a fork: here it is idle, and as disabled as it was (G2)."""
@@ -149,7 +131,7 @@ class Work:
     @property
     def running(self) -> bool:
         """Being executed right now."""
-        return self._execution() is not None
+        return self.execution() is not None
 
     @property
     def is_blocked(self) -> bool:
@@ -175,15 +157,16 @@ class Work:
         """It can't be queued: `disable` was called more often than `enable`."""
         return self._disables > 0
 
-    def _execution(self) -> Queued | None:
+    def execution(self) -> Queued | None:
+        """The queueing that runs now."""
         pool = self._last
         if pool is None or pool.lost:
             return None
         try:
             with pool.lock:
-                return pool.busy_works.get(self)
+                return self._execution
         except Reentered:  # to look at it is enough
-            return pool.busy_works.get(self)
+            return self._execution
 
     def __repr__(self) -> str:
         state = " pending" * self.pending + " running" * self.running + " disabled" * self.disabled
@@ -202,7 +185,7 @@ class Work:
                 was = self._take_back() is not None
             self._drop_taken()
         except Reentered:
-            Work.defer(self.cancel)
+            host_here().defer(self.cancel)
             return self.pending
         except BaseException:
             self._drop_taken()
@@ -235,7 +218,7 @@ class Work:
                 was = self._take_back() is not None
             self._drop_taken()
         except Reentered:
-            Work.defer(self.disable)
+            host_here().defer(self.disable)
             return self.pending
         except BaseException:
             self._drop_taken()
@@ -259,7 +242,7 @@ class Work:
                 if disables:
                     self._disables = disables - 1
         except Reentered:
-            Work.defer(self.enable)
+            host_here().defer(self.enable)
             return self._disables <= 1
         if not disables:
             raise ValueError(f"{self!r} is not disabled")
@@ -300,7 +283,7 @@ class Work:
 
     def end_steps(self) -> Steps[None]:
         """Until it doesn't run. For a blocked work: else it may run again at once."""
-        while (execution := self._execution()) is not None:
+        while (execution := self.execution()) is not None:
             yield ItemEnd(execution, "waits for the end of")
 
     def flush_steps(self) -> Steps[bool]:
@@ -309,8 +292,11 @@ class Work:
         own = None if worker is None else worker.item
         if isinstance(own, Queued) and own.work is self:
             yield ItemEnd(own, "flushes")  # refused: it would wait for itself. Its delay, if it has one, goes on
-        item = self._hasten() or self._item
-        execution = self._execution()  # after that: it may begin in between
+        delay, item = self._delay, None
+        if delay is not None and not delay.repeats and self.pending:
+            item = delay.hasten()
+        item = item or self._item
+        execution = self.execution()  # after that: it may begin in between
         item = item or execution
         if item is None:
             return False
@@ -331,10 +317,6 @@ class Work:
         if delay is not None:
             return delay.wq.runtime
         return pool.runtime if pool is not None else None
-
-    def _hasten(self) -> Queued | None:
-        """A delay ends now. Returns the queueing that came of it: it may have ended already.  Context: no lock held."""
-        return None
 
     @property
     def is_idle(self) -> bool:
@@ -372,6 +354,25 @@ class Work:
             pool.kick_or_settle()  # its place may have gone to another
         return item
 
+    def move_to(self, new: Delay) -> bool:
+        """What was pending is moved to that delay. False: nothing was, and it begins now. Raises ThreadLimit,
+        QueueClosed: then it is not pending any more.
+
+        Context: W held, it is not blocked. The caller calls `_drop_taken`, without W, even if something is raised.
+        """
+        self._moving = new  # from here on it is moved, even if this is interrupted
+        taken = self._take_back()
+        if taken is not None:
+            new.futures = taken.take_futures()
+        try:
+            new.go()
+        except CmwqError:
+            self._moving = None
+            self._taken.append(new)
+            raise
+        self._moving = None
+        return taken is not None
+
     def _drop_taken(self) -> None:
         """Let go of what was taken back. If that is interrupted, it may be called again.  Context: no lock held."""
         taken = self._taken
@@ -399,7 +400,7 @@ class Work:
         if self.is_blocked:
             self._take_back()
         if self._taken:
-            Work.defer(self._drop_taken)
+            host_here().defer(self._drop_taken)
 
 
 class DelayedWork(Work):
@@ -410,169 +411,3 @@ class DelayedWork(Work):
     """
 
     __slots__ = ()
-
-    def _hasten(self) -> Queued | None:
-        refusal: CmwqError | None = None
-        with self._here():
-            delay = self._delay
-            if delay is None:
-                return None
-            try:
-                item = delay.come()
-            except CmwqError as exc:
-                refusal = exc
-                self._taken.append(delay)
-        if refusal is None:
-            return item
-        self._drop_taken()
-        raise refusal
-
-
-class Delay:
-    """One wait of a DelayedWork for its time."""
-
-    repeats = False
-    """There is a next time: there is none to lose."""
-
-    __slots__ = ("_context", "_fired", "_made", "_pwq", "_seconds", "_timer", "futures", "work", "wq")
-
-    def __init__(self, wq: WorkQueue, pwq: PoolWorkQueue, work: Work, seconds: float) -> None:
-        self.wq = wq  # I
-        self.work = work  # I
-        self._seconds = seconds  # I
-        self._pwq = pwq  # I: where it will go, if that CPU is still there
-        self._context: Context | None = wq.new_context()
-        self._timer: Timer | None = None  # W
-        self._fired = False  # the timer's thread
-        self._made: Queued | None = None  # W: what came of it
-        self.futures: list[WorkFuture] = []  # W: who wants the result
-
-    def go(self) -> None:
-        """Begin to wait; or, without a delay, be queued at once. Harmless if that has happened.
-
-        Raises ThreadLimit, QueueClosed.  Context: W held.
-        """
-        made = self._made
-        if made is not None and (made.begun or made.over or made.is_pending()):
-            return
-        if self._seconds > 0 and not self._fired:
-            self.start()
-        else:
-            self.insert(accepted=True)
-
-    def come(self) -> Queued:
-        """The time has come: its work is queued. It doesn't wait for its delay any more by then, for it may begin at
-        once, and may be queued again by its own function (E4); should this be interrupted, `Work.mend` queues it.
-
-        Raises QueueClosed.  Context: W held.
-        """
-        work, self._fired = self.work, True
-        work._moving = self
-        work._delay = None
-        try:
-            item = self.insert()
-        except CmwqError:
-            work._moving = None
-            self.stop()
-            raise
-        work._moving = None
-        self.stop()
-        return item
-
-    def has_begun(self) -> bool:
-        """What came of it, if anything did, begins or is over."""
-        made = self._made
-        return made is not None and (made.begun or made.over)
-
-    def start(self) -> None:
-        """Raises ThreadLimit, QueueClosed; and is not started then.  Context: W held."""
-        self.wq.check_takes_delays()
-        self._timer = self.wq.runtime.host.call_later(self._seconds, self.fire)
-        self.wq._delays.add(self)
-        self.work._delay = self
-        try:
-            self.wq.check_takes_delays()  # `close` may have listed the delays already
-        except CmwqError:
-            self.work._delay = None
-            self.stop()
-            raise
-
-    def settle(self, item: Queued | None) -> None:
-        """Something was raised while W was held. item: where the work is pending by now.  Context: W held."""
-        if item is not None:  # its time had come
-            self.work._delay = None
-            self.stop()
-        elif self._fired:  # in vain
-            self._timer = self.wq.runtime.host.call_later(0.0, self.fire)
-
-    def stop(self) -> None:
-        """It won't fire.  Context: W held, and work._delay changed already."""
-        self.wq._delays.discard(self)
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def hasten(self) -> bool:
-        """Its queue closes: let its time have come. False: its work is not taken any more.  Context: no lock held."""
-        work, taken = self.work, True
-        with work._here():
-            if self.is_over():
-                return True
-            try:
-                self.come()
-            except CmwqError:
-                taken = False
-                work._taken.append(self)
-        work._drop_taken()
-        return taken
-
-    def is_over(self) -> bool:
-        """Its work does not wait for it. It may be noted all the same, if it was interrupted as it began: then no more.
-
-        Context: W held.
-        """
-        if self.work._delay is self:
-            return False
-        self.stop()
-        return True
-
-    def drop(self) -> None:
-        """It was taken back: let go of what it refers to.  Context: no lock held."""
-        self._context = None
-        for future in self.futures:
-            future.cancel()
-
-    def take_futures(self) -> list[WorkFuture]:
-        """They are to be another's."""
-        futures, self.futures = self.futures, []
-        return futures
-
-    def fire(self) -> None:
-        """The time has come.  Context: the timer's thread, no lock held."""
-        work, refusal = self.work, None
-        self._fired = True
-        with work._lock:
-            if work._delay is not self:
-                return  # taken back, or moved, in this very moment
-            try:
-                self.come()
-            except CmwqError as exc:
-                refusal = exc
-        if refusal is not None:
-            _log.warning("%r is not run: %s", work, refusal)
-            self.drop()
-
-    def _next_context(self) -> Context | None:
-        return self._context
-
-    def insert(self, *, accepted: bool = True) -> Queued:
-        """Queue its work. Raises QueueClosed.  Context: W held."""
-        pwq = self._pwq
-        if pwq.pool.disassociated:
-            with suppress(CmwqError):  # D3; the old place will do where no other can be had: the queue drains, say
-                pwq = self.wq.place_here()
-        self._made = item = Queued(self.work, pwq.outside, self._next_context())
-        item.accepted = accepted
-        for future in self.futures:
-            item.add_future(future)
-        self.wq.hand_over(item, pwq)
-        return item

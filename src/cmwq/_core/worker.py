@@ -101,7 +101,7 @@ class Worker:
         Context: pool.lock held.
         """
         if self.lender is not None:
-            self.lender.nr_active += 1
+            self.lender.take_place()
             self.lender = None
 
 

@@ -174,7 +174,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
                 pool.settle()
             lock.release()
             last = follower = None
-            if worker.served is item._phase.pwq:
+            if worker.served is item.phase.pwq:
                 item.run()
             else:
                 execute_specially(pool, worker)
@@ -223,7 +223,7 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
 
     Context: lock not held.
     """
-    pwq: Source = worker.item._phase.pwq  # type: ignore[union-attr]
+    pwq: Source = worker.item.phase.pwq  # type: ignore[union-attr]
     if worker.stray:
         worker.stray = False
         worker.bind()

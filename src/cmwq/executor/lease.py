@@ -19,7 +19,7 @@ from weakref import ref
 
 from cmwq._core.future import Future
 from cmwq._core.item import StandIn
-from cmwq._core.queue import State, WorkQueue
+from cmwq._core.queue import WorkQueue
 from cmwq._core.wait import PhaseEnd
 from cmwq._core.work import Work
 from cmwq._errors import QueueClosed
@@ -57,6 +57,15 @@ class LeaseQueue(WorkQueue):
                 return  # an ordered queue has one place
         own.end()
 
+    def cancel_pending(self) -> None:
+        """Cancel the future of every submitted call that has not begun. What was queued as a `Work` stays."""
+        for pwq in self.places():
+            with pwq.pool.lock:
+                items = [item for item in (*pwq.pool.worklist, *pwq.inactive) if item.queue is self]
+            for item in items:
+                if isinstance(item, Future):
+                    item.cancel()
+
     def place_here(self) -> PoolWorkQueue:
         try:
             if _interpreter_ends() and not self._pwqs:
@@ -68,8 +77,7 @@ class LeaseQueue(WorkQueue):
     def _refuse(self, exc: QueueClosed) -> NoReturn:
         """Tools look for the standard library's words."""
         words = "cannot schedule new futures after "
-        drains = self._state is State.DRAINING and not self._closing  # it will be open again
-        if drains or str(exc).startswith(words):
+        if self.drains or str(exc).startswith(words):
             raise exc
         words += "interpreter shutdown" if _interpreter_ends() else "shutdown"
         raise QueueClosed(f"{words}: {exc}") from None
@@ -152,10 +160,16 @@ class PreparedQueue(LeaseQueue):
     def queue(self, work: Work) -> bool:
         self._refuse_work(work)
 
-    def _queue(self, work: Work, *args: Any, **options: Any) -> bool:
+    def queue_on(self, cpu: int, work: Work) -> bool:
+        self._refuse_work(work)
+
+    def queue_delayed(self, work: Work, delay: float) -> bool:
         self._refuse_work(work)
 
     def mod_delayed(self, work: Work, delay: float) -> bool:
+        self._refuse_work(work)
+
+    def queue_periodic(self, work: Work, period: float, first: float | None = None) -> bool:
         self._refuse_work(work)
 
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -29,7 +29,7 @@ class TakenFuture(Future[T]):
         pass
 
     def set_running_or_notify_cancel(self) -> bool:
-        with self._phase.pwq.pool.lock:
+        with self.phase.pwq.pool.lock:
             if self._state == PENDING:
                 self._state = RUNNING
                 return True
@@ -44,7 +44,7 @@ class TakenFuture(Future[T]):
         self._settle(None, exception)
 
     def _settle(self, result: T | None, exception: BaseException | None) -> None:
-        with self._phase.pwq.pool.lock:
+        with self.phase.pwq.pool.lock:
             if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED):
                 raise InvalidStateError(f"{self!r}: it is done already")
             self._result, self._exception = result, exception
@@ -91,16 +91,12 @@ def take_out(queue: WorkQueue) -> Future[Any] | None:
         pool = pwq.pool
         with pool.lock:
             future = _remove_first(pool.worklist, pwq)
-            if future is not None:
-                future._phase.withdraw()
-                pwq.pass_over()
-            else:
+            listed = future is not None
+            if future is None:
                 future = _remove_first(pwq.inactive, pwq)
-                if future is None:
-                    continue
-                future._phase.withdraw()
-                pwq.nr_withdrawn -= 1
-                pwq.activate()  # it may have been the last that waits
+            if future is None:
+                continue
+            pwq.take_out(future, listed=listed)
             if isinstance(future, BoundedFuture):
                 future._room.give(future)
             future.__class__ = TakenFuture
@@ -112,7 +108,7 @@ def take_out(queue: WorkQueue) -> Future[Any] | None:
 def _remove_first(items: deque[Item], pwq: PoolWorkQueue) -> Future[Any] | None:
     """Context: lock held."""
     for index, item in enumerate(items):
-        if isinstance(item, Future) and item._phase.pwq is pwq and not item.withdrawn:
+        if isinstance(item, Future) and item.phase.pwq is pwq and not item.withdrawn:
             del items[index]
             return item
     return None

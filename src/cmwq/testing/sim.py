@@ -19,10 +19,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.config import Config
+from cmwq._core.here import be_of
 from cmwq._core.invariants import check as check_pool
 from cmwq._core.ranks import Rank
 from cmwq._core.runtime import Runtime
-from cmwq._core.work import Work
 from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqError, Reentered, ThreadLimit
 
@@ -65,6 +65,7 @@ class SimThread:
 
     def _run(self) -> None:
         self._baton.acquire()
+        be_of(self._host)  # a real lock of a work's, held across a seam, would stop the simulation
         try:
             if not self._host.stopped:
                 self._body()
@@ -467,15 +468,6 @@ class SimHost:
             self._check()
             self.stop()
 
-        # A real lock held across a seam would stop the simulation.
-        new_lock, defer = Work.new_lock, Work.defer
-        Work.use(self.lock, self.defer)
-        try:
-            self._run(body)
-        finally:
-            Work.use(new_lock, defer)
-
-    def _run(self, body: Callable[[], None]) -> None:
         self.current = self._start("main", body)
         self.current._baton.release()
         steps = -1

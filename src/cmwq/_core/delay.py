@@ -1,0 +1,191 @@
+"""Delay: one wait of a work for its time.
+
+Guarantees: it fires no earlier than its time (F9); its work is pending with it until that is queued, so that there is
+no moment in which another could queue the work in between; if the queue doesn't take the work when the time has come,
+whoever waits for a result is told. The letters are those of `pool`; W: work._lock.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from cmwq._core.queued import Queued
+from cmwq._errors import CmwqError
+
+if TYPE_CHECKING:
+    from contextvars import Context
+
+    from cmwq._core.ports import Timer
+    from cmwq._core.pwq import PoolWorkQueue
+    from cmwq._core.queue import WorkQueue
+    from cmwq._core.work import Work
+    from cmwq._core.work_future import WorkFuture
+
+_log = logging.getLogger("cmwq")
+
+
+class Delay:
+    """One wait of a DelayedWork for its time."""
+
+    repeats = False
+    """There is a next time: there is none to lose."""
+
+    __slots__ = ("_context", "_fired", "_made", "_pwq", "_seconds", "_timer", "futures", "work", "wq")
+
+    def __init__(self, wq: WorkQueue, pwq: PoolWorkQueue, work: Work, seconds: float) -> None:
+        self.wq = wq  # I
+        self.work = work  # I
+        self._seconds = seconds  # I
+        self._pwq = pwq  # I: where it will go, if that CPU is still there
+        self._context: Context | None = wq.new_context()
+        self._timer: Timer | None = None  # W
+        self._fired = False  # the timer's thread
+        self._made: Queued | None = None  # W: what came of it
+        self.futures: list[WorkFuture] = []  # W: who wants the result
+
+    def go(self) -> None:
+        """Begin to wait; or, without a delay, be queued at once. Harmless if that has happened.
+
+        Raises ThreadLimit, QueueClosed.  Context: W held.
+        """
+        made = self._made
+        if made is not None and (made.begun or made.over or made.is_pending()):
+            return
+        if self._seconds > 0 and not self._fired:
+            self.start()
+        else:
+            self.insert(accepted=True)
+
+    def come(self) -> Queued:
+        """The time has come: its work is queued. It doesn't wait for its delay any more by then, for it may begin at
+        once, and may be queued again by its own function (E4); should this be interrupted, `Work.mend` queues it.
+
+        Raises QueueClosed.  Context: W held.
+        """
+        work, self._fired = self.work, True
+        work._moving = self
+        work._delay = None
+        try:
+            item = self.insert()
+        except CmwqError:
+            work._moving = None
+            self.stop()
+            raise
+        work._moving = None
+        self.stop()
+        return item
+
+    def has_begun(self) -> bool:
+        """What came of it, if anything did, begins or is over."""
+        made = self._made
+        return made is not None and (made.begun or made.over)
+
+    def start(self) -> None:
+        """Raises ThreadLimit, QueueClosed; and is not started then.  Context: W held."""
+        self.wq.check_takes_delays()
+        self._timer = self.wq.runtime.host.call_later(self._seconds, self.fire)
+        self.wq._delays.add(self)
+        self.work._delay = self
+        try:
+            self.wq.check_takes_delays()  # `close` may have listed the delays already
+        except CmwqError:
+            self.work._delay = None
+            self.stop()
+            raise
+
+    def settle(self, item: Queued | None) -> None:
+        """Something was raised while W was held. item: where the work is pending by now.  Context: W held."""
+        if item is not None:  # its time had come
+            self.work._delay = None
+            self.stop()
+        elif self._fired:  # in vain
+            self._timer = self.wq.runtime.host.call_later(0.0, self.fire)
+
+    def stop(self) -> None:
+        """It won't fire.  Context: W held, and work._delay changed already."""
+        self.wq._delays.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def hasten(self) -> Queued | None:
+        """Let its time have come. Returns the queueing that came of it, which may be over already; None: its work
+        doesn't wait for it any more. Raises QueueClosed: its work is not taken, and was taken back.
+
+        Context: no lock held.
+        """
+        work, refusal = self.work, None
+        with work._here():
+            if self.is_over():
+                return None
+            try:
+                return self.come()
+            except CmwqError as exc:
+                refusal = exc
+                work._taken.append(self)
+        work._drop_taken()
+        raise refusal
+
+    def cancel(self) -> bool:
+        """Take its work back, whatever else of it is pending. False: that doesn't wait for it any more.
+
+        Context: no lock held.
+        """
+        work = self.work
+        with work._here():
+            was = not self.is_over() and work._take_back_delay() is not None
+        work._drop_taken()
+        return was
+
+    def is_over(self) -> bool:
+        """Its work does not wait for it. It may be noted all the same, if it was interrupted as it began: then no more.
+
+        Context: W held.
+        """
+        if self.work._delay is self:
+            return False
+        self.stop()
+        return True
+
+    def drop(self) -> None:
+        """It was taken back: let go of what it refers to.  Context: no lock held."""
+        self._context = None
+        for future in self.futures:
+            future.cancel()
+
+    def take_futures(self) -> list[WorkFuture]:
+        """They are to be another's."""
+        futures, self.futures = self.futures, []
+        return futures
+
+    def fire(self) -> None:
+        """The time has come.  Context: the timer's thread, no lock held."""
+        work, refusal = self.work, None
+        self._fired = True
+        with work._lock:
+            if work._delay is not self:
+                return  # taken back, or moved, in this very moment
+            try:
+                self.come()
+            except CmwqError as exc:
+                refusal = exc
+        if refusal is not None:
+            _log.warning("%r is not run: %s", work, refusal)
+            self.drop()
+
+    def _next_context(self) -> Context | None:
+        return self._context
+
+    def insert(self, *, accepted: bool = True) -> Queued:
+        """Queue its work. Raises QueueClosed.  Context: W held."""
+        pwq = self._pwq
+        if pwq.pool.disassociated:
+            with suppress(CmwqError):  # D3; the old place will do where no other can be had: the queue drains, say
+                pwq = self.wq.place_here()
+        self._made = item = Queued(self.work, pwq.outside, self._next_context())
+        item.accepted = accepted
+        for future in self.futures:
+            item.add_future(future)
+        item.hand_over(pwq)
+        return item
