@@ -13,7 +13,8 @@ from conftest import HANG, Gate
 from simulated import simulate, simulate_each
 
 import cmwq
-from cmwq._core.work import Delay
+from cmwq._core.delay import Delay
+from cmwq._core.queued import Queued
 from cmwq.testing import Simulation
 
 
@@ -67,7 +68,7 @@ def test_E4_it_is_pending_also_on_the_way_from_its_delay_to_its_queue_and_back(
 
         monkeypatch.setattr(where, name, look)
 
-    looks(cmwq.WorkQueue, "hand_over")
+    looks(Queued, "hand_over")
     looks(Delay, "start")
     assert wq.queue_delayed(work, 0.001)
     while not found[1:]:
