@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from collections.abc import Collection
 
 import pytest
@@ -16,18 +15,13 @@ import pytest
 from interrupted.operations import OPERATIONS
 from interrupted.sweep import Sweep
 
-FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
 SEED = int(os.environ.get("CMWQ_SEED", "1"))
 
 pytestmark = [
     pytest.mark.timeout(900),  # of code that is broken; else a few seconds
     pytest.mark.parametrize(
         ("sensor", "locks"),
-        [
-            ("sentinel", ""),
-            ("procfs", ""),
-            pytest.param("procfs", "python", marks=pytest.mark.skipif(FREE_THREADED, reason="not right there yet")),
-        ],
+        [("sentinel", ""), ("procfs", ""), ("procfs", "python")],
         indirect=["sensor"],
     ),
 ]
@@ -58,7 +52,6 @@ def test_F10_a_call_of_ours_at_any_bytecode_returns_and_leaves_everything_whole(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("_testcapi") is None, reason="this Python has no _testcapi")
-@pytest.mark.skipif(FREE_THREADED, reason="allocations of the free-threaded interpreter itself fail then, and it hangs")
 def test_F10_memory_that_ends_at_any_allocation_leaves_everything_whole(sensor: str, locks: str) -> None:
     done = sweep("memory", sensor, locks, samples=2, without=OTHERS_FAIL)
     assert done.whole, done.failures()

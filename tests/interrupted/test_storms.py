@@ -7,7 +7,7 @@ import pytest
 from interrupted.ends import exits, forks
 from interrupted.operations import OPERATIONS
 from interrupted.sweep import Sweep
-from interrupted.test_bytecodes import FREE_THREADED, SEED
+from interrupted.test_bytecodes import SEED
 
 pytestmark = pytest.mark.timeout(900)  # of code that is broken; else a few seconds
 sensors = pytest.mark.parametrize("sensor", ["sentinel", "procfs"], indirect=True)
@@ -34,7 +34,6 @@ def test_F10_G6_a_finaliser_may_call_at_any_moment(sensor: str) -> None:
     storm("finaliser", sensor, 2, [*OPERATIONS])
 
 
-@pytest.mark.skipif(FREE_THREADED, reason="now and then a worker stays: not right there yet")
 @sensors
 def test_F10_G6_a_weak_references_callback_may_call_at_any_moment(sensor: str) -> None:
     storm("callback", sensor, 2, [*OPERATIONS])
