@@ -10,6 +10,7 @@ import cmwq
 from cmwq._core.pool import WorkerPool
 from cmwq._core.worker import Worker, current_worker
 from cmwq.testing import Simulation
+from cmwq.testing.sim import MarkingLookout
 
 
 def simulate(scenario: Callable[[Simulation, cmwq.Runtime], None], *, marks: bool = False) -> None:
@@ -94,3 +95,26 @@ def test_A2_who_said_that_it_blocks_does_so_until_it_takes_that_back(marks: bool
         assert counts == [(0, 1), (1, 0)]
 
     simulate(scenario, marks=marks)
+
+
+def test_A4_a_sensor_that_gave_a_false_alarm_is_armed_again() -> None:
+    """The worker that it woke finds nothing to do, and rests again; then the only one that runs does block."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        order: list[str] = []
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        wq.submit(lambda: (sim.burn(0.002), sim.sleep(0.010), order.append("slow")))
+        wq.submit(order.append, "quick")
+        sim.sleep(0.001)
+        (pool,) = runtime.pools()
+        reserve, lookout = pool.armed_with, pool.lookout
+        assert reserve is not None
+        assert isinstance(lookout, MarkingLookout)
+        lookout.armed = None  # one arming wakes at most one
+        reserve.parker.unpark()
+        sim.sleep(0.0005)
+        assert reserve.idle
+        wq.flush()
+        assert order == ["quick", "slow"]
+
+    simulate(scenario, marks=True)
