@@ -18,7 +18,7 @@ from operator import call, methodcaller
 from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cmwq._core import checks
+from cmwq._core import checks, events
 from cmwq._core.item import lay_out, name_of
 from cmwq._core.lending import Waiters
 from cmwq._core.unfetched import Unfetched
@@ -254,6 +254,10 @@ class Future(cf.Future[T]):
     def begun(self) -> bool:
         return self._state in (RUNNING, FINISHED)
 
+    @property
+    def raised(self) -> type[BaseException] | None:
+        return None if self._exception is None else type(self._exception)
+
     def end(self) -> Audience | None:
         audience = self._audience
         if audience is not None:
@@ -412,6 +416,8 @@ class Future(cf.Future[T]):
 
     def _withdraw(self) -> None:
         """Context: lock held."""
+        if self._phase.pwq.observed:
+            events.cancelled(self)
         self._phase.withdraw()
 
     def cancelled(self) -> bool:

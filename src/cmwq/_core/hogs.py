@@ -19,7 +19,7 @@ from math import inf
 from typing import TYPE_CHECKING
 from weakref import ref
 
-from cmwq._core.item import name_of
+from cmwq._core import events
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def watch(pool: WorkerPool) -> None:
 
 def check(pool: WorkerPool) -> None:
     """Context: the timer."""
-    found: list[tuple[str, str]] = []
+    found: list[events.Note] = []
     with pool.lock:
         timer, pool.hog_timer = pool.hog_timer, None
         if timer is not None:
@@ -63,13 +63,12 @@ def check(pool: WorkerPool) -> None:
                 if worker.hog_since != -inf:
                     worker.hog_since = -inf  # reported once per execution
                     worker.item.queue.nr_hogs += 1
-                    found.append((worker.item.queue.name, name_of(worker.item.function)))
+                    found.append(events.hog(pool, worker))
                 if pool.nr_hogs < pool.target:
                     _let_go(pool, worker)
         pool.kick()
         watch(pool)
-    for hog in found:
-        pool.runtime.hogs.report(hog, pool.config.cpu_intensive_thresh)
+    pool.runtime.events.tell(found)
 
 
 def _is_hog(pool: WorkerPool, worker: Worker) -> bool:

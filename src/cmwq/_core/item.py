@@ -68,6 +68,11 @@ class Item(Protocol):
         """It was claimed."""
         ...
 
+    @property
+    def raised(self) -> type[BaseException] | None:
+        """What its function raised. To be asked by its worker, once it ran."""
+        ...
+
     def claim(self, worker: Worker) -> bool:
         """About to run. False: it is not to be run, here and now.  Context: lock held."""
         ...

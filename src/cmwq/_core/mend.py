@@ -21,6 +21,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 from weakref import ref
 
+from cmwq._core import events
+
 if TYPE_CHECKING:
     from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
@@ -71,6 +73,8 @@ def mend(pool: WorkerPool) -> None:
     if not (pool.idle_list or pool.managing or pool.refused or pool.closing or pool.nr_waking):
         pool.creation_refused("the last worker in reserve was lost")  # B1
     pool.look_out()
+    if pool.taps:
+        events.mended(pool)
 
 
 def _mend_workers(pool: WorkerPool) -> None:

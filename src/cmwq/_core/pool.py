@@ -29,7 +29,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cmwq._core import hogs, rescuer
+from cmwq._core import events, hogs, rescuer
 from cmwq._core.config import HIGHPRI_NICE
 from cmwq._core.lending import Lending
 from cmwq._core.mend import mend, mending
@@ -111,6 +111,7 @@ class WorkerPool:
         self.armed_with: Worker | None = None  # L: the reserve the sensor was given
         self.cull_timer: Timer | None = None  # L: exists only while there is something to cull (B3)
         self.trustee_timer: Timer | None = None  # L: exists only once its CPU left, until it has drained (D2)
+        self.taps: tuple[events.Tap, ...] = ()  # L: who hears of what happens here
         self.next_worker = 0  # L
         self.nr_created = self.nr_culled = self.nr_wakeups = self.nr_completed = 0  # ~
         self.nr_refused = self.peak_workers = self.nr_deaths = 0  # ~
@@ -156,6 +157,8 @@ class WorkerPool:
         self.nr_running += 1
         self.nr_waking += 1
         self.nr_wakeups += 1
+        if self.taps:
+            events.woken(self, worker, "pool")
         if not self.watchdog.on:
             self.watchdog.begin()
         self.look_out()
@@ -214,12 +217,16 @@ class WorkerPool:
         """It runs, from now on (A2).  Context: lock held."""
         worker.counted = True
         self.nr_running += 1
+        if self.taps:
+            events.counted(self, worker, True)
 
     def uncount(self, worker: Worker) -> None:
         """It is none of those that run, from now on (A8).  Context: lock held."""
         self.worker_running(worker)
         worker.counted = False
         self.nr_running -= 1
+        if self.taps:
+            events.counted(self, worker, False)
 
     def worker_sleeping(self, worker: Worker, *, on_lock: bool = False) -> None:
         """The kernel's wq_worker_sleeping. May be told twice, and of one that isn't counted.  Context: lock held."""
@@ -229,6 +236,8 @@ class WorkerPool:
             worker.hog_item = None
             self.nr_running -= 1
             self.nr_blocked += not on_lock
+            if self.taps:
+                events.blocked(self, worker)
 
     def worker_running(self, worker: Worker) -> None:
         """The kernel's wq_worker_running.  Context: lock held."""
@@ -238,6 +247,8 @@ class WorkerPool:
             worker.sleeping = False
             self.nr_running += 1
             self.nr_blocked -= not worker.on_lock
+            if self.taps:
+                events.running(self, worker)
             if worker.hog:
                 hogs.ended(self, worker)
 
@@ -262,6 +273,8 @@ class WorkerPool:
         worker.last_active = self.host.monotonic()
         worker.idle = True
         self.idle_list.append(worker)
+        if self.taps:
+            events.idle(self, worker)
         self.tell_drainers()
         if self.cull_timer is None:
             self.cull_later()
@@ -301,6 +314,8 @@ class WorkerPool:
 
     def dismiss_coldest(self) -> None:
         """It dies.  Context: lock held. The caller sees to the sensor."""
+        if self.taps:
+            events.culled(self, self.idle_list[0])
         self.dismiss(self.idle_list[0])
         self.nr_culled += 1
 
@@ -357,7 +372,11 @@ class WorkerPool:
             worker.listed = True
             self.nr_created += 1
             self.peak_workers = max(self.peak_workers, len(self.workers))
+            if self.taps:
+                events.created(self, worker)
             if self.closing or worker.dying:
+                if self.taps:
+                    events.died(self, worker)
                 self.dismiss(worker)
             else:
                 self.enter_idle(worker)
@@ -374,6 +393,8 @@ class WorkerPool:
         missing = not worker.dying
         worker.dying = True
         worker.kicked = worker.counted = worker.sleeping = worker.idle = False
+        if self.taps:
+            events.died(self, worker)
         self.workers.discard(worker)
         if self.manager is worker:
             self.manager = None
@@ -424,6 +445,8 @@ class WorkerPool:
         self.nr_refused += 1
         self.nr_refusals = 0 if self.idle_list else self.nr_refusals + 1  # 0: nobody will try again
         self.refusal = why
+        if self.taps:
+            events.refused(self, why)
         if not (self.refused or self.idle_list or self.closing):
             if not self.watchdog.on:
                 self.watchdog.begin()

@@ -16,7 +16,7 @@ from functools import partial, wraps
 from math import inf
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from cmwq._core import checks
+from cmwq._core import checks, events
 from cmwq._core.config import DFL_ACTIVE
 from cmwq._core.drain import close_steps, drain_steps, few, flush_steps
 from cmwq._core.future import BoundedFuture, Future, WorkFuture
@@ -678,7 +678,7 @@ class WorkQueue:
         self._shut = self._state is not State.OPEN
         for pwq in self._pwqs.values():
             with pwq.pool.lock:
-                pwq.gate = self._state is not State.OPEN or pwq.pool.closing
+                pwq.gate = self._state is not State.OPEN or pwq.pool.closing or pwq.observed
 
     def _check_open(self) -> None:
         """Raise QueueClosed where a new work may not be queued. For one that is not to be listed yet."""
@@ -730,6 +730,8 @@ class WorkQueue:
                 with pool.lock:
                     pool.pwqs.add(pwq)
                     pwq.gate |= pool.closing
+                    if pool.taps:
+                        events.observe(pwq)
                     if self._wants_rescuer:
                         pool.rescued = True
                         pool.look_out()

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core import events
 from cmwq._core.item import lay_out, name_of
 from cmwq._core.wait import needs_of
 from cmwq._core.worker import current_worker
@@ -55,6 +56,7 @@ class Queued:
     parked = False  # L: its turn came while on hold; it is in no list
     futures: list[WorkFuture] | None = None  # L: who wants the result
     outcome: tuple[Any, BaseException | None] = (None, None)  # the running worker's
+    raised: type[BaseException] | None = None  # the running worker's: what its function raised
     held: list[Queued] | None = None  # L of the pool where this one runs: those on hold for it
 
     def __init__(self, work: Work, phase: Phase, context: Context | None) -> None:
@@ -140,6 +142,7 @@ class Queued:
             if self.futures is not None:
                 self.outcome = (result, None)
         except BaseException as exc:
+            self.raised = type(exc)
             if any(not future.done() for future in self.futures or ()):
                 self.outcome = (None, exc)
             else:
@@ -197,6 +200,8 @@ class Queued:
 
     def withdraw(self) -> None:
         """Context: lock held; `drop` to be called after."""
+        if self._phase.pwq.observed:
+            events.cancelled(self)
         self.work = None
         self._phase.withdraw()
         if self.parked:  # it is in no list, and holds a place

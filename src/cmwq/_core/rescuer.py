@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 from weakref import ref
 
+from cmwq._core import events
 from cmwq._core.policy import need_rescuer
 from cmwq._core.worker import Worker, announce, be_worker, recover
 from cmwq._errors import ThreadLimit
@@ -65,6 +66,8 @@ class Rescuer:
             return False
         pwq.called = True
         pwq.wq.nr_maydays += 1
+        if pwq.pool.taps:
+            events.mayday(pwq)
         self._calls.append(pwq)
         return True
 
@@ -135,8 +138,13 @@ def _run_next(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> bool:
         worker.item = None
     else:
         pwq.wq.nr_rescued += 1
+        if pool.taps:
+            events.rescued(pool, worker)
         lock.release()
-        item.run()
+        if pwq.observed:
+            events.run(pool, worker)
+        else:
+            item.run()
         lock.acquire()
         worker.forget_hints()
         pool.nr_completed += 1

@@ -16,6 +16,7 @@ from functools import partial
 from threading import local
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cmwq._core import events
 from cmwq._core.policy import keep_working, need_more_worker, need_to_create_worker, slack
 from cmwq._errors import CmwqError
 
@@ -326,6 +327,8 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
                 return False
         pool.nr_running += 1
         pool.nr_wakeups += 1
+        if pool.taps:
+            events.woken(pool, worker, "sensor")
     worker.counted = True
     worker.ended()  # what was seen of it while it waited for the lock is void
     if need_to_create_worker(pool):
@@ -458,14 +461,20 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
         _try(pool, "be named", partial(pool.host.set_thread_name, f"{worker.name}-{worker.shown}"))
     if not pwq.exempt:
         worker.served = pwq
-        worker.item.run()  # type: ignore[union-attr]
+        if pwq.observed:  # looked at after `served` was set: see `events._observe_places`
+            events.run(pool, worker)
+        else:
+            worker.item.run()  # type: ignore[union-attr]
         return
     with pool.lock:
         pool.uncount(worker)
         pool.lookout.exempt(worker, True)
         pool.kick()
     try:
-        worker.item.run()  # type: ignore[union-attr]
+        if pwq.observed:
+            events.run(pool, worker)
+        else:
+            worker.item.run()  # type: ignore[union-attr]
     finally:
         with pool.lock:
             pool.count(worker)

@@ -12,6 +12,7 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cmwq._core import events
 from cmwq._core.future import BoundedFuture, Future
 
 if TYPE_CHECKING:
@@ -92,12 +93,16 @@ def take_out(queue: WorkQueue) -> Future[Any] | None:
         with pool.lock:
             future = _remove_first(pool.worklist, pwq)
             if future is not None:
+                if pwq.observed:
+                    events.cancelled(future)
                 future._phase.withdraw()
                 pwq.pass_over()
             else:
                 future = _remove_first(pwq.inactive, pwq)
                 if future is None:
                     continue
+                if pwq.observed:
+                    events.cancelled(future)
                 future._phase.withdraw()
                 pwq.nr_withdrawn -= 1
                 pwq.activate()  # it may have been the last that waits

@@ -1,0 +1,812 @@
+"""Events: what happens in the pools, told to whoever asks, in the order in which it happened.
+
+Guarantees
+- Events of one pool come in the order of its changes: each is noted under the pool's lock, in the critical section that
+  makes the change. Between two pools there is no order but that of their times.
+- Who subscribes hears first of each pool's numbers (`Kind.COUNTS`), then of every change of them. So the numbers of the
+  pool at any moment follow from the events alone.
+- An observer harms nobody: no code of its own runs under a lock or on a worker's time. A subscription has a buffer of
+  limited size, which it empties itself, on its own thread. If it is too slow it loses events, and is told how many, and
+  where among the others (`Kind.LOST`); nobody waits for it.
+- Where nobody subscribes it costs nothing on the way of a work from `submit` to its result. There are three diversions
+  on that way anyway, and a place that is observed takes them all: its `gate` sends who queues to `check_admitted`; its
+  `attends` sends activation to `place`, `activate` and `attend` (`careful` keeps it on); and a worker whose `served` is
+  not the place asks `execute_specially` before each item.
+- The child of a fork has no subscription. When a runtime ends, what was noted before is delivered, within `LAST_CALL`.
+
+What an interruption may do (F10). A note is made of a few steps, with the change in the same critical section. An
+exception between the two, Ctrl-C say, leaves a note of what did not happen, or no note of what did: of one change, for
+the section ends there. It is mended then, and the pool tells its numbers anew by `COUNTS`; so whoever counts goes on
+from there. Of a work that was to be queued at that moment there may be a `QUEUED` although `submit` raised, and nothing
+after it. A number of lost events may be told twice. The order is never wrong, and the pool never suffers.
+
+Why a buffer for each subscription, filled by who holds the pool's lock, and not one thread that hands out: whoever is
+slow then loses its own events and nobody else's, one thread less is to be kept, and a pull subscription needs none.
+Why what comes last is dropped and not what is oldest: the place where events are missing is then known, and nobody but
+the observer takes from the buffer.
+
+Letters as in `pool`; B: each change is one step of C, of a thread that holds some pool's lock or of the observer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import islice
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from cmwq._core import checks
+from cmwq._core.item import name_of
+from cmwq._errors import Reentered
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cmwq._core.item import Item
+    from cmwq._core.pool import WorkerPool
+    from cmwq._core.ports import Lock, Parker, Thread
+    from cmwq._core.pwq import PoolWorkQueue
+    from cmwq._core.queue import WorkQueue
+    from cmwq._core.runtime import Runtime
+    from cmwq._core.watchdog import Stall
+    from cmwq._core.worker import Worker
+
+_log = logging.getLogger("cmwq")
+
+LIMIT = 10_000
+"""Events that a subscription holds until they are taken, where nothing else is asked for."""
+LAST_CALL = 1.0
+"""Seconds for which the end of a subscription, or of a runtime, waits until callbacks have heard of everything."""
+MAX_FAILURES = 10
+"""A callback that raised so many times in a row is called no more."""
+REST = 0.005
+"""Seconds for which a callback's thread lets events gather before it looks again: a wake-up for each would cost more
+than the events."""
+
+
+class Kind(StrEnum):
+    """What happened. Each is also the string of its name in small letters."""
+
+    COUNTS = "counts"
+    """The pool's numbers, to go on from: when the subscription begins, and after an interruption (`Event.counts`)."""
+
+    QUEUED = "queued"
+    """A work was accepted."""
+    ACTIVATED = "activated"
+    """It has a place under `max_active`, and waits for a worker only."""
+    DEACTIVATED = "deactivated"
+    """It waits for a place again, for its queue was frozen."""
+    CANCELLED = "cancelled"
+    """It was taken back before it began."""
+    STARTED = "started"
+    """A worker is about to call its function."""
+    ENDED = "ended"
+    """The function has returned or raised (`Event.why`); `Event.seconds` is how long that took, by the clock, and
+    `Event.cpu_seconds` how much CPU time it used. Whoever waits for the result hears of it after this was noted."""
+
+    BLOCKED = "blocked"
+    """A worker is known to be blocked, and another may run: see `Event.why` and `Event.where`.
+
+    The time is that at which the pool learned of it. A sensor looks only while works wait that nobody is on the way to.
+    And the sentinel marks what it sees; a mark is delivered when a worker comes to read it, and the time is that of the
+    delivery, later than the moment at which the worker blocked."""
+    RUNNING = "running"
+    """It runs again, as far as is known."""
+    COUNTED = "counted"
+    """A worker counts as one of those that run (A2): it goes on after it created a worker, or after a work of a
+    `cpu_intensive` queue. For the usual way see `WOKEN`."""
+    UNCOUNTED = "uncounted"
+    """It doesn't count any more (A8): it is about to go idle, to create a worker, or to execute a work of a
+    `cpu_intensive` queue."""
+
+    WOKEN = "woken"
+    """An idle worker was taken, and counts as running from now on; `Event.why`: by the "pool", or by a "sensor"."""
+    IDLE = "idle"
+    """A worker has nothing to do. It may be told again of one that was woken for nothing."""
+    CREATED = "created"
+    """There is one worker more."""
+    CULLED = "culled"
+    """It was idle for long, or its CPU returned, and it ends (B3, D4)."""
+    DIED = "died"
+    """It has ended otherwise. `Event.why`: of what; empty: it was told to, for the pool closes."""
+    REFUSED = "refused"
+    """No worker could be created, which will be tried again (B2). `Event.why` says why."""
+
+    MAYDAY = "mayday"
+    """A queue's rescuer is called to help a pool that gets no worker (C2)."""
+    RESCUED = "rescued"
+    """A rescuer begins a work (C3); `STARTED` follows."""
+    HOG = "hog"
+    """A work has used the CPU for more than `cpu_intensive_thresh` without blocking, while works wait (A9)."""
+    CPU_LEFT = "cpu_left"
+    """The pool does not serve these CPUs any more (`Event.cpus`): they went, or were taken offline (D2)."""
+    CPU_RETURNED = "cpu_returned"
+    """The pool serves these CPUs from now on (D4)."""
+    STALL = "stall"
+    """Works wait, and none of them began for long, or one begins again (H3): `Event.stall`, `Event.seconds`."""
+
+    LOST = "lost"
+    """`Event.number` events of the pool are missing here: the buffer was full."""
+
+
+OF_WORKS = frozenset({Kind.QUEUED, Kind.ACTIVATED, Kind.DEACTIVATED, Kind.CANCELLED, Kind.STARTED, Kind.ENDED})
+"""Those for which a queue's works have to take the diversions."""
+ALWAYS = frozenset({Kind.LOST})
+"""Those that nobody can do without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """A pool's numbers at one moment, as `PoolView` has them."""
+
+    workers: int
+    """Without rescuers that help here."""
+    idle: int
+    running: int
+    blocked: int
+    pending: int
+    inactive: int
+    started: int
+    completed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in a pool. What does not apply to its kind is empty."""
+
+    kind: Kind
+    time: float
+    """Seconds, on the monotonic clock of the runtime's host: `time.monotonic()`."""
+    pool: str
+    """The pool's name, with an H behind it for a pool of high priority, as in the names of its workers."""
+    worker: str = ""
+    queue: str = ""
+    work: str = ""
+    """What the work calls, by name. Empty where it has just been called, and the pool learns of something else then."""
+    item: int = 0
+    """Which queueing of a work, or which call. For a call it is `id(future)`. No two that have not ended have the same;
+    one that comes later may."""
+    why: str = ""
+    """Of `BLOCKED`: "lock", it waits for a lock; "asleep", for anything else in the system; "said", the work said so,
+    by `cmwq.blocking()` or by waiting for another work; "hog", it doesn't block, but is let go of (A9). Of `ENDED`: the
+    name of the exception's type; empty: it returned. Of others: see their kinds."""
+    where: str = ""
+    """Of `BLOCKED`: what the work waits for, in words, if it waits for another work, or if the subscription asked for
+    it by `where=True`."""
+    seconds: float = 0.0
+    cpu_seconds: float | None = None
+    """Of `ENDED`: None where the host does not know."""
+    number: int = 0
+    cpus: tuple[int, ...] = ()
+    counts: Counts | None = None
+    stall: Stall | None = None
+
+
+Note: TypeAlias = tuple[Any, ...]
+"""The fields of an `Event`, and behind them the worker whose place is to be looked up when it is taken, or None.
+
+An event is made of it by who takes it: to make one costs a microsecond, and notes are taken under the pool's lock.
+"""
+
+
+class Tap:
+    """One pool's end of a subscription."""
+
+    __slots__ = ("lost", "subscription", "untold")
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.subscription = subscription  # I
+        self.lost = 0  # L: events that found the buffer full
+        self.untold = 0  # L: so many of them no event has told of yet
+
+    def wants(self, kind: Kind, wq: WorkQueue | None) -> bool:
+        subscription = self.subscription
+        return kind in subscription.kinds and (subscription.queue is None or subscription.queue is wq)
+
+    def watches(self, wq: WorkQueue) -> bool:
+        """The queue's works are to take the diversions."""
+        subscription = self.subscription
+        return subscription.queue in (None, wq) and not OF_WORKS.isdisjoint(subscription.kinds)
+
+    def put(self, note: Note, lock: Lock) -> None:
+        """Context: lock held."""
+        subscription = self.subscription
+        buffer = subscription.buffer
+        if len(buffer) >= subscription.limit:
+            self.lost += 1
+            self.untold += 1
+            return
+        if self.untold:
+            self.tell_lost(note[1], note[2])
+        buffer.append(note)
+        if subscription.asleep:
+            subscription.wake(lock)
+
+    def tell_lost(self, time: float, pool: str) -> None:
+        """Context: lock held."""
+        self.subscription.buffer.append(_lost(time, pool, self.untold))
+        self.untold = 0
+
+
+def _lost(time: float, pool: str, number: int) -> Note:
+    return (Kind.LOST, time, pool, "", "", "", 0, "", "", 0.0, None, number, (), None, None, None)
+
+
+# ----------------------------------------------------------------------------------- noting.  Context of all: lock held
+
+
+def note(
+    pool: WorkerPool,
+    kind: Kind,
+    worker: Worker | None = None,
+    item: Item | None = None,
+    wq: WorkQueue | None = None,
+    *,
+    work: str = "",
+    why: str = "",
+    where: str = "",
+    seconds: float = 0.0,
+    cpu_seconds: float | None = None,
+    cpus: tuple[int, ...] = (),
+    stall: Stall | None = None,
+) -> Note:
+    """It happens now. For whoever observes the pool, and returned for those who are told in any case."""
+    if item is not None:
+        wq, function = item.queue, item.function
+        if function is not None:
+            work = name_of(function)
+    sought = worker if kind is Kind.BLOCKED and not where else None
+    noted = (
+        kind, pool.host.monotonic(), _name(pool), "" if worker is None else worker.name, "" if wq is None else wq.name,
+        work, 0 if item is None else id(item), why, where, seconds, cpu_seconds, 0, cpus, None, stall, sought,
+    )  # fmt: skip
+    for tap in pool.taps:
+        if tap.wants(kind, wq):
+            tap.put(noted, pool.lock)
+    return noted
+
+
+def _name(pool: WorkerPool) -> str:
+    return f"{pool.name}H" if pool.highpri else pool.name
+
+
+def _note_counts(pool: WorkerPool, tap: Tap) -> None:
+    counts = Counts(
+        workers=sum(worker.listed and worker.index >= 0 for worker in pool.workers),
+        idle=len(pool.idle_list),
+        running=pool.nr_running,
+        blocked=sum(worker.sleeping for worker in pool.workers),
+        pending=len(pool.worklist),
+        inactive=sum(len(pwq.inactive) for pwq in pool.pwqs),
+        started=pool.nr_started(),
+        completed=pool.nr_completed,
+    )
+    if tap.wants(Kind.COUNTS, None):
+        now = pool.host.monotonic()
+        tap.put((Kind.COUNTS, now, _name(pool), "", "", "", 0, "", "", 0.0, None, 0, (), counts, None, None), pool.lock)
+
+
+def mended(pool: WorkerPool) -> None:
+    """The pool was made whole after an interruption, which may have come in the middle of a note."""
+    _observe_places(pool)
+    for tap in pool.taps:
+        _note_counts(pool, tap)
+        tap.subscription.wake(pool.lock)
+
+
+def queued(pwq: PoolWorkQueue, item: Item) -> None:
+    note(pwq.pool, Kind.QUEUED, item=item, wq=pwq.wq)
+
+
+def activated(pwq: PoolWorkQueue, first: int) -> None:
+    """Those on the worklist from that index on."""
+    for item in islice(pwq.pool.worklist, first, None):
+        note(pwq.pool, Kind.ACTIVATED, item=item, wq=pwq.wq)
+
+
+def deactivated(pwq: PoolWorkQueue, items: Iterable[Item]) -> None:
+    for item in items:
+        note(pwq.pool, Kind.DEACTIVATED, item=item, wq=pwq.wq)
+
+
+def cancelled(item: Item) -> None:
+    pwq = item._phase.pwq
+    if item._phase is not pwq.outside:  # else it was not queued yet
+        note(pwq.pool, Kind.CANCELLED, item=item, wq=pwq.wq)
+
+
+def blocked(pool: WorkerPool, worker: Worker) -> None:
+    item, why, where = worker.item, "asleep", ""
+    if worker.hog:
+        why = "hog"
+    elif worker.hinted:
+        why = "said"
+    elif worker.on_lock:
+        why = "lock"
+    target = None if item is None else pool.runtime.waits.target_of(item)
+    if target is not None:
+        where = target.describe_wait()
+    note(pool, Kind.BLOCKED, worker, item, why=why, where=where)
+
+
+def running(pool: WorkerPool, worker: Worker) -> None:
+    note(pool, Kind.RUNNING, worker, worker.item)
+
+
+def counted(pool: WorkerPool, worker: Worker, counts: bool) -> None:
+    note(pool, Kind.COUNTED if counts else Kind.UNCOUNTED, worker, worker.item)
+
+
+def woken(pool: WorkerPool, worker: Worker, by: str) -> None:
+    note(pool, Kind.WOKEN, worker, why=by)
+
+
+def idle(pool: WorkerPool, worker: Worker) -> None:
+    note(pool, Kind.IDLE, worker)
+
+
+def created(pool: WorkerPool, worker: Worker) -> None:
+    note(pool, Kind.CREATED, worker)
+
+
+def culled(pool: WorkerPool, worker: Worker) -> None:
+    note(pool, Kind.CULLED, worker)
+
+
+def died(pool: WorkerPool, worker: Worker) -> None:
+    """To be said while it is one of the pool's workers still: one that was culled is none."""
+    if worker.listed and worker in pool.workers:
+        note(pool, Kind.DIED, worker, why=worker.fate)
+
+
+def refused(pool: WorkerPool, why: str) -> None:
+    note(pool, Kind.REFUSED, why=why)
+
+
+def mayday(pwq: PoolWorkQueue) -> None:
+    note(pwq.pool, Kind.MAYDAY, wq=pwq.wq)
+
+
+def rescued(pool: WorkerPool, worker: Worker) -> None:
+    note(pool, Kind.RESCUED, worker, worker.item)
+
+
+def hog(pool: WorkerPool, worker: Worker) -> Note:
+    return note(pool, Kind.HOG, worker, worker.item)
+
+
+# ----------------------------------------------------------------------------------- Context: lock not held
+
+
+def run(pool: WorkerPool, worker: Worker) -> None:
+    """Run the worker's item, of an observed place.
+
+    It notes the beginning and the end under the lock, so that both have their place in the pool's order, and makes sure
+    that the next item comes here as well. An interruption of the worker between the two is no reason to miss the end.
+    """
+    item, host = worker.item, pool.host
+    assert item is not None
+    with pool.lock:
+        worker.served = None
+        work = note(pool, Kind.STARTED, worker, item)[5]  # its function is forgotten when it has run
+    began, used = host.monotonic(), worker.cpu_time()
+    try:
+        item.run()
+    finally:
+        with pool.lock:
+            worker.ended()  # what a sensor saw of it is void, and what it was believed to be, too
+            if worker.sleeping:
+                pool.worker_running(worker)
+            used_now, raised = worker.cpu_time(), item.raised
+            note(
+                pool,
+                Kind.ENDED,
+                worker,
+                item,
+                work=work,
+                why="" if raised is None else name_of(raised),
+                seconds=host.monotonic() - began,
+                cpu_seconds=None if used is None or used_now is None else used_now - used,
+            )
+        del item
+
+
+def cpus_change(pool: WorkerPool, cpus: tuple[int, ...]) -> None:
+    """From now on it serves these; none: it is to be disassociated."""
+    with pool.lock:
+        before = set() if pool.disassociated else set(pool.cpus)
+        left, back = before.difference(cpus), set(cpus) - before
+        if left:
+            note(pool, Kind.CPU_LEFT, cpus=tuple(sorted(left)))
+        if back:
+            note(pool, Kind.CPU_RETURNED, cpus=tuple(sorted(back)))
+
+
+# ----------------------------------------------------------------------------------- places
+
+
+def observe(pwq: PoolWorkQueue) -> None:
+    """See to it that its works take the diversions if somebody wants to hear of them, and not otherwise.
+
+    Context: lock held.
+    """
+    pool, wq = pwq.pool, pwq.wq
+    pwq.observed = observed = any(tap.watches(wq) for tap in pool.taps)
+    pwq.careful = observed or pwq.frozen
+    pwq.attends = pwq.careful or bool(pwq.inactive)
+    pwq.gate = observed or not wq.is_open or pool.closing
+
+
+def _observe_places(pool: WorkerPool) -> None:
+    """Context: lock held.
+
+    A worker that has just found a place unobserved has set its `served` before it looked; so either it sees `observed`,
+    or its `served` is taken back here.
+    """
+    for pwq in pool.pwqs:
+        observe(pwq)
+    for worker in list(pool.workers):
+        worker.served = None
+
+
+# ----------------------------------------------------------------------------------- subscriptions
+
+
+class Subscription:
+    """Who wants to hear of events, and what is kept for it until it does.
+
+    Made by `subscribe`. It ends with `close`, as a context manager, or with its runtime. Thread-safe; several threads
+    may take events from it, each of which goes to one of them.
+    """
+
+    def __init__(
+        self,
+        events: Events,
+        callback: Callable[[Event], object] | None,
+        kinds: frozenset[Kind],
+        queue: WorkQueue | None,
+        limit: int,
+        where: bool,
+    ) -> None:
+        self.kinds = kinds  # I
+        self.queue = queue  # I
+        self.limit = limit  # I
+        self.buffer: deque[Note] = deque()  # B
+        self.asleep = False  # ~: set by who is about to sleep, taken back by who wakes
+        self.over = False  # ~: nothing is noted any more; only ever set
+        self.taps: list[Tap] = []  # R to change: one for each pool that it has seen
+        self._sleepers: set[Parker] = set()  # B: threads that wait for an event
+        self._events = events  # I
+        self._host = events.runtime.host  # I
+        self._callback = callback  # I
+        self._where = where  # I
+        self._ident = 0  # I once its thread runs
+        self._failures = 0  # the callback's thread: in a row
+        self.thread: Thread | None = None  # I once it is started
+
+    def __repr__(self) -> str:
+        whose = "everything" if self.queue is None else f"queue {self.queue.name!r}"
+        return f"<cmwq.events.Subscription to {whose}{', over' * self.over} waiting={len(self.buffer)}>"
+
+    @property
+    def dropped(self) -> int:
+        """Events that were lost so far, for its buffer was full."""
+        return sum(tap.lost for tap in list(self.taps))
+
+    def get(self, timeout: float | None = None) -> Event | None:
+        """The next event, waiting for it if need be. None: `timeout` seconds have passed; or it is over, and no event
+        is left. Raises TypeError if it has a callback, which gets them."""
+        self._check_pulls()
+        timeout = checks.timeout(timeout)
+        deadline = None if timeout is None else self._host.monotonic() + timeout
+        found = self._pop()
+        if found is None:
+            if self._host.inside():
+                raise Reentered("an event is waited for in the middle of cmwq's own code on this thread")
+            found = self._await(self._host.parker(), deadline)
+        return found
+
+    def take(self) -> list[Event]:
+        """All events that are there, without waiting. Raises TypeError if it has a callback."""
+        self._check_pulls()
+        found = []
+        for _ in range(len(self.buffer)):
+            event = self._pop()
+            if event is None:
+                break
+            found.append(event)
+        return found
+
+    def __iter__(self) -> Iterator[Event]:
+        """Events as they come, until it is over."""
+        self._check_pulls()
+        return iter(self.get, None)
+
+    def close(self, timeout: float = LAST_CALL) -> None:
+        """Note nothing any more. Returns when its callback has heard of everything that was noted before, after
+        `timeout` seconds at most; at once if the callback itself calls this. Without a callback, what was noted can
+        still be taken. Harmless if it is over."""
+        timeout = checks.seconds("timeout", timeout, 0, checks.ENDLESS)
+        self._events.drop(self)
+        self.join(timeout)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------- inside
+
+    def _check_pulls(self) -> None:
+        if self._callback is not None:
+            raise TypeError(
+                "this subscription has a callback, which gets its events; subscribe without one to take them"
+            )
+
+    def wake(self, lock: Lock | None = None) -> None:
+        """An event is there, or it is over. lock: is held, and does it as soon as it is free."""
+        self.asleep = False  # first: who begins to sleep after this is found by the next
+        for parker in tuple(self._sleepers):
+            if lock is None:
+                parker.unpark()
+            else:
+                lock.wake(parker)
+
+    def _pop(self) -> Event | None:
+        try:
+            noted = self.buffer.popleft()
+        except IndexError:
+            return None
+        worker = noted[-1]
+        if worker is None or not self._where:
+            return Event(*noted[:-1])
+        item = worker.item
+        still = worker.sleeping and item is not None and id(item) == noted[6]
+        place = self._host.waits_in(worker.tid) if still and worker.tid else ""
+        return replace(Event(*noted[:-1]), where=place)
+
+    def _await(self, parker: Parker, deadline: float | None) -> Event | None:
+        """The next event; None: the deadline, on the host's clock, has passed, or it is over and nothing is left.
+
+        No wake-up is lost: who sleeps says so, and looks once more; who notes has put the event there before it asks
+        whether anybody sleeps.
+        """
+        self._sleepers.add(parker)
+        try:
+            while True:
+                self.asleep = True
+                over = self.over  # before the look: what was noted before it was over is seen
+                event = self._pop()
+                if event is not None or over:
+                    return event
+                left = -1.0 if deadline is None else deadline - self._host.monotonic()
+                if deadline is not None and left <= 0:
+                    return None
+                parker.park(left)
+        finally:
+            self._sleepers.discard(parker)
+
+    def start(self) -> None:
+        """Raises ThreadLimit."""
+        if self._callback is not None:
+            self._host.spawn("cmwq/events", self._run, self._began)
+
+    def _began(self, thread: Thread) -> None:
+        self.thread = thread
+
+    def join(self, timeout: float) -> None:
+        """Wait until the callback has heard of everything."""
+        thread = self.thread
+        if thread is None or self._ident == get_ident() or self._host.inside():
+            return
+        thread.join(timeout)
+        if thread.is_alive() and self.buffer:
+            _log.warning("%r: its callback is too slow, and %d events are not told", self, len(self.buffer))
+            self.buffer.clear()
+
+    def _run(self) -> None:
+        """Its own thread. What is raised at it, outside of the callback, is logged, and it goes on."""
+        self._ident = get_ident()
+        with suppress(Exception):  # it can do without
+            self._host.set_thread_name("cmwq/events")
+        parker = self._host.parker()
+        ended = False
+        while not ended:
+            try:
+                self._deliver_until_over(parker)
+                ended = True
+            except BaseException:
+                if self.over:
+                    return
+                _log.exception("%r was interrupted, and goes on", self)
+
+    def _deliver_until_over(self, parker: Parker) -> None:
+        while True:
+            event = self._await(parker, None)
+            if event is None:
+                return
+            while event is not None:
+                self._deliver(event)
+                event = self._pop()
+            if not self.over:
+                parker.park(REST)
+
+    def _deliver(self, event: Event) -> None:
+        try:
+            self._callback(event)  # type: ignore[misc]
+        except BaseException:
+            self._failures += 1
+            if self._failures & (self._failures - 1) == 0:
+                _log.exception("%r: its callback raised, %d times in a row so far", self, self._failures)
+            if self._failures >= MAX_FAILURES:
+                _log.error("%r: its callback raised %d times in a row, and is called no more", self, self._failures)
+                self._events.drop(self)
+                self.buffer.clear()
+        else:
+            self._failures = 0
+
+    def forget(self) -> None:
+        """In the child of a fork: it is the parent's."""
+        self.over = True
+        self.buffer.clear()
+        self._sleepers.clear()
+        self.thread = None
+
+
+class Events:
+    """One runtime's: who subscribes, and who is told of reports in any case."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime  # I
+        self.subscriptions: tuple[Subscription, ...] = ()  # R to change
+        self.clients: dict[Kind, Callable[[Event], None]] = {}  # I once the runtime is made: see `tell`
+        self._ended = False  # R: nothing will happen any more
+
+    def add(self, subscription: Subscription) -> None:
+        """Raises ThreadLimit: its callback can't have a thread. All or nothing."""
+        runtime = self.runtime
+        try:
+            subscription.start()
+            with runtime._lock:
+                if self._ended:
+                    subscription.over = True
+                else:
+                    self.subscriptions = (*self.subscriptions, subscription)
+                    for pool in runtime.pools():
+                        self._attach(subscription, pool)
+            if subscription.over:
+                subscription.wake()
+        except BaseException:
+            self.drop(subscription)
+            raise
+
+    def _attach(self, subscription: Subscription, pool: WorkerPool) -> None:
+        """Context: R held."""
+        tap = Tap(subscription)
+        subscription.taps.append(tap)
+        with pool.lock:
+            pool.taps = (*pool.taps, tap)
+            _observe_places(pool)
+            _note_counts(pool, tap)
+
+    def adopt(self, pool: WorkerPool) -> None:
+        """A new pool, which nobody else knows yet.  Context: R held."""
+        for subscription in self.subscriptions:
+            self._attach(subscription, pool)
+
+    def drop(self, subscription: Subscription) -> None:
+        """It hears of nothing that happens from now on. May be said twice; in the middle of a critical section of this
+        thread it is done when that is over."""
+        runtime = self.runtime
+        try:
+            with runtime._lock:
+                self.subscriptions = tuple(other for other in self.subscriptions if other is not subscription)
+                for pool in runtime.pools():
+                    with pool.lock:
+                        for tap in pool.taps:
+                            if tap.subscription is subscription and tap.untold:
+                                tap.tell_lost(runtime.host.monotonic(), _name(pool))
+                        pool.taps = tuple(tap for tap in pool.taps if tap.subscription is not subscription)
+                        _observe_places(pool)
+        except Reentered:
+            runtime.host.defer(lambda: self.drop(subscription))
+            return
+        subscription.over = True
+        subscription.wake()
+
+    def end(self) -> None:
+        """The runtime has ended: everybody hears of what was noted, within `LAST_CALL` for all together."""
+        host = self.runtime.host
+        with self.runtime._lock:
+            self._ended = True
+        subscriptions = self.subscriptions
+        for subscription in subscriptions:
+            self.drop(subscription)
+        until = host.monotonic() + LAST_CALL
+        for subscription in subscriptions:
+            subscription.join(max(0.0, until - host.monotonic()))
+
+    def forget(self) -> None:
+        """In the child of a fork. No lock is taken: who held it may not be here."""
+        for subscription in self.subscriptions:
+            subscription.forget()
+        self.subscriptions = ()
+        for pool in self.runtime.pools():
+            pool.taps = ()
+            for pwq in pool.pwqs:
+                pwq.observed = False
+
+    def tell(self, noted: Iterable[Note]) -> None:
+        """Reports go to those who are told whether anybody subscribed or not: the log, and `Runtime.on_stall`. They
+        hear of it on the thread that found out, for where no thread can be had is just what they report.
+
+        Context: the timer, no lock held.
+        """
+        for one in noted:
+            client = self.clients.get(one[0])
+            if client is not None:
+                client(Event(*one[:-1]))
+
+    def report_stall(self, pool: WorkerPool, stall: Stall, wq: WorkQueue | None = None) -> None:
+        """H3.  Context: the timer, no lock held."""
+        with pool.lock:
+            noted = note(pool, Kind.STALL, wq=wq, why=stall.reason, seconds=stall.seconds, stall=stall)
+        self.tell([noted])
+
+
+def subscribe(
+    callback: Callable[[Event], object] | None = None,
+    *,
+    kinds: Collection[Kind | str] | None = None,
+    queue: WorkQueue | None = None,
+    runtime: Runtime | None = None,
+    limit: int = LIMIT,
+    where: bool = False,
+) -> Subscription:
+    """Hear of what happens from now on: in a runtime (default: the process's own), or with the works of one queue.
+
+    callback: called as callback(event), on a thread of its own, so it may do anything: queue works, wait for them,
+    close this subscription, close the runtime. What it raises is logged; after 10 times in a row it is called no more.
+    Without one, events are taken by `get`, `take`, or by iterating.
+
+    kinds: only those, by `Kind` or by name (default: all). queue: only what happens with its works and their workers,
+    not what happens to the pools: no `COUNTS`, `CREATED` and the like. limit: events that are kept until they are
+    taken; those that come when so many are there are lost, and an event `LOST` says so. where: look up what a blocked
+    worker waits for in the system, when the event is taken; that costs two files read for each.
+
+    While somebody hears of its works, a queue's works cost a few microseconds more each. An observer that queues works
+    to what it observes hears of those, too. Starts no pool. Raises ThreadLimit if a callback can't have its thread;
+    TypeError, ValueError for what can't be subscribed to. Thread-safe.
+    """
+    if callback is not None:
+        checks.function("callback", callback)
+    limit = checks.integer("limit", limit, 1)
+    checks.flag("where", where)
+    wanted = frozenset(Kind) if kinds is None else frozenset(map(_kind, kinds)) | ALWAYS
+    if runtime is None:
+        if queue is None:
+            from cmwq._core.runtime import default_runtime
+
+            runtime = default_runtime()
+        else:
+            runtime = queue.runtime
+    elif queue is not None and queue.runtime is not runtime:
+        raise ValueError(f"queue {queue.name!r} is another runtime's")
+    subscription = Subscription(runtime.events, callback, wanted, queue, limit, where)
+    runtime.events.add(subscription)
+    return subscription
+
+
+def _kind(kind: Kind | str) -> Kind:
+    try:
+        return Kind(kind)
+    except ValueError:
+        raise ValueError(f"{kind!r} is no kind of event; there are {', '.join(Kind)}") from None
