@@ -311,7 +311,8 @@ def activated(pwq: PoolWorkQueue, first: int) -> None:
 
 def deactivated(pwq: PoolWorkQueue, items: Iterable[Item]) -> None:
     for item in items:
-        note(pwq.pool, Kind.DEACTIVATED, item=item, wq=pwq.wq)
+        if not item.withdrawn:
+            note(pwq.pool, Kind.DEACTIVATED, item=item, wq=pwq.wq)
 
 
 def cancelled(item: Item) -> None:
