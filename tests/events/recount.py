@@ -1,7 +1,7 @@
 """What can be told of a simulated pool from events alone, compared with the pool itself after every step.
 
-`observed` makes all runtimes of a simulation observed ones. The comparison is exact wherever a pool's lock is free: each
-change and its note are in one critical section.
+`observed` makes all runtimes of a simulation observed ones. The comparison is exact wherever a pool's lock is free:
+each change and its note are in one critical section.
 """
 
 from __future__ import annotations

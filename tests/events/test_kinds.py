@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 
 import pytest
-from events.recount import observed
 
 import cmwq
 from cmwq._core.pool import WorkerPool
 from cmwq.events import Event, Kind
 from cmwq.testing import Simulation
+from events.recount import observed
 
 MS = 1e-3
 Scenario = Callable[[Simulation, cmwq.Runtime], None]

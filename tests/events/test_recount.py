@@ -8,8 +8,9 @@ import pytest
 import test_hotplug
 import test_interleavings
 import test_rescuer
-from events.recount import observed
 from simulated import with_each
+
+from events.recount import observed
 
 SEEDS_PER_TEST = 25
 
