@@ -143,6 +143,26 @@ def test_H2_E8_freezing_takes_places_away_and_thawing_gives_them_back() -> None:
     assert len(thawed) == len(frozen) + 1
 
 
+def test_H2_E3_E8_a_work_that_follows_itself_into_a_frozen_queue_loses_its_place() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        queue = cmwq.WorkQueue("q", freezable=True, runtime=runtime)
+        work = cmwq.Work(sim.sleep, 10 * MS)
+        queue.queue(work)
+        sim.sleep(1 * MS)
+        queue.queue(work)  # a worker comes to it, and hangs it behind the running one
+        sim.sleep(1 * MS)
+        runtime.freeze()
+        runtime.thaw()
+        queue.flush()
+        queue.submit(int).result()
+
+    found = events_of(scenario, (Kind.ACTIVATED, Kind.DEACTIVATED))
+    first, second, lost, again, after = found
+    assert [event.kind for event in found] == ["activated", "activated", "deactivated", "activated", "activated"]
+    assert second.item == lost.item == again.item != first.item
+    assert after.work == "int", "a place that thaws is observed as before"
+
+
 def test_H2_why_and_where_a_worker_is_blocked() -> None:
     def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
         queue = cmwq.WorkQueue("q", runtime=runtime)

@@ -89,6 +89,17 @@ def test_H2_who_is_subscribed_to_a_queue_hears_of_no_other(universe: cmwq.Runtim
     assert {"q", "other", ""} == {event.queue for event in everything.take()}
 
 
+def test_H2_F3_a_queue_that_drained_is_observed_as_before(queue: cmwq.WorkQueue) -> None:
+    with cmwq.events.subscribe(queue=queue, kinds=["queued"]) as subscription:
+        queue.submit(int)
+        queue.drain(HANG)
+        queue.submit(str).result(HANG)
+        queue.close(HANG)
+        with pytest.raises(cmwq.QueueClosed):
+            queue.submit(int)
+    assert [event.work for event in subscription.take()] == ["int", "str"]
+
+
 def test_H2_a_slow_observer_loses_its_own_events_and_is_told_how_many(queue: cmwq.WorkQueue) -> None:
     with (
         cmwq.events.subscribe(queue=queue, kinds=["ended"], limit=3) as slow,
