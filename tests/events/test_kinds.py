@@ -257,6 +257,23 @@ def test_H2_B3_workers_are_created_and_culled() -> None:
     assert set(culled) < set(created)
 
 
+@pytest.mark.parametrize(("marks", "why"), [(False, "pool"), (True, "sensor")])
+def test_H2_A4_who_is_woken_for_one_that_blocked_is_told_with_the_waker(marks: bool, why: str) -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        queue = cmwq.WorkQueue("q", runtime=runtime)
+        for _ in range(2):
+            queue.submit(sim.sleep, 10 * MS)
+        sim.sleep(5 * MS)
+        assert runtime.pools()[0].nr_wakeups >= 2
+        queue.flush()
+
+    found = events_of(scenario, (Kind.WOKEN, Kind.BLOCKED), sim=Simulation(marks=marks))
+    first = [event.kind for event in found].index(Kind.BLOCKED)
+    woken = next(event for event in found[first:] if event.kind is Kind.WOKEN)
+    assert woken.why == why
+    assert woken.worker != found[first].worker
+
+
 def test_H2_B4_a_worker_that_dies_is_told_with_the_reason() -> None:
     sim = Simulation()
     found: list[Event] = []
