@@ -36,6 +36,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from itertools import islice
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -60,8 +61,11 @@ _log = logging.getLogger("cmwq")
 
 LIMIT = 10_000
 """Events that a subscription holds until they are taken, where nothing else is asked for."""
-LAST_CALL = 1.0
-"""Seconds for which the end of a subscription, or of a runtime, waits until callbacks have heard of everything."""
+PATIENCE = 10.0
+"""Seconds for which the end of a subscription waits until its callback has heard of everything, if not told otherwise.
+A limit, for the callback may wait for just what whoever ends the subscription is to do next."""
+LAST_CALL = 5.0
+"""Seconds for which the end of a runtime waits likewise, for all callbacks together."""
 MAX_FAILURES = 10
 """A callback that raised so many times in a row is called no more."""
 REST = 0.005
@@ -528,10 +532,10 @@ class Subscription:
         self._check_pulls()
         return iter(self.get, None)
 
-    def close(self, timeout: float = LAST_CALL) -> None:
+    def close(self, timeout: float = PATIENCE) -> None:
         """Note nothing any more. Returns when its callback has heard of everything that was noted before, after
-        `timeout` seconds at most; at once if the callback itself calls this. Without a callback, what was noted can
-        still be taken. Harmless if it is over."""
+        `timeout` seconds at most (it goes on hearing of it then); at once if the callback itself calls this. Without a
+        callback, what was noted can still be taken. Harmless if it is over."""
         timeout = checks.seconds("timeout", timeout, 0, checks.ENDLESS)
         self._events.drop(self)
         self.join(timeout)
@@ -609,7 +613,11 @@ class Subscription:
         if thread is None or self._ident == get_ident() or self._host.inside():
             return
         thread.join(timeout)
-        if thread.is_alive() and self.buffer:
+
+    def give_up(self) -> None:
+        """The runtime has ended, and nobody waits for the callback any more, unless it is that which ended it."""
+        thread = self.thread
+        if thread is not None and thread.is_alive() and self.buffer and self._ident != get_ident():
             _log.warning("%r: its callback is too slow, and %d events are not told", self, len(self.buffer))
             self.buffer.clear()
 
@@ -706,20 +714,25 @@ class Events:
     def drop(self, subscription: Subscription) -> None:
         """It hears of nothing that happens from now on. May be said twice; in the middle of a critical section of this
         thread it is done when that is over."""
-        runtime = self.runtime
         try:
-            with runtime._lock:
-                self.subscriptions = tuple(other for other in self.subscriptions if other is not subscription)
-                for pool in runtime.pools():
-                    with pool.lock:
-                        for tap in pool.taps:
-                            if tap.subscription is subscription and tap.untold:
-                                tap.tell_lost(runtime.host.monotonic(), _name(pool))
-                        pool.taps = tuple(tap for tap in pool.taps if tap.subscription is not subscription)
-                        _observe_places(pool)
+            self._detach(subscription)
         except Reentered:
-            runtime.host.defer(lambda: self.drop(subscription))
-            return
+            self.runtime.host.defer(partial(self.drop, subscription))
+        except BaseException:
+            self._detach(subscription)  # from the beginning: a pool it was taken off knows nothing of it any more
+            raise
+
+    def _detach(self, subscription: Subscription) -> None:
+        runtime = self.runtime
+        with runtime._lock:
+            for pool in runtime.pools():
+                with pool.lock:
+                    for tap in pool.taps:
+                        if tap.subscription is subscription and tap.untold:
+                            tap.tell_lost(runtime.host.monotonic(), _name(pool))
+                    pool.taps = tuple(tap for tap in pool.taps if tap.subscription is not subscription)
+                    _observe_places(pool)
+            self.subscriptions = tuple(other for other in self.subscriptions if other is not subscription)
         subscription.over = True
         subscription.wake()
 
@@ -734,6 +747,7 @@ class Events:
         until = host.monotonic() + LAST_CALL
         for subscription in subscriptions:
             subscription.join(max(0.0, until - host.monotonic()))
+            subscription.give_up()
 
     def forget(self) -> None:
         """In the child of a fork. No lock is taken: who held it may not be here."""
