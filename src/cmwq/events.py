@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
-from cmwq._core.events import Counts, Event, Kind, Subscription, subscribe
+from cmwq._core.events import Counts, Event, Kind
+from cmwq._core.subscriptions import Subscription, subscribe
 
 __all__ = ["Counts", "Event", "Kind", "Subscription", "subscribe"]

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 from cmwq._core import checks
 from cmwq._core.config import Config
 from cmwq._core.end import close, close_at_exit
-from cmwq._core.events import Event, Events, Kind
+from cmwq._core.events import Event, Kind
 from cmwq._core.hogs import HogReports
 from cmwq._core.hotplug import UNMANAGED, Hotplug
 from cmwq._core.pool import WorkerPool
 from cmwq._core.ranks import Rank
 from cmwq._core.settings import FIELDS, Settings, checked_call, checked_exit_timeout
 from cmwq._core.snapshot import Snapshot, view_of_pool, view_of_queue
+from cmwq._core.subscriptions import Events
 from cmwq._core.wait import Quiet, run_steps, surely, waits_of
 from cmwq._core.watchdog import Watchdog
 from cmwq._core.weakly import Weakly

@@ -461,7 +461,7 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
         _try(pool, "be named", partial(pool.host.set_thread_name, f"{worker.name}-{worker.shown}"))
     if not pwq.exempt:
         worker.served = pwq
-        if pwq.observed:  # looked at after `served` was set: see `events._observe_places`
+        if pwq.observed:  # looked at after `served` was set: see `events.observe_places`
             events.run(pool, worker)
         else:
             worker.item.run()  # type: ignore[union-attr]
