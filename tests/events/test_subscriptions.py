@@ -248,10 +248,10 @@ def test_H2_subscribing_and_unsubscribing_under_load_loses_no_work(queue: cmwq.W
         for event in subscription.take():
             seen += 1
             if event.kind is Kind.STARTED:
+                assert event.item not in known
                 known.add(event.item)
-            elif event.kind is Kind.ENDED:
-                assert event.item in known
-                known.remove(event.item)
+            elif event.kind is Kind.ENDED:  # one that had begun before, observed by the last subscription, too
+                known.discard(event.item)
     stop.set()
     for thread in threads:
         thread.join(HANG)
