@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Unpack
 
+from cmwq import events
 from cmwq._core.batch import Batch
 from cmwq._core.blocking import blocking
 from cmwq._core.config import Config
@@ -130,6 +131,7 @@ __all__ = [
     "cpu_online",
     "current_work",
     "default_runtime",
+    "events",
     "freeze",
     "snapshot",
     "system",

@@ -869,3 +869,58 @@ class WholeLife(Operation, name="Runtime, from first use to close"):
             patience,
             lambda: f"the runtime is closed, and left {[t.name for t in {*threading.enumerate()} - self.before]}",
         )
+
+
+class Subscribe(Operation, name="subscribe to events, and close"):
+    def arrange(self) -> None:
+        self.first = self.call()
+        self.heard: list[cmwq.events.Event] = []
+        self.taken: list[cmwq.events.Event] = []
+
+    def act(self) -> None:
+        with (
+            cmwq.events.subscribe(self.heard.append, queue=self.queue),
+            cmwq.events.subscribe(runtime=self.runtime) as subscription,
+        ):
+            self.keep(self.queue.submit(self.first)).result()
+            self.taken += subscription.take()
+
+    def check(self) -> None:
+        ran(self.first, 1)
+        for events in (self.heard, self.taken):
+            missing = {"queued", "activated", "started", "ended"} - {event.kind for event in events}
+            if missing:
+                raise Broken(f"no event {', '.join(missing)} among {events}")
+
+    def check_either(self) -> None:
+        """One that was made as it was interrupted is nobody's, and ends here."""
+        for subscription in self.runtime.events.subscriptions:
+            bounded(subscription.close, "close of a subscription")
+        for place in self.queue.places():
+            if place.observed:
+                raise Broken("a place is observed by nobody")
+
+
+class Observed(Operation, name="queueing and taking back, observed"):
+    options: ClassVar = {"max_active": 1}
+
+    def arrange(self) -> None:
+        self.first, self.second, self.pending = self.call(), self.call(), self.work()
+        self.subscription = cmwq.events.subscribe(runtime=self.runtime)
+        self.close_gate()
+
+    def act(self) -> None:
+        self.keep(self.queue.submit(self.first))
+        self.queue.queue(self.pending)
+        self.pending.cancel()
+        self.keep(self.queue.submit(self.second)).cancel()
+
+    def check(self) -> None:
+        ran(self.first, 1)
+        kinds = [event.kind for event in self.subscription.take()]
+        assert kinds.count(cmwq.events.Kind.CANCELLED) >= 2  # its own, and those of who called within
+
+    def check_either(self) -> None:
+        bounded(self.subscription.close, "close of a subscription")
+        if any(event.counts is not None and event.counts.running < 0 for event in self.subscription.take()):
+            raise Broken("an impossible number")

@@ -22,9 +22,10 @@ Context of all but `blocking`, `step_aside` and `step_back`: pool.lock held. The
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import Enum
 from typing import TYPE_CHECKING
 
+from cmwq._core import events
 from cmwq._core.worker import Worker, current_worker
 
 if TYPE_CHECKING:
@@ -37,13 +38,13 @@ if TYPE_CHECKING:
 class Blocked(Enum):
     """Why a worker that is counted is not among those that run."""
 
-    SEEN = auto()
+    SEEN = "asleep"
     """A sensor saw that it sleeps."""
-    SEEN_ON_LOCK = auto()
+    SEEN_ON_LOCK = "lock"
     """The same, for a lock that another thread will let go of soon: no reason for slack (A5)."""
-    SAID = auto()
+    SAID = "said"
     """Its work said so."""
-    HOG = auto()
+    HOG = "hog"
     """It doesn't sleep at all: it computes for long, and is let go of (A9)."""
 
 
@@ -62,6 +63,8 @@ def _become(worker: Worker, why: Blocked | None) -> None:
     pool.nr_running += (why is None) - (before is None)
     pool.nr_blocked += (why is SEEN or why is SAID) - (before is SEEN or before is SAID)
     pool.nr_hogs += (why is HOG) - (before is HOG)
+    if pool.taps and (why is None) is not (before is None):
+        events.blocked(pool, worker, why.value) if why else events.running(pool, worker)
     if known and not was_known:
         pool.lookout.exempt(worker, True)
 

@@ -15,7 +15,7 @@ from functools import partial
 from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cmwq._core import checks
+from cmwq._core import checks, events
 from cmwq._core.audience import Audience, is_to_be_raised
 from cmwq._core.item import lay_out, name_of
 from cmwq._core.lending import Waiters
@@ -116,6 +116,10 @@ class Future(cf.Future[T]):
     @property
     def begun(self) -> bool:
         return self._state in (RUNNING, FINISHED)
+
+    @property
+    def raised(self) -> type[BaseException] | None:
+        return None if self._exception is None else type(self._exception)
 
     def end(self) -> Audience | None:
         audience = self._audience
@@ -283,6 +287,8 @@ class Future(cf.Future[T]):
 
     def _withdraw(self) -> None:
         """Context: lock held."""
+        if self.phase.pwq.observed:
+            events.cancelled(self)
         self.phase.withdraw()
 
     def cancelled(self) -> bool:

@@ -19,8 +19,8 @@ from math import inf
 from typing import TYPE_CHECKING
 from weakref import ref
 
+from cmwq._core import events
 from cmwq._core.blocking import HOG, let_go, no_hog_any_more
-from cmwq._core.item import name_of
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _set_alarm(pool: WorkerPool) -> None:
 
 def check(pool: WorkerPool) -> None:
     """Context: the timer."""
-    found: list[tuple[str, str]] = []
+    found: list[events.Note] = []
     with pool.lock:
         pool.alarms.hogs.cancel()
         if not pool.worklist:
@@ -67,14 +67,13 @@ def check(pool: WorkerPool) -> None:
                 if worker.hog_since != -inf:
                     worker.hog_since = -inf  # reported once per execution
                     worker.item.pwq.note_hog()
-                    found.append((worker.item.pwq.name, name_of(worker.item.function)))
+                    found.append(events.hog(pool, worker))
                 if pool.nr_hogs < pool.target:
                     worker.hog_used = worker.cpu_time()
                     let_go(worker)
         pool.kick()
         _set_alarm(pool)
-    for hog in found:
-        pool.runtime.hogs.report(hog, pool.config.cpu_intensive_thresh)
+    pool.runtime.events.tell(found)
 
 
 def _is_hog(pool: WorkerPool, worker: Worker) -> bool:

@@ -26,6 +26,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cmwq._core import events
 from cmwq._core.ranks import Rank
 
 if TYPE_CHECKING:
@@ -176,6 +177,7 @@ class Hotplug:
 
     def _follow(self, pool: WorkerPool, cpus: tuple[int, ...]) -> None:
         """Context: H held."""
+        events.cpus_change(pool, cpus)
         if not cpus:
             if not pool.disassociated:
                 with pool.lock:

@@ -37,6 +37,8 @@ class Announcement(Protocol):
 class Source(Protocol):
     """Where works come from."""
 
+    wq: Any
+    """I: the queue itself, so that those who observe one can tell them apart."""
     pool: WorkerPool
     """I: to which they go."""
     exempt: bool
@@ -47,6 +49,8 @@ class Source(Protocol):
     """L: so many are, and have not lent their places."""
     inactive: deque[Item]
     """L: those that wait for a place, in order."""
+    observed: bool
+    """L to change, read freely: somebody hears of its works."""
     attends: bool
     """L: something is to be done when a place becomes free."""
     called: bool
@@ -134,6 +138,11 @@ class Item(Protocol):
     @property
     def lent(self) -> bool:
         """It hangs behind its running self, and has no place under max_active meanwhile."""
+        ...
+
+    @property
+    def raised(self) -> type[BaseException] | None:
+        """What its function raised. To be asked by its worker, once it ran."""
         ...
 
     def claim(self, worker: Worker) -> bool:

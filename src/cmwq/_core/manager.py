@@ -12,7 +12,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cmwq._core import rescuer
+from cmwq._core import events, rescuer
 from cmwq._core.policy import too_many_workers
 from cmwq._core.worker import Worker
 from cmwq._core.worker_thread import worker_thread
@@ -93,7 +93,11 @@ class Office:
             worker.listed = True
             pool.stats.created += 1
             pool.stats.peak_workers = max(pool.stats.peak_workers, len(pool.workers))
+            if pool.taps:
+                events.created(pool, worker)
             if pool.closing or worker.dying:
+                if pool.taps:
+                    events.died(pool, worker)
                 pool.dismiss(worker)
             else:
                 pool.enter_idle(worker)
@@ -143,6 +147,8 @@ class Office:
         self.nr_refused += 1
         self.nr_refusals = 0 if pool.idle_list else self.nr_refusals + 1  # 0: nobody will try again
         self.refusal = why
+        if pool.taps:
+            events.refused(pool, why)
         if not (self.refused or pool.idle_list or pool.closing):
             if not pool.watchdog.on:
                 pool.watchdog.begin()
@@ -193,8 +199,11 @@ class Office:
 
     def dismiss_coldest(self) -> None:
         """It dies.  Context: lock held. The caller settles."""
-        self._pool.dismiss(self._pool.idle_list[0])
-        self._pool.stats.culled += 1
+        pool = self._pool
+        if pool.taps:
+            events.culled(pool, pool.idle_list[0])
+        pool.dismiss(pool.idle_list[0])
+        pool.stats.culled += 1
 
 
 def _note_thread(worker: Worker, thread: Thread) -> None:

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 from weakref import ref
 
-from cmwq._core import blocking
+from cmwq._core import blocking, events
 from cmwq._core.closing import dismiss_all
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def mend(pool: WorkerPool) -> None:
     if not (pool.idle_list or pool.office.taken or pool.office.refused or pool.closing or pool.nr_waking):
         pool.office.note_refusal("the last worker in reserve was lost")  # B1
     pool.settle()
+    if pool.taps:
+        events.mended(pool)
 
 
 def _mend_workers(pool: WorkerPool) -> None:

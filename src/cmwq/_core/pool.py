@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from cmwq._core import blocking, hogs, rescuer
+from cmwq._core import blocking, events, hogs, rescuer
 from cmwq._core.alarm import Alarms
 from cmwq._core.config import HIGHPRI_NICE
 from cmwq._core.lending import Lending
@@ -98,6 +98,7 @@ class WorkerPool:
         self.detained: set[Queued] = set()  # L: works that are active and in no list: they run elsewhere first (E3)
         self.relisting: tuple[list[Item], PoolWorkQueue, list[Item]] | None = None  # L: see `relist`
         self.drainers: list[Parker] = []  # L: who waits for quiet
+        self.taps: tuple[events.Tap, ...] = ()  # L: who hears of what happens here
         self.nappers: set[Parker] = set()  # L: who looks again in a moment, or when no work waits any more
         self.closing = False  # L: the runtime ends: no worker is created any more
         self.lost = False  # F: it was the parent's
@@ -139,6 +140,8 @@ class WorkerPool:
         self.nr_running += 1
         self.nr_waking += 1
         self.nr_wakeups += 1
+        if self.taps:
+            events.woken(self, worker, "pool")
         if not self.watchdog.on:
             self.watchdog.begin()
         self.settle()
@@ -205,12 +208,16 @@ class WorkerPool:
         """It runs, from now on (A2).  Context: lock held."""
         worker.counted = True
         self.nr_running += 1
+        if self.taps:
+            events.counted(self, worker, True)
 
     def uncount(self, worker: Worker) -> None:
         """It is none of those that run, from now on (A8).  Context: lock held."""
         blocking.over(worker)
         worker.counted = False
         self.nr_running -= 1
+        if self.taps:
+            events.counted(self, worker, False)
 
     def worker_sleeping(self, worker: Worker, *, on_lock: bool = False) -> None:
         """A sensor reports: see `blocking`.  Context: lock held."""
@@ -241,6 +248,8 @@ class WorkerPool:
         worker.last_active = self.host.monotonic()
         worker.idle = True
         self.idle_list.append(worker)
+        if self.taps:
+            events.idle(self, worker)
         self.tell_drainers()
         if self.alarms.cull.timer is None:
             self.office.cull_later()

@@ -63,6 +63,7 @@ class Pools(dict[PoolKey, WorkerPool]):
             )
             pool.disassociated = not cpus
             pool.office.holder = stand_in = object()
+            runtime.events.adopt(pool)
             self[key] = pool
         # B1: the first reserve. If it is refused, works wait for the retry, or for a rescuer.
         try:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cmwq._core import lending
+from cmwq._core import events, lending
 from cmwq._errors import CmwqError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Phase:
         self.count -= 1
         if not pwq.attends:
             pwq.nr_active -= 1
-        elif pwq.nr_withdrawn or pwq.frozen or pwq.nr_active > pwq.max_active:
+        elif pwq.nr_withdrawn or pwq.careful or pwq.nr_active > pwq.max_active:
             pwq.nr_active -= 1
             pwq.attend()
         else:  # as in any flood: the next takes its place
@@ -103,8 +103,9 @@ class PoolWorkQueue:
     """A queue's place on one pool (the kernel's pool_workqueue)."""
 
     __slots__ = (
-        "__weakref__", "attends", "called", "exempt", "freezers", "frozen", "gate", "inactive", "lends", "max_active",
-        "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "outside", "phase", "pool", "sealed", "wq",
+        "__weakref__", "attends", "called", "careful", "exempt", "freezers", "frozen", "gate", "inactive", "lends",
+        "max_active", "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "observed", "outside", "phase", "pool",
+        "sealed", "wq",
     )  # fmt: skip
 
     def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool, gate: bool) -> None:
@@ -125,10 +126,14 @@ class PoolWorkQueue:
         self.gate = gate  # L: whoever queues must ask `check_admitted`
         self.nr_admitted = 0  # L: works let through the shut gate
         self.called = False  # L: its queue's rescuer was asked to help here, and has not come yet (C2)
-        self.attends = frozen  # L: works wait inactive, or it is frozen: something is to be done when a work ends
+        self.observed = False  # L to change, read freely: somebody hears of its works (`events`)
+        self.careful = frozen  # L: frozen or observed: no work takes the short way
+        self.attends = frozen  # L: careful, or works wait inactive: something is to be done when a work ends
 
     def check_admitted(self, item: Item) -> None:
         """The gate is shut: raise QueueClosed unless this item is let through.  Context: lock held."""
+        if self.wq.is_open and not self.pool.closing:
+            return  # it is shut because somebody observes
         self.wq._check_admitted(self.pool, accepted=item.accepted)
         self.nr_admitted += 1
 
@@ -171,6 +176,8 @@ class PoolWorkQueue:
         else:
             self.nr_active += 1
             self.pool.worklist.append(item)
+            if self.observed:
+                events.activated(self, len(self.pool.worklist) - 1)
 
     def place_many(self, items: Sequence[Item]) -> None:
         """`place` for each, all or none (F10): in one step they wait, and those that may be active are so at once."""
@@ -179,7 +186,7 @@ class PoolWorkQueue:
 
     def activate(self) -> None:
         """List waiting works while there is room."""
-        inactive = self.inactive
+        inactive, listed = self.inactive, len(self.pool.worklist)
         while inactive and self.nr_active < self.max_active and not self.frozen:
             item = inactive[0]
             if item.withdrawn:
@@ -188,10 +195,12 @@ class PoolWorkQueue:
                 self.nr_active += 1
                 self.pool.worklist.append(item)
             del inactive[0]
+        if self.observed:
+            events.activated(self, listed)
         self._attend_to_inactive()
 
     def _attend_to_inactive(self) -> None:
-        self.attends = self.frozen or bool(self.inactive)
+        self.attends = self.careful or bool(self.inactive)
         if self.inactive and self.lends and self.pool.lending.timer is None:
             lending.watch(self.pool)
 
@@ -222,6 +231,8 @@ class PoolWorkQueue:
 
     def take_out(self, item: Item, *, listed: bool) -> None:
         """An item that has not begun is another's from now on, who took it off the worklist or off the inactive."""
+        if self.observed:
+            events.cancelled(item)
         item.phase.leave()
         if listed:
             self.lend_place()
@@ -233,6 +244,8 @@ class PoolWorkQueue:
         self.nr_active -= 1
         self.inactive.appendleft(item)
         self.attends = True
+        if self.observed:
+            events.deactivated(self, (item,))
 
     def purge(self) -> None:
         """Remove withdrawn items where they have become the larger part."""
@@ -332,18 +345,21 @@ class PoolWorkQueue:
         with self.pool.lock:
             if self.frozen:
                 return
-            self.frozen = self.attends = True
+            self.frozen = self.careful = self.attends = True
             worklist = self.pool.worklist
             listed = [item for item in worklist if item.pwq is self]
             if listed:
                 kept = [item for item in worklist if item.pwq is not self]
                 self.pool.relist(kept, self, [*listed, *self.inactive])
                 self.nr_active -= len(listed)
+                if self.observed:
+                    events.deactivated(self, listed)
                 self.pool.settle()
 
     def thaw(self) -> None:
         with self.pool.lock:
             self.frozen = False
+            self.careful = self.observed
             self.nr_thaws += 1
             for parker in self.freezers:
                 parker.unpark()
@@ -366,6 +382,8 @@ def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
     with pool.lock:
         if pwq.gate:
             pwq.check_admitted(item)
+            if pwq.observed:
+                events.queued(pwq, item)
         item.phase = phase = pwq.phase
         phase.count += 1
         # `place`, spelled out, for every work comes this way.
@@ -391,6 +409,9 @@ def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
         if pwq.gate:
             for item in items:
                 pwq.check_admitted(item)
+            if pwq.observed:
+                for item in items:
+                    events.queued(pwq, item)
         phase = pwq.phase
         for item in items:
             item.phase = phase

@@ -14,7 +14,7 @@ from contextvars import Context, copy_context
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from cmwq._core import checks, queueing
+from cmwq._core import checks, events, queueing
 from cmwq._core.drain import close_steps, drain_steps, flush_steps
 from cmwq._core.future import Future
 from cmwq._core.gate import Gate
@@ -391,6 +391,8 @@ class WorkQueue(Gate):
                 with pool.lock:
                     pool.pwqs.add(pwq)
                     pwq.gate |= pool.closing
+                    if pool.taps:
+                        events.observe(pwq)
                     if self._wants_rescuer:
                         pool.rescued = True
                         pool.settle()

@@ -24,6 +24,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core import events
 from cmwq._core.item import lay_out, name_of
 from cmwq._core.pwq import insert
 from cmwq._core.worker import current_worker
@@ -76,6 +77,7 @@ class Queued:
     follower: Queued | None = None  # L: the next queueing, which collided with this execution (E3)
     futures: list[WorkFuture] | None = None  # L: who wants the result
     outcome: tuple[Any, BaseException | None] = (None, None)  # the running worker's
+    raised: type[BaseException] | None = None  # the running worker's: what its function raised
     held: list[Queued] | None = None  # L of the pool where this one runs: those on hold for it
 
     def __init__(self, work: Work, phase: Phase, context: Context | None) -> None:
@@ -295,6 +297,7 @@ class Queued:
             if self.futures is not None:
                 self.outcome = (result, None)
         except BaseException as exc:
+            self.raised = type(exc)
             if any(not future.done() for future in self.futures or ()):
                 self.outcome = (None, exc)
             else:
@@ -365,6 +368,8 @@ class Queued:
     def withdraw(self) -> None:
         """Context: lock held, it is pending; `drop` to be called after."""
         pwq, stage = self.phase.pwq, self.stage
+        if pwq.observed:
+            events.cancelled(self)
         if stage is LISTED or stage is ON_HOLD:
             self.stage = WITHDRAWN
             self.work = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from cmwq._core import blocking
+from cmwq._core import blocking, events
 from cmwq._core.worker import in_words
 from cmwq._errors import CmwqError
 
@@ -107,6 +107,8 @@ def bury(pool: WorkerPool, worker: Worker) -> None:
     worker.blocked = None
     pool.nr_waking -= on_its_way
     pool.nr_running -= on_its_way
+    if pool.taps:
+        events.died(pool, worker)
     pool.workers.discard(worker)
     if pool.office.holder is worker:
         pool.office.holder = None

@@ -21,11 +21,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 from weakref import ref
 
-from cmwq._core import blocking
+from cmwq._core import blocking, events
 from cmwq._core.policy import need_rescuer
 from cmwq._core.recovery import recover
 from cmwq._core.worker import RESCUER, Worker, be_worker
-from cmwq._core.worker_thread import announce
+from cmwq._core.worker_thread import announce, run_observed
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class Rescuer:
             return False
         pwq.called = True
         pwq.note_mayday()
+        if pwq.pool.taps:
+            events.mayday(pwq)
         self._calls.append(pwq)
         return True
 
@@ -137,9 +139,14 @@ def _run_next(pool: WorkerPool, pwq: Source, worker: Worker) -> bool:
         worker.item = None
     else:
         pwq.note_rescued()
+        if pool.taps:
+            events.rescued(pool, worker)
         pool.settle()  # it may have been the last that waited
         lock.release()
-        item.run()
+        if pwq.observed:
+            run_observed(pool, worker)
+        else:
+            item.run()
         lock.acquire()
         blocking.over(worker)
         pool.nr_completed += 1

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from cmwq._core import checks
 from cmwq._core.config import Config
 from cmwq._core.end import close, close_at_exit
+from cmwq._core.events import Event, Kind
 from cmwq._core.hogs import HogReports
 from cmwq._core.hotplug import Hotplug
 from cmwq._core.invariants import check
@@ -27,6 +28,7 @@ from cmwq._core.pools import Pools
 from cmwq._core.ranks import Rank
 from cmwq._core.settings import FIELDS, Settings, checked_call, checked_exit_timeout
 from cmwq._core.snapshot import Snapshot, view_of_pool, view_of_queue
+from cmwq._core.subscriptions import Events
 from cmwq._core.wait import Quiet, run_steps, surely, waits_of
 from cmwq._core.watchdog import Watchdog
 from cmwq._core.weakly import Weakly
@@ -95,12 +97,15 @@ class Runtime:
         program: it must not wait, nor take a lock that might be held there. What it raises is logged."""
         self._pools = Pools(self, host)  # I
         self.hotplug = Hotplug(self._pools, wanted)
+        self.events = Events(self)  # I
         self.watchdog = Watchdog(self)  # I
+        self.events.clients[Kind.STALL] = self.watchdog.hear
         self._queues: Weakly[WorkQueue] = Weakly()  # each change is one step
         self._freezer = host.lock(Rank.FREEZER)  # freezing and thawing exclude each other; before R, Q and L
         self.frozen = False  # that lock to change; a queue's new place looks at it with Q held (E8)
         self.waits = waits_of(host)  # I
         self.hogs = HogReports()  # I
+        self.events.clients[Kind.HOG] = self._hear_of_hog
         self.leaks: set[tuple[str, str]] = set()  # what works of which queue left behind; each change is atomic
         self._turn = itertools.count()  # where the next per-CPU work goes when nobody knows this thread's CPU
         self.exiting = False  # ~: the interpreter's end closes it, or did
@@ -298,6 +303,9 @@ class Runtime:
             with pool.lock:
                 check(pool)
 
+    def _hear_of_hog(self, event: Event) -> None:
+        self.hogs.report((event.queue, event.work), self.config.cpu_intensive_thresh)
+
     # ------------------------------------------------------------------------------- end
 
     def close(self, timeout: float | None = None, *, abandon: bool = False) -> None:
@@ -310,6 +318,7 @@ class Runtime:
         as it does; whoever waits for it gets `Abandoned`.
         """
         close(self, timeout, abandon=abandon)
+        self.events.end()
 
     def begin_to_close(self) -> None:
         """From now on no pool is started, and no delay."""
@@ -352,6 +361,7 @@ class Runtime:
     def process_exits(self) -> None:
         """Do what is pending, take nothing new from outside, end every thread; within `exit_timeout`, if set (G3)."""
         close_at_exit(self)
+        self.events.end()
 
     def why_closed(self) -> str:
         """What to say of it once it takes no work, after its name."""
@@ -367,6 +377,7 @@ class Runtime:
             self.host.bind(self.cpus())  # to be the main thread, free of what it was bound to
             be_worker(None)
         self.hotplug.forget()
+        self.events.forget()
         self.watchdog.forget()
         self.waits.forget()
         self.waiters = set()

@@ -147,6 +147,10 @@ class Waits:
             self._awaited.pop(item, None)
         self.end(item)
 
+    def target_of(self, item: Item) -> Target | None:
+        """What it waits for, as far as it said so."""
+        return self._waiting.get(item)
+
     def is_waiting(self, item: Item) -> bool:
         return item in self._waiting
 

@@ -26,6 +26,7 @@ from cmwq._core.recovery import bury_the_dead
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
+    from cmwq._core.events import Event
     from cmwq._core.item import Item, Source
     from cmwq._core.pool import WorkerPool
     from cmwq._core.runtime import Runtime
@@ -153,6 +154,7 @@ class Watchdog:
         self._stopped = False  # D
         self.on_stall: Callable[[Stall], object] | None = None
         self._runtime = runtime  # I
+        self._report = runtime.events.report_stall  # I
         self._lock = runtime.host.lock(Rank.WATCHDOG)
         self._last = float("-inf")  # D: when it looked
         self._progress: WeakKeyDictionary[WorkerPool, Progress] = WeakKeyDictionary()  # the timer's
@@ -232,10 +234,10 @@ class Watchdog:
         resting = {w for w, cpu in progress.rescuers.items() if _rested(before_them.get(w), cpu, elapsed)}
         if progress.reported and not progress.stalled_for:
             progress.reported = False
-            self._tell(Stall(pool.name, before, len(pool.worklist), True, "", ()))
+            self._report(pool, Stall(pool.name, before, len(pool.worklist), True, "", ()))
         elif not progress.reported and 0 < threshold <= progress.stalled_for:
             progress.reported = True
-            self._tell(_describe(pool, progress.stalled_for, resting))
+            self._report(pool, _describe(pool, progress.stalled_for, resting))
         for pwq in known:
             if pwq not in places:
                 rest = self._rests.pop(pwq)
@@ -255,14 +257,18 @@ class Watchdog:
             self._goes_on(pwq, rest, before)
         elif not rest.reported and 0 < threshold <= rest.rested_for:
             rest.reported = True
-            self._tell(_describe_place(pwq, rest.rested_for, resting))
+            self._report(pwq.pool, _describe_place(pwq, rest.rested_for, resting), pwq.wq)
 
     def _goes_on(self, pwq: Source, rest: Rest, rested_for: float) -> None:
         if rest.reported:
             rest.reported = False
-            self._tell(Stall(pwq.pool.name, rested_for, len(pwq.inactive), True, "", (), pwq.name))
+            stall = Stall(pwq.pool.name, rested_for, len(pwq.inactive), True, "", (), pwq.name)
+            self._report(pwq.pool, stall, pwq.wq)
 
-    def _tell(self, stall: Stall) -> None:
+    def hear(self, event: Event) -> None:
+        """The first to hear of a stall: it goes to the log, and to `on_stall`."""
+        stall = event.stall
+        assert stall is not None
         _log.warning("%s", stall)
         if self.on_stall is not None:
             try:

@@ -13,7 +13,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cmwq._core import blocking
+from cmwq._core import blocking, events
+from cmwq._core.item import name_of
 from cmwq._core.leaks import LEAKS_PERIOD, undo_leaks
 from cmwq._core.policy import keep_working, need_more_worker, need_to_create_worker, slack
 from cmwq._core.recovery import bury, mourn, recover
@@ -106,6 +107,8 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
         pool.leave_idle(worker)
         pool.nr_running += 1
         pool.nr_wakeups += 1
+        if pool.taps:
+            events.woken(pool, worker, "sensor")
     worker.counted = True
     worker.ended()  # what was seen of it while it waited for the lock is void
     if need_to_create_worker(pool):
@@ -218,6 +221,38 @@ def announce(pool: WorkerPool, worker: Worker, announcement: Announcement) -> No
     worker.announcing = False
 
 
+def run_observed(pool: WorkerPool, worker: Worker) -> None:
+    """Run the worker's item, of an observed place.
+
+    It notes the beginning and the end under the lock, so that both have their place in the pool's order, and makes sure
+    that the next item comes here as well. An interruption of the worker between the two is no reason to miss the end.
+    """
+    item, host = worker.item, pool.host
+    assert item is not None
+    with pool.lock:
+        worker.served = None
+        work = events.note(pool, events.Kind.STARTED, worker, item)[5]  # its function is forgotten when it has run
+    began, used = host.monotonic(), worker.cpu_time()
+    try:
+        item.run()
+    finally:
+        with pool.lock:
+            worker.ended()  # what a sensor saw of it is void, and what it was believed to be, too
+            blocking.over(worker)
+            used_now, raised = worker.cpu_time(), item.raised
+            events.note(
+                pool,
+                events.Kind.ENDED,
+                worker,
+                item,
+                work=work,
+                why="" if raised is None else name_of(raised),
+                seconds=host.monotonic() - began,
+                cpu_seconds=None if used is None or used_now is None else used_now - used,
+            )
+        del item
+
+
 def execute_specially(pool: WorkerPool, worker: Worker) -> None:
     """Run the worker's item, of another queue than the last (B5: name the thread), or one that does not count (A8).
 
@@ -236,14 +271,20 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
         attempt(pool, "be named", partial(pool.host.set_thread_name, f"{worker.name}-{worker.shown}"))
     if not pwq.exempt:
         worker.served = pwq
-        worker.item.run()  # type: ignore[union-attr]
+        if pwq.observed:  # looked at after `served` was set: see `events.observe_places`
+            run_observed(pool, worker)
+        else:
+            worker.item.run()  # type: ignore[union-attr]
         return
     with pool.lock:
         pool.uncount(worker)
         pool.lookout.exempt(worker, True)
         pool.kick()
     try:
-        worker.item.run()  # type: ignore[union-attr]
+        if pwq.observed:
+            run_observed(pool, worker)
+        else:
+            worker.item.run()  # type: ignore[union-attr]
     finally:
         with pool.lock:
             pool.lookout.exempt(worker, False)  # first: should this be interrupted it is seen all the same
