@@ -30,6 +30,8 @@ from cmwq._core.queued import Queued
 from cmwq._core.ranks import Rank
 from cmwq._core.rescuer import Rescuer
 from cmwq._core.room import FULL, Room
+from cmwq._core.serving import Serving
+from cmwq._core.serving import begin as begin_serving
 from cmwq._core.wait import own_item, run_steps
 from cmwq._core.work import Delay, DelayedWork, Work
 from cmwq._errors import CmwqError, FlushDeadlock, QueueClosed, Reentered, ThreadLimit, WorkDisabled
@@ -164,6 +166,7 @@ class WorkQueue:
         self._only: PoolWorkQueue | None = None  # Q to change: the one to use, where the scope has but one pool
         self._delays: set[Delay] = set()  # works whose time has not come; each change is atomic
         self._room = None if max_pending is None else Room(self, max_pending, full)  # F
+        self._servings: tuple[Serving, ...] = ()  # Q to change: the sources that it is served from
         self._special = max_pending is not None or context is not None  # I: submitting takes more than the usual
         self.nr_maydays = self.nr_rescued = 0  # ~
         self._wants_rescuer = rescuer  # I
@@ -301,6 +304,37 @@ class WorkQueue:
             return self.submit(fn, *args, **kwargs)
 
         return submitting
+
+    def serve(
+        self,
+        source: Callable[[], Callable[[], object] | None] | Iterable[Callable[[], object] | None],
+        *,
+        on_stop: Callable[[], object] | None = None,
+    ) -> Serving:
+        """Pull works from a source, whenever the pool could run one more, and only then (E12): for a broker, a
+        scheduler, a table of jobs, a pipe, which keep their works back until they are asked.
+
+        source: a function without arguments, or an iterable. It answers with the next call (a function without
+        arguments: `functools.partial(f, x)`); with None, "nothing now": it is not asked again before
+        `Serving.notify()`; or with StopIteration, "no more". It is asked by one thread at a time, on a worker, with no
+        lock held and in the context of its call: a copy of the caller's. While it blocks it takes one worker, and a
+        place under `max_active`; others go on. If it raises, that is logged, and it is asked again after 0.1 s, then
+        0.2 s, ... at most 30 s; an iterator that raised has no more.
+        on_stop: called when it is to be asked no more, unless that was its own word, to let an ask return that
+        blocks: `inbox.shutdown`, say. On the thread that stops it; what it raises is logged.
+
+        Calls are works of this queue: `max_active`, order, freezing, rescuers and CPUs that leave matter to them as
+        to others. What one raises goes to `on_error`, with a Work of the same call that may be queued again, or to the
+        log. None counts under `max_pending`. `flush` waits for the calls given before it, not for what the source has.
+        `drain` pauses it, `close`, the runtime's end and exit end it; all of them, like `freeze`, wait for an ask that
+        is under way, and but for `freeze`, which keeps it for later, for the call that it brings. What a source gave is
+        run, unless the time limit of the runtime's end passed first: then its name is logged as an error. In the child
+        of a fork nothing is served.
+
+        Returns the `Serving`: `notify`, `stop`, `wait`, `close`, counters. Raises QueueClosed, ThreadLimit, TypeError.
+        Several sources may be served to one queue.
+        """
+        return begin_serving(self, source, on_stop)
 
     # ------------------------------------------------------------------------------- works
 
@@ -541,6 +575,8 @@ class WorkQueue:
 
     def end_delays(self, delayed: str | None = None) -> None:
         """It closes, and takes no delayed work any more: those whose time has not come run now, or never."""
+        for serving in self._servings:
+            serving.stop()
         delayed = delayed or self._delayed
         lost = []
         for delay in list(self._delays):
@@ -569,11 +605,13 @@ class WorkQueue:
         with self._lock:
             self._drainers = (*self._drainers, drain)
             self._change_state()
+        self._tell_servings()
 
     def end_drain(self, drain: object) -> None:
         with self._lock:
             self._drainers = tuple(other for other in self._drainers if other is not drain)
             self._change_state()
+        self._tell_servings()
 
     def be_closed(self) -> None:
         with self._lock:
@@ -587,6 +625,7 @@ class WorkQueue:
             with self._lock:
                 self._closing = True
                 self._change_state()
+            self._tell_servings()
         except Reentered:
             self.runtime.host.defer(self.refuse)
 
@@ -625,7 +664,8 @@ class WorkQueue:
         for pwq in self.places():
             with pwq.pool.lock:
                 pending += pwq.phase.count + sum(phase.count for phase in pwq.sealed)
-                pending -= sum(worker.item is not None and worker.item.pwq is pwq for worker in pwq.pool.workers)
+                phases = (pwq.phase, *pwq.sealed)  # an asking of a source is in none
+                pending -= sum(worker.item is not None and worker.item._phase in phases for worker in pwq.pool.workers)
         return pending
 
     def threads(self) -> set[Any]:
@@ -645,6 +685,11 @@ class WorkQueue:
         self.close()
 
     # ------------------------------------------------------------------------------- inside
+
+    def _tell_servings(self) -> None:
+        """Its state changed: it takes works from its sources, or does not.  Context: no lock held."""
+        for serving in self._servings:
+            serving.heed()
 
     def _still_there(self, what: str) -> str:
         """Of a timeout: what was to be done, and what is left."""
@@ -779,6 +824,7 @@ class WorkQueue:
         self._only = None
         self._delays = set()
         self._drainers = ()
+        self._servings = ()
         self.rescuer = None
         self._shut = self._closing
         if self._closing:
