@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queue import WorkQueue
     from cmwq._core.wait import Steps, Target
-    from cmwq._core.worker import Worker
 
     Call: TypeAlias = Callable[[], object]
     Source: TypeAlias = Callable[[], Call | None]
@@ -337,6 +336,9 @@ class Serving:
                 del self._asks[ask.pwq]
             if self._asker is not None or not self._may_ask():
                 return False
+            if self._retry is not None:
+                self._retry.cancel()
+                self._retry = None
             ask.news = self._news  # A1
             self.asked += 1
             self._asker = ask
@@ -348,9 +350,8 @@ class Serving:
             return False  # the source forked: what it answers is for the parent
         answer = ask.answers[0] if ask.answers else None
         if answer is not None and not callable(answer):
-            error = TypeError(
-                f"a source gives calls without arguments (functools.partial makes one), or None: not {checks.shown(answer)}"
-            )
+            what = "a source gives calls without arguments (functools.partial makes one), or None"
+            error = TypeError(f"{what}: not {checks.shown(answer)}")
             ask.answers.clear()
         call = ask.answers[0] if ask.answers and answer is not None else None
         runs = False
@@ -363,7 +364,9 @@ class Serving:
             elif error is not None:
                 self._nr_failures += 1
                 self.failures += 1
-                self._dry = self._news is ask.news  # as if it had nothing: `_retry` says that it has
+                if self._news is ask.news:
+                    self._retry = self._wq.runtime.host.call_later(self._pause(), self.notify)
+                    self._dry = True  # as if it had nothing; last, for never without a retry that is due
             elif ask.answers:
                 self._nr_failures = 0
                 self._dry = self._news is ask.news  # A3
@@ -372,8 +375,9 @@ class Serving:
             if call is None:
                 ask.answers.clear()
             self._asker = None
+            pause = self._pause()
         if error is not None:
-            self._source_failed(error)
+            self._say_that_it_failed(error, pause)
         if call is None:
             self.heed()
         else:
@@ -382,18 +386,15 @@ class Serving:
             self.arrange()
         return runs
 
-    def _source_failed(self, error: BaseException) -> None:
-        """Say so, and ask it again later.  Context: the worker, no lock held."""
-        pause = min(BACKOFF * 2.0 ** min(self._nr_failures - 1, 20), MAX_BACKOFF)
+    def _say_that_it_failed(self, error: BaseException, pause: float) -> None:
         name = name_of(self.source)
         _log.error(
             "source %s of queue %r raised; it is asked again in %g s", name, self._wq.name, pause, exc_info=error
         )
-        timer = self._wq.runtime.host.call_later(pause, self.notify)
-        with self._lock:
-            self._retry = timer
-            if self._stopped:
-                timer.cancel()
+
+    def _pause(self) -> float:
+        """Until a source that raised is asked again.  Context: V held."""
+        return min(BACKOFF * 2.0 ** min(self._nr_failures - 1, 20), MAX_BACKOFF)
 
     # ------------------------------------------------------------------------------- its calls
 
