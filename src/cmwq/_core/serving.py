@@ -92,6 +92,7 @@ class Ask(Future[None]):
     _serving: Serving
     answers: list[Any]  # the running worker's: empty, or what the source gave
     news: object = None  # V: the last when the source was asked
+    number: int = 0  # V: the how manieth call of the source it has; 0: none
     begins: bool = False  # S: its call is about to begin, so what is raised from now on is the call's
     over: bool = False  # S: and has ended
     heir: Ask | None = None  # V: what runs its call instead of it
@@ -149,7 +150,7 @@ class Ask(Future[None]):
         return f"{what} {name_of(self.function)} of queue {self.queue.name!r}"
 
 
-lay_out(Ask, "_phase", "_call", "_context", "_state", "_serving", "answers", "news", "begins", "over", "heir")
+lay_out(Ask, "_phase", "_call", "_context", "_state", "_serving", "answers", "news", "number", "begins", "over", "heir")
 
 
 class Serving:
@@ -158,13 +159,14 @@ class Serving:
     It ends when the source has no more, by `stop` or `close`, or when the queue or its runtime closes or the
     interpreter exits. As a context manager it is closed at the end. Thread-safe.
 
-    asked, given, ended, failures: how often the source was asked, how many calls it gave, how many of those have ended,
+    asked, given, ended, failures: how often the source was asked, how many calls it gave, how many of those are over,
     and how often it raised or answered with what is no call. To be read at any time.
     """
 
     def __init__(self, wq: WorkQueue, source: Source, on_stop: Call | None) -> None:
         host = wq.runtime.host
-        self.asked = self.given = self.ended = self.failures = 0  # ~
+        self.asked = self.failures = 0  # ~
+        self.given = 0  # V to change, read freely: the highest number of a call
         self.source = source  # I
         self.context = wq.new_context()  # I: asks and calls run in a copy of it each
         self._wq = wq  # I
@@ -176,7 +178,7 @@ class Serving:
         self._stopped = False  # V to change: it isn't asked any more
         self._asks: dict[PoolWorkQueue, Ask] = {}  # V: the places that stand in line
         self._asker: Ask | None = None  # V: who asks
-        self._calls: set[Ask] = set()  # V: who has a call that has not ended
+        self._calls: set[Ask] = set()  # V: who has a call that is not over
         self._nr_failures = 0  # V: in a row
         self._retry: Timer | None = None  # V: the source raised, and will be asked again
         self._parkers: list[Parker] = []  # V: who waits for the end
@@ -187,6 +189,11 @@ class Serving:
         return f"<cmwq.Serving of queue {self._wq.name!r} {state} asked={self.asked} given={self.given}>"
 
     # ------------------------------------------------------------------------------- for users
+
+    @property
+    def ended(self) -> int:
+        """Calls that have ended, or were said not to be run."""
+        return self.given - len(self._calls)
 
     @property
     def over(self) -> bool:
@@ -359,7 +366,7 @@ class Serving:
             if call is not None:
                 self._nr_failures = 0
                 self._calls.add(ask)
-                self.given += 1
+                self._number(ask)
                 runs = _accept(ask)
             elif error is not None:
                 self._nr_failures += 1
@@ -408,14 +415,23 @@ class Serving:
             if heir is None:
                 heir = Ask(self, pwq)
                 heir._context, heir.answers, heir._call = ask._context, ask.answers, (ask.answers[0],)
+                heir.number = ask.number
                 ask.heir = heir
             listed = heir._state != "PENDING" or pwq.has(heir)
             if not listed and not _stand_first(pwq, heir):
                 heir.over = True
-            self._calls.add(heir)
+            if not heir.over:
+                self._calls.add(heir)
+            self._number(heir)
             self._calls.discard(ask)
         if heir.over:
             self.lose(heir, self._wq.runtime.why_closed())
+
+    def _number(self, ask: Ask) -> None:
+        """It has a call: that makes one more given, once. May be done twice.  Context: V held."""
+        if not ask.number:
+            ask.number = self.given + 1
+        self.given = max(self.given, ask.number)
 
     def call_failed(self, call: Call, exc: BaseException) -> None:
         """As if it had been a queued work (B4).  Context: its worker, no lock held."""
@@ -426,7 +442,6 @@ class Serving:
         if self._is_foreign():
             return
         with self._lock:
-            self.ended += ask in self._calls
             self._calls.discard(ask)
             self._tell()
         self._leave_if_over()
@@ -467,6 +482,8 @@ class Serving:
         """Something was raised while V was held. What is noted may be less than what stands in line, and does no harm;
         whether that is enough is looked at again.  Context: V held.
         """
+        for ask in self._calls:
+            self._number(ask)
         self._tell()
         self._wq.runtime.host.defer(self.arrange)
 
