@@ -90,6 +90,7 @@ def test_E12_no_message_of_many_producers_is_lost_or_doubled(universe: cmwq.Runt
         time.sleep(0.001)
     assert set(seen.values()) == {1}
     assert len(seen) == 2000
+    assert not serving.failures, "two asked at the same time"
     serving.close(HANG)
 
 

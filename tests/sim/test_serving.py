@@ -139,6 +139,39 @@ def test_E12_nothing_now_is_not_asked_again_before_it_notifies() -> None:
     simulate(scenario)
 
 
+@pytest.mark.parametrize("who", ["another thread", "the source"])
+def test_E12_a_notify_while_the_source_is_asked_makes_its_nothing_now_void(who: str) -> None:
+    """It has looked, found nothing, and not said so yet."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        inbox: list[Callable[[], object]] = []
+        asked: list[float] = []
+
+        def bring() -> None:
+            inbox.append(partial(sim.note, "brought"))
+            serving.notify()
+
+        def source() -> Callable[[], object] | None:
+            asked.append(sim.host.now)
+            found = inbox.pop() if inbox else None
+            sim.sleep(1.0)
+            if who == "the source" and len(asked) == 1:
+                bring()
+            return found
+
+        serving = wq.serve(source)
+        sim.sleep(0.5)
+        if who != "the source":
+            bring()
+        sim.sleep(10.0)
+        assert asked == [0.0, 1.0, 2.0]
+        assert sim.log == [(2000.0, "brought")]
+        serving.close()
+
+    simulate(scenario)
+
+
 @pytest.mark.parametrize("scope", ["system", "cpu"])
 def test_E12_no_notify_is_lost_however_it_races_with_nothing_now(scope: str) -> None:
     def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
@@ -167,6 +200,7 @@ def test_E12_no_notify_is_lost_however_it_races_with_nothing_now(scope: str) -> 
             sim.host.sleep(1.0)  # of the clock that stands still while anybody can run
             assert sim.host.now < 10, f"{20 - serving.ended} are still with the source: {serving!r}"
         assert set(ran.values()) == {1}
+        assert not serving.failures, "two asked at the same time"
         serving.close()
         wq.close()
 
@@ -390,6 +424,7 @@ def test_E12_D2_D5_cpus_come_and_go_and_each_call_is_run_once() -> None:
                 sim.host.set_cpus(chance.choice([[0], [1, 2], [0, 1, 2]]))
                 runtime.check_cpus()
             serving.wait()
+            assert not serving.failures, "two asked at the same time"
             wq.close()
 
         simulate(scenario, cpus=3, seed=seed)
