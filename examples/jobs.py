@@ -28,9 +28,11 @@ class Jobs:
         # One connection, and a lock around it: `take` is called by one worker at a time, but `done` by many.
         self.db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self.lock = threading.Lock()
-        self.db.execute("PRAGMA journal_mode = WAL")  # one fsync per commit would be the slowest step of all
+        self.db.execute("PRAGMA journal_mode = WAL")  # else each commit waits for the disk, with the lock held
         self.db.execute("PRAGMA synchronous = NORMAL")
-        self.db.execute("CREATE TABLE IF NOT EXISTS jobs (id INTEGER PRIMARY KEY, seconds REAL, state TEXT DEFAULT 'new')")
+        self.db.execute(
+            "CREATE TABLE IF NOT EXISTS jobs (id INTEGER PRIMARY KEY, seconds REAL, state TEXT DEFAULT 'new')"
+        )
         # What a process that crashed had taken is to be done again.
         self.db.execute("UPDATE jobs SET state = 'new' WHERE state = 'taken'")
 
