@@ -278,7 +278,8 @@ def test_E12_G2_in_the_child_of_a_fork_nothing_is_served(
     python: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     done = python("""
-        import os, time, cmwq
+        import os, time, warnings, cmwq
+        warnings.simplefilter("ignore")  # since 3.12: of a fork with threads
         asked = []
         wq = cmwq.WorkQueue("q")
         def source():
@@ -311,7 +312,8 @@ def test_E12_G2_in_the_child_of_a_fork_nothing_is_served(
 
 def test_E12_G2_a_call_that_forks_ends_in_both(python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = python("""
-        import os, cmwq
+        import os, warnings, cmwq
+        warnings.simplefilter("ignore")
         wq = cmwq.WorkQueue("q")
         def call():
             pid = os.fork()
