@@ -20,6 +20,7 @@ from cmwq._core.periodic import PeriodicWork
 from cmwq._core.queue import WorkQueue
 from cmwq._core.queued import current_work
 from cmwq._core.runtime import Runtime, default_runtime
+from cmwq._core.serving import Serving
 from cmwq._core.settings import Settings
 from cmwq._core.snapshot import PoolView, QueueView, Snapshot
 from cmwq._core.watchdog import Stall, StalledWorker
@@ -117,6 +118,7 @@ __all__ = [
     "QueueView",
     "Reentered",
     "Runtime",
+    "Serving",
     "Settings",
     "Snapshot",
     "Stall",

@@ -196,7 +196,8 @@ def call(item):
     mapping.news.put(map.Signalled(2))
     while not mapping.stopped:  # ends only after the run was stopped
         pass
-    mapping.work(1, "b")  # comes to its turn only now
+    mapping.window.enter(0)
+    mapping.carry_out(1, "b")  # it was read, and comes to its turn only now
     return item
 
 map.GRACE = 60

@@ -30,10 +30,10 @@ def options(unordered: bool) -> argparse.Namespace:
 
 
 def wait_until_no_more_may_begin(mapping: Mapping, begun: list[str], running: int) -> None:
-    """Only so many run, and the rest is held; or results have taken the room before the rest was read."""
+    """Only so many run, and there was no room to read another."""
     end, window = time.monotonic() + 60, mapping.window
-    while window.running > running or (len(begun) + window.held < ITEMS and window._size + len(RESULT) < ROOM):
-        assert time.monotonic() < end, (len(begun), window.held)
+    while window.running > running or not window.refused:
+        assert time.monotonic() < end, (len(begun), window.running)
         time.sleep(0.01)
 
 
@@ -52,7 +52,7 @@ def test_results_that_wait_for_their_turn_are_bounded_by_their_size(tmp_path: Pa
     with open(tmp_path / "out", "wb") as out:
         items = iter([str(number) for number in range(ITEMS)])
         mapping = Mapping(options(unordered=False), call, items, out.fileno(), None, Silent(), Tally())
-        mapping.window = Window(ordered=True, room=ROOM)
+        mapping.window = Window(room=ROOM)
         assert mapping.run() == 0
     assert 10 < most < 60  # 20, and who ran before it was known what a result weighs
     assert len(begun) == ITEMS
@@ -70,7 +70,7 @@ def test_results_that_wait_for_a_reader_are_bounded_by_their_size(unordered: boo
     reading, writing = os.pipe()
     items = iter([str(number) for number in range(ITEMS)])
     mapping = Mapping(options(unordered), call, items, writing, None, Silent(), Tally())
-    mapping.window = Window(ordered=not unordered, room=ROOM)
+    mapping.window = Window(room=ROOM)
     read = most = 0
 
     def reader() -> None:
@@ -95,34 +95,30 @@ def test_whatever_the_sizes_nobody_waits_for_ever(ordered: bool) -> None:
     """A pool of a few workers, a writer, and sizes from nothing to many times the room, in any interleaving."""
     for seed in range(300):
         chance = random.Random(seed)
-        window = Window(ordered, count=20, room=1000)
-        sizes = {number: chance.choice([0, 1, 50, 400, 900, 5000]) for number in range(60)}
+        window = Window(count=20, room=1000)
+        items = {number: chance.choice([0, 1, 50, 3000]) for number in range(60)}
+        sizes = {number: chance.choice([0, 1, 50, 400, 900, 5000]) for number in items}
         entered = printed = 0
-        pending: list[int] = []
+        refused = False  # who reads was told that there is no room, and not yet that there is
         running: list[int] = []
         results: list[int] = []
         while printed < len(sizes):
             steps = []
-            room = window._count < window.most and window._size <= window.room
-            if entered < len(sizes) and (room or not window._count):
-                steps.append("enter")
-            if pending and len(running) < 3:
-                steps.append("begin")
+            if entered < len(sizes) and len(running) < 3 and not refused:
+                steps.append("read")
             if running:
                 steps.append("end")
             if results and (not ordered or printed in results):
                 steps.append("print")
-            # Reading alone can't help: the feeder would wait in `enter`.
-            assert steps, (seed, printed, window.held)
+            assert steps, (seed, printed)
             match chance.choice(steps):
-                case "enter":
-                    window.enter(0)
-                    pending.append(entered)
-                    entered += 1
-                case "begin":
-                    number = pending.pop(0)
-                    if window.begin(number, ""):
-                        running.append(number)
+                case "read":
+                    refused = not window.has_room()
+                    if not refused:
+                        window.enter(items[entered])
+                        running.append(entered)
+                        entered += 1
+                        assert entered - printed <= 20
                 case "end":
                     number = running.pop(chance.randrange(len(running)))
                     window.result(sizes[number])
@@ -131,32 +127,26 @@ def test_whatever_the_sizes_nobody_waits_for_ever(ordered: bool) -> None:
                 case "print":
                     number = printed if ordered else results[0]
                     results.remove(number)
-                    window.leave(1, sizes[number])
+                    window.leave(1, items[number] + sizes[number])
                     printed += 1
-            running += [number for number, _ in window.give_back()]
-        assert (window.held, window.running, window._size, window._results) == (0, 0, 0, 0)
+            if window.room_again():
+                assert refused, "said twice"
+                refused = False
+        assert (window.running, window._count, window._size) == (0, 0, 0)
 
 
-def test_large_items_wait_outside() -> None:
-    window = Window(ordered=True, room=1000)
+def test_large_items_are_left_alone_until_there_is_room() -> None:
+    window = Window(room=1000)
+    assert window.has_room()
     window.enter(5000)  # however large, one must come in
-    came_in = threading.Event()
-
-    def feeder() -> None:
-        window.enter(10)
-        came_in.set()
-
-    thread = threading.Thread(target=feeder)
-    thread.start()
-    while not window._changed._waiters:  # type: ignore[attr-defined]
-        assert not came_in.is_set()
-        time.sleep(0.01)
-    assert window.begin(0, "")
+    assert not window.has_room()
     window.result(0)
     window.end()
+    assert not window.room_again()
     window.leave(1, 5000)
-    thread.join(60)
-    assert came_in.is_set()
+    assert window.room_again()
+    assert not window.room_again()
+    assert window.has_room()
 
 
 class Item(str):

@@ -13,6 +13,7 @@ import itertools
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any, ClassVar
 
 import cmwq
@@ -587,6 +588,70 @@ def nap() -> int:
     with cmwq.blocking():
         time.sleep(0.002)
     return 7
+
+
+# ---------------------------------------------------------------------------------------- a source
+
+
+class Serve(Operation, name="serve, Serving.wait"):
+    def arrange(self) -> None:
+        self.first = self.call(3)
+
+    def act(self) -> None:
+        self.queue.serve([partial(self.first, 1)] * 3).wait()
+
+    def check(self) -> None:
+        ran(self.first, 3)
+
+
+class ServeNotify(Operation, name="Serving.notify"):
+    def arrange(self) -> None:
+        self.first = self.call(2)
+        self.inbox: list[Call] = []
+        self.serving = self.queue.serve(lambda: self.inbox.pop() if self.inbox else None)
+        self.until_dry()
+        self.inbox.append(self.first)
+
+    def until_dry(self) -> None:
+        until(lambda: " dry " in repr(self.serving), self.bench.patience, lambda: f"not asked: {self.serving!r}")
+
+    def act(self) -> None:
+        self.serving.notify()
+
+    def check(self) -> None:
+        until(lambda: len(self.first.runs) == 1, self.bench.patience, lambda: "a notify is lost")
+
+    def check_either(self) -> None:
+        if not self.serving.over:
+            self.serving.notify()
+            until(lambda: not self.inbox, self.bench.patience, lambda: "after it no notify is heard")
+            bounded(lambda: self.serving.close(self.bench.patience), "Serving.close")
+            ran(self.first)
+
+
+class ServeDrain(ServeNotify, name="drain, served"):
+    def act(self) -> None:
+        self.queue.drain()
+
+    def check(self) -> None:
+        if not self.inbox:
+            raise Broken("asked while it was dry")
+
+
+class ServeStop(ServeNotify, name="Serving.stop"):
+    def arrange(self) -> None:
+        super().arrange()
+        self.gate = Gate()
+        self.gates.append(self.gate)
+        self.inbox.append(self.gate)  # type: ignore[arg-type]
+        self.serving.notify()
+        self.gate.arrived.wait()
+
+    def act(self) -> None:
+        self.serving.stop()
+
+    def check(self) -> None:
+        until(lambda: self.serving.over, self.bench.patience, lambda: f"stopped, and not over: {self.serving!r}")
 
 
 # ---------------------------------------------------------------------------------------- queues

@@ -67,6 +67,7 @@ def close_steps(queue: WorkQueue, delayed: str | None = None) -> Steps[None]:
 
 def end_delays(queue: WorkQueue, delayed: str | None = None) -> None:
     """It closes, and takes no delayed work any more: those whose time has not come run now, or never."""
+    queue.stop_servings()
     delayed = delayed or queue.delayed
     lost = []
     for delay in queue.delays():

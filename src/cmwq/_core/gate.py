@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cmwq._core.ports import Lock
     from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.runtime import Runtime
+    from cmwq._core.serving import Serving
 
 
 class State(Enum):
@@ -44,6 +45,7 @@ class Gate:
         self._drainers: tuple[object, ...] = ()  # Q: drain() calls in progress
         self._closing = False  # Q: DRAINING is for good
         self._sealed = False  # Q to change: its own works are refused, too
+        self._servings: tuple[Serving, ...] = ()  # Q to change: the sources that it is served from
 
     @property
     def is_open(self) -> bool:
@@ -66,11 +68,13 @@ class Gate:
         with self._lock:
             self._drainers = (*self._drainers, drain)
             self._change_state()
+        self._tell_servings()
 
     def end_drain(self, drain: object) -> None:
         with self._lock:
             self._drainers = tuple(other for other in self._drainers if other is not drain)
             self._change_state()
+        self._tell_servings()
 
     def be_closed(self) -> None:
         with self._lock:
@@ -84,8 +88,19 @@ class Gate:
             with self._lock:
                 self._closing = True
                 self._change_state()
+            self._tell_servings()
         except Reentered:
             self.runtime.host.defer(self.refuse)
+
+    def _tell_servings(self) -> None:
+        """Its state changed: it takes works from its sources, or does not.  Context: no lock held. Raises Reentered."""
+        for serving in self._servings:
+            serving.heed()
+
+    def stop_servings(self) -> None:
+        """It closes: no source is asked any more."""
+        for serving in self._servings:
+            serving.stop()
 
     def seal(self) -> bool:
         """It closes, and accepts nothing from its own works either. True: they had queued to it since it closes."""
@@ -118,6 +133,7 @@ class Gate:
     def _forget_drains(self) -> None:
         """In the child of a fork: nobody drains it, and what closes it is closed."""
         self._drainers = ()
+        self._servings = ()
         self._shut = self._closing
         if self._closing:
             self._state = State.CLOSED

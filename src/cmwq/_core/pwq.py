@@ -325,7 +325,9 @@ class PoolWorkQueue:
     def count_unfinished(self, *, begun: bool = True) -> int:
         """The same; begun: those that have begun are among them."""
         with self.pool.lock:
-            return self.nr_unfinished() - (0 if begun else len(self.executing()))
+            phases = (*self.sealed, self.phase)  # one that asks a source is in none, and is no work yet
+            running = 0 if begun else sum(worker.item.phase in phases for worker in self.executing())  # type: ignore
+            return self.nr_unfinished() - running
 
     def executing(self) -> list[Worker]:
         """Those that execute a work of the queue here, or tell who waits for it.  Context: lock held."""

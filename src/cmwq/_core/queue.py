@@ -27,6 +27,8 @@ from cmwq._core.pwq import PoolWorkQueue, insert, insert_later, insert_many
 from cmwq._core.ranks import Rank
 from cmwq._core.rescuer import Rescuer
 from cmwq._core.room import Room
+from cmwq._core.serving import Serving
+from cmwq._core.serving import begin as begin_serving
 from cmwq._core.submitting import submit_specially
 from cmwq._core.wait import own_item, run_steps
 from cmwq._core.work import DelayedWork, Work
@@ -219,6 +221,37 @@ class WorkQueue(Gate):
 
         return submitting
 
+    def serve(
+        self,
+        source: Callable[[], Callable[[], object] | None] | Iterable[Callable[[], object] | None],
+        *,
+        on_stop: Callable[[], object] | None = None,
+    ) -> Serving:
+        """Pull works from a source, whenever the pool could run one more, and only then (E12): for a broker, a
+        scheduler, a table of jobs, a pipe, which keep their works back until they are asked.
+
+        source: a function without arguments, or an iterable. It answers with the next call (a function without
+        arguments: `functools.partial(f, x)`); with None, "nothing now": it is not asked again before
+        `Serving.notify()`; or with StopIteration, "no more". It is asked by one thread at a time, on a worker, with no
+        lock held and in the context of its call: a copy of the caller's. While it blocks it takes one worker, and a
+        place under `max_active`; others go on. If it raises, that is logged, and it is asked again after 0.1 s, then
+        0.2 s, ... at most 30 s; an iterator that raised has no more.
+        on_stop: called when it is to be asked no more, unless that was its own word, to let an ask return that
+        blocks: `inbox.shutdown`, say. On the thread that stops it; what it raises is logged.
+
+        Calls are works of this queue: `max_active`, order, freezing, rescuers and CPUs that leave matter to them as
+        to others. What one raises goes to `on_error`, with a Work of the same call that may be queued again, or to the
+        log. None counts under `max_pending`. `flush` waits for the calls given before it, not for what the source has.
+        `drain` pauses it, `close`, the runtime's end and exit end it; all of them, like `freeze`, wait for an ask that
+        is under way, and but for `freeze`, which keeps it for later, for the call that it brings. What a source gave is
+        run, unless the time limit of the runtime's end passed first: then its name is logged as an error. In the child
+        of a fork nothing is served.
+
+        Returns the `Serving`: `notify`, `stop`, `wait`, `close`, counters. Raises QueueClosed, ThreadLimit, TypeError.
+        Several sources may be served to one queue.
+        """
+        return begin_serving(self, source, on_stop)
+
     # ------------------------------------------------------------------------------- works
 
     # That function itself, and not a method that calls it, as the others: a call more would be a third of what it takes
@@ -348,6 +381,11 @@ class WorkQueue(Gate):
         self.close()
 
     # ------------------------------------------------------------------------------- inside
+
+    def _tell_servings(self) -> None:
+        """Its state changed: it takes works from its sources, or does not.  Context: no lock held."""
+        for serving in self._servings:
+            serving.heed()
 
     def _still_there(self, what: str) -> str:
         """Of a timeout: what was to be done, and what is left."""

@@ -15,7 +15,7 @@ class Rank(IntEnum):
     - HOTPLUG: which CPUs serve which pool. It is held for a whole change, in which pools are frozen, asked and moved.
     - FREEZER: freezing and thawing exclude each other. Held across all queues and pools, hence before their locks.
     - WORK: to whom a `Work` belongs: pending, disabled, on its way to a queue. Who has it goes on to a queue, a pool,
-      or a timer.
+      or a timer. Likewise a `Serving`: who asks its source, and where that has its places in line.
     - RUNTIME: which pools and queues there are. What is found under it is then looked at under its own lock.
     - QUEUE: a queue's places on pools, its phases, whether it is open. Under it works are counted on pools.
     - POOL: worklist, idle list, counts. The hot one; with it works are listed and workers chosen.

@@ -1,14 +1,16 @@
 """`cmwq map`: call a function on every item, with as much concurrency as pays.
 
-Four parties: the *feeder* (a thread) reads items and submits them; the *workers* (cmwq's) call the target and note the
-outcome in the log; the *writer* (a thread) puts outcomes in order, prints and counts; the *main thread* waits for
-the writer's news or a signal, and decides when it is over. It is the only one who may do so, because it alone never
-reads, writes or runs what is not ours: whatever a full pipe, a terminal or a target holds up, a signal is heard.
+Three parties: the *workers* (cmwq's) read the next item when one of them could run it (`WorkQueue.serve`), call the
+target, and note the outcome in the log; the *writer* (a thread) puts outcomes in order, prints and counts; the *main
+thread* waits for the writer's news or a signal, and decides when it is over. It is the only one who may do so, because
+it alone never reads, writes or runs what is not ours: whatever a full pipe, a terminal or a target holds up, a signal
+is heard.
 
-Guarantees: an outcome is in the log before its result is on stdout. How much is between being read and being printed is
-bounded (`window`), whatever the input's length and the results' size. An item is called at most once per run. When
-the run ends early, no new item starts, the log has all that completed, and stdout what was in turn, but for what ends
-after the last moment's grace. What runs out of memory ends the run; a MemoryError of the target's fails its item.
+Guarantees: an outcome is in the log before its result is on stdout. Nothing is read before it can be run. How much is
+between being read and being printed is bounded (`window`), whatever the input's length and the results' size. An item
+is called at most once per run. When the run ends early, no new item starts, the log has all that completed, and stdout
+what was in turn, but for what ends after the last moment's grace. What runs out of memory ends the run; a MemoryError
+of the target's fails its item.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import cmwq
@@ -158,15 +161,18 @@ class Mapping:
     ) -> None:
         self.options = options
         self.call = call
+        self.items: Iterator[str | None] | None = None  # an item that is None succeeded in an earlier run
         self.source = source
         self.out = out
         self.log = log
         self.shown = shown
         self.tally = tally
-        self.pool = cmwq.Executor("cmwq map")
+        self.queue = cmwq.WorkQueue("cmwq map")
+        self.serving: cmwq.Serving | None = None
+        self.nr_read = 0  # the one who reads
         self.news: queue.SimpleQueue[News] = queue.SimpleQueue()  # to the main thread
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()  # to the writer
-        self.window = Window(ordered=not options.unordered)
+        self.window = Window()
         self.stopped = False
         self.early: dict[int, Outcome] = {}  # not their turn yet
         self.next_index = 0
@@ -176,9 +182,12 @@ class Mapping:
         # Never left by an exception: stopping leaves the process, and must not wait for what still runs.
         try:
             threading.Thread(target=self.write, name="cmwq map output", daemon=True).start()
-            threading.Thread(target=self.feed, name="cmwq map input", daemon=True).start()
-        except RuntimeError as error:  # nothing runs yet
+            self.serving = self.queue.serve(self.next_call)
+            self.serving.notify()  # it may have been asked before it was known here
+        except RuntimeError as error:  # no thread to be had
             raise Refusal(one_line(str(error))) from None
+        except Exception as error:
+            raise Refusal(describe(error)) from None
         news = self.news.get()
         if isinstance(news, Signalled):
             self.leave(Stopped(128 + news.number), news.number)
@@ -189,35 +198,45 @@ class Mapping:
             raise news.trouble
         return 1 if self.tally.failed else 0
 
-    # The feeder
+    # The workers: one of them reads
 
-    def feed(self) -> None:
-        index = 0
+    def next_call(self) -> Callable[[], object] | None:
+        """The source of works. None: nothing is to be read now; whoever makes room says so."""
+        if self.serving is None:
+            return None
         trouble: Exception | None = None
         try:
-            for item in self.source if self.log is None else self.log.checked(self.source):
+            if self.items is None:
+                self.items = self.source if self.log is None else self.log.checked(self.source)
+            while not self.stopped:
+                if not self.window.has_room():
+                    return None
+                item = next(self.items)
+                index = self.nr_read
+                self.nr_read += 1
                 self.window.enter(weight(item))
-                if self.stopped:
-                    return
-                if item is None:
-                    self.window.result(0, ran=False)
-                    self.events.put(Outcome(index, None, None, None))
-                else:
-                    self.pool.submit(self.work, index, item)
-                index += 1
+                if item is not None:
+                    return partial(self.carry_out, index, item)
+                self.window.result(0, ran=False)
+                self.window.end()
+                self.events.put(Outcome(index, None, None, None))
+        except StopIteration:
+            pass
         except OSError as error:
             trouble = Refusal(f"reading items: {reason(error)}")
         except MemoryError:
             self.events.put(Failed(OUT_OF_MEMORY))
         except Exception as error:
             trouble = error if isinstance(error, Refusal) else Refusal(describe(error))
-        self.events.put(InputEnded(index, trouble))
+        self.events.put(InputEnded(self.nr_read, trouble))
+        raise StopIteration
 
-    # The workers
+    def read_on(self) -> None:
+        """There may be room."""
+        if self.window.room_again() and self.serving is not None:
+            self.serving.notify()
 
-    def work(self, index: int, item: str) -> None:
-        if self.window.begin(index, item):
-            self.carry_out(index, item)
+    # The workers: all of them run
 
     def carry_out(self, index: int, item: str) -> None:
         # First it counts as running, then it looks at `stopped`; who stops does it the other way round, so one sees
@@ -231,7 +250,9 @@ class Mapping:
         except MemoryError:
             self.events.put(Failed(OUT_OF_MEMORY))
         finally:
-            if self.window.end() or self.stopped:
+            self.window.end()
+            self.read_on()
+            if self.stopped:
                 self.events.put(LookAgain())
 
     def outcome(self, index: int, item: str) -> Outcome | Failed:
@@ -267,7 +288,7 @@ class Mapping:
         try:
             trouble = self.report()
             if not self.stopped:
-                self.pool.shutdown()
+                self.queue.close()
                 self.shown.close()
                 if (self.tally.failed and not self.options.quiet) or self.shown.tick is not None:
                     say(f"cmwq map: {self.tally.line()}")
@@ -295,9 +316,6 @@ class Mapping:
                     case Failed(message):
                         raise Stopped(FAILED, message)
             self.emit(ready)
-            if not self.stopped:
-                for held in self.window.give_back():
-                    self.pool.submit(self.carry_out, *held)
             if self.shown.tick is not None and time.monotonic() >= due:
                 self.shown.update(self.tally)
                 due = time.monotonic() + self.shown.tick
@@ -363,6 +381,7 @@ class Mapping:
             elif outcome.result is None:
                 self.tally.again += 1
         self.window.leave(len(printed), sum(outcome.size + weight(outcome.item) for outcome in printed))
+        self.read_on()
 
     def printed(self, outcome: Outcome) -> list[bytes]:
         item, result = outcome.item, outcome.result

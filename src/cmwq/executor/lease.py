@@ -172,6 +172,9 @@ class PreparedQueue(LeaseQueue):
     def queue_periodic(self, work: Work, period: float, first: float | None = None) -> bool:
         self._refuse_work(work)
 
+    def serve(self, source: Any, **options: Any) -> NoReturn:
+        raise TypeError(f"{self.name!r} makes calls on threads prepared for them: serve {source!r} to a WorkQueue")
+
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Context: the thread that is to make the call."""
         if self._initializer is not None:
