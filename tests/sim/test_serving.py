@@ -79,7 +79,7 @@ def test_E12_where_calls_block_as_many_run_at_once_as_if_all_had_been_submitted(
                     wq.flush()
                 took[how] = sim.host.now
                 (pool,) = runtime._pools.values()
-                threads[how] = pool.peak_workers
+                threads[how] = pool.stats.peak_workers
 
         sim.run(main)
     assert took["served"] == pytest.approx(took["submitted"])
