@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from typing import Any
 
 import pytest
 from conftest import HANG, Gate
@@ -239,3 +240,27 @@ def test_a_closed_runtime_takes_no_work() -> None:
         with pytest.raises(cmwq.QueueClosed, match="runtime is closed"):
             wq.queue(work)
         assert not work.pending
+
+
+@pytest.mark.parametrize("how", ["drain", "close"])
+def test_F10_F3_what_is_accepted_in_the_middle_of_the_beginning_of_a_drain_is_run(
+    universe: cmwq.Runtime, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """By a finaliser, say, on the thread that drains: it can be listed only when the queue takes works no more."""
+    wq, ran = cmwq.WorkQueue("q", max_pending=2, runtime=universe), []
+    wq.submit(int).result(HANG)
+    queued, submitted = cmwq.Work(ran.append, 1), cmwq.Work(lambda: ran.append(2) or "result")
+    answers: list[Any] = []
+    change_state = wq._change_state
+
+    def queue_in_between() -> None:
+        if not answers:
+            answers.extend((wq.queue(queued), wq.submit(submitted), wq.submit(ran.append, 3)))
+        change_state()
+
+    monkeypatch.setattr(wq, "_change_state", queue_in_between)
+    getattr(wq, how)(HANG)
+    assert answers[0] is True
+    assert answers[1].result(HANG) == "result"
+    assert answers[2].result(HANG) is None
+    assert sorted(ran) == [1, 2, 3]

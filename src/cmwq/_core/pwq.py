@@ -430,6 +430,7 @@ def insert_later(pwq: PoolWorkQueue, item: Future[Any]) -> None:
     """
     if pwq.gate:
         pwq.check_admitted(item)
+    item.accepted = True  # should it drain or close by then
 
     def insert_now() -> None:
         if item.phase is not pwq.outside or item.withdrawn:

@@ -16,7 +16,7 @@ from cmwq._core import checks
 from cmwq._core.delay import Delay
 from cmwq._core.queued import Queued
 from cmwq._core.work import DelayedWork, Work
-from cmwq._errors import Reentered, WorkDisabled
+from cmwq._errors import CmwqError, Reentered, WorkDisabled
 
 if TYPE_CHECKING:
     from cmwq._core.queue import WorkQueue
@@ -46,7 +46,7 @@ def queue(wq: WorkQueue, /, work: Work) -> bool:
                 return False
             Queued(work, pwq.outside, copy_context()).hand_over(pwq)
     except Reentered:
-        wq.runtime.host.defer(partial(wq.queue, work))
+        wq.runtime.host.defer(partial(queue_specially, wq, work, accepted=True))
     return True
 
 
@@ -57,16 +57,17 @@ def queue_specially(
     *,
     delay: float = 0.0,
     future: WorkFuture | None = None,
-    full_or_not: bool = False,
+    accepted: bool = False,
 ) -> bool:
     """Everything that may take time, or be refused, comes before W is taken.
 
-    With a future it raises Reentered, for the caller to see to it. full_or_not: `max_pending` doesn't matter.
+    With a future it raises Reentered, for the caller to see to it. accepted: it was said to be queued, in a call that
+    was put off. Meanwhile the queue may have begun to drain, or may be full: neither matters to this one.
     """
     if work._born != Work.generation:
         work.begin_anew()
     if wq._shut:
-        wq._check_admitted(None)  # first: somebody else's queueing must not be one with this
+        wq._check_admitted(None, accepted=accepted)  # first: somebody else's queueing must not be one with this
     if not work.is_idle:
         return False
     item: Queued | None = None
@@ -78,7 +79,8 @@ def queue_specially(
                 new.futures.append(future)
         else:
             item = Queued(work, pwq.outside, wq.new_context())
-            if wq._room is not None and not full_or_not:
+            item.accepted = accepted
+            if wq._room is not None and not accepted:
                 item.room = wq._room
                 wq._room.take(item)
         with work._lock:
@@ -94,21 +96,29 @@ def queue_specially(
     except Reentered:
         if future is not None:
             raise
-        wq.runtime.host.defer(partial(queue_specially, wq, work, cpu, delay=delay, full_or_not=True))
+        wq.runtime.host.defer(partial(queue_specially, wq, work, cpu, delay=delay, accepted=True))
     finally:
         if item is not None and item.room is not None and not (item.is_awaited or item.begun or item.over):
             item.room.give_later(item)  # it was not queued
     return True
 
 
-def queue_or_join(wq: WorkQueue, work: Work, future: WorkFuture) -> None:
-    """Queue it, or let the future have the result of the execution to come. Raises WorkDisabled."""
+def queue_or_join(wq: WorkQueue, work: Work, future: WorkFuture, *, accepted: bool = False) -> None:
+    """Queue it, or let the future have the result of the execution to come. Raises QueueClosed, WorkDisabled."""
     try:
-        while not (queue_specially(wq, work, future=future) or work.add_future(future)):
+        while not (queue_specially(wq, work, future=future, accepted=accepted) or work.add_future(future)):
             if work.is_blocked:
                 raise WorkDisabled(f"{work!r} can't be submitted to queue {wq.name!r} until it is enabled")
     except Reentered:
-        wq.runtime.host.defer(partial(queue_or_join, wq, work, future))
+        wq.runtime.host.defer(partial(_join_later, wq, work, future))
+
+
+def _join_later(wq: WorkQueue, work: Work, future: WorkFuture) -> None:
+    """`queue_or_join`, where nobody but those who have the future can be told if it fails."""
+    try:
+        queue_or_join(wq, work, future, accepted=True)
+    except CmwqError as exc:
+        future.settle(None, exc)
 
 
 def mod_delayed(wq: WorkQueue, work: DelayedWork, delay: float) -> bool:
