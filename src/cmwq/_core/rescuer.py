@@ -154,10 +154,10 @@ def _run_next(pool: WorkerPool, pwq: Source, worker: Worker) -> bool:
         if announcement is not None:
             announce(pool, worker, announcement)
             announcement = None
-        worker.item = None
         if item.follower is not None:
             item.follower.relist()  # E3: it may be another queue's, which a worker has to run
             item.follower = None
+        worker.item = None  # last: `mend` finds the follower by it
     pool.kick_or_settle()
     lock.release()
     item = None  # without the lock: finalisers are user code
