@@ -12,7 +12,7 @@ from conftest import HANG
 from simulated import with_each
 
 import cmwq
-from cmwq._core import pool as pool_module
+from cmwq._core import manager as manager_module
 from cmwq._core import recovery as recovery_module
 from cmwq._core import worker_thread
 from cmwq._core.worker import Worker
@@ -346,7 +346,7 @@ def test_B4_G4_what_dies_is_gone(faults: dict[str, float]) -> None:
 @pytest.mark.parametrize("times", [1, 2, 5])
 def test_B4_a_thread_that_ends_without_a_word_is_noticed(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """As if C code had ended it: the watchdog finds it, for nobody else could."""
-    original = pool_module.worker_thread
+    original = manager_module.worker_thread
 
     def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
         left = times
@@ -358,7 +358,7 @@ def test_B4_a_thread_that_ends_without_a_word_is_noticed(monkeypatch: pytest.Mon
             else:
                 original(worker)
 
-        monkeypatch.setattr(pool_module, "worker_thread", ends)
+        monkeypatch.setattr(manager_module, "worker_thread", ends)
         wq = cmwq.WorkQueue("q", runtime=runtime)
         futures = wq.submit_many(lambda n: sim.sleep(0.001) or n, range(20))
         assert [future.result() for future in futures] == list(range(20))
