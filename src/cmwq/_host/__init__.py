@@ -63,7 +63,7 @@ class ThreadHost:
         self._know_nothing()
 
     def lock(self, rank: int, mend: Callable[[], object] | None = None) -> ports.Lock:
-        return locks.Lock(rank, mend)
+        return locks.new(rank, mend)
 
     def inside(self) -> int:
         return locks.inside()

@@ -53,7 +53,8 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.ranks import Rank
 from cmwq._errors import QueueClosed
-from cmwq._host.locks import Lock, defer, inside
+from cmwq._host import locks
+from cmwq._host.locks import defer, inside
 from cmwq._host.parker import LockParker
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ class Timers:
         self._spawn = spawn  # I
         self._clock = clock  # I
         self._parker: ports.Parker = _Parker()  # I: where the thread sleeps
-        self._starting = Lock(Rank.TIMERS_STARTING)  # kept while a thread is being started
-        self._lock = Lock(Rank.TIMERS, _mending(weakref.ref(self)))
+        self._starting = locks.new(Rank.TIMERS_STARTING)  # kept while a thread is being started
+        self._lock = locks.new(Rank.TIMERS, _mending(weakref.ref(self)))
         # The number keeps timers of one instant in order, and spares comparing Timers. Drawn under the lock: without a
         # GIL, count() may give the same number twice.
         self._heap: list[tuple[float, int, Timer]] = []  # T

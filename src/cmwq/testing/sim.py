@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.config import Config
+from cmwq._core.held import about_to_take, accounts
 from cmwq._core.here import be_of
 from cmwq._core.invariants import check as check_pool
 from cmwq._core.ranks import Rank
@@ -94,7 +95,10 @@ class SimThread:
 
 
 class SimLock:
-    """As `cmwq._host.locks.Lock`: it knows its rank and its holder, refuses whoever enters again, and mends."""
+    """As `cmwq._host.locks.Lock`: it knows its rank and its holder, refuses whoever enters again, and mends.
+
+    Taking locks out of order is an error always, not only in the debug mode of `cmwq._core.held`.
+    """
 
     def __init__(self, host: SimHost, rank: int, mend: Callable[[], object] | None = None) -> None:
         self._host = host
@@ -105,9 +109,13 @@ class SimLock:
         self._to_wake: list[SimParker] = []
 
     def acquire(self) -> None:
+        self._take(3)
+
+    def _take(self, depth: int) -> None:
         me = self._host.current
         if me is None:  # before the run begins, on the test's own thread
             return
+        about_to_take(self.rank, self._host.inside(), depth)
         if me.holds and me.holds[-1].rank >= self.rank:
             raise Reentered(f"rank {self.rank} is taken while rank {me.holds[-1].rank} is held")
         self._host.seam()
@@ -134,7 +142,12 @@ class SimLock:
             me.deferred.popleft()()
 
     def held(self) -> bool:
-        return self._host.current is not None and self.holder is self._host.current
+        host = self._host
+        if host.current is None or host.checking:
+            return True  # nobody else moves: before the run, and while the invariants are looked at
+        if host.stopped:
+            raise SimStopped  # all threads run on to their ends, and none is the current one
+        return self.holder is host.current
 
     def locked(self) -> bool:
         return self.holder is not None
@@ -144,7 +157,7 @@ class SimLock:
         self._to_wake.append(parker)
 
     def __enter__(self) -> None:
-        self.acquire()
+        self._take(3)
 
     @property
     def __exit__(self) -> Callable[..., None]:
@@ -238,7 +251,7 @@ class SimHost:
         self._due: deque[Callable[[], None]] = deque()
         self._timer_thread: SimThread | None = None
         self._over = threading.Event()
-        self._checking = False
+        self.checking = False
         self._next_check = 0  # the step of the next
 
     # ------------------------------------------------------------------------------- Host
@@ -468,6 +481,19 @@ class SimHost:
             self._check()
             self.stop()
 
+        accounts.append(self._inside_here)
+        try:
+            self._run(body)
+        finally:
+            accounts.remove(self._inside_here)
+
+    def _inside_here(self) -> int:
+        """`inside`, if it is a simulated thread that asks, and its turn."""
+        me = self.current
+        mine = me is not None and me._thread is threading.current_thread()
+        return self.inside() if mine and not self.stopped else 0
+
+    def _run(self, body: Callable[[], None]) -> None:
         self.current = self._start("main", body)
         self.current._baton.release()
         steps = -1
@@ -536,8 +562,8 @@ class SimHost:
 
     def _check(self) -> None:
         self._next_check = self.steps + self.check_every
-        if not self._checking:
-            self._checking = True
+        if not self.checking:
+            self.checking = True
             try:
                 for check in self.on_step:
                     check()
@@ -545,7 +571,7 @@ class SimHost:
                 self.fail(exc)
                 raise SimStopped from None
             finally:
-                self._checking = False
+                self.checking = False
 
 
 class SimSensor:
