@@ -214,7 +214,7 @@ def outside(fn: F) -> F:
 
 
 def _checked(fn: F, paths: tuple[str, ...], check: Callable[..., None]) -> F:
-    code = fn.__code__  # type: ignore[attr-defined]
+    code = fn.__code__
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     finders = [(*_finder(path, names), path) for path in paths]
 
@@ -232,7 +232,7 @@ def _checked(fn: F, paths: tuple[str, ...], check: Callable[..., None]) -> F:
 
 def _finder(path: str, names: tuple[str, ...]) -> tuple[int, str, Callable[[Any], Any]]:
     name, _, rest = path.partition(".")
-    steps = [attrgetter(step) for step in rest.split(".")]
+    steps = [attrgetter(step) for step in rest.split(".") if step]
 
     def follow(value: Any) -> Any:
         for step in steps:

@@ -72,7 +72,7 @@ class ThreadHost:
         locks.defer(fn)
 
     def reinit_lock(self, lock: ports.Lock) -> ports.Lock:
-        lock._at_fork_reinit()  # type: ignore[attr-defined]  # every lock of ours has it: this host's, and a lookout
+        locks.reinit(lock)
         return lock
 
     def parker(self) -> ports.Parker:

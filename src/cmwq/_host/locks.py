@@ -328,4 +328,9 @@ def new(rank: int, mend: Callable[[], object] | None = None) -> ports.Lock:
     return watched(Lock(rank, mend), inside)
 
 
+def reinit(lock: ports.Lock) -> None:
+    """In the child of a fork: it is free, whoever held it."""
+    lock._at_fork_reinit()  # type: ignore[attr-defined]  # every lock of ours has it: this host's, and a lookout
+
+
 accounts.append(inside)
