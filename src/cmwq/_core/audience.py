@@ -15,6 +15,7 @@ from operator import call, methodcaller
 from threading import Condition
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core.held import outside
 from cmwq._core.worker import current_worker
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class Audience:
         self.waiters: list[Any] | None = None  # its own condition's lock: theirs, made for the first
         self.untold: list[Any] | None = None  # the condition: those of them that are to be told; None: it is not done
 
+    @outside
     def announce(self, future: Any) -> None:
-        """The call ended: let the future be done, and tell everybody once.  Context: lock not held.
+        """The call ended: let the future be done, and tell everybody once.
 
         `concurrent.futures.wait` looks at the state several times while it holds the condition, and relies on its being
         the same. So where there is a condition the state changes under it. Order: condition < L.

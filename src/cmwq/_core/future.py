@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core import checks, events
 from cmwq._core.audience import Audience, is_to_be_raised
+from cmwq._core.held import holding, outside
 from cmwq._core.item import lay_out, name_of
 from cmwq._core.lending import Waiters
 from cmwq._core.unfetched import Unfetched
@@ -89,6 +90,7 @@ class Future(cf.Future[T]):
     def withdrawn(self) -> bool:
         return self._state != PENDING
 
+    @holding("self.pwq.pool.lock")
     def claim(self, worker: Worker) -> bool:
         if self._state != PENDING:
             self.phase.pwq.pass_over()
@@ -96,6 +98,7 @@ class Future(cf.Future[T]):
         self._state = RUNNING
         return True
 
+    @outside
     def run(self) -> None:
         try:
             if self._kwargs is None:
@@ -121,6 +124,7 @@ class Future(cf.Future[T]):
     def raised(self) -> type[BaseException] | None:
         return None if self._exception is None else type(self._exception)
 
+    @holding("self.pwq.pool.lock")
     def end(self) -> Audience | None:
         audience = self._audience
         if audience is not None:
@@ -135,6 +139,7 @@ class Future(cf.Future[T]):
         self.phase.retire()
         return None
 
+    @outside
     def abort(self, exc: BaseException) -> None:
         with self.phase.pwq.pool.lock:
             if self._call is not None and self._exception is None:
@@ -146,20 +151,21 @@ class Future(cf.Future[T]):
         if audience is not None:
             audience.announce(self)
 
+    @holding("self.pwq.pool.lock")
     def be_over(self) -> None:
         pass
 
+    @holding("self.pwq.pool.lock")
     def settle_place(self, *, listed: bool, follows: bool) -> bool:
         return True
 
+    @holding("self.pwq.pool.lock")
     def be_executing(self) -> None:
         pass
 
+    @outside
     def be_abandoned(self, exc: BaseException) -> None:
-        """Its runtime has ended and left it behind: whoever waits is told this, whatever becomes of the call.
-
-        Context: lock not held.
-        """
+        """Its runtime has ended and left it behind: whoever waits is told this, whatever becomes of the call."""
         with self.phase.pwq.pool.lock:
             if self._state != RUNNING:
                 return
@@ -170,14 +176,16 @@ class Future(cf.Future[T]):
         if audience is not None:
             audience.announce(self)
 
+    @outside
     def refuse(self, exc: BaseException) -> None:
-        """It was to be queued later, and could not: that is its end.  Context: lock not held."""
+        """It was to be queued later, and could not: that is its end."""
         with self.phase.pwq.pool.lock:
             if self._state != PENDING:
                 return
             self._state = RUNNING
         self.abort(exc)
 
+    @holding("self.pwq.pool.lock")
     def retire(self) -> None:
         self.phase.retire()
 
@@ -223,8 +231,8 @@ class Future(cf.Future[T]):
 
     # ------------------------------------------------------------------------------- concurrent.futures.Future
 
+    @holding("self.pwq.pool.lock")
     def _listeners(self) -> Audience:
-        """Context: pool lock held."""
         if self._audience is None:
             self._audience = Audience()
         return self._audience
@@ -285,8 +293,8 @@ class Future(cf.Future[T]):
         if audience is not None and audience.canceller is canceller and self.cancelled():
             audience.announce(self)
 
+    @holding("self.pwq.pool.lock")
     def _withdraw(self) -> None:
-        """Context: lock held."""
         if self.phase.pwq.observed:
             events.cancelled(self)
         self.phase.withdraw()
@@ -393,12 +401,14 @@ class BoundedFuture(Future[T]):
 
     _room: Room
 
+    @holding("self.pwq.pool.lock")
     def claim(self, worker: Worker) -> bool:
         if not super().claim(worker):
             return False
         self._room.give(self)
         return True
 
+    @outside
     def abort(self, exc: BaseException) -> None:
         self._room.give(self)
         super().abort(exc)

@@ -208,7 +208,10 @@ def outside(fn: F) -> F:
     @wraps(fn)
     def checked(*args: Any, **kwargs: Any) -> Any:
         _must_be_outside(fn)
-        return fn(*args, **kwargs)
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            del args, kwargs  # an exception's traceback keeps this frame, and must keep nothing else alive
 
     return checked  # type: ignore[return-value]
 
@@ -220,12 +223,14 @@ def _checked(fn: F, paths: tuple[str, ...], check: Callable[..., None]) -> F:
 
     @wraps(fn)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        found = []
-        for index, name, attribute, path in finders:
-            lock = attribute(args[index] if index < len(args) else kwargs[name])
-            found.append((lock, path))
+        found = [
+            (follow(args[index] if index < len(args) else kwargs[name]), path) for index, name, follow, path in finders
+        ]
         check(fn, found)
-        return fn(*args, **kwargs)
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            del args, kwargs, found  # as in `outside`
 
     return checked  # type: ignore[return-value]
 

@@ -18,6 +18,7 @@ from cmwq._core import checks, events, queueing
 from cmwq._core.drain import close_steps, drain_steps, flush_steps
 from cmwq._core.future import Future
 from cmwq._core.gate import Gate
+from cmwq._core.held import holding, outside
 from cmwq._core.map import map_calls
 from cmwq._core.mend import mending
 from cmwq._core.options import QueueOptions, checked_delayed, checked_runtime
@@ -314,8 +315,9 @@ class WorkQueue(Gate):
         """Works that may wait to begin; None: no limit."""
         return None if self._room is None else self._room.limit
 
+    @outside
     def work_failed(self, work: Work, exc: BaseException) -> None:
-        """A queued work raised (B4).  Context: its worker, no lock held."""
+        """A queued work raised (B4).  Context: its worker."""
         try:
             if self._on_error is not None:
                 self._on_error(work, exc)
@@ -382,17 +384,13 @@ class WorkQueue(Gate):
 
     # ------------------------------------------------------------------------------- inside
 
-    def _tell_servings(self) -> None:
-        """Its state changed: it takes works from its sources, or does not.  Context: no lock held."""
-        for serving in self._servings:
-            serving.heed()
-
     def _still_there(self, what: str) -> str:
         """Of a timeout: what was to be done, and what is left."""
         return f"{what} of queue {self.name!r}: {self.nr_unfinished()} works still there"
 
+    @holding("self._lock")
     def mend(self) -> None:
-        """Something was raised while Q was held: all places agree with what the queue says.  Context: Q held."""
+        """Something was raised while Q was held: all places agree with what the queue says."""
         self._change_state()
         for pwq in self._pwqs.values():
             if pwq.max_active != self._max_active:

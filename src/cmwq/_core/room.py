@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cmwq._core.held import holding
 from cmwq._core.mend import mending
 from cmwq._core.ranks import Rank
 from cmwq._core.wait import own_item, run_steps, surely
@@ -85,12 +86,14 @@ class Room:
         """`give`, as soon as this thread is in the middle of nothing."""
         self._queue.runtime.host.defer(partial(self.give, item))
 
+    @holding("self._lock")
     def mend(self) -> None:
-        """Whoever has a place waits no more.  Context: its lock held."""
+        """Whoever has a place waits no more."""
         self._grant()
 
+    @holding("self._lock")
     def _grant(self) -> None:
-        """Context: its lock held. If it is interrupted, it is done again."""
+        """If it is interrupted, it is done again."""
         while self._waiting and (self._waiting[0].item in self._holders or len(self._holders) < self.limit):
             turn = self._waiting[0]
             self._holders.add(turn.item)

@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._core import checks
 from cmwq._core.future import Future
+from cmwq._core.held import holding, outside
 from cmwq._core.item import lay_out, name_of
 from cmwq._core.mend import mending
 from cmwq._core.pwq import Phase
@@ -104,6 +105,7 @@ class Ask(Future[None]):
         self._context = serving.context.copy()
         self.answers = []
 
+    @outside
     def run(self) -> None:
         serving, context = self._serving, self._context
         assert context is not None
@@ -133,6 +135,7 @@ class Ask(Future[None]):
         serving.call_ended(self)
         self._call = self._context = None
 
+    @outside
     def abort(self, exc: BaseException) -> None:
         self._serving.recover(self, exc)
         super().abort(exc)
@@ -279,9 +282,10 @@ class Serving:
         """As far as the source goes, and its queue takes works."""
         return self._wq.is_open and not (self._stopped or self._exhausted or self._dry or self._wq.runtime.closed)
 
+    @outside
     def arrange(self) -> None:
         """If the source is to be asked, it has its place in line, on each of the queue's pools. May be called at any
-        time.  Context: no lock held. Raises Reentered.
+        time. Raises Reentered.
         """
         if self._is_foreign() or self._asker is not None or not self._may_ask():
             return
@@ -308,9 +312,10 @@ class Serving:
             return (wq._only or wq.place_here(),)
         return {wq.place_at(cpu): None for cpu in wq.runtime.cpus()}
 
+    @outside
     def heed(self) -> None:
         """The queue's state changed, or its own: stand in line, or do not. Then whoever drains or closes need not look
-        at places in line, but waits for the one who asks.  Context: no lock held. Raises Reentered.
+        at places in line, but waits for the one who asks. Raises Reentered.
         """
         if self._is_foreign():
             return
@@ -334,8 +339,9 @@ class Serving:
 
     # ------------------------------------------------------------------------------- asking
 
+    @outside
     def take_turn(self, ask: Ask) -> bool:
-        """Its worker is here. True: it asks now.  Context: the worker, no lock held."""
+        """Its worker is here. True: it asks now.  Context: the worker."""
         if self._is_foreign():
             return False
         with self._lock:
@@ -351,8 +357,9 @@ class Serving:
             self._asker = ask
             return True
 
+    @outside
     def settle(self, ask: Ask, error: BaseException | None) -> bool:
-        """The source has answered, or raised. True: its call is to be run now.  Context: the worker, no lock held."""
+        """The source has answered, or raised. True: its call is to be run now.  Context: the worker."""
         if self._is_foreign():
             return False  # the source forked: what it answers is for the parent
         answer = ask.answers[0] if ask.answers else None
@@ -399,15 +406,17 @@ class Serving:
             "source %s of queue %r raised; it is asked again in %g s", name, self._wq.name, pause, exc_info=error
         )
 
+    @holding("self._lock")
     def _pause(self) -> float:
-        """Until a source that raised is asked again.  Context: V held."""
+        """Until a source that raised is asked again."""
         return min(BACKOFF * 2.0 ** min(self._nr_failures - 1, 20), MAX_BACKOFF)
 
     # ------------------------------------------------------------------------------- its calls
 
+    @outside
     def _hand_on(self, ask: Ask) -> None:
         """Its call can't begin here and now: the queue is frozen, or its worker was interrupted. It is the next of the
-        queue then, as an item of its own. May be done twice.  Context: no lock held.
+        queue then, as an item of its own. May be done twice.
         """
         pwq = ask.pwq
         with self._lock:
@@ -427,18 +436,21 @@ class Serving:
         if heir.over:
             self.lose(heir, self._wq.runtime.why_closed())
 
+    @holding("self._lock")
     def _number(self, ask: Ask) -> None:
-        """It has a call: that makes one more given, once. May be done twice.  Context: V held."""
+        """It has a call: that makes one more given, once. May be done twice."""
         if not ask.number:
             ask.number = self.given + 1
         self.given = max(self.given, ask.number)
 
+    @outside
     def call_failed(self, call: Call, exc: BaseException) -> None:
-        """As if it had been a queued work (B4).  Context: its worker, no lock held."""
+        """As if it had been a queued work (B4).  Context: its worker."""
         self._wq.work_failed(Work(call), exc)
 
+    @outside
     def call_ended(self, ask: Ask) -> None:
-        """Context: its worker, no lock held."""
+        """Context: its worker."""
         if self._is_foreign():
             return
         with self._lock:
@@ -446,8 +458,9 @@ class Serving:
             self._tell()
         self._leave_if_over()
 
+    @outside
     def lose(self, ask: Ask, why: str) -> None:
-        """What the source gave is not run. Said, so that somebody may give it back.  Context: no lock held."""
+        """What the source gave is not run. Said, so that somebody may give it back."""
         name = name_of(ask.answers[0])
         _log.error("call %s that a source gave to queue %r is not run: %s", name, self._wq.name, why)
         with self._lock:
@@ -455,10 +468,11 @@ class Serving:
             self._tell()
         self._leave_if_over()
 
+    @outside
     def recover(self, ask: Ask, exc: BaseException) -> None:
         """Its worker was interrupted in the middle of ours: everything is as if it had not come, or had gone on.
 
-        Context: the worker, no lock held.
+        Context: the worker.
         """
         if self._is_foreign():
             return
@@ -478,23 +492,26 @@ class Serving:
 
     # ------------------------------------------------------------------------------- its end
 
+    @holding("self._lock")
     def mend(self) -> None:
         """Something was raised while V was held. What is noted may be less than what stands in line, and does no harm;
-        whether that is enough is looked at again.  Context: V held.
+        whether that is enough is looked at again.
         """
         for ask in self._calls:
             self._number(ask)
         self._tell()
         self._wq.runtime.host.defer(self.arrange)
 
+    @holding("self._lock")
     def _tell(self) -> None:
-        """Whoever waits for the end looks whether it has come.  Context: V held."""
+        """Whoever waits for the end looks whether it has come."""
         if self._parkers and self.over:
             for parker in self._parkers:
                 parker.unpark()
 
+    @outside
     def _leave_if_over(self) -> None:
-        """Its queue need not know of it any more.  Context: no lock held."""
+        """Its queue need not know of it any more."""
         if self.over and self in self._wq._servings:
             with self._wq._lock:
                 self._wq._servings = tuple(other for other in self._wq._servings if other is not self)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import checks
 from cmwq._core.events import Event, Kind, Note, Tap, name_of_pool, note, note_counts, observe_places
+from cmwq._core.held import holding, outside
 from cmwq._errors import Reentered
 
 if TYPE_CHECKING:
@@ -285,8 +286,8 @@ class Events:
             self.drop(subscription)
             raise
 
+    @holding("self.runtime._pools.lock")
     def _attach(self, subscription: Subscription, pool: WorkerPool) -> None:
-        """Context: R held."""
         tap = Tap(subscription)
         subscription.taps.append(tap)
         with pool.lock:
@@ -294,8 +295,9 @@ class Events:
             observe_places(pool)
             note_counts(pool, tap)
 
+    @holding("self.runtime._pools.lock")
     def adopt(self, pool: WorkerPool) -> None:
-        """A new pool, which nobody else knows yet.  Context: R held."""
+        """A new pool, which nobody else knows yet."""
         for subscription in self.subscriptions:
             self._attach(subscription, pool)
 
@@ -347,19 +349,21 @@ class Events:
             for pwq in pool.pwqs:
                 pwq.observed = False
 
+    @outside
     def tell(self, noted: Iterable[Note]) -> None:
         """Reports go to those who are told whether anybody subscribed or not: the log, and `Runtime.on_stall`. They
         hear of it on the thread that found out, for where no thread can be had is just what they report.
 
-        Context: the timer, no lock held.
+        Context: the timer.
         """
         for one in noted:
             client = self.clients.get(one[0])
             if client is not None:
                 client(Event(*one[:-1]))
 
+    @outside
     def report_stall(self, pool: WorkerPool, stall: Stall, wq: WorkQueue | None = None) -> None:
-        """H3.  Context: the timer, no lock held."""
+        """H3.  Context: the timer."""
         with pool.lock:
             noted = note(pool, Kind.STALL, wq=wq, why=stall.reason, seconds=stall.seconds, stall=stall)
         self.tell([noted])

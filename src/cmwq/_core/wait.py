@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from cmwq._core import checks
 from cmwq._core.blocking import step_aside, step_back
+from cmwq._core.held import outside
 from cmwq._core.ranks import Rank
 from cmwq._core.rescuer import gets_no_threads, hopeless
 from cmwq._core.worker import current_worker
@@ -352,10 +353,11 @@ class surely:
         self._undo()
 
 
+@outside
 def wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float | None) -> bool:
     """Park until the target is done, or its runtime abandoned. False: the deadline, on the host's clock, passed before.
 
-    Raises FlushDeadlock.  Context: no lock held.
+    Raises FlushDeadlock.
     """
     if not target.attach(parker):
         return True

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from cmwq._core.held import holding, outside
 from cmwq._core.lending import AT_REST, Sight, sights
 from cmwq._core.ranks import Rank
 from cmwq._core.recovery import bury_the_dead
@@ -194,6 +195,7 @@ class Watchdog:
         """What was last seen of it."""
         return self._progress.setdefault(pool, Progress())
 
+    @outside
     def _look(self) -> None:
         """Context: the timer."""
         runtime = self._runtime
@@ -277,8 +279,9 @@ class Watchdog:
                 _log.exception("on_stall raised")
 
 
+@holding("pool.lock")
 def _cpu_of_rescuers(pool: WorkerPool) -> dict[Worker, float | None]:
-    """Of those that help here.  Context: lock held."""
+    """Of those that help here."""
     return {worker: worker.cpu_time() for worker in pool.workers if worker.is_rescuer}
 
 

@@ -7,6 +7,7 @@ from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core.future import ATTRIBUTES, Future
+from cmwq._core.held import holding, outside
 from cmwq._core.item import lay_out
 from cmwq._core.wait import needs_of
 
@@ -35,8 +36,9 @@ class WorkFuture(Future[Any]):
         """It is to be the result of that execution.  Context: lock of the item's pool held, or not queued yet."""
         self._item = item
 
+    @outside
     def settle(self, result: Any, exception: BaseException | None) -> None:
-        """Context: the worker, no lock held."""
+        """Context: the worker."""
         with self.phase.pwq.pool.lock:
             if self._state != PENDING:
                 return
@@ -49,6 +51,7 @@ class WorkFuture(Future[Any]):
         if audience is not None:
             audience.announce(self)
 
+    @holding("self.pwq.pool.lock")
     def _withdraw(self) -> None:
         pass
 

@@ -51,6 +51,7 @@ from itertools import count
 from operator import call
 from typing import TYPE_CHECKING
 
+from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
 from cmwq._errors import QueueClosed
 from cmwq._host import locks
@@ -160,12 +161,13 @@ class Timers:
         To cancel one of the parent's timers here is harmless, and returns False. Should the thread have been the one
         that forked, in an fn, then it ends.
         """
-        self._starting._at_fork_reinit()
-        self._lock._at_fork_reinit()
+        locks.reinit(self._starting)
+        locks.reinit(self._lock)
         self._closed = True
         self._drop_all()
         self._parker.unpark()
 
+    @outside
     def fire_due(self) -> float:
         """Call all that is due, the earliest first. Returns how long to park: seconds, or -1 for ever.
 
@@ -235,15 +237,17 @@ class Timers:
                 garbage = self._compact()
         del garbage
 
+    @holding("self._lock")
     def _recount(self) -> None:
-        """Right again, whatever was half done. Context: lock held."""
+        """Right again, whatever was half done."""
         heapify(self._heap)
         self._cancelled = sum(timer._counted for _, _, timer in self._heap)
         self._wakes_at = -math.inf
         self._parker.unpark()
 
+    @holding("self._lock")
     def _compact(self) -> object:
-        """Forget the cancelled entries. Returns what is to be let go of outside the lock.  Context: lock held."""
+        """Forget the cancelled entries. Returns what is to be let go of outside the lock."""
         old = self._heap
         self._heap = [entry for entry in old if entry[2]._fns]
         for _, _, timer in old:

@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.config import Config
-from cmwq._core.held import about_to_take, accounts
+from cmwq._core.held import about_to_take, accounts, holding
 from cmwq._core.here import be_of
 from cmwq._core.invariants import check as check_pool
 from cmwq._core.ranks import Rank
@@ -152,8 +152,8 @@ class SimLock:
     def locked(self) -> bool:
         return self.holder is not None
 
+    @holding("self")
     def wake(self, parker: Any) -> None:
-        """Context: held."""
         self._to_wake.append(parker)
 
     def __enter__(self) -> None:
