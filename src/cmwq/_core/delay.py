@@ -39,10 +39,10 @@ class Delay:
         self.wq = wq  # I
         self.work = work  # I
         self._seconds = seconds  # I
-        self._pwq = pwq  # I: where it will go, if that CPU is still there
-        self._context: Context | None = wq.new_context()
+        self._pwq = pwq  # A: where it will go; another place once that CPU has left
+        self._context: Context | None = wq.new_context()  # W
         self._timer: Timer | None = None  # W
-        self._fired = False  # the timer's thread
+        self._fired = False  # T
         self._made: Queued | None = None  # W: what came of it
         self.futures: list[WorkFuture] = []  # W: who wants the result
 
@@ -121,6 +121,7 @@ class Delay:
         doesn't wait for it any more. Raises QueueClosed: its work is not taken, and was taken back.
         """
         work, refusal = self.work, None
+        self.choose_place()
         with work._here():
             if self.is_over():
                 return None
@@ -162,8 +163,22 @@ class Delay:
         return futures
 
     @outside
+    def choose_place(self) -> None:
+        """D3: if its CPU has left, it goes where works go now. Before W is taken, for that may start a pool."""
+        if self._pwq.pool.disassociated and self.work._delay is self:
+            with suppress(CmwqError):  # the old place will do where no other can be had: the queue drains, say
+                self._pwq = self.wq.place_here()
+
+    @outside
     def fire(self) -> None:
-        """The time has come.  Context: the timer's thread."""
+        """The time has come, whatever was raised while a place was sought.  Context: the timer's thread."""
+        try:
+            self.choose_place()
+        finally:
+            self._be_due()
+
+    @outside
+    def _be_due(self) -> None:
         work, refusal = self.work, None
         self._fired = True
         with work._lock:
@@ -184,9 +199,6 @@ class Delay:
     def insert(self, *, accepted: bool = True) -> Queued:
         """Queue its work. Raises QueueClosed."""
         pwq = self._pwq
-        if pwq.pool.disassociated:
-            with suppress(CmwqError):  # D3; the old place will do where no other can be had: the queue drains, say
-                pwq = self.wq.place_here()
         self._made = item = Queued(self.work, pwq.outside, self._next_context())
         item.accepted = accepted
         for future in self.futures:

@@ -85,8 +85,7 @@ class FixedRate(Delay):
             self._wait_for_next()
 
     @outside
-    def fire(self) -> None:
-        """It is due.  Context: the timer's thread."""
+    def _be_due(self) -> None:
         work = self.work
         with work._lock:
             if work._delay is not self:
