@@ -22,34 +22,26 @@ Guarantees
 
   N2 before A1: so N1 comes before A2, and the ask has seen it. N2 between A1 and A3: A3 finds news, and the place goes
   in line again. N2 after A3's look: N3 has the lock after A3, and undoes what that has decided.
-- What the source gave is run, or said not to be (`_lose`): it isn't lost by an exception in the middle of ours (F10).
-  The answer goes from the source into `Ask.answers` within one call of a C function, with no bytecode in between; from
-  there on the item has it, and whoever ends that item, `abort` included, looks there.
+- What the source gave is run, or said not to be (`lose`): it isn't lost by an exception in the middle of ours (F10).
+  `Ask.answers` has it from the first moment, and whoever ends that item looks there.
 
-A place in line is no work that a flush waits for: what the source still has was not queued. So it is counted in a phase
-of its own (`Asking`), which nobody seals. When the source has answered, the item moves to the queue's current phase,
-and is a work like others; and so does one that asks at the moment when its queue begins to drain or close, for after
-that nothing of the queue may run. (`mend` counts by `phase`, so the move is one step.)
-
-The letters are those of `pool`; V is `Serving._lock`, of the rank of a work's lock.
+The place in line itself is in `asking`. The letters are those of `pool`; V is `Serving._lock`, of the rank of a
+work's lock.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Collection, Iterator
-from itertools import starmap
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core import checks
-from cmwq._core.future import Future
+from cmwq._core.asking import Ask, ServingEnd, accept, count, stand_first, stand_in_line
 from cmwq._core.held import holding, outside
-from cmwq._core.item import lay_out, name_of
+from cmwq._core.item import name_of
 from cmwq._core.mend import mending
-from cmwq._core.pwq import Phase
 from cmwq._core.ranks import Rank
-from cmwq._core.wait import needs_of, run_steps
+from cmwq._core.wait import run_steps
 from cmwq._core.work import Work
 from cmwq._errors import ForeignProcess, QueueClosed, Reentered
 
@@ -57,12 +49,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import TypeAlias
 
-    from cmwq._core.item import Item
-    from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker, Timer
     from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queue import WorkQueue
-    from cmwq._core.wait import Steps, Target
+    from cmwq._core.wait import Steps
 
     Call: TypeAlias = Callable[[], object]
     Source: TypeAlias = Callable[[], Call | None]
@@ -73,87 +63,6 @@ BACKOFF = 0.1
 """Seconds until a source that raised is asked again; twice as many each time it raises again."""
 MAX_BACKOFF = 30.0
 """Seconds at most."""
-
-
-class Asking(Phase):
-    """Where a place in line counts: no flush waits for it."""
-
-    __slots__ = ()
-
-    def __init__(self, pwq: PoolWorkQueue) -> None:
-        super().__init__(pwq, sys.maxsize)  # later than whatever is flushed
-
-
-class Ask(Future[None]):
-    """A place in line of one call that the source may give; then that call.
-
-    It is a future so that it is taken back, counted, and seen as all others are. Nobody waits for it.
-    """
-
-    _serving: Serving
-    answers: list[Any]  # the running worker's: empty, or what the source gave
-    news: object = None  # V: the last when the source was asked
-    number: int = 0  # V: the how manieth call of the source it has; 0: none
-    begins: bool = False  # S: its call is about to begin, so what is raised from now on is the call's
-    over: bool = False  # S: and has ended
-    heir: Ask | None = None  # V: what runs its call instead of it
-
-    def __init__(self, serving: Serving, pwq: PoolWorkQueue) -> None:
-        self._serving = serving
-        self.phase = Asking(pwq)
-        self._call = (serving.source,)
-        self._context = serving.context.copy()
-        self.answers = []
-
-    @outside
-    def run(self) -> None:
-        serving, context = self._serving, self._context
-        assert context is not None
-        if not self.answers:
-            if not serving.take_turn(self):
-                return
-            error: BaseException | None = None
-            try:
-                # The one call in which the source is asked and its answer is ours: see above. StopIteration ends it.
-                self._context.run(self.answers.extend, starmap(serving.source, ((),)))  # type: ignore[union-attr]
-            except BaseException as exc:
-                error = exc
-            try:
-                runs = serving.settle(self, error)
-            finally:
-                error = None  # break the cycle through the traceback
-            if not runs:
-                return
-        call = self.answers[0]
-        self._call = (call,)  # what it is called in messages
-        self.begins = True
-        try:
-            self._context.run(call)  # type: ignore[union-attr]
-        except BaseException as exc:
-            serving.call_failed(call, exc)
-        self.over = True
-        serving.call_ended(self)
-        self._call = self._context = None
-
-    @outside
-    def abort(self, exc: BaseException) -> None:
-        self._serving.recover(self, exc)
-        super().abort(exc)
-
-    def cancel(self) -> bool:
-        """Take the place out of line. One that has its call, and waits because its queue was frozen, loses that."""
-        cancelled = super().cancel()
-        if self.cancelled() and self.answers and not self.over:  # else it is still to be, or was never given
-            self.over = True
-            self._serving.lose(self, "it was cancelled")
-        return cancelled
-
-    def describe(self) -> str:
-        what = "call" if self.answers else "asking of source"
-        return f"{what} {name_of(self.function)} of queue {self.queue.name!r}"
-
-
-lay_out(Ask, "phase", "_call", "_context", "_state", "_serving", "answers", "news", "number", "begins", "over", "heir")
 
 
 class Serving:
@@ -175,7 +84,7 @@ class Serving:
         self._wq = wq  # I
         self._on_stop = on_stop  # V to change: None once it was called
         self._born = Work.generation  # I: in which process
-        self._news: object = None  # any thread: another with each `notify`
+        self._news: object = None  # A: another with each `notify`
         self._dry = False  # V: it has nothing now
         self._exhausted = False  # V: it has no more
         self._stopped = False  # V to change: it isn't asked any more
@@ -185,7 +94,7 @@ class Serving:
         self._nr_failures = 0  # V: in a row
         self._retry: Timer | None = None  # V: the source raised, and will be asked again
         self._parkers: list[Parker] = []  # V: who waits for the end
-        self._lock = host.lock(Rank.WORK, mending(self))
+        self._lock = host.lock(Rank.WORK, mending(self))  # I
 
     def __repr__(self) -> str:
         state = "over" if self.over else "stopping" if self._stopped else "dry" if self._dry else "open"
@@ -257,7 +166,7 @@ class Serving:
         run_steps(self._wait_steps(), self._wq.runtime, timeout, lambda: f"{self!r} is not over")
 
     def close(self, timeout: float | None = None) -> None:
-        """`stop`, then `wait`."""
+        """`stop`, then `wait` for so many seconds at most."""
         self.stop()
         self.wait(timeout)
 
@@ -270,7 +179,7 @@ class Serving:
         self.close()
 
     def _wait_steps(self) -> Steps[None]:
-        yield _End(self)
+        yield ServingEnd(self)
 
     # ------------------------------------------------------------------------------- the place in line
 
@@ -300,7 +209,7 @@ class Serving:
                 standing = self._asks.get(pwq)
                 if standing is None or standing.done():
                     ask = Ask(self, pwq)
-                    if _stand_in_line(pwq, ask):
+                    if stand_in_line(pwq, ask):
                         # Noted last. One that stands there and isn't noted finds out, when its turn comes, whether the
                         # source is to be asked.
                         self._asks[pwq] = ask
@@ -328,7 +237,7 @@ class Serving:
                 self._asks = {}
             if not self._wq.is_open or self._stopped:
                 if self._asker is not None:
-                    _count(self._asker)
+                    count(self._asker)
                 if self._retry is not None and self._stopped:
                     self._retry.cancel()
             self._tell()
@@ -374,7 +283,7 @@ class Serving:
                 self._nr_failures = 0
                 self._calls.add(ask)
                 self._number(ask)
-                runs = _accept(ask)
+                runs = accept(ask)
             elif error is not None:
                 self._nr_failures += 1
                 self.failures += 1
@@ -427,7 +336,7 @@ class Serving:
                 heir.number = ask.number
                 ask.heir = heir
             listed = heir._state != "PENDING" or pwq.has(heir)
-            if not listed and not _stand_first(pwq, heir):
+            if not listed and not stand_first(pwq, heir):
                 heir.over = True
             if not heir.over:
                 self._calls.add(heir)
@@ -515,92 +424,6 @@ class Serving:
         if self.over and self in self._wq._servings:
             with self._wq._lock:
                 self._wq._servings = tuple(other for other in self._wq._servings if other is not self)
-
-
-class _End:
-    """A serving is over: what is waited for."""
-
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
-
-    def done(self) -> bool:
-        return self._serving.over
-
-    def attach(self, parker: Parker) -> bool:
-        with self._serving._lock:
-            self._serving._parkers.append(parker)
-        return not self.done()
-
-    def detach(self, parker: Parker) -> None:
-        with self._serving._lock:
-            if parker in self._serving._parkers:
-                self._serving._parkers.remove(parker)
-
-    def _items(self) -> list[Ask]:
-        """Copies are made in one step: whoever follows a chain of waits has a lock of the highest rank."""
-        serving, asker = self._serving, self._serving._asker
-        return [*serving._asks.copy().values(), *serving._calls.copy(), *([] if asker is None else [asker])]
-
-    def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
-        for item in self._items():
-            yield from needs_of(item, waiting)
-
-    @property
-    def queue(self) -> WorkQueue:
-        return self._serving._wq
-
-    def lacks_workers(self) -> Collection[WorkerPool]:
-        return {item.pwq.pool for item in self._items() if item._state == "PENDING"}
-
-    def describe_wait(self) -> str:
-        return f"waits for the end of what is served to queue {self.queue.name!r}"
-
-
-# ----------------------------------------------------------------------------------- what is done under L
-
-
-def _stand_in_line(pwq: PoolWorkQueue, ask: Ask) -> bool:
-    """`insert`, for what no flush counts. False: the queue takes nothing now."""
-    with pwq.pool.lock:
-        if pwq.gate or pwq.pool.closing:
-            return False
-        pwq.place(ask)
-        pwq.pool.kick_or_settle()
-        return True
-
-
-def _stand_first(pwq: PoolWorkQueue, ask: Ask) -> bool:
-    """It is the queue's next, before all that waits. False: nothing is run there any more."""
-    with pwq.pool.lock:
-        if pwq.pool.closing:
-            return False
-        ask.phase = pwq.phase
-        pwq.inactive.appendleft(ask)
-        pwq.phase.count += 1
-        pwq.activate()
-        pwq.pool.kick_or_settle()
-        return True
-
-
-def _count(ask: Ask) -> None:
-    """From now on it is a work that whoever flushes, drains or closes waits for."""
-    pwq = ask.pwq
-    with pwq.pool.lock:
-        if type(ask.phase) is Asking:
-            ask.phase = pwq.phase
-            pwq.phase.count += 1
-
-
-def _accept(ask: Ask) -> bool:
-    """It has a call, and is a work of its queue. False: it is not to begin here and now."""
-    pwq = ask.pwq
-    with pwq.pool.lock:
-        if pwq.frozen or pwq.pool.closing:
-            return False
-        if type(ask.phase) is Asking:
-            ask.phase = pwq.phase
-            pwq.phase.count += 1
-        return True
 
 
 def begin(wq: WorkQueue, source: Any, on_stop: Any) -> Serving:
