@@ -146,8 +146,8 @@ class blocking:
     __slots__ = ("_item", "_worker")
 
     def __init__(self) -> None:
-        self._worker: Worker | None = None
-        self._item: Item | None = None
+        self._worker: Worker | None = None  # S
+        self._item: Item | None = None  # S
 
     def __enter__(self) -> None:
         self._worker = worker = current_worker()

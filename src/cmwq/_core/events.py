@@ -26,7 +26,8 @@ slow then loses its own events and nobody else's, one thread less is to be kept,
 Why what comes last is dropped and not what is oldest: the place where events are missing is then known, and nobody but
 the observer takes from the buffer.
 
-Letters as in `pool`; B: each change is one step of C, of a thread that holds some pool's lock or of the observer.
+The letters are those of `pool`. What a buffer's A stands for: one step of C, of a thread that holds some pool's lock or
+of the observer.
 """
 
 from __future__ import annotations

@@ -27,9 +27,10 @@ from cmwq._errors import CmwqTimeout, Reentered
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
+    from cmwq._core.phase import Phase
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker
-    from cmwq._core.pwq import Phase, PoolWorkQueue
+    from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queue import WorkQueue
     from cmwq._core.room import Room
     from cmwq._core.wait import Target
@@ -66,10 +67,10 @@ class Future(cf.Future[T]):
     def __init__(self, phase: Phase, call: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> None:
         """call: the function and its positional arguments."""
         self.phase = phase  # I once queued
-        self._call = call
-        self._context = context
+        self._call = call  # L
+        self._context = context  # L
         if kwargs:
-            self._kwargs = kwargs
+            self._kwargs = kwargs  # L
 
     @property
     def pwq(self) -> PoolWorkQueue:

@@ -66,18 +66,21 @@ class Gate:
     # ------------------------------------------------------------------------------- opened and shut
 
     def begin_drain(self, drain: object) -> None:
+        """From now on only its own works may queue to it, until all who drain have ended (F3)."""
         with self._lock:
             self._drainers = (*self._drainers, drain)
             self._change_state()
         self._tell_servings()
 
     def end_drain(self, drain: object) -> None:
+        """That drain is over. May be called again."""
         with self._lock:
             self._drainers = tuple(other for other in self._drainers if other is not drain)
             self._change_state()
         self._tell_servings()
 
     def be_closed(self) -> None:
+        """From now on nobody may queue to it."""
         with self._lock:
             self._closing = True
             self._state = State.CLOSED

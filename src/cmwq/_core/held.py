@@ -16,7 +16,8 @@ of locks always.
 
 A thread that is in the middle of a section can be interrupted by a signal handler, a finaliser or a trace function that
 calls us again. That is no mistake of ours, and the locks refuse it (`Reentered`). It can be told from a mistake by the
-stack: between the section and the call there is then a frame that is none of the package's, or a `__del__`.
+stack: between the section and the call there is then a frame that is none of the package's, or a `__del__`. (Nor are
+sections that a test begins itself any of ours.)
 
 What fails here may be caught by somebody, as by a worker that survives everything; so it is also kept in `broken` and
 written to stderr.
@@ -105,11 +106,13 @@ def _interrupted(frame: FrameType | None, place: _Place | None) -> bool:
     """Is what goes on in that frame none of the business of the section that began at that place?"""
     if place is None:
         return True  # taken on another thread, or unseen by us
-    while frame is not None and id(frame) != place.frame_id:
+    while frame is not None:
         if not frame.f_code.co_filename.startswith(_PACKAGE) or frame.f_code.co_name == "__del__":
             return True
+        if id(frame) == place.frame_id:
+            return False
         frame = frame.f_back
-    return frame is None
+    return True
 
 
 def about_to_take(rank: int, holds: int, depth: int = 2) -> None:

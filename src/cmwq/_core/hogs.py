@@ -104,7 +104,7 @@ class HogReports:
     """How often each function was a hog. Only timers call it, one at a time."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str], int] = {}  # the timers' thread; those reported last at the end
+        self._counts: dict[tuple[str, str], int] = {}  # T; those reported last at the end
 
     def report(self, key: tuple[str, str], threshold: float) -> None:
         """key: queue and function."""

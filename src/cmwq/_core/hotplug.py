@@ -18,7 +18,7 @@ Why bind threads again that were bound already: the kernel moves a thread off a 
 back; a change of the cpuset overwrites it. If the CPU was gone and back between two looks, only the thread's own
 affinity tells: `_bind_strays`.
 
-H: `Hotplug._lock`, before R; the other letters are those of `pool`.
+The letters are those of `pool`; H: `Hotplug._lock`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Hotplug:
         self._limit = 0  # H and R: likewise
         self._homes: dict[tuple[str, int], int] = {}  # R to change, read freely: scope and CPU: the pool's first CPU
         self._served: dict[tuple[str, int], tuple[int, ...]] = {}  # R to change, read freely: the CPUs of each of those
-        self._lock = pools.host.lock(Rank.HOTPLUG)
+        self._lock = pools.host.lock(Rank.HOTPLUG)  # F
 
     def take_over(self, other: Hotplug) -> None:
         """What was taken offline by hand stays so.  Context: nothing runs yet."""

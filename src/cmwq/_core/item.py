@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cmwq._core.held import holding, outside
 
 if TYPE_CHECKING:
+    from cmwq._core.phase import Phase
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.pwq import Phase, PoolWorkQueue
+    from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queue import WorkQueue
     from cmwq._core.rescuer import Rescuer
     from cmwq._core.worker import Worker

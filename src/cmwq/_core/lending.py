@@ -58,10 +58,10 @@ class Sight:
     @holding("pwq.pool.lock")
     def __init__(self, pwq: PoolWorkQueue, workers: Iterable[Worker], now: float) -> None:
         """workers: those of the pool that execute a work of that place."""
-        self.at = now
+        self.at = now  # I
         # Weak ones: what has ended is not to be kept alive by having been seen.
-        self.head = next((ref(item) for item in pwq.inactive if not item.withdrawn), None)
-        self.holders = {
+        self.head = next((ref(item) for item in pwq.inactive if not item.withdrawn), None)  # I
+        self.holders = {  # I
             worker: (ref(worker.item), worker.cpu_time())
             for worker in workers
             if worker.lender is None and worker.item is not None
@@ -70,7 +70,7 @@ class Sight:
         for worker in workers:
             follower = worker.item.follower if worker.item is not None else None
             elsewhere += follower is not None and not follower.lent and not follower.withdrawn
-        self.listed = pwq.nr_active - len(self.holders) - elsewhere
+        self.listed = pwq.nr_active - len(self.holders) - elsewhere  # I
         """Works that wait for a worker only, not for a place."""
 
     def still_holds(self, worker: Worker) -> bool:

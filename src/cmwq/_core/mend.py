@@ -26,8 +26,9 @@ from cmwq._core.held import holding
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
+    from cmwq._core.phase import Phase
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.pwq import Phase, PoolWorkQueue
+    from cmwq._core.pwq import PoolWorkQueue
 
 
 class Mendable(Protocol):

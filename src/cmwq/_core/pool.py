@@ -12,14 +12,24 @@ all numbers follow from that, and `mend` counts them anew before anybody else ha
 #
 #   I    set while being built, never rebound; read freely
 #   L    pool.lock
-#   S    the worker's own thread alone
-#   Q    wq.lock
-#   R    runtime.lock
+#   S    one thread's own: the worker's, or that of whoever waits
+#   T    the timer thread alone
+#   W    the work's lock
+#   V    the lock of `Serving`
+#   Q    the queue's lock
+#   R    the runtime's lock, which is that of `Pools`
+#   E    the runtime's lock that freezing and thawing take
+#   H    the lock of `Hotplug`
+#   D    the lock of `Watchdog`
+#   M    the lock of `Room`
+#   A    none: each change is one step, which other threads see as a whole
 #   F    written only in the child of a fork, while it has one thread
-#   ~    statistic: changed under L, readers may see a stale value, never decides anything
+#   ~    read without a guard: the value may be stale, and whoever decides by it is right all the same
 #
-# The order of locks is in `ranks`, and the locks keep it. No user's code runs under any.
-# No letter stands for the GIL.
+# What a function needs held is said by its decorator (`held`). The order of locks is in `ranks`, and the locks keep it.
+# No user's code runs under any. No system call that may sleep is made under L, which is the hot one. Threads are
+# started, the GIL is learnt, and the system's files are read under R, Q and H, and under the sensors' and the timers'
+# own locks. No letter stands for the GIL.
 """
 
 from __future__ import annotations
@@ -57,7 +67,7 @@ class Statistics:
     def __init__(self) -> None:
         self.created = self.culled = self.deaths = self.peak_workers = 0  # ~
         self.niced = False  # ~: they got the nice value that they asked for
-        self.lacks: set[str] = set()  # what workers go on without, and was said; each change is atomic
+        self.lacks: set[str] = set()  # A: what workers go on without, and was said
 
 
 class WorkerPool:
@@ -86,16 +96,16 @@ class WorkerPool:
         self.worklist: deque[Item] = deque()  # L: active items in order of activation (E10)
         self.idle_list: list[Worker] = []  # L: last in, first woken (A7); the coldest at the front
         self.workers: set[Worker] = set()  # L
-        self.office = Office(self, runtime.max_workers)  # who creates them
+        self.office = Office(self, runtime.max_workers)  # I: who creates them
         self.nr_running = 0  # L: counted and not asleep; whoever wakes a worker counts it
         self.nr_blocked = 0  # L: counted, and asleep, but not for a lock
         self.nr_hogs = 0  # L: counted, and let go of (A9)
         self.nr_waking = 0  # L: counted, woken by us, and not yet arrived
         self.armed_with: Worker | None = None  # L: the reserve the sensor was given
-        self.alarms = Alarms()
+        self.alarms = Alarms()  # I
         self.pwqs: Weakly[PoolWorkQueue] = Weakly()  # L: to be seen; kept alive by its queue, or by its works
         self.rescued = False  # L: a queue with a rescuer has a place here
-        self.lending = Lending()  # works that wait inactive, maybe for themselves (E1)
+        self.lending = Lending()  # I: works that wait inactive, maybe for themselves (E1)
         self.detained: set[Queued] = set()  # L: works that are active and in no list: they run elsewhere first (E3)
         self.relisting: tuple[list[Item], PoolWorkQueue, list[Item]] | None = None  # L: see `relist`
         self.drainers: list[Parker] = []  # L: who waits for quiet
@@ -104,7 +114,7 @@ class WorkerPool:
         self.closing = False  # L: the runtime ends: no worker is created any more
         self.lost = False  # F: it was the parent's
         self.nr_wakeups = self.nr_completed = 0  # ~
-        self.stats = Statistics()
+        self.stats = Statistics()  # I
         self.lookout = sensor.lookout(self)  # I
         self.lock = self.lookout.lock()  # I
         self.lock.mend = mending(self)

@@ -30,7 +30,7 @@ class Pools(dict[PoolKey, WorkerPool]):
         super().__init__()
         self._runtime = runtime  # I
         self.host = host  # I
-        self.lock = host.lock(Rank.RUNTIME)
+        self.lock = host.lock(Rank.RUNTIME)  # F
         self.sensor: Sensor | None = None  # R: None: nothing has run yet
         self.closed = False  # R: takes no work any more
 

@@ -123,11 +123,11 @@ class WorkQueue(Gate):
         self._context = context  # I
         self._max_active = options.limit()  # Q
         self.has_explicit_limit = max_active is not None  # Q to change, read freely: it is a bound, not a default
-        self._lock = runtime.host.lock(Rank.QUEUE, mending(self))
+        self._lock = runtime.host.lock(Rank.QUEUE, mending(self))  # F
         self.nr_hogs = 0  # ~: works that were CPU hogs (A9)
         self._pwqs: dict[WorkerPool, PoolWorkQueue] = {}  # Q to change
         self._only: PoolWorkQueue | None = None  # Q to change: the one to use, where the scope has but one pool
-        self._delays: set[Delay] = set()  # works whose time has not come; each change is atomic
+        self._delays: set[Delay] = set()  # A: works whose time has not come
         self._room = None if options.max_pending is None else Room(self, options.max_pending, options.full)  # F
         self._special = max_pending is not None or context is not None  # I: submitting takes more than the usual
         self.nr_maydays = self.nr_rescued = 0  # ~
@@ -399,6 +399,7 @@ class WorkQueue(Gate):
             self._only = next((pwq for pwq in self._pwqs.values() if pwq.pool.runtime is self.runtime), None)
 
     def refuse_own_work(self, verb: str) -> None:
+        """Raises FlushDeadlock if one of its own works is the caller (F7)."""
         item = own_item(self)
         if item is not None:
             raise FlushDeadlock(f"{item.describe()} {verb} its own queue {self.name!r}: it would wait for itself")

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from cmwq._core.item import Item
+    from cmwq._core.phase import Phase
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker
-    from cmwq._core.pwq import Phase, PoolWorkQueue
+    from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queue import WorkQueue
     from cmwq._core.room import Room
     from cmwq._core.work import Work
@@ -71,20 +72,20 @@ class Queued:
     work: Work | None  # L: None once taken back
     stage = LISTED  # L: where it is
     phase: Phase  # I once queued
-    _context: Context | None  # dropped when taken back
+    _context: Context | None  # L: dropped when taken back
     accepted = False  # I: its queue took it earlier, as a delayed work
     room: Room | None = None  # L: where it has a place, if its queue has a `max_pending`
     parkers: list[Parker] | None = None  # L: who waits for its end
     follower: Queued | None = None  # L: the next queueing, which collided with this execution (E3)
     futures: list[WorkFuture] | None = None  # L: who wants the result
-    outcome: tuple[Any, BaseException | None] = (None, None)  # the running worker's
-    raised: type[BaseException] | None = None  # the running worker's: what its function raised
+    outcome: tuple[Any, BaseException | None] = (None, None)  # S: the running worker's
+    raised: type[BaseException] | None = None  # S: the running worker's: what its function raised
     held: list[Queued] | None = None  # L of the pool where this one runs: those on hold for it
 
     def __init__(self, work: Work, phase: Phase, context: Context | None) -> None:
-        self.work = work
-        self.phase = phase
-        self._context = context
+        self.work = work  # L
+        self.phase = phase  # I once queued
+        self._context = context  # L
 
     @property
     def pwq(self) -> PoolWorkQueue:

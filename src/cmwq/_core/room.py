@@ -1,7 +1,7 @@
 """Room: how many works of a queue may wait (E9, `max_pending`).
 
 Guarantees: never more than `limit` works have a place; who waits for one gets it in order of arrival; a place given up
-by a waiter that was interrupted goes to the next. Its lock is a leaf: it may be taken with any other held.
+by a waiter that was interrupted goes to the next. The letters are those of `pool`; M: `Room._lock`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Room:
 
     def __init__(self, queue: WorkQueue, limit: int, full: str) -> None:
         self._queue = queue  # I
-        self._lock = queue.runtime.host.lock(Rank.ROOM, mending(self))
+        self._lock = queue.runtime.host.lock(Rank.ROOM, mending(self))  # F
         self.limit = limit  # I
         self.full = full  # I
-        self._holders: set[object] = set()  # its own lock: the works that have a place
-        self._waiting: deque[_Turn] = deque()  # its own lock
+        self._holders: set[object] = set()  # M: the works that have a place
+        self._waiting: deque[_Turn] = deque()  # M: who waits, the first in front
 
     @property
     def taken(self) -> int:
@@ -107,10 +107,10 @@ class _Turn:
     """One who waits for a place."""
 
     def __init__(self, room: Room, item: object) -> None:
-        self.room = room
-        self.item = item
-        self.granted = False
-        self.parkers: list[Parker] = []
+        self.room = room  # I
+        self.item = item  # I
+        self.granted = False  # M
+        self.parkers: list[Parker] = []  # M
 
     def done(self) -> bool:
         return self.granted

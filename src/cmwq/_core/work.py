@@ -83,14 +83,14 @@ class Work:
 
     def _begin(self) -> None:
         self._cancels: tuple[object, ...] = ()  # W: cancel_sync()s in progress
-        self._item: Queued | None = None  # set under W before it is listed, to None under L: where it is pending
+        self._item: Queued | None = None  # W before it is listed, L to None: where it is pending
         self._delay: Delay | None = None  # W: its timer
         self._moving: Delay | None = None  # W: in place of what was pending this is to be
         self._taken: list[Queued | Delay] = []  # W to add: taken back, and to be dropped without a lock
         self._last: WorkerPool | None = None  # L: where it ran last: only there can it still be running (E3)
         self._execution: Queued | None = None  # L of that pool: which of its queueings runs there
-        self._lock = host_here().lock(Rank.WORK, mending(self))
-        self._born = Work.generation  # last: until then nobody else touches it
+        self._lock = host_here().lock(Rank.WORK, mending(self))  # I
+        self._born = Work.generation  # I: last: until then nobody else touches it
 
     @classmethod
     def process_forked(cls) -> None:

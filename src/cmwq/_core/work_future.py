@@ -13,8 +13,8 @@ from cmwq._core.wait import needs_of
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
+    from cmwq._core.phase import Phase
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.pwq import Phase
     from cmwq._core.queued import Queued
     from cmwq._core.wait import Target
     from cmwq._core.work import Work
@@ -29,8 +29,8 @@ class WorkFuture(Future[Any]):
     _item: Queued | None = None
 
     def __init__(self, phase: Phase, work: Work) -> None:
-        self.phase = phase
-        self._work = work
+        self.phase = phase  # I
+        self._work = work  # I
 
     def of(self, item: Queued) -> None:
         """It is to be the result of that execution.  Context: lock of the item's pool held, or not queued yet."""

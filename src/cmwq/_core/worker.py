@@ -71,7 +71,7 @@ class Worker:
         self.look_again = 0.0  # S: not before that, on the host's clock, it is looked at for what works left behind
         self.shown = ""  # S: the queue the thread is named after
         self.waiters: tuple[ref[Any], ...] = ()  # S to change, read freely: see `lending.Waiters`
-        self.watched: Any = None  # the sensor's own
+        self.watched: Any = None  # L: the sensor's own
 
     @property
     def sleeping(self) -> bool:

@@ -412,15 +412,18 @@ class SimHost:
     # ------------------------------------------------------------------------------- scheduling
 
     def me(self) -> SimThread:
+        """The simulated thread that runs."""
         assert self.current is not None, "not on a simulated thread"
         return self.current
 
     def make_ready(self, thread: SimThread) -> None:
+        """It can run, and does when it is its turn."""
         if not (thread.ready or thread.ended):
             thread.ready = True
             self._ready.append(thread)
 
     def wake_later(self, delay: float, thread: SimThread) -> SimTimer:
+        """`make_ready` in so many seconds."""
         return self._at(delay, lambda: self.make_ready(thread))
 
     def seam(self) -> None:
@@ -461,11 +464,13 @@ class SimHost:
         next_._baton.release()
 
     def fail(self, exc: BaseException) -> None:
+        """The run ends, with the first of these."""
         if self.failure is None:
             self.failure = exc
         self.stop()
 
     def stop(self) -> None:
+        """The run ends, and with it all simulated threads."""
         if not self.stopped:
             self.stopped = True
             for thread in self._threads:
@@ -579,7 +584,7 @@ class SimSensor:
     sensor's way).
 
     marks: it reports in the sentinel's way. It marks what it saw and wakes the reserve it was armed with, once nobody
-    can run: it has the priority of an idle CPU.
+    can run: it has the priority of an idle CPU. For simulated threads, of which one runs at a time.
     """
 
     name = "scripted"
@@ -603,6 +608,7 @@ class SimSensor:
         pass
 
     def sleeping(self, worker: Worker) -> None:
+        """The script has it sleep from now on."""
         item = worker.item
         if self._miss():
             self._host.call_later(self._late, lambda: self._report(worker, item))
@@ -622,6 +628,7 @@ class SimSensor:
             pool.kick()
 
     def running(self, worker: Worker) -> None:
+        """The script has it run again."""
         if isinstance(worker.pool.lookout, MarkingLookout):
             worker.pool.lookout.mark(worker, False)
             return
