@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-# ruff: noqa: E402
 import os
 
 os.environ.setdefault("CMWQ_DEBUG", "1")  # here and in the children; read when cmwq is imported

@@ -571,12 +571,12 @@ def program(seed: int) -> None:
 
         def checked() -> None:
             runtime.check_cpus()
-            for key, pool in runtime._pools.items():
-                with runtime.hotplug._lock:
+            with runtime.hotplug._lock:  # once for all: to take it lets others go on
+                for key, pool in runtime._pools.items():
                     served = runtime.hotplug.served_by(key)
-                assert pool.disassociated == (not served)
-                assert pool.cpus == (served or runtime.cpus())
-                assert pool.target == (runtime.hotplug.target(served) if served else UNMANAGED)
+                    assert pool.disassociated == (not served)
+                    assert pool.cpus == (served or runtime.cpus())
+                    assert pool.target == (runtime.hotplug.target(served) if served else UNMANAGED)
 
         works = [cmwq.DelayedWork(again, index) for index in range(3)]
         errors: list[BaseException] = []
