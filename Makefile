@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-CODE := src tests tools demo bench
+CODE := src tests tools demo bench examples
 PY := $(VENV)/bin/python
 MAKEFLAGS += --no-print-directory
 
@@ -33,7 +33,7 @@ lint: setup  ## ruff, both ways
 
 types: setup  ## mypy, strict
 	$(PY) -m mypy
-	$(PY) -m mypy tools
+	$(PY) -m mypy tools examples
 
 bench: EXTRAS := bench peers
 bench: setup  ## every figure cmwq is measured by, the suite included; JSON and chart in out/

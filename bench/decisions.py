@@ -22,7 +22,7 @@ from types import CodeType, FrameType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import cmwq
-from cmwq._core.wait import PhaseEnd
+from cmwq._core.place_end import PhaseEnd
 from cmwq.testing.sim import SimThread
 
 CORE = str(Path(cmwq.__file__).parent / "_core")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("CMWQ_DEBUG", "1")  # here and in the children; read when cmwq is imported
+
 import subprocess
 import sys
 import textwrap
@@ -13,9 +16,19 @@ from typing import Any
 import pytest
 
 import cmwq
+from cmwq._core import held
 from cmwq._sensor import NAMES, why_not
 
 HANG = 60.0  # seconds: only a hang or a lost wake-up takes so long
+
+
+@pytest.fixture(autouse=True)
+def _nothing_broken() -> Iterator[None]:
+    """No lock was taken out of order, no function called without the lock it needs; not even where that was caught."""
+    before = len(held.broken)
+    yield
+    found = held.broken[before:]
+    assert not found, "\n".join(map(str, found))
 
 
 @pytest.fixture(params=NAMES)

@@ -36,6 +36,7 @@ PYTEST_FAILED = 1  # pytest's other statuses: 2 interrupted (a module did not im
 NOT_IMPORTED = 99
 LAUNCH = f"""
 import os, pathlib, sys, traceback
+os.environ.setdefault("CMWQ_DEBUG", "1")  # as tests/conftest.py does, which comes too late here
 try:
     import cmwq
 except BaseException:

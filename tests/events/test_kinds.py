@@ -396,7 +396,7 @@ def test_H2_F10_after_an_interruption_the_numbers_are_told_anew() -> None:
 def counts_of(pool: WorkerPool) -> cmwq.events.Counts:
     return cmwq.events.Counts(
         workers=len(pool.workers), idle=len(pool.idle_list), running=pool.nr_running, blocked=pool.nr_blocked,
-        pending=len(pool.worklist), inactive=0, started=pool.nr_started(), completed=pool.nr_completed,
+        pending=len(pool.worklist), inactive=0, started=pool.count_started(), completed=pool.nr_completed,
     )  # fmt: skip
 
 

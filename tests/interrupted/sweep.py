@@ -74,7 +74,9 @@ class Sweep:
         }  # fmt: skip
         path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH", "")]))
         command = [sys.executable, "-X", "faulthandler", "-m", "interrupted.child", json.dumps(order)]
-        env = {**os.environ, "PYTHONPATH": path, "CMWQ_LOCKS": self.locks}
+        # The debug mode allocates within sections: the collector would run, and finalisers call, where they don't else.
+        debug = "0" if self.attack in ("finaliser", "callback") else os.environ.get("CMWQ_DEBUG", "1")
+        env = {**os.environ, "PYTHONPATH": path, "CMWQ_LOCKS": self.locks, "CMWQ_DEBUG": debug}
         at = 0
         left = list(tasks)
         # Not a pipe: who hears the one stream must not forget the other.
@@ -88,6 +90,9 @@ class Sweep:
             status = child.wait()
             noise.seek(0)
             said = noise.read()
+        for line in said.splitlines():
+            if line.startswith(("cmwq: LockOrder", "cmwq: WrongContext")):
+                self._broke(tasks[0][0], line)
         if status not in (0, HUNG, WORN):
             # It died: of a signal, or of an exception that nothing caught.
             name, start, events, _ = left[0]

@@ -117,7 +117,7 @@ def test_D2_D3_the_timeline_of_a_cpu_that_leaves() -> None:
             leave(sim, runtime, 0)
             assert (pool.cpus, pool.target, pool.disassociated) == ((0,), UNMANAGED, True)
             assert (wq.submit(here).result(), wq.queue_on(1, cmwq.Work(int))) == ("0", True)
-            assert pool.nr_started() <= 10, "D3: neither went there"
+            assert pool.count_started() <= 10, "D3: neither went there"
             wq.flush()
             assert sim.log == [(0.0, "0"), (100.0, "1"), *((150.0, f"{n}") for n in range(2, 10))]
             assert bound(sim, pool) == {(0,)}
@@ -321,7 +321,7 @@ def test_D3_E3_a_work_follows_its_execution_even_there() -> None:
             assert wq.queue(work)
             work.flush()
             assert now == [0, 1]
-            assert pool_of(runtime, "1").nr_started() == 2
+            assert pool_of(runtime, "1").count_started() == 2
 
     sim.run(main)
 
@@ -571,11 +571,12 @@ def program(seed: int) -> None:
 
         def checked() -> None:
             runtime.check_cpus()
-            for key, pool in runtime._pools.items():
-                served = runtime.hotplug.served_by(key)
-                assert pool.disassociated == (not served)
-                assert pool.cpus == (served or runtime.cpus())
-                assert pool.target == (runtime.hotplug.target(served) if served else UNMANAGED)
+            with runtime.hotplug._lock:  # once for all: to take it lets others go on
+                for key, pool in runtime._pools.items():
+                    served = runtime.hotplug.served_by(key)
+                    assert pool.disassociated == (not served)
+                    assert pool.cpus == (served or runtime.cpus())
+                    assert pool.target == (runtime.hotplug.target(served) if served else UNMANAGED)
 
         works = [cmwq.DelayedWork(again, index) for index in range(3)]
         errors: list[BaseException] = []

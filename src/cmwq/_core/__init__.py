@@ -1,1 +1,4 @@
-"""The mechanism and its policy. Nothing here imports threading, time, or a sensor: the world comes in by `ports`."""
+"""The mechanism and its policy. Nothing here imports a sensor: the world comes in by `ports`.
+
+What is taken of `threading` all the same is no scheduling; ARCHITECTURE.md lists it, and a test holds it to that.
+"""

@@ -41,11 +41,11 @@ class Alarms:
     __slots__ = ("cull", "drained", "hog_rests", "hogs", "mayday")
 
     def __init__(self) -> None:
-        self.cull = Alarm()  # an idle worker is surplus (B3)
-        self.drained = Alarm()  # the pool's CPU left, and it has not drained yet (D2)
-        self.hogs = Alarm()  # work waits, or did a moment ago (A9)
+        self.cull = Alarm()  # I: an idle worker is surplus (B3)
+        self.drained = Alarm()  # I: the pool's CPU left, and it has not drained yet (D2)
+        self.hogs = Alarm()  # I: work waits, or did a moment ago (A9)
         self.hog_rests = 0  # L: so often it was set since work waited
-        self.mayday = Alarm()  # work waits, and no worker can be had (C2)
+        self.mayday = Alarm()  # I: work waits, and no worker can be had (C2)
 
     def cancel(self) -> None:
         """The pool closes."""

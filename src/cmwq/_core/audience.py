@@ -15,6 +15,7 @@ from operator import call, methodcaller
 from threading import Condition
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core.held import outside
 from cmwq._core.worker import current_worker
 
 if TYPE_CHECKING:
@@ -34,11 +35,12 @@ class Audience:
         self.callbacks: list[Callable[[Any], object]] = []  # L: add_done_callback
         self.calls_back = False  # L: somebody called that
         self.condition: Condition | None = None  # L: made for concurrent.futures.wait and as_completed
-        self.waiters: list[Any] | None = None  # its own condition's lock: theirs, made for the first
-        self.untold: list[Any] | None = None  # the condition: those of them that are to be told; None: it is not done
+        self.waiters: list[Any] | None = None  # A: who waits at its own condition; made for the first
+        self.untold: list[Any] | None = None  # A: the condition's that are to be told; None: not done
 
+    @outside
     def announce(self, future: Any) -> None:
-        """The call ended: let the future be done, and tell everybody once.  Context: lock not held.
+        """The call ended: let the future be done, and tell everybody once.
 
         `concurrent.futures.wait` looks at the state several times while it holds the condition, and relies on its being
         the same. So where there is a condition the state changes under it. Order: condition < L.
@@ -135,8 +137,8 @@ class _Holding:
     __slots__ = ("_condition", "_theirs")
 
     def __init__(self, condition: Condition) -> None:
-        self._condition = condition
-        self._theirs = condition._is_owned()  # type: ignore[attr-defined]  # by a frame of this thread that we interrupt
+        self._condition = condition  # S
+        self._theirs = condition._is_owned()  # type: ignore[attr-defined]  # S: by a frame of this thread that we interrupt
 
     def __enter__(self) -> None:
         pass

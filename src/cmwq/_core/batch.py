@@ -34,8 +34,8 @@ class Batch:
     def __init__(self, queue: WorkQueue) -> None:
         from cmwq._core.queue import WorkQueue
 
-        self.queue = checks.instance("the queue of a Batch", queue, WorkQueue)
-        self._futures: list[Future[Any]] = []  # only ever appended to
+        self.queue = checks.instance("the queue of a Batch", queue, WorkQueue)  # I
+        self._futures: list[Future[Any]] = []  # A: only ever appended to
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """As `WorkQueue.submit`, and part of this batch."""
@@ -58,7 +58,10 @@ class Batch:
             done += 1
 
     def results(self, timeout: float | None = None) -> list[Any]:
-        """Their results, in order of submission, when all have ended. Raises the first exception in that order."""
+        """Their results, in order of submission, when all have ended. Raises the first exception in that order.
+
+        timeout: seconds; raises CmwqTimeout after it.
+        """
         self.wait(timeout)
         return [future.result() for future in self._futures]
 

@@ -17,7 +17,7 @@ Nothing in the middle (F10): the reason is one store, the counts follow. A senso
 store, and not to look after it. So whoever is interrupted in between leaves a sensor that sees more than it needs, and
 whose reports are ignored, never one that has gone blind.
 
-Context of all but `blocking`, `step_aside` and `step_back`: pool.lock held. The letters are those of `pool`.
+The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from cmwq._core import events
+from cmwq._core.held import holding, not_holding
 from cmwq._core.worker import Worker, current_worker
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Blocked(Enum):
 SEEN, SEEN_ON_LOCK, SAID, HOG = Blocked
 
 
+@holding("worker.pool.lock")
 def _become(worker: Worker, why: Blocked | None) -> None:
     """From now on that is the reason; None: it runs.  Context: it is counted."""
     pool, before = worker.pool, worker.blocked
@@ -69,6 +71,7 @@ def _become(worker: Worker, why: Blocked | None) -> None:
         pool.lookout.exempt(worker, True)
 
 
+@holding("pool.lock")
 def recount(pool: WorkerPool) -> tuple[int, int, int]:
     """What `nr_running`, `nr_blocked` and `nr_hogs` have to be. Costs O(workers)."""
     reasons = [worker.blocked for worker in pool.workers if worker.counted]
@@ -79,12 +82,14 @@ def recount(pool: WorkerPool) -> tuple[int, int, int]:
 # ----------------------------------------------------------------------------------- what sensors report
 
 
+@holding("worker.pool.lock")
 def worker_sleeping(worker: Worker, *, on_lock: bool = False) -> None:
     """The kernel's wq_worker_sleeping. May be told twice, and of one that isn't counted."""
     if worker.blocked is None and worker.counted:
         _become(worker, SEEN_ON_LOCK if on_lock else SEEN)
 
 
+@holding("worker.pool.lock")
 def worker_running(worker: Worker) -> None:
     """The kernel's wq_worker_running. May be told twice, and of one of which the pool knows better."""
     if worker.blocked is SEEN or worker.blocked is SEEN_ON_LOCK:
@@ -94,11 +99,13 @@ def worker_running(worker: Worker) -> None:
 # ----------------------------------------------------------------------------------- what the pool finds out
 
 
+@holding("worker.pool.lock")
 def _run(worker: Worker) -> None:
     worker.reclaim_place()
     _become(worker, None)
 
 
+@holding("worker.pool.lock")
 def over(worker: Worker) -> None:
     """Its item ended: a `blocking()` that was entered and never left is over, too (B4), and so is a lent place."""
     worker.nr_hints = 0
@@ -107,17 +114,20 @@ def over(worker: Worker) -> None:
         _become(worker, None)
 
 
+@holding("worker.pool.lock")
 def at_rest(worker: Worker) -> None:
     """It used no CPU for long, so it blocks, whatever a sensor has seen of it so far, or can see at all."""
     if worker.counted and worker.blocked is not SAID:
         _become(worker, SEEN)
 
 
+@holding("worker.pool.lock")
 def let_go(worker: Worker) -> None:
     """It is a hog (A9), and runs."""
     _become(worker, HOG)
 
 
+@holding("worker.pool.lock")
 def no_hog_any_more(worker: Worker) -> None:
     """It blocks, or waits for a CPU: which of the two is not known here, and a sensor will tell."""
     _become(worker, SEEN_ON_LOCK)
@@ -136,8 +146,8 @@ class blocking:
     __slots__ = ("_item", "_worker")
 
     def __init__(self) -> None:
-        self._worker: Worker | None = None
-        self._item: Item | None = None
+        self._worker: Worker | None = None  # S
+        self._item: Item | None = None  # S
 
     def __enter__(self) -> None:
         self._worker = worker = current_worker()
@@ -164,11 +174,11 @@ class blocking:
                 _run(worker)
 
 
+@not_holding("worker.pool.lock")
 def step_aside(worker: Worker, lender: Source | None) -> bool:
     """Its work waits for something: it is known to be blocked at once (A4), and lends its place under `max_active`.
 
     lender: where it has that place; None: it lends none. Returns whether it lent it now, for `step_back`.
-    Context: lock not held.
     """
     pool = worker.pool
     with pool.lock:
@@ -183,8 +193,9 @@ def step_aside(worker: Worker, lender: Source | None) -> bool:
     return lends
 
 
+@not_holding("worker.pool.lock")
 def step_back(worker: Worker, lent: bool) -> None:
-    """It goes on, even if its place is taken: to wait for one could be to wait for ever.  Context: lock not held."""
+    """It goes on, even if its place is taken: to wait for one could be to wait for ever."""
     with worker.pool.lock:
         if lent:
             worker.reclaim_place()
@@ -193,6 +204,7 @@ def step_back(worker: Worker, lent: bool) -> None:
             _run(worker)
 
 
+@holding("worker.pool.lock")
 def _say(worker: Worker) -> None:
     """It blocks, by its own word.  Context: it is counted."""
     _become(worker, SAID)

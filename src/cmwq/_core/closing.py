@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cmwq._core.held import holding, not_holding
+
 if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
     from cmwq._core.worker import Worker
@@ -28,6 +30,7 @@ def abandon(pool: WorkerPool) -> None:
     pool.idle_list.clear()
 
 
+@not_holding("pool.lock")
 def close(pool: WorkerPool) -> list[Worker] | None:
     """Take no work any more; every worker ends. Returns them, for the caller to join.
 
@@ -40,11 +43,9 @@ def close(pool: WorkerPool) -> list[Worker] | None:
         return dismiss_all(pool)
 
 
+@holding("pool.lock")
 def dismiss_all(pool: WorkerPool) -> list[Worker]:
-    """The pool closes: nobody queues here any more, and every worker ends. Returns them. May be said twice.
-
-    Context: lock held.
-    """
+    """The pool closes: nobody queues here any more, and every worker ends. Returns them. May be said twice."""
     for pwq in list(pool.pwqs):
         pwq.gate = True
     workers = [worker for worker in pool.workers if not worker.is_rescuer]  # a rescuer is just about to leave

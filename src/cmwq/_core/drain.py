@@ -12,7 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cmwq._core.item import name_of
-from cmwq._core.wait import PhaseEnd, surely
+from cmwq._core.place_end import PhaseEnd
+from cmwq._core.wait import surely
 from cmwq._errors import CmwqError
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ slow then loses its own events and nobody else's, one thread less is to be kept,
 Why what comes last is dropped and not what is oldest: the place where events are missing is then known, and nobody but
 the observer takes from the buffer.
 
-Letters as in `pool`; B: each change is one step of C, of a thread that holds some pool's lock or of the observer.
+The letters are those of `pool`. What a buffer's A stands for: one step of C, of a thread that holds some pool's lock or
+of the observer.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from cmwq._core.held import holding, not_holding
 from cmwq._core.item import name_of
 
 if TYPE_CHECKING:
@@ -192,8 +194,8 @@ class Tap:
         subscription = self.subscription
         return subscription.queue in (None, wq) and not OF_WORKS.isdisjoint(subscription.kinds)
 
+    @holding("lock")
     def put(self, note: Note, lock: Lock) -> None:
-        """Context: lock held."""
         subscription = self.subscription
         buffer = subscription.buffer
         if len(buffer) >= subscription.limit:
@@ -216,9 +218,10 @@ def _lost(time: float, pool: str, number: int) -> Note:
     return (Kind.LOST, time, pool, "", "", "", 0, "", "", 0.0, None, number, (), None, None, None)
 
 
-# ----------------------------------------------------------------------------------- noting.  Context of all: lock held
+# ----------------------------------------------------------------------------------- noting
 
 
+@holding("pool.lock")
 def note(
     pool: WorkerPool,
     kind: Kind,
@@ -255,6 +258,7 @@ def name_of_pool(pool: WorkerPool) -> str:
     return f"{pool.name}H" if pool.nice else pool.name
 
 
+@holding("pool.lock")
 def note_counts(pool: WorkerPool, tap: Tap) -> None:
     counts = Counts(
         workers=sum(worker.listed and not worker.is_rescuer for worker in pool.workers),
@@ -271,6 +275,7 @@ def note_counts(pool: WorkerPool, tap: Tap) -> None:
         tap.put((Kind.COUNTS, now, name, "", "", "", 0, "", "", 0.0, None, 0, (), counts, None, None), pool.lock)
 
 
+@holding("pool.lock")
 def mended(pool: WorkerPool) -> None:
     """The pool was made whole after an interruption, which may have come in the middle of a note."""
     observe_places(pool)
@@ -279,28 +284,33 @@ def mended(pool: WorkerPool) -> None:
         tap.subscription.wake(pool.lock)
 
 
+@holding("pwq.pool.lock")
 def queued(pwq: PoolWorkQueue, item: Item) -> None:
     note(pwq.pool, Kind.QUEUED, item=item, wq=pwq.wq)
 
 
+@holding("pwq.pool.lock")
 def activated(pwq: PoolWorkQueue, first: int) -> None:
     """Those on the worklist from that index on."""
     for item in islice(pwq.pool.worklist, first, None):
         note(pwq.pool, Kind.ACTIVATED, item=item, wq=pwq.wq)
 
 
+@holding("pwq.pool.lock")
 def deactivated(pwq: PoolWorkQueue, items: Iterable[Item]) -> None:
     for item in items:
         if not item.withdrawn:
             note(pwq.pool, Kind.DEACTIVATED, item=item, wq=pwq.wq)
 
 
+@holding("item.pwq.pool.lock")
 def cancelled(item: Item) -> None:
     pwq = item.phase.pwq
     if item.phase is not pwq.outside:  # else it was not queued yet
         note(pwq.pool, Kind.CANCELLED, item=item, wq=pwq.wq)
 
 
+@holding("pool.lock")
 def blocked(pool: WorkerPool, worker: Worker, why: str) -> None:
     item, where = worker.item, ""
     target = None if item is None else pool.runtime.waits.target_of(item)
@@ -309,55 +319,64 @@ def blocked(pool: WorkerPool, worker: Worker, why: str) -> None:
     note(pool, Kind.BLOCKED, worker, item, why=why, where=where)
 
 
+@holding("pool.lock")
 def running(pool: WorkerPool, worker: Worker) -> None:
     note(pool, Kind.RUNNING, worker, worker.item)
 
 
+@holding("pool.lock")
 def counted(pool: WorkerPool, worker: Worker, counts: bool) -> None:
     note(pool, Kind.COUNTED if counts else Kind.UNCOUNTED, worker, worker.item)
 
 
+@holding("pool.lock")
 def woken(pool: WorkerPool, worker: Worker, by: str) -> None:
     note(pool, Kind.WOKEN, worker, why=by)
 
 
+@holding("pool.lock")
 def idle(pool: WorkerPool, worker: Worker) -> None:
     note(pool, Kind.IDLE, worker)
 
 
+@holding("pool.lock")
 def created(pool: WorkerPool, worker: Worker) -> None:
     note(pool, Kind.CREATED, worker)
 
 
+@holding("pool.lock")
 def culled(pool: WorkerPool, worker: Worker) -> None:
     note(pool, Kind.CULLED, worker)
 
 
+@holding("pool.lock")
 def died(pool: WorkerPool, worker: Worker) -> None:
     """To be said while it is one of the pool's workers still: one that was culled is none."""
     if worker.listed and worker in pool.workers:
         note(pool, Kind.DIED, worker, why=worker.fate)
 
 
+@holding("pool.lock")
 def refused(pool: WorkerPool, why: str) -> None:
     note(pool, Kind.REFUSED, why=why)
 
 
+@holding("pwq.pool.lock")
 def mayday(pwq: Source) -> None:
     note(pwq.pool, Kind.MAYDAY, wq=pwq.wq)
 
 
+@holding("pool.lock")
 def rescued(pool: WorkerPool, worker: Worker) -> None:
     note(pool, Kind.RESCUED, worker, worker.item)
 
 
+@holding("pool.lock")
 def hog(pool: WorkerPool, worker: Worker) -> Note:
     return note(pool, Kind.HOG, worker, worker.item)
 
 
-# ----------------------------------------------------------------------------------- Context: lock not held
-
-
+@not_holding("pool.lock")
 def cpus_change(pool: WorkerPool, cpus: tuple[int, ...]) -> None:
     """From now on it serves these; none: it is to be disassociated."""
     with pool.lock:
@@ -372,11 +391,9 @@ def cpus_change(pool: WorkerPool, cpus: tuple[int, ...]) -> None:
 # ----------------------------------------------------------------------------------- places
 
 
+@holding("pwq.pool.lock")
 def observe(pwq: PoolWorkQueue) -> None:
-    """See to it that its works take the diversions if somebody wants to hear of them, and not otherwise.
-
-    Context: lock held.
-    """
+    """See to it that its works take the diversions if somebody wants to hear of them, and not otherwise."""
     pool, wq = pwq.pool, pwq.wq
     pwq.observed = observed = any(tap.watches(wq) for tap in pool.taps)
     pwq.careful = observed or pwq.frozen
@@ -384,11 +401,10 @@ def observe(pwq: PoolWorkQueue) -> None:
     pwq.gate = observed or not wq.is_open or pool.closing
 
 
+@holding("pool.lock")
 def observe_places(pool: WorkerPool) -> None:
-    """Context: lock held.
-
-    A worker that has just found a place unobserved has set its `served` before it looked; so either it sees `observed`,
-    or its `served` is taken back here.
+    """A worker that has just found a place unobserved has set its `served` before it looked; so either it sees
+    `observed`, or its `served` is taken back here.
     """
     for pwq in pool.pwqs:
         observe(pwq)

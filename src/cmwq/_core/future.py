@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core import checks, events
 from cmwq._core.audience import Audience, is_to_be_raised
+from cmwq._core.held import holding, outside
 from cmwq._core.item import lay_out, name_of
 from cmwq._core.lending import Waiters
 from cmwq._core.unfetched import Unfetched
@@ -26,9 +27,10 @@ from cmwq._errors import CmwqTimeout, Reentered
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
+    from cmwq._core.phase import Phase
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker
-    from cmwq._core.pwq import Phase, PoolWorkQueue
+    from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queue import WorkQueue
     from cmwq._core.room import Room
     from cmwq._core.wait import Target
@@ -65,10 +67,10 @@ class Future(cf.Future[T]):
     def __init__(self, phase: Phase, call: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> None:
         """call: the function and its positional arguments."""
         self.phase = phase  # I once queued
-        self._call = call
-        self._context = context
+        self._call = call  # L
+        self._context = context  # L
         if kwargs:
-            self._kwargs = kwargs
+            self._kwargs = kwargs  # L
 
     @property
     def pwq(self) -> PoolWorkQueue:
@@ -89,6 +91,7 @@ class Future(cf.Future[T]):
     def withdrawn(self) -> bool:
         return self._state != PENDING
 
+    @holding("self.pwq.pool.lock")
     def claim(self, worker: Worker) -> bool:
         if self._state != PENDING:
             self.phase.pwq.pass_over()
@@ -96,6 +99,7 @@ class Future(cf.Future[T]):
         self._state = RUNNING
         return True
 
+    @outside
     def run(self) -> None:
         try:
             if self._kwargs is None:
@@ -121,6 +125,7 @@ class Future(cf.Future[T]):
     def raised(self) -> type[BaseException] | None:
         return None if self._exception is None else type(self._exception)
 
+    @holding("self.pwq.pool.lock")
     def end(self) -> Audience | None:
         audience = self._audience
         if audience is not None:
@@ -135,6 +140,7 @@ class Future(cf.Future[T]):
         self.phase.retire()
         return None
 
+    @outside
     def abort(self, exc: BaseException) -> None:
         with self.phase.pwq.pool.lock:
             if self._call is not None and self._exception is None:
@@ -146,20 +152,21 @@ class Future(cf.Future[T]):
         if audience is not None:
             audience.announce(self)
 
+    @holding("self.pwq.pool.lock")
     def be_over(self) -> None:
         pass
 
+    @holding("self.pwq.pool.lock")
     def settle_place(self, *, listed: bool, follows: bool) -> bool:
         return True
 
+    @holding("self.pwq.pool.lock")
     def be_executing(self) -> None:
         pass
 
+    @outside
     def be_abandoned(self, exc: BaseException) -> None:
-        """Its runtime has ended and left it behind: whoever waits is told this, whatever becomes of the call.
-
-        Context: lock not held.
-        """
+        """Its runtime has ended and left it behind: whoever waits is told this, whatever becomes of the call."""
         with self.phase.pwq.pool.lock:
             if self._state != RUNNING:
                 return
@@ -170,14 +177,16 @@ class Future(cf.Future[T]):
         if audience is not None:
             audience.announce(self)
 
+    @outside
     def refuse(self, exc: BaseException) -> None:
-        """It was to be queued later, and could not: that is its end.  Context: lock not held."""
+        """It was to be queued later, and could not: that is its end."""
         with self.phase.pwq.pool.lock:
             if self._state != PENDING:
                 return
             self._state = RUNNING
         self.abort(exc)
 
+    @holding("self.pwq.pool.lock")
     def retire(self) -> None:
         self.phase.retire()
 
@@ -223,8 +232,8 @@ class Future(cf.Future[T]):
 
     # ------------------------------------------------------------------------------- concurrent.futures.Future
 
+    @holding("self.pwq.pool.lock")
     def _listeners(self) -> Audience:
-        """Context: pool lock held."""
         if self._audience is None:
             self._audience = Audience()
         return self._audience
@@ -285,8 +294,8 @@ class Future(cf.Future[T]):
         if audience is not None and audience.canceller is canceller and self.cancelled():
             audience.announce(self)
 
+    @holding("self.pwq.pool.lock")
     def _withdraw(self) -> None:
-        """Context: lock held."""
         if self.phase.pwq.observed:
             events.cancelled(self)
         self.phase.withdraw()
@@ -393,12 +402,14 @@ class BoundedFuture(Future[T]):
 
     _room: Room
 
+    @holding("self.pwq.pool.lock")
     def claim(self, worker: Worker) -> bool:
         if not super().claim(worker):
             return False
         self._room.give(self)
         return True
 
+    @outside
     def abort(self, exc: BaseException) -> None:
         self._room.give(self)
         super().abort(exc)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from cmwq._core.held import holding, outside
 from cmwq._core.wait import own_item
 from cmwq._errors import QueueClosed, Reentered
 
@@ -65,18 +66,21 @@ class Gate:
     # ------------------------------------------------------------------------------- opened and shut
 
     def begin_drain(self, drain: object) -> None:
+        """From now on only its own works may queue to it, until all who drain have ended (F3)."""
         with self._lock:
             self._drainers = (*self._drainers, drain)
             self._change_state()
         self._tell_servings()
 
     def end_drain(self, drain: object) -> None:
+        """That drain is over. May be called again."""
         with self._lock:
             self._drainers = tuple(other for other in self._drainers if other is not drain)
             self._change_state()
         self._tell_servings()
 
     def be_closed(self) -> None:
+        """From now on nobody may queue to it."""
         with self._lock:
             self._closing = True
             self._state = State.CLOSED
@@ -92,8 +96,9 @@ class Gate:
         except Reentered:
             self.runtime.host.defer(self.refuse)
 
+    @outside
     def _tell_servings(self) -> None:
-        """Its state changed: it takes works from its sources, or does not.  Context: no lock held. Raises Reentered."""
+        """Its state changed: it takes works from its sources, or does not. Raises Reentered."""
         for serving in self._servings:
             serving.heed()
 
@@ -118,11 +123,9 @@ class Gate:
         self.refuse()
         self.seal()
 
+    @holding("self._lock")
     def _change_state(self) -> None:
-        """The gates of all places agree with the state from now on: each work is either seen by who drains, or refused.
-
-        Context: Q held.
-        """
+        """The gates of all places agree with the state from now on: a work is either seen by who drains, or refused."""
         if self._state is not State.CLOSED:
             self._state = State.DRAINING if self._drainers or self._closing else State.OPEN
         self._shut = self._state is not State.OPEN

@@ -21,6 +21,7 @@ from weakref import ref
 
 from cmwq._core import events
 from cmwq._core.blocking import HOG, let_go, no_hog_any_more
+from cmwq._core.held import holding, outside
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ RESTS = 10
 """So many periods without waiting works, and nobody looks any more."""
 
 
+@holding("pool.lock")
 def begin(pool: WorkerPool) -> None:
-    """Work waits: look at those that run, a threshold from now.  Context: lock held, the alarm is not set."""
+    """Work waits: look at those that run, a threshold from now.  Context: the alarm is not set."""
     pool.alarms.hog_rests = 0
     _set_alarm(pool)
 
@@ -48,6 +50,7 @@ def _set_alarm(pool: WorkerPool) -> None:
             pool.alarms.hogs.set(pool.host, threshold, partial(check, pool))
 
 
+@outside
 def check(pool: WorkerPool) -> None:
     """Context: the timer."""
     found: list[events.Note] = []
@@ -76,8 +79,9 @@ def check(pool: WorkerPool) -> None:
     pool.runtime.events.tell(found)
 
 
+@holding("pool.lock")
 def _is_hog(pool: WorkerPool, worker: Worker) -> bool:
-    """Whether its item used more than the threshold since it was first seen, without blocking.  Context: lock held."""
+    """Whether its item used more than the threshold since it was first seen, without blocking."""
     used, item = worker.cpu_time(), worker.item
     if used is None or item is None:
         return False
@@ -87,8 +91,9 @@ def _is_hog(pool: WorkerPool, worker: Worker) -> bool:
     return used - worker.hog_since > pool.config.cpu_intensive_thresh
 
 
+@holding("worker.pool.lock")
 def _look_again(worker: Worker) -> None:
-    """If the hog used no CPU since last looked at, its place is free for another.  Context: lock held."""
+    """If the hog used no CPU since last looked at, its place is free for another."""
     used = worker.cpu_time()
     if used == worker.hog_used:
         no_hog_any_more(worker)
@@ -99,7 +104,7 @@ class HogReports:
     """How often each function was a hog. Only timers call it, one at a time."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str], int] = {}  # the timers' thread; those reported last at the end
+        self._counts: dict[tuple[str, str], int] = {}  # T; those reported last at the end
 
     def report(self, key: tuple[str, str], threshold: float) -> None:
         """key: queue and function."""

@@ -18,7 +18,7 @@ Why bind threads again that were bound already: the kernel moves a thread off a 
 back; a change of the cpuset overwrites it. If the CPU was gone and back between two looks, only the thread's own
 affinity tells: `_bind_strays`.
 
-H: `Hotplug._lock`, before R; the other letters are those of `pool`.
+The letters are those of `pool`; H: `Hotplug._lock`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cmwq._core import events
+from cmwq._core.held import holding, not_holding, outside
 from cmwq._core.ranks import Rank
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Hotplug:
         self._limit = 0  # H and R: likewise
         self._homes: dict[tuple[str, int], int] = {}  # R to change, read freely: scope and CPU: the pool's first CPU
         self._served: dict[tuple[str, int], tuple[int, ...]] = {}  # R to change, read freely: the CPUs of each of those
-        self._lock = pools.host.lock(Rank.HOTPLUG)
+        self._lock = pools.host.lock(Rank.HOTPLUG)  # F
 
     def take_over(self, other: Hotplug) -> None:
         """What was taken offline by hand stays so.  Context: nothing runs yet."""
@@ -66,13 +67,14 @@ class Hotplug:
         """How many CPUs' worth of time, as far as noticed."""
         return self._limit or self._pools.host.cpu_limit()
 
+    @holding("self._pools.lock")
     def begin(self) -> None:
-        """Context: R held; nothing runs yet."""
+        """Context: nothing runs yet."""
         self._note(self._present(), self._pools.host.cpu_limit())
         self._learn({scope for scope, _ in self._served})  # of what was there a moment ago
 
+    @holding("self._pools.lock")
     def _note(self, cpus: tuple[int, ...], limit: int) -> None:
-        """Context: R held."""
         self._cpus, self._there, self._limit = cpus, frozenset(cpus), limit
 
     def forget(self) -> None:
@@ -90,8 +92,9 @@ class Hotplug:
 
     # ------------------------------------------------------------------------------- which pool
 
+    @not_holding("self._pools.lock")
     def home(self, scope: str, cpu: int) -> int:
-        """The first CPU of the pool that serves this one. It stays the same while CPUs come and go.  R not held."""
+        """The first CPU of the pool that serves this one. It stays the same while CPUs come and go."""
         if scope == "cpu":
             return cpu
         home = self._homes.get((scope, cpu))
@@ -101,8 +104,9 @@ class Hotplug:
                 home = self._homes.setdefault((scope, cpu), cpu)
         return home
 
+    @holding("self._pools.lock", "self._lock")
     def served_by(self, key: PoolKey) -> tuple[int, ...]:
-        """The CPUs that the pool serves now.  Context: R or H held."""
+        """The CPUs that the pool serves now."""
         scope, first, _ = key
         if first < 0:
             return self.cpus()
@@ -113,11 +117,9 @@ class Hotplug:
     def target(self, cpus: tuple[int, ...]) -> int:
         return min(len(cpus), self.limit())
 
+    @holding("self._pools.lock")
     def _learn(self, scopes: set[str]) -> None:
-        """A CPU that is new joins those it belongs with. What is known stays: the files say nothing of absent CPUs.
-
-        Context: R held.
-        """
+        """A CPU that is new joins those it belongs with. What is known stays: the files say nothing of absent CPUs."""
         served: dict[tuple[str, int], list[int]] = {}
         for scope in scopes:
             for group in self._pools.host.cpu_groups(scope, self.cpus()):
@@ -154,8 +156,9 @@ class Hotplug:
                 )
         self.check()
 
+    @outside
     def check(self) -> bool:
-        """Notice what changed, and follow (D1). True: something did.  Context: no lock held."""
+        """Notice what changed, and follow (D1). True: something did."""
         with self._lock:
             now = self._present(), self._pools.host.cpu_limit()
             with self._pools.lock:
@@ -175,8 +178,8 @@ class Hotplug:
                 _bind_strays(pool)
         return changed
 
+    @holding("self._lock")
     def _follow(self, pool: WorkerPool, cpus: tuple[int, ...]) -> None:
-        """Context: H held."""
         events.cpus_change(pool, cpus)
         if not cpus:
             if not pool.disassociated:
@@ -192,12 +195,13 @@ class Hotplug:
             pool.serve(cpus, self.target(cpus))
 
 
+@holding("pool.lock")
 def _look_after(pool: WorkerPool) -> None:
-    """Context: lock held."""
     if pool.alarms.drained.timer is None:  # of a CPU that comes and goes, one is enough
         pool.alarms.drained.set(pool.host, pool.config.trustee_cooldown, partial(_end_if_drained, pool))
 
 
+@outside
 def _end_if_drained(pool: WorkerPool) -> None:
     """D2: the list is empty and nothing runs; or look again.  Context: the timer."""
     with pool.lock:
@@ -218,10 +222,11 @@ def _dismiss_surplus(pool: WorkerPool) -> None:
         pool.settle()
 
 
+@holding("pool.runtime.hotplug._lock")
 def _bind_strays(pool: WorkerPool) -> None:
     """Workers whose threads are bound to something else than the pool's CPUs: by the kernel, or by a work (B4).
 
-    One that executes something binds itself before its next item: that work may have wished it so.  Context: H held.
+    One that executes something binds itself before its next item: that work may have wished it so.
     """
     host = pool.host
     with pool.lock:

@@ -1,7 +1,7 @@
 """The rules of a pool as facts that hold whenever its lock is free. For tests: costs O(workers + places).
 
 The first part says what everybody may rely on; the last, what follows from the rest, and so who forgot `settle`.
-Context: lock held. The letters are those of `pool`.
+The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cmwq._core import blocking
+from cmwq._core.held import holding
 from cmwq._core.policy import need_more_worker, need_rescuer
 from cmwq._errors import InvariantError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
 
 
+@holding("pool.lock")
 def check(pool: WorkerPool) -> None:
     """Raise InvariantError if a rule is broken."""
     for rule, holds in {**_counts(pool), **_promises(pool), **_settled(pool)}.items():
@@ -23,6 +25,7 @@ def check(pool: WorkerPool) -> None:
             raise InvariantError(f"{rule}: {pool!r}")
 
 
+@holding("pool.lock")
 def _counts(pool: WorkerPool) -> dict[str, bool]:
     running, blocked, hogs = blocking.recount(pool)
     workers = pool.workers
@@ -37,6 +40,7 @@ def _counts(pool: WorkerPool) -> dict[str, bool]:
     }
 
 
+@holding("pool.lock")
 def _promises(pool: WorkerPool) -> dict[str, bool]:
     office = pool.office
     return {
@@ -53,6 +57,7 @@ def _promises(pool: WorkerPool) -> dict[str, bool]:
     }
 
 
+@holding("pool.lock")
 def _settled(pool: WorkerPool) -> dict[str, bool]:
     waits = bool(pool.worklist and not pool.nr_waking)
     return {

@@ -18,9 +18,12 @@ from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cmwq._core.held import holding, outside
+
 if TYPE_CHECKING:
+    from cmwq._core.phase import Phase
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.pwq import Phase, PoolWorkQueue
+    from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queue import WorkQueue
     from cmwq._core.rescuer import Rescuer
     from cmwq._core.worker import Worker
@@ -71,31 +74,36 @@ class Source(Protocol):
         """A thread of its own, for when no worker can be had (C1)."""
         ...
 
+    @holding("self.pool.lock")
     def lend_place(self) -> None:
         """One that is active is not, for a while: the next may have its place.
 
-        Context: lock held. The caller wakes whom that needs.
+        The caller wakes whom that needs.
         """
         ...
 
+    @holding("self.pool.lock")
     def take_place(self) -> None:
-        """One that lent its place goes on, even if that makes one too many.  Context: lock held."""
+        """One that lent its place goes on, even if that makes one too many."""
         ...
 
     def thread_name(self, worker: Worker) -> str:
         """How Python is to call the worker's thread while it executes one of its works."""
         ...
 
+    @holding("self.pool.lock")
     def note_hog(self) -> None:
-        """One of its works is a hog (A9).  Context: lock held."""
+        """One of its works is a hog (A9)."""
         ...
 
+    @holding("self.pool.lock")
     def note_mayday(self) -> None:
-        """Its rescuer was called (C2).  Context: lock held."""
+        """Its rescuer was called (C2)."""
         ...
 
+    @holding("self.pool.lock")
     def note_rescued(self) -> None:
-        """Its rescuer begins one of its works (C3).  Context: lock held."""
+        """Its rescuer begins one of its works (C3)."""
         ...
 
 
@@ -145,45 +153,53 @@ class Item(Protocol):
         """What its function raised. To be asked by its worker, once it ran."""
         ...
 
+    @holding("self.pwq.pool.lock")
     def claim(self, worker: Worker) -> bool:
-        """About to run. False: it is not to be run, here and now.  Context: lock held."""
+        """About to run. False: it is not to be run, here and now."""
         ...
 
+    @outside
     def run(self) -> None:
-        """Call the function. Never raises.  Context: lock not held."""
+        """Call the function. Never raises."""
         ...
 
+    @holding("self.pwq.pool.lock")
     def end(self) -> Announcement | None:
         """It ran.
 
         None: that was all, and nothing follows. Else what is to be announced; then `retire` is to be called, and the
-        follower to be run.  Context: lock held.
+        follower to be run.
         """
         ...
 
+    @outside
     def abort(self, exc: BaseException) -> None:
         """Its worker was interrupted by this, before, in or after the call: if the call has no outcome, this is it, and
-        whoever waits hears of it, if they haven't yet.  Context: the worker, lock not held. `be_over` follows.
+        whoever waits hears of it, if they haven't yet. Context: the worker. `be_over` follows.
         """
         ...
 
+    @holding("self.pwq.pool.lock")
     def be_over(self) -> None:
-        """It has ended, but is counted by who calls this.  Context: lock held."""
+        """It has ended, but is counted by who calls this."""
         ...
 
+    @holding("self.pwq.pool.lock")
     def settle_place(self, *, listed: bool, follows: bool) -> bool:
         """It is in these places, whatever it says itself. False: it is not to be on a list.
 
-        Context: lock held, who mends.
+        Context: who mends.
         """
         ...
 
+    @holding("self.pwq.pool.lock")
     def be_executing(self) -> None:
-        """Whoever must not run at the same time finds it.  Context: lock held, who mends."""
+        """Whoever must not run at the same time finds it.  Context: who mends."""
         ...
 
+    @holding("self.pwq.pool.lock")
     def retire(self) -> None:
-        """It has ended for those who flush, too.  Context: lock held."""
+        """It has ended for those who flush, too."""
         ...
 
     def describe(self) -> str:

@@ -22,8 +22,8 @@ class ItemEnd:
     __slots__ = ("item", "verb")
 
     def __init__(self, item: Queued, verb: str) -> None:
-        self.item = item
-        self.verb = verb
+        self.item = item  # I
+        self.verb = verb  # I
 
     def done(self) -> bool:
         return self.item.over

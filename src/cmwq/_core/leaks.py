@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from cmwq._core.held import not_holding
+
 if TYPE_CHECKING:
     from cmwq._core.worker import Worker
 
@@ -21,8 +23,9 @@ MAX_LEAKS = 100
 """So many are reported, each once."""
 
 
+@not_holding("worker.pool.lock")
 def undo_leaks(worker: Worker) -> None:
-    """Have the worker's thread as it was.  Context: the worker's thread, lock not held."""
+    """Have the worker's thread as it was.  Context: the worker's thread."""
     pool, host, wanted = worker.pool, worker.pool.host, worker.traits
     found = host.traits()
     if found == wanted or found is None or wanted is None:

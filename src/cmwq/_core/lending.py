@@ -35,6 +35,7 @@ from weakref import WeakKeyDictionary, ref
 
 from cmwq._core.alarm import Alarm
 from cmwq._core.blocking import at_rest
+from cmwq._core.held import holding, outside
 from cmwq._core.worker import Worker, current_worker
 from cmwq._errors import ThreadLimit
 
@@ -54,12 +55,13 @@ class Sight:
 
     __slots__ = ("at", "head", "holders", "listed")
 
+    @holding("pwq.pool.lock")
     def __init__(self, pwq: PoolWorkQueue, workers: Iterable[Worker], now: float) -> None:
-        """workers: those of the pool that execute a work of that place.  Context: lock held."""
-        self.at = now
+        """workers: those of the pool that execute a work of that place."""
+        self.at = now  # I
         # Weak ones: what has ended is not to be kept alive by having been seen.
-        self.head = next((ref(item) for item in pwq.inactive if not item.withdrawn), None)
-        self.holders = {
+        self.head = next((ref(item) for item in pwq.inactive if not item.withdrawn), None)  # I
+        self.holders = {  # I
             worker: (ref(worker.item), worker.cpu_time())
             for worker in workers
             if worker.lender is None and worker.item is not None
@@ -68,7 +70,7 @@ class Sight:
         for worker in workers:
             follower = worker.item.follower if worker.item is not None else None
             elsewhere += follower is not None and not follower.lent and not follower.withdrawn
-        self.listed = pwq.nr_active - len(self.holders) - elsewhere
+        self.listed = pwq.nr_active - len(self.holders) - elsewhere  # I
         """Works that wait for a worker only, not for a place."""
 
     def still_holds(self, worker: Worker) -> bool:
@@ -96,8 +98,9 @@ class Sight:
         return all(self.rested(worker, now) for worker in now.holders)
 
 
+@holding("pool.lock")
 def sights(pool: WorkerPool) -> dict[PoolWorkQueue, Sight]:
-    """Of each place where works wait inactive for another's end. Costs O(workers).  Context: lock held."""
+    """Of each place where works wait inactive for another's end. Costs O(workers)."""
     places = [pwq for pwq in pool.pwqs if pwq.inactive and not pwq.frozen]
     if not places:
         return {}
@@ -126,19 +129,22 @@ class Lending(Alarm):
         self.steps: WeakKeyDictionary[PoolWorkQueue, int] = WeakKeyDictionary()  # T: so many are to lend next
 
 
+@holding("pool.lock")
 def watch(pool: WorkerPool) -> None:
-    """Works wait inactive: look after a period whether for themselves.  Context: lock held, it is not set."""
+    """Works wait inactive: look after a period whether for themselves.  Context: it is not set."""
     pool.lending.pause = pool.config.lend_interval
     _look_again(pool)
 
 
+@holding("pool.lock")
 def _look_again(pool: WorkerPool) -> None:
-    """Context: lock held, it is not set."""
+    """Context: it is not set."""
     if pool.lending.pause > 0 and not pool.closing:
         with suppress(ThreadLimit):  # never, once the runtime has begun
             pool.lending.set(pool.host, pool.lending.pause, partial(look, pool))
 
 
+@outside
 def look(pool: WorkerPool) -> None:
     """Context: the timer."""
     lending = pool.lending
@@ -171,8 +177,8 @@ def look(pool: WorkerPool) -> None:
             _look_again(pool)
 
 
+@holding("pwq.pool.lock")
 def _who_lends(lending: Lending, pwq: PoolWorkQueue, before: Sight, now: Sight) -> list[Worker]:
-    """Context: lock held."""
     lenders = [worker for worker in now.holders if _may_lend(worker) and before.rested(worker, now)]
     known = [worker for worker in lenders if waits_for_works(worker)]
     if not all(before.still_holds(worker) for worker in before.holders):
@@ -184,13 +190,15 @@ def _who_lends(lending: Lending, pwq: PoolWorkQueue, before: Sight, now: Sight) 
     return lenders[: min(step, len(pwq.inactive))]
 
 
+@holding("worker.pool.lock")
 def _may_lend(worker: Worker) -> bool:
     """Where it would not be seen that its work ended, it doesn't: a rescuer that tells of it."""
     return worker.counted or not worker.announcing
 
 
+@holding("pool.lock")
 def _lend(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> None:
-    """Context: lock held. The caller wakes whom that needs."""
+    """The caller wakes whom that needs."""
     at_rest(worker)  # first: who is believed asleep gives the place back when it runs or ends
     worker.lender = pwq
     pwq.lend_place()

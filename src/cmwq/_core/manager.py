@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cmwq._core import events, rescuer
+from cmwq._core.held import holding, not_holding, outside
 from cmwq._core.policy import too_many_workers
 from cmwq._core.worker import Worker
 from cmwq._core.worker_thread import worker_thread
@@ -43,14 +44,16 @@ class Office:
         self._next_number = 0  # L
 
     @property
+    @holding("self._pool.lock")
     def taken(self) -> bool:
-        """Somebody is the manager.  Context: lock held."""
+        """Somebody is the manager."""
         return self.holder is not None
 
     # ------------------------------------------------------------------------------------- creating
 
+    @not_holding("self._pool.lock")
     def create_worker(self) -> None:
-        """One more worker, idle.  Context: lock not held.  Raises ThreadLimit: refused, or a cap is reached (B6)."""
+        """One more worker, idle. Raises ThreadLimit: refused, or a cap is reached (B6)."""
         pool = self._pool
         with pool.lock:
             room = self.max_workers - len(pool.workers)
@@ -79,10 +82,11 @@ class Office:
                 self._list(worker)
             raise
 
+    @not_holding("self._pool.lock")
     def _list(self, worker: Worker) -> bool:
         """Its thread exists: it is idle now, or is taken for work at once. False: it died before that.
 
-        Once for each.  Context: lock not held.
+        Once for each.
         """
         pool = self._pool
         with pool.lock:
@@ -105,12 +109,13 @@ class Office:
                 pool.kick()
             return True
 
+    @not_holding("self._pool.lock")
     def create_reserve(self, manager: object) -> None:
         """What the manager does: create workers until one stays idle, or none can be had; then leave the office.
 
         The worker just created may be taken for work at once. It then finds a manager in office and relies on it to
         create the next (B1). So the office is left in the very critical section in which the reserve was seen.
-        Context: lock not held, `holder` set by the caller.
+        Context: `holder` set by the caller.
         """
         pool = self._pool
         try:
@@ -130,8 +135,9 @@ class Office:
                     self.note_refusal("interrupted")
             raise
 
+    @not_holding("self._pool.lock")
     def _try_to_create(self) -> str | None:
-        """Why no worker could be created; None: one was.  Context: lock not held."""
+        """Why no worker could be created; None: one was."""
         try:
             self.create_worker()
         except ThreadLimit as exc:
@@ -141,8 +147,9 @@ class Office:
             return repr(exc)
         return None
 
+    @holding("self._pool.lock")
     def note_refusal(self, why: str) -> None:
-        """B2, B6: go on with what there is, and try again after the cool-down.  Context: lock held."""
+        """B2, B6: go on with what there is, and try again after the cool-down."""
         pool = self._pool
         self.nr_refused += 1
         self.nr_refusals = 0 if pool.idle_list else self.nr_refusals + 1  # 0: nobody will try again
@@ -156,6 +163,7 @@ class Office:
             self.refused = True  # last: never without a retry that is due
         pool.settle()
 
+    @outside
     def _retry(self) -> None:
         """The cool-down is over. Stops when an idle worker appeared.  Context: the timer.
 
@@ -176,12 +184,14 @@ class Office:
 
     # ------------------------------------------------------------------------------------- culling
 
+    @holding("self._pool.lock")
     def cull_later(self) -> None:
-        """Context: lock held, the alarm is not set."""
+        """Context: the alarm is not set."""
         pool = self._pool
         if too_many_workers(pool) and not pool.closing:
             pool.alarms.cull.set(pool.host, pool.config.idle_worker_timeout, self._cull)
 
+    @outside
     def _cull(self) -> None:
         """B3: the coldest idle workers die, one by one, while there are too many.  Context: the timer."""
         pool = self._pool
@@ -197,8 +207,9 @@ class Office:
                 self.dismiss_coldest()
             pool.settle()
 
+    @holding("self._pool.lock")
     def dismiss_coldest(self) -> None:
-        """It dies.  Context: lock held. The caller settles."""
+        """It dies. The caller settles."""
         pool = self._pool
         if pool.taps:
             events.culled(pool, pool.idle_list[0])

@@ -60,10 +60,10 @@ class _Rest(Generic[T]):
     """The calls that are not submitted yet."""
 
     def __init__(self, calls: Iterator[tuple[Any, ...]], fn: Callable[..., T], submit: Callable[..., cf.Future[T]]):
-        self._calls: Iterator[tuple[Any, ...]] | None = calls  # None: there are no more
-        self._fn = fn
-        self._submit = submit
-        self.error: Exception | None = None
+        self._calls: Iterator[tuple[Any, ...]] | None = calls  # S: None: there are no more
+        self._fn = fn  # S
+        self._submit = submit  # S
+        self.error: Exception | None = None  # S
         """Why there are no more: the iterable's, or that of a queue that takes none. As with `map()`, the results of
         what came before it come before it."""
 
@@ -93,9 +93,9 @@ class _Limit:
     """So long from now, and no longer."""
 
     def __init__(self, timeout: float, host: Host) -> None:
-        self._timeout = timeout
-        self._host = host
-        self._deadline = host.monotonic() + timeout
+        self._timeout = timeout  # S
+        self._host = host  # S
+        self._deadline = host.monotonic() + timeout  # S
 
     def result_of(self, future: cf.Future[T]) -> T:
         try:

@@ -7,10 +7,9 @@ from the beginning, before anybody else has the lock.
 How: a pool's state is of two kinds. *What is*: which works are in which list, and the flags of workers and works. Each
 critical section changes that in steps of one store or one call of a C function, in such an order that every beginning
 of the row leaves something that can be told apart here; mostly a work is in its new place before it leaves the old.
-*What follows*: every count, `attends`, what the sensor is armed with. That is never read here, and made
-anew.
+*What follows*: every count, `attends`, what the sensor is armed with. That is never read here, and made anew.
 
-Costs O(workers + works waiting), only after an interruption. Context of all: pool.lock held.
+Costs O(workers + works waiting), only after an interruption.
 """
 
 from __future__ import annotations
@@ -23,11 +22,13 @@ from weakref import ref
 
 from cmwq._core import blocking, events
 from cmwq._core.closing import dismiss_all
+from cmwq._core.held import holding
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
+    from cmwq._core.phase import Phase
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.pwq import Phase, PoolWorkQueue
+    from cmwq._core.pwq import PoolWorkQueue
 
 
 class Mendable(Protocol):
@@ -49,6 +50,7 @@ def _mend_if_there(owner: ref[Mendable]) -> None:
         there.mend()
 
 
+@holding("pool.lock")
 def mend(pool: WorkerPool) -> None:
     """Make everything follow from what is."""
     if pool.relisting is not None:
@@ -77,6 +79,7 @@ def mend(pool: WorkerPool) -> None:
         events.mended(pool)
 
 
+@holding("pool.lock")
 def _mend_workers(pool: WorkerPool) -> None:
     idle = dict.fromkeys(pool.idle_list)
     idle.update((worker, None) for worker in pool.workers if worker.idle)
@@ -91,6 +94,7 @@ def _mend_workers(pool: WorkerPool) -> None:
     pool.nr_running, pool.nr_blocked, pool.nr_hogs = blocking.recount(pool)
 
 
+@holding("pool.lock")
 def _mend_lists(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
     """A work that is in two places was on its way from one to the other."""
     executing = {worker.item for worker in pool.workers if worker.item is not None and worker.item.begun}
@@ -113,6 +117,7 @@ def _mend_lists(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
             pool.relist(worklist, pwq, waiting)
 
 
+@holding("pool.lock")
 def _count_works(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
     active: Counter[PoolWorkQueue] = Counter()
     withdrawn: Counter[PoolWorkQueue] = Counter()

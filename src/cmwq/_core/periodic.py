@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._core import checks
 from cmwq._core.delay import Delay
+from cmwq._core.held import holding, outside
 from cmwq._core.here import host_here
 from cmwq._core.queued import Queued
 from cmwq._core.work import Work
@@ -83,8 +84,8 @@ class FixedRate(Delay):
         if self._fired:
             self._wait_for_next()
 
-    def fire(self) -> None:
-        """It is due.  Context: the timer's thread, no lock held."""
+    @outside
+    def _be_due(self) -> None:
         work = self.work
         with work._lock:
             if work._delay is not self:
@@ -102,11 +103,9 @@ class FixedRate(Delay):
         if not goes_on:
             work._drop_taken()
 
+    @holding("self.work._lock")
     def _try_to_queue(self) -> bool:
-        """False: its queue is being closed. A queue that drains has none of these times; it comes back.
-
-        Context: W held.
-        """
+        """False: its queue is being closed. A queue that drains has none of these times; it comes back."""
         try:
             self.insert(accepted=False)
         except CmwqError:
@@ -122,8 +121,9 @@ class FixedRate(Delay):
     def _due(self, beat: int) -> float:
         return self._begins + beat * self._period
 
+    @holding("self.work._lock")
     def _latest_due(self) -> int:
-        """The number of the last time that has come; the timer says that one has.  Context: W held."""
+        """The number of the last time that has come; the timer says that one has."""
         now = self.wq.runtime.host.monotonic()
         beat = max(self._beat, int((now - self._begins) / self._period))
         while beat > self._beat and self._due(beat) > now:  # the division was rounded
@@ -132,8 +132,9 @@ class FixedRate(Delay):
             beat += 1
         return beat
 
+    @holding("self.work._lock")
     def _wait_for_next(self) -> None:
-        """Context: W held. Raises ThreadLimit, QueueClosed: at the end of the runtime."""
+        """Raises ThreadLimit, QueueClosed: at the end of the runtime."""
         host = self.wq.runtime.host
         self._timer = host.call_later(self._due(self._beat) - host.monotonic(), self.fire)
         self._fired = False

@@ -12,14 +12,24 @@ all numbers follow from that, and `mend` counts them anew before anybody else ha
 #
 #   I    set while being built, never rebound; read freely
 #   L    pool.lock
-#   S    the worker's own thread alone
-#   Q    wq.lock
-#   R    runtime.lock
+#   S    one thread's own: the worker's, or that of whoever waits
+#   T    the timer thread alone
+#   W    the work's lock
+#   V    the lock of `Serving`
+#   Q    the queue's lock
+#   R    the runtime's lock, which is that of `Pools`
+#   E    the runtime's lock that freezing and thawing take
+#   H    the lock of `Hotplug`
+#   D    the lock of `Watchdog`
+#   M    the lock of `Room`
+#   A    none: each change is one step, which other threads see as a whole
 #   F    written only in the child of a fork, while it has one thread
-#   ~    statistic: changed under L, readers may see a stale value, never decides anything
+#   ~    read without a guard: the value may be stale, and whoever decides by it is right all the same
 #
-# The order of locks is in `ranks`, and the locks keep it. No user's code runs under any.
-# No letter stands for the GIL.
+# What a function needs held is said by its decorator (`held`). The order of locks is in `ranks`, and the locks keep it.
+# No user's code runs under any. No system call that may sleep is made under L, which is the hot one. Threads are
+# started, the GIL is learnt, and the system's files are read under R, Q and H, and under the sensors' and the timers'
+# own locks. No letter stands for the GIL.
 """
 
 from __future__ import annotations
@@ -30,6 +40,7 @@ from typing import TYPE_CHECKING
 from cmwq._core import blocking, events, hogs, rescuer
 from cmwq._core.alarm import Alarms
 from cmwq._core.config import HIGHPRI_NICE
+from cmwq._core.held import holding, outside
 from cmwq._core.lending import Lending
 from cmwq._core.manager import Office
 from cmwq._core.mend import mend, mending
@@ -56,7 +67,7 @@ class Statistics:
     def __init__(self) -> None:
         self.created = self.culled = self.deaths = self.peak_workers = 0  # ~
         self.niced = False  # ~: they got the nice value that they asked for
-        self.lacks: set[str] = set()  # what workers go on without, and was said; each change is atomic
+        self.lacks: set[str] = set()  # A: what workers go on without, and was said
 
 
 class WorkerPool:
@@ -85,16 +96,16 @@ class WorkerPool:
         self.worklist: deque[Item] = deque()  # L: active items in order of activation (E10)
         self.idle_list: list[Worker] = []  # L: last in, first woken (A7); the coldest at the front
         self.workers: set[Worker] = set()  # L
-        self.office = Office(self, runtime.max_workers)  # who creates them
+        self.office = Office(self, runtime.max_workers)  # I: who creates them
         self.nr_running = 0  # L: counted and not asleep; whoever wakes a worker counts it
         self.nr_blocked = 0  # L: counted, and asleep, but not for a lock
         self.nr_hogs = 0  # L: counted, and let go of (A9)
         self.nr_waking = 0  # L: counted, woken by us, and not yet arrived
         self.armed_with: Worker | None = None  # L: the reserve the sensor was given
-        self.alarms = Alarms()
+        self.alarms = Alarms()  # I
         self.pwqs: Weakly[PoolWorkQueue] = Weakly()  # L: to be seen; kept alive by its queue, or by its works
         self.rescued = False  # L: a queue with a rescuer has a place here
-        self.lending = Lending()  # works that wait inactive, maybe for themselves (E1)
+        self.lending = Lending()  # I: works that wait inactive, maybe for themselves (E1)
         self.detained: set[Queued] = set()  # L: works that are active and in no list: they run elsewhere first (E3)
         self.relisting: tuple[list[Item], PoolWorkQueue, list[Item]] | None = None  # L: see `relist`
         self.drainers: list[Parker] = []  # L: who waits for quiet
@@ -103,7 +114,7 @@ class WorkerPool:
         self.closing = False  # L: the runtime ends: no worker is created any more
         self.lost = False  # F: it was the parent's
         self.nr_wakeups = self.nr_completed = 0  # ~
-        self.stats = Statistics()
+        self.stats = Statistics()  # I
         self.lookout = sensor.lookout(self)  # I
         self.lock = self.lookout.lock()  # I
         self.lock.mend = mending(self)
@@ -115,8 +126,9 @@ class WorkerPool:
             f"running={self.nr_running} pending={len(self.worklist)}{flags}>"
         )
 
+    @holding("self.lock")
     def nr_started(self) -> int:
-        """Works that have begun so far.  Context: lock held."""
+        """Works that have begun so far."""
         return self.nr_completed + sum(worker.item is not None and not worker.announcing for worker in self.workers)
 
     def count_started(self) -> int:
@@ -125,10 +137,11 @@ class WorkerPool:
 
     # ------------------------------------------------------------------------------------- waking
 
+    @holding("self.lock")
     def kick(self) -> bool:
         """Take the warmest idle worker if one is needed, count it, and wake it as soon as the lock is free.
 
-        That it is `kicked` is what decides; the rest follows from it (`mend`).  Context: lock held.
+        That it is `kicked` is what decides; the rest follows from it (`mend`).
         """
         if not (self.idle_list and need_more_worker(self)):
             return False
@@ -147,10 +160,11 @@ class WorkerPool:
         self.settle()
         return True
 
+    @holding("self.lock")
     def kick_or_settle(self) -> None:
         """The worklist grew: take whom that needs, or leave it to the sensor to see when that changes.
 
-        Context: lock held. At the target (A3) this costs two comparisons: the sensor is armed already.
+        At the target (A3) this costs two comparisons: the sensor is armed already.
         """
         if self.nr_running < self.target:
             if not self.kick():
@@ -158,6 +172,7 @@ class WorkerPool:
         elif self.armed_with is None:
             self.settle()
 
+    @holding("self.lock")
     def settle(self) -> None:
         """Have all that looks after waiting work agree with what waits and who is idle.
 
@@ -165,9 +180,9 @@ class WorkerPool:
         work waits that nobody is on the way to. Where nobody is to be had, an alarm sees to it that the rescuers are
         called (C2). When nothing waits any more, those who nap are woken.
 
-        Context: lock held. It belongs to the end of every section that changes whether the worklist is empty, the top
-        of the idle list, `nr_waking`, or what `need_rescuer` asks for; `kick`, `kick_or_settle`, `enter_idle` and
-        `note_refusal` do it. `invariants` names who forgets.
+        It belongs to the end of every section that changes whether the worklist is empty, the top of the idle list,
+        `nr_waking`, or what `need_rescuer` asks for; `kick`, `kick_or_settle`, `enter_idle` and `note_refusal` do it.
+        `invariants` names who forgets.
         """
         reserve = self.idle_list[-1] if self.worklist and self.idle_list and not self.nr_waking else None
         if reserve is not self.armed_with:
@@ -182,13 +197,15 @@ class WorkerPool:
                 napper.unpark()
             self.nappers.clear()
 
+    @holding("self.lock")
     def disarm(self) -> None:
-        """The sensor wakes nobody until `settle`.  Context: lock held."""
+        """The sensor wakes nobody until `settle`."""
         self.armed_with = None
         self.lookout.arm(None)
 
+    @outside
     def nap(self, parker: Parker) -> None:
-        """Wait a moment, if works wait; less if the last of them begins.  Context: no worker; lock not held.
+        """Wait a moment, if works wait; less if the last of them begins. Context: no worker.
 
         Who takes results one after the other, as fast as they come, would be woken for each, and take a CPU from a
         worker each time: two or more switches per work. While works wait nobody is short of them; so such a thread
@@ -204,27 +221,31 @@ class WorkerPool:
             with self.lock:
                 self.nappers.discard(parker)
 
+    @holding("self.lock")
     def count(self, worker: Worker) -> None:
-        """It runs, from now on (A2).  Context: lock held."""
+        """It runs, from now on (A2)."""
         worker.counted = True
         self.nr_running += 1
         if self.taps:
             events.counted(self, worker, True)
 
+    @holding("self.lock")
     def uncount(self, worker: Worker) -> None:
-        """It is none of those that run, from now on (A8).  Context: lock held."""
+        """It is none of those that run, from now on (A8)."""
         blocking.over(worker)
         worker.counted = False
         self.nr_running -= 1
         if self.taps:
             events.counted(self, worker, False)
 
+    @holding("self.lock")
     def worker_sleeping(self, worker: Worker, *, on_lock: bool = False) -> None:
-        """A sensor reports: see `blocking`.  Context: lock held."""
+        """A sensor reports: see `blocking`."""
         blocking.worker_sleeping(worker, on_lock=on_lock)
 
+    @holding("self.lock")
     def worker_running(self, worker: Worker) -> None:
-        """A sensor reports: see `blocking`.  Context: lock held."""
+        """A sensor reports: see `blocking`."""
         blocking.worker_running(worker)
 
     def serve(self, cpus: tuple[int, ...], target: int) -> None:
@@ -243,8 +264,8 @@ class WorkerPool:
 
     # ------------------------------------------------------------------------------------- idle list
 
+    @holding("self.lock")
     def enter_idle(self, worker: Worker) -> None:
-        """Context: lock held."""
         worker.last_active = self.host.monotonic()
         worker.idle = True
         self.idle_list.append(worker)
@@ -255,8 +276,9 @@ class WorkerPool:
             self.office.cull_later()
         self.settle()
 
+    @holding("self.lock")
     def leave_idle(self, worker: Worker) -> None:
-        """Context: lock held. The worker is not the one kick() took: the sensor woke it, or nobody did."""
+        """The worker is not the one kick() took: the sensor woke it, or nobody did."""
         if self.armed_with is worker:
             self.disarm()
         worker.idle = False
@@ -265,8 +287,9 @@ class WorkerPool:
         else:
             self.idle_list.remove(worker)
 
+    @holding("self.lock")
     def dismiss(self, worker: Worker) -> None:
-        """An idle worker dies as soon as the lock is free.  Context: lock held."""
+        """An idle worker dies as soon as the lock is free."""
         worker.dying = True
         self.lock.wake(worker.parker)
         if worker in self.idle_list:
@@ -276,11 +299,12 @@ class WorkerPool:
 
     # ------------------------------------------------------------------------------------- end
 
+    @holding("self.lock")
     def is_quiet(self) -> bool:
         """No work waits or runs, nor a callback of one. (What waits inactive has an active one before it.)
 
-        Context: lock held. Asked whenever a worker goes idle while somebody drains: so the workers are looked at only
-        if the numbers don't tell.
+        Asked whenever a worker goes idle while somebody drains: so the workers are looked at only if the numbers don't
+        tell.
         """
         if self.detained or self.nr_blocked or self.nr_running > self.nr_waking or self.has_work():
             return False
@@ -288,11 +312,10 @@ class WorkerPool:
             return True
         return not any(worker.item or worker.counted for worker in self.workers)
 
+    @holding("self.lock")
     def has_work(self) -> bool:
         """Work waits that wasn't taken back. (What was is passed over by who comes, but maybe nobody can.) It may wait
         inactive, behind what was taken back.
-
-        Context: lock held.
         """
         return any(
             not item.withdrawn or any(not behind.withdrawn for behind in item.pwq.inactive) for item in self.worklist
@@ -307,8 +330,9 @@ class WorkerPool:
                 self.drainers.append(parker)
             return False
 
+    @holding("self.lock")
     def tell_drainers(self) -> None:
-        """A worker or a rescuer has nothing more to do, or a work was taken back.  Context: lock held."""
+        """A worker or a rescuer has nothing more to do, or a work was taken back."""
         if self.drainers and self.is_quiet():
             for drainer in self.drainers:
                 drainer.unpark()
@@ -318,11 +342,11 @@ class WorkerPool:
             if parker in self.drainers:
                 self.drainers.remove(parker)
 
+    @holding("self.lock")
     def relist(self, listed: list[Item], pwq: PoolWorkQueue, waiting: list[Item]) -> None:
         """From now on these are on the worklist, in this order, and those wait inactive.
 
         Noted first: should it be interrupted between emptying a list and filling it, `mend` does it again.
-        Context: lock held.
         """
         self.relisting = listed, pwq, waiting
         self.worklist.clear()
@@ -331,6 +355,7 @@ class WorkerPool:
         pwq.inactive.extend(waiting)
         self.relisting = None
 
+    @holding("self.lock")
     def mend(self) -> None:
-        """Something was raised in the middle of a critical section.  Context: lock held."""
+        """Something was raised in the middle of a critical section."""
         mend(self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from cmwq._core.closing import abandon
+from cmwq._core.held import holding, outside
 from cmwq._core.hotplug import UNMANAGED
 from cmwq._core.pool import WorkerPool
 from cmwq._core.ranks import Rank
@@ -29,12 +30,13 @@ class Pools(dict[PoolKey, WorkerPool]):
         super().__init__()
         self._runtime = runtime  # I
         self.host = host  # I
-        self.lock = host.lock(Rank.RUNTIME)
+        self.lock = host.lock(Rank.RUNTIME)  # F
         self.sensor: Sensor | None = None  # R: None: nothing has run yet
         self.closed = False  # R: takes no work any more
 
+    @holding("self.lock")
     def begin(self) -> Sensor:
-        """Have what every pool relies on. Raises ThreadLimit, QueueClosed.  Context: R held."""
+        """Have what every pool relies on. Raises ThreadLimit, QueueClosed."""
         if self.closed:
             raise QueueClosed(f"the runtime {self._runtime.why_closed()}")
         if self.sensor is None:
@@ -44,8 +46,9 @@ class Pools(dict[PoolKey, WorkerPool]):
             self.sensor = sensor  # last: what was begun and interrupted is begun again
         return self.sensor
 
+    @outside
     def start(self, key: PoolKey) -> WorkerPool:
-        """The pool of that key, which may have been started meanwhile. Raises as `begin`.  Context: no lock held."""
+        """The pool of that key, which may have been started meanwhile. Raises as `begin`."""
         runtime, (scope, first, highpri) = self._runtime, key
         with self.lock:
             pool = self.get(key)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Set
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from cmwq._core.held import holding, not_holding, outside
+
 if TYPE_CHECKING:
     from cmwq._core.pool import WorkerPool
     from cmwq._core.runtime import Runtime
@@ -50,13 +52,12 @@ class Lock(Protocol):
         """Does this thread hold it?"""
         ...
 
+    @holding("self")
     def wake(self, parker: Parker) -> None:
         """Unpark as soon as the lock is free: whoever decided it can't be interrupted before it is done.
 
         It may be unparked at once: those in Python do so always, those in C where they have noted many already. So what
         the thread that wakes looks at without the lock is written before.
-
-        Context: held.
         """
         ...
 
@@ -178,8 +179,9 @@ class Host(Protocol):
         """See to it that `call_later` works from now on, even when no more thread can be had. Raises `ThreadLimit`."""
         ...
 
+    @outside
     def stop_timers(self) -> None:
-        """Drop all timers and end their thread. A later timer starts it anew.  Context: no lock held."""
+        """Drop all timers and end their thread. A later timer starts it anew."""
         ...
 
     def cpu_clock(self) -> Callable[[], float | None]:
@@ -271,11 +273,9 @@ class Lookout(Protocol):
         """
         ...
 
+    @not_holding("worker.pool.lock")
     def detach(self, worker: Worker) -> None:
-        """On the worker's own thread, after its last item, or once that has ended. Its parker is taken back.
-
-        Context: lock not held.
-        """
+        """On the worker's own thread, after its last item, or once that has ended. Its parker is taken back."""
         ...
 
     def arm(self, reserve: Worker | None) -> None:

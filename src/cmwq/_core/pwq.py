@@ -4,10 +4,7 @@ Guarantees: at most `max_active` works of the queue are listed or executing on t
 and nothing waits while there is room; a flush waits for exactly what was queued before it, at O(1) cost per work (F1);
 a work taken back is gone at once for all who wait, though its place in a list is passed over only later.
 
-How a flush knows: the works of one queue on one pool are counted in phases. A flush seals the current phase, a new one
-begins, and the flush has happened when the sealed one and all before it have counted down to zero. (The kernel colours
-works for the same purpose; a number of phases has no limit and needs no overflow list.) The letters are those of
-`pool`.
+The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -17,6 +14,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core import events, lending
+from cmwq._core.held import holding
+from cmwq._core.phase import Outside, Phase
 from cmwq._errors import CmwqError
 
 if TYPE_CHECKING:
@@ -28,75 +27,6 @@ if TYPE_CHECKING:
     from cmwq._core.queued import Queued
     from cmwq._core.rescuer import Rescuer
     from cmwq._core.worker import Worker
-
-PURGE = 64
-"""So many withdrawn items may be passed over later; beyond, and beyond half of what is listed, they are removed."""
-
-
-class Phase:
-    """The works of one queue on one pool between two flushes."""
-
-    __slots__ = ("count", "done", "into", "number", "parkers", "pwq")
-
-    def __init__(self, pwq: PoolWorkQueue, number: int) -> None:
-        self.pwq = pwq  # I
-        self.number = number  # I: later phases have higher ones
-        self.count = 0  # L: queued, not ended and not taken back
-        self.done = False  # L: sealed, and it and all before it have ended
-        self.parkers: list[Parker] = []  # L: who flushes
-        self.into: Phase | None = None  # L, once: all of its own works ended; what it waits for is the end of this one
-
-    def which(self) -> Phase:
-        """That whose end is its own."""
-        phase = self
-        while phase.into is not None:
-            phase = phase.into
-        return phase
-
-    def retire(self) -> None:
-        """One of its works ended, and gives its place up.  Context: lock held."""
-        pwq = self.pwq
-        # `leave`, `lend_place` and `_list_next` in one, for this is the end of every work.
-        self.count -= 1
-        if not pwq.attends:
-            pwq.nr_active -= 1
-        elif pwq.nr_withdrawn or pwq.careful or pwq.nr_active > pwq.max_active:
-            pwq.nr_active -= 1
-            pwq.attend()
-        else:  # as in any flood: the next takes its place
-            pwq.pool.worklist.append(pwq.inactive[0])  # in both lists for a moment, never in none: see `mend`
-            del pwq.inactive[0]
-            if not pwq.inactive:
-                pwq.attends = False
-        if not self.count and self is not pwq.phase:
-            pwq.complete_phases(self)
-
-    def leave(self) -> None:
-        """One of its works was taken back, and is in no list.  Context: lock held."""
-        self.count -= 1
-        if not self.count and self is not self.pwq.phase:
-            self.pwq.complete_phases(self)
-        self.pwq.pool.tell_drainers()
-
-    def withdraw(self) -> None:
-        """One of its works was taken back. It stays in its list, to be passed over.  Context: lock held."""
-        pwq = self.pwq
-        pwq.nr_withdrawn += 1
-        if pwq.nr_withdrawn > PURGE:
-            pwq.purge()
-        self.leave()
-
-
-class Outside(Phase):
-    """Where a work counts that is not queued yet. It may be taken back, and nobody waits for it with a flush."""
-
-    __slots__ = ()
-
-    def leave(self) -> None:
-        pass
-
-    def withdraw(self) -> None:
-        pass
 
 
 class PoolWorkQueue:
@@ -130,8 +60,9 @@ class PoolWorkQueue:
         self.careful = frozen  # L: frozen or observed: no work takes the short way
         self.attends = frozen  # L: careful, or works wait inactive: something is to be done when a work ends
 
+    @holding("self.pool.lock")
     def check_admitted(self, item: Item) -> None:
-        """The gate is shut: raise QueueClosed unless this item is let through.  Context: lock held."""
+        """The gate is shut: raise QueueClosed unless this item is let through."""
         if self.wq.is_open and not self.pool.closing:
             return  # it is shut because somebody observes
         self.wq._check_admitted(self.pool, accepted=item.accepted)
@@ -154,20 +85,23 @@ class PoolWorkQueue:
     def thread_name(self, worker: Worker) -> str:
         return self.wq.thread_name(worker)
 
+    @holding("self.pool.lock")
     def note_hog(self) -> None:
         self.wq.nr_hogs += 1
 
+    @holding("self.pool.lock")
     def note_mayday(self) -> None:
         self.wq.nr_maydays += 1
 
+    @holding("self.pool.lock")
     def note_rescued(self) -> None:
         self.wq.nr_rescued += 1
 
     # ------------------------------------------------------------------------------- active and inactive (E1)
     # Every change of `nr_active` and of the two lists is one of these, but for `insert` and `Phase.retire`, which spell
-    # them out, and for who takes an item off the worklist to run it. Context of all: lock held; who calls them wakes
-    # whom that needs.
+    # them out, and for who takes an item off the worklist to run it. Who calls them wakes whom that needs.
 
+    @holding("self.pool.lock")
     def place(self, item: Item) -> None:
         """List a new item, or let it wait for a place."""
         if self.nr_active >= self.max_active or self.inactive or self.frozen:
@@ -179,11 +113,13 @@ class PoolWorkQueue:
             if self.observed:
                 events.activated(self, len(self.pool.worklist) - 1)
 
+    @holding("self.pool.lock")
     def place_many(self, items: Sequence[Item]) -> None:
         """`place` for each, all or none (F10): in one step they wait, and those that may be active are so at once."""
         self.inactive.extend(items)
         self.activate()
 
+    @holding("self.pool.lock")
     def activate(self) -> None:
         """List waiting works while there is room."""
         inactive, listed = self.inactive, len(self.pool.worklist)
@@ -199,36 +135,43 @@ class PoolWorkQueue:
             events.activated(self, listed)
         self._attend_to_inactive()
 
+    @holding("self.pool.lock")
     def _attend_to_inactive(self) -> None:
         self.attends = self.careful or bool(self.inactive)
         if self.inactive and self.lends and self.pool.lending.timer is None:
             lending.watch(self.pool)
 
+    @holding("self.pool.lock")
     def attend(self) -> None:
         """A place became free, or a work ended while frozen."""
         self.activate()
         for parker in self.freezers:
             parker.unpark()
 
+    @holding("self.pool.lock")
     def lend_place(self) -> None:
         """One that was active is not, for a while or for good: the next may have its place."""
         self.nr_active -= 1
         if self.attends:
             self.activate()
 
+    @holding("self.pool.lock")
     def take_place(self) -> None:
         """One that lent its place goes on, even if that makes one too many: to wait for it could be for ever."""
         self.nr_active += 1
 
+    @holding("self.pool.lock")
     def list_first(self, item: Item) -> None:
         """An active item that is in no list, and has been before all that are: it is the next to run."""
         self.pool.worklist.appendleft(item)
 
+    @holding("self.pool.lock")
     def pass_over(self) -> None:
         """A listed item turned out to be withdrawn."""
         self.nr_withdrawn -= 1
         self.lend_place()
 
+    @holding("self.pool.lock")
     def take_out(self, item: Item, *, listed: bool) -> None:
         """An item that has not begun is another's from now on, who took it off the worklist or off the inactive."""
         if self.observed:
@@ -239,6 +182,7 @@ class PoolWorkQueue:
         else:
             self.activate()  # it may have been the last that waits
 
+    @holding("self.pool.lock")
     def put_back(self, item: Item) -> None:
         """An active item may not start, for the queue was frozen meanwhile: it is the next to be activated."""
         self.nr_active -= 1
@@ -247,6 +191,7 @@ class PoolWorkQueue:
         if self.observed:
             events.deactivated(self, (item,))
 
+    @holding("self.pool.lock")
     def purge(self) -> None:
         """Remove withdrawn items where they have become the larger part."""
         worklist = self.pool.worklist
@@ -267,8 +212,9 @@ class PoolWorkQueue:
             self.activate()
             self.pool.kick_or_settle()
 
+    @holding("self.pool.lock")
     def has_listed(self, item: Item) -> bool:
-        """It is in a list here. Costs a search.  Context: lock held."""
+        """It is in a list here. Costs a search."""
         return item in self.inactive or item in self.pool.worklist
 
     def has(self, item: Item) -> bool:
@@ -278,11 +224,9 @@ class PoolWorkQueue:
 
     # ------------------------------------------------------------------------------- flush (F1)
 
+    @holding("self.pool.lock")
     def seal(self) -> Phase | None:
-        """Begin a new phase. Returns what to wait for so that all queued before has ended, or None: nothing.
-
-        Context: lock held.
-        """
+        """Begin a new phase. Returns what to wait for so that all queued before has ended, or None: nothing."""
         if self.phase.count:
             sealed = self.phase
             self.sealed.append(sealed)
@@ -290,12 +234,14 @@ class PoolWorkQueue:
             return sealed
         return self.sealed[-1] if self.sealed else None
 
+    @holding("self.pool.lock")
     def new_phase(self) -> None:
-        """The current one was sealed.  Context: lock held."""
+        """The current one was sealed."""
         self.phase = Phase(self, self.phase.number + 1)
 
+    @holding("self.pool.lock")
     def complete_phases(self, empty: Phase | None = None) -> None:
-        """empty: the sealed one of which all works have ended now; None: any of them.  Context: lock held."""
+        """empty: the sealed one of which all works have ended now; None: any of them."""
         while self.sealed and not self.sealed[0].count:
             phase = self.sealed[0]
             phase.done = True
@@ -306,9 +252,10 @@ class PoolWorkQueue:
             for phase in [each for each in self.sealed if not each.count] if empty is None else [empty]:
                 self.merge(phase)
 
+    @holding("self.pool.lock")
     def merge(self, phase: Phase) -> None:
         """Nothing of it is left to wait for but the phases before. So it is one with the last of those, and there are
-        never more sealed phases than works in them, however often a stuck queue is flushed.  Context: lock held.
+        never more sealed phases than works in them, however often a stuck queue is flushed.
         """
         if phase.done or phase not in self.sealed:
             return
@@ -318,8 +265,9 @@ class PoolWorkQueue:
         self.sealed.remove(phase)
         phase.parkers = []
 
+    @holding("self.pool.lock")
     def nr_unfinished(self) -> int:
-        """Works that were queued here, and have neither ended nor been taken back.  Context: lock held."""
+        """Works that were queued here, and have neither ended nor been taken back."""
         return self.phase.count + sum(phase.count for phase in self.sealed)
 
     def count_unfinished(self, *, begun: bool = True) -> int:
@@ -329,8 +277,9 @@ class PoolWorkQueue:
             running = 0 if begun else sum(worker.item.phase in phases for worker in self.executing())  # type: ignore
             return self.nr_unfinished() - running
 
+    @holding("self.pool.lock")
     def executing(self) -> list[Worker]:
-        """Those that execute a work of the queue here, or tell who waits for it.  Context: lock held."""
+        """Those that execute a work of the queue here, or tell who waits for it."""
         return [worker for worker in self.pool.workers if worker.item is not None and worker.item.pwq is self]
 
     def has_works_waiting(self, last: int | None = None) -> bool:

@@ -18,6 +18,7 @@ from cmwq._core import checks, events, queueing
 from cmwq._core.drain import close_steps, drain_steps, flush_steps
 from cmwq._core.future import Future
 from cmwq._core.gate import Gate
+from cmwq._core.held import holding, outside
 from cmwq._core.map import map_calls
 from cmwq._core.mend import mending
 from cmwq._core.options import QueueOptions, checked_delayed, checked_runtime
@@ -122,11 +123,11 @@ class WorkQueue(Gate):
         self._context = context  # I
         self._max_active = options.limit()  # Q
         self.has_explicit_limit = max_active is not None  # Q to change, read freely: it is a bound, not a default
-        self._lock = runtime.host.lock(Rank.QUEUE, mending(self))
+        self._lock = runtime.host.lock(Rank.QUEUE, mending(self))  # F
         self.nr_hogs = 0  # ~: works that were CPU hogs (A9)
         self._pwqs: dict[WorkerPool, PoolWorkQueue] = {}  # Q to change
         self._only: PoolWorkQueue | None = None  # Q to change: the one to use, where the scope has but one pool
-        self._delays: set[Delay] = set()  # works whose time has not come; each change is atomic
+        self._delays: set[Delay] = set()  # A: works whose time has not come
         self._room = None if options.max_pending is None else Room(self, options.max_pending, options.full)  # F
         self._special = max_pending is not None or context is not None  # I: submitting takes more than the usual
         self.nr_maydays = self.nr_rescued = 0  # ~
@@ -314,8 +315,9 @@ class WorkQueue(Gate):
         """Works that may wait to begin; None: no limit."""
         return None if self._room is None else self._room.limit
 
+    @outside
     def work_failed(self, work: Work, exc: BaseException) -> None:
-        """A queued work raised (B4).  Context: its worker, no lock held."""
+        """A queued work raised (B4).  Context: its worker."""
         try:
             if self._on_error is not None:
                 self._on_error(work, exc)
@@ -382,17 +384,13 @@ class WorkQueue(Gate):
 
     # ------------------------------------------------------------------------------- inside
 
-    def _tell_servings(self) -> None:
-        """Its state changed: it takes works from its sources, or does not.  Context: no lock held."""
-        for serving in self._servings:
-            serving.heed()
-
     def _still_there(self, what: str) -> str:
         """Of a timeout: what was to be done, and what is left."""
         return f"{what} of queue {self.name!r}: {self.nr_unfinished()} works still there"
 
+    @holding("self._lock")
     def mend(self) -> None:
-        """Something was raised while Q was held: all places agree with what the queue says.  Context: Q held."""
+        """Something was raised while Q was held: all places agree with what the queue says."""
         self._change_state()
         for pwq in self._pwqs.values():
             if pwq.max_active != self._max_active:
@@ -401,6 +399,7 @@ class WorkQueue(Gate):
             self._only = next((pwq for pwq in self._pwqs.values() if pwq.pool.runtime is self.runtime), None)
 
     def refuse_own_work(self, verb: str) -> None:
+        """Raises FlushDeadlock if one of its own works is the caller (F7)."""
         item = own_item(self)
         if item is not None:
             raise FlushDeadlock(f"{item.describe()} {verb} its own queue {self.name!r}: it would wait for itself")

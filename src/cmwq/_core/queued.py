@@ -25,6 +25,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core import events
+from cmwq._core.held import holding, not_holding, outside
 from cmwq._core.item import lay_out, name_of
 from cmwq._core.pwq import insert
 from cmwq._core.worker import current_worker
@@ -34,9 +35,10 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from cmwq._core.item import Item
+    from cmwq._core.phase import Phase
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker
-    from cmwq._core.pwq import Phase, PoolWorkQueue
+    from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queue import WorkQueue
     from cmwq._core.room import Room
     from cmwq._core.work import Work
@@ -70,20 +72,20 @@ class Queued:
     work: Work | None  # L: None once taken back
     stage = LISTED  # L: where it is
     phase: Phase  # I once queued
-    _context: Context | None  # dropped when taken back
+    _context: Context | None  # L: dropped when taken back
     accepted = False  # I: its queue took it earlier, as a delayed work
     room: Room | None = None  # L: where it has a place, if its queue has a `max_pending`
     parkers: list[Parker] | None = None  # L: who waits for its end
     follower: Queued | None = None  # L: the next queueing, which collided with this execution (E3)
     futures: list[WorkFuture] | None = None  # L: who wants the result
-    outcome: tuple[Any, BaseException | None] = (None, None)  # the running worker's
-    raised: type[BaseException] | None = None  # the running worker's: what its function raised
+    outcome: tuple[Any, BaseException | None] = (None, None)  # S: the running worker's
+    raised: type[BaseException] | None = None  # S: the running worker's: what its function raised
     held: list[Queued] | None = None  # L of the pool where this one runs: those on hold for it
 
     def __init__(self, work: Work, phase: Phase, context: Context | None) -> None:
-        self.work = work
-        self.phase = phase
-        self._context = context
+        self.work = work  # L
+        self.phase = phase  # I once queued
+        self._context = context  # L
 
     @property
     def pwq(self) -> PoolWorkQueue:
@@ -123,8 +125,9 @@ class Queued:
         work = self.work
         return work is not None and work._item is self
 
+    @not_holding("self.pwq.pool.lock")
     def is_pending(self) -> bool:
-        """It is in some list, or will be. Costs a search: for who mends.  Context: lock not held."""
+        """It is in some list, or will be. Costs a search: for who mends."""
         pwq, pool = self.phase.pwq, self.phase.pwq.pool
         with pool.lock:
             running = None if self.work is None else self.work._execution
@@ -133,12 +136,13 @@ class Queued:
 
     # ------------------------------------------------------------------------------- queueing
 
+    @holding("self.work._lock")
     def hand_over(self, pwq: PoolWorkQueue) -> None:
         """List it, behind an execution of its work on another pool if there is one (E3): its work is pending.
 
         Only where the work ran last can it still run: nobody else can have begun it since, for it is not pending before
         this. The item then goes to that pool, whose worker runs it next; that of an ordered queue has its place in the
-        order, here, and is on hold there. Raises QueueClosed.  Context: W held.
+        order, here, and is on hold there. Raises QueueClosed.
         """
         work = self.work
         assert work is not None
@@ -170,6 +174,7 @@ class Queued:
 
     # ------------------------------------------------------------------------------- item
 
+    @holding("self.pwq.pool.lock")
     def claim(self, worker: Worker) -> bool:
         if self.stage is not LISTED and not self._comes_back():
             return False
@@ -189,11 +194,9 @@ class Queued:
         work._item = None  # type: ignore[union-attr]  # E4: cleared before the function runs
         return True
 
+    @holding("self.pwq.pool.lock")
     def _comes_back(self) -> bool:
-        """Its turn has come, and it is not simply listed. False: it can't begin, and is dealt with.
-
-        Context: lock held.
-        """
+        """Its turn has come, and it is not simply listed. False: it can't begin, and is dealt with."""
         stage = self.stage
         if stage is ON_HOLD:
             self.detain()
@@ -204,16 +207,15 @@ class Queued:
             return True
         return False
 
+    @holding("self.pwq.pool.lock")
     def detain(self) -> None:
-        """Its turn came while it is on hold: it keeps its place under max_active, so an ordered queue stays in order.
-
-        Context: lock held.
-        """
+        """Its turn came while it is on hold: it keeps its place under max_active, and an ordered queue its order."""
         self.phase.pwq.pool.detained.add(self)  # first in its new place: see `settle_place`
         self.stage = DETAINED
 
+    @outside
     def let_go(self) -> None:
-        """The execution elsewhere that it was on hold for has ended. May be called again.  Context: no lock held."""
+        """The execution elsewhere that it was on hold for has ended. May be called again."""
         pwq, pool = self.phase.pwq, self.phase.pwq.pool
         with pool.lock:
             if self.stage is ON_HOLD:
@@ -224,8 +226,9 @@ class Queued:
                 pool.detained.discard(self)
                 pool.kick_or_settle()
 
+    @holding("self.pwq.pool.lock")
     def follow(self, running: Queued) -> None:
-        """Its turn came while its work runs here: that worker runs it next.  Context: lock held.
+        """Its turn came while its work runs here: that worker runs it next.
 
         (A follower that was taken back may still hang there. One that is pending can't: this one is.)
         """
@@ -238,15 +241,17 @@ class Queued:
         else:
             self.stage = BEHIND
 
+    @holding("self.pwq.pool.lock")
     def _stop_following(self) -> None:
-        """The execution that it followed has ended.  Context: lock held."""
+        """The execution that it followed has ended."""
         lent, self.stage = self.stage is LENT, LISTED
         if lent:
             self.phase.pwq.take_place()
 
+    @holding("self.pwq.pool.lock")
     def relist(self) -> None:
         """The execution that it followed has ended, and that worker won't run it: whoever comes does, before all
-        others.  Context: lock held. The caller wakes whom that needs.
+        others. The caller wakes whom that needs.
         """
         if self.over:
             return  # taken back meanwhile, and its place with it
@@ -254,13 +259,14 @@ class Queued:
         self.phase.pwq.list_first(self)  # first in its new place: see `settle_place`
         self._stop_following()
 
+    @holding("self.pwq.pool.lock")
     def settle_place(self, *, listed: bool, follows: bool) -> bool:
         """An interruption may have come between two steps of a method that moves it: let its stage agree with where it
         is found. False: it follows its running self, and is not to be on a list as well.
 
         Found on a list, its turn has not come, for the worker that was interrupted has put it back. Found among the
         detained: `detain` adds it to them before it changes the stage, and `let_go` changes the stage before it lists
-        it; so the stage tells which of the two was interrupted.  Context: lock held, who mends; nobody executes it.
+        it; so the stage tells which of the two was interrupted. Context: who mends, nobody executes it.
         """
         pwq, detained = self.phase.pwq, self.phase.pwq.pool.detained
         if self.withdrawn:
@@ -280,15 +286,17 @@ class Queued:
             self.stage = LISTED
         return True
 
+    @holding("self.pwq.pool.lock")
     def be_executing(self) -> None:
         """Its work knows that it runs here, unless it has begun elsewhere since this one ended.
 
-        Context: lock held, who mends.
+        Context: who mends.
         """
         work = self.work
         if work is not None and work._execution is None and self.stage is BEGUN:
             work._execution = self
 
+    @outside
     def run(self) -> None:
         work = self.work
         assert work is not None
@@ -304,6 +312,7 @@ class Queued:
                 self.queue.work_failed(work, exc)
         self._context = None
 
+    @holding("self.pwq.pool.lock")
     def end(self) -> Queued | None:
         work = self.work
         if work._execution is self:  # type: ignore[union-attr]  # else it is the parent's, in the child of a fork
@@ -313,8 +322,9 @@ class Queued:
         self.retire()
         return None
 
+    @outside
     def announce(self, item: Item) -> None:
-        """Whoever waits hears of the result; those on hold for this execution may go.  Context: no lock held."""
+        """Whoever waits hears of the result; those on hold for this execution may go."""
         for future in self.futures or ():
             future.settle(*self.outcome)
         self.futures, self.outcome = None, (None, None)
@@ -322,12 +332,14 @@ class Queued:
             held.let_go()
         self.held = None
 
+    @holding("self.pwq.pool.lock")
     def retire(self) -> None:
         self.stage = ENDED
         if self.parkers is not None:
             self._tell_end()
         self.phase.retire()
 
+    @outside
     def abort(self, exc: BaseException) -> None:
         if self.room is not None:
             self.room.give(self)
@@ -339,6 +351,7 @@ class Queued:
                 self.queue.work_failed(work, exc)
         self.announce(self)
 
+    @holding("self.pwq.pool.lock")
     def be_over(self) -> None:
         if not self.withdrawn:
             self.stage = ENDED
@@ -347,13 +360,13 @@ class Queued:
             self.work._item = None
         self._tell_end()
 
+    @holding("self.pwq.pool.lock")
     def _forget_execution(self) -> None:
-        """Context: lock held."""
         if self.work is not None and self.work._execution is self:
             self.work._execution = None
 
+    @holding("self.pwq.pool.lock")
     def _tell_end(self) -> None:
-        """Context: lock held."""
         if self.parkers is not None:
             for parker in self.parkers:
                 parker.unpark()
@@ -365,8 +378,9 @@ class Queued:
 
     # ------------------------------------------------------------------------------- taking back
 
+    @holding("self.pwq.pool.lock")
     def withdraw(self) -> None:
-        """Context: lock held, it is pending; `drop` to be called after."""
+        """Context: it is pending, `drop` to be called after."""
         pwq, stage = self.phase.pwq, self.stage
         if pwq.observed:
             events.cancelled(self)

@@ -10,7 +10,7 @@ class Rank(IntEnum):
 
     A thread that holds a lock takes only locks of a higher rank; whoever would do otherwise gets `Reentered`. So two
     locks of one rank, those of two pools for instance, are never held together, and no wait for a lock can close a
-    circle.
+    circle. `held` has a debug mode that tells a mistake of ours from such an interruption.
 
     - HOTPLUG: which CPUs serve which pool. It is held for a whole change, in which pools are frozen, asked and moved.
     - FREEZER: freezing and thawing exclude each other. Held across all queues and pools, hence before their locks.

@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from cmwq._core import blocking, events
+from cmwq._core.held import holding, not_holding
 from cmwq._core.worker import in_words
 from cmwq._errors import CmwqError
 
@@ -82,9 +83,10 @@ def mourn(worker: Worker, exc: BaseException) -> None:
         _log.error("%r died, and another takes its place; %d did so far", worker, pool.stats.deaths, exc_info=exc)
 
 
+@not_holding("pool.lock")
 def bury_the_dead(pool: WorkerPool) -> None:
     """Workers whose threads have ended without a word: C code ended them, or something was raised before or after all
-    that `worker_thread` can see, as by a trace function at its call.  Context: lock not held.
+    that `worker_thread` can see, as by a trace function at its call.
     """
     with pool.lock:
         workers = [(worker, worker.thread) for worker in pool.workers if worker.listed and not worker.dying]
@@ -94,11 +96,12 @@ def bury_the_dead(pool: WorkerPool) -> None:
             pool.lookout.detach(worker)
 
 
+@holding("pool.lock")
 def bury(pool: WorkerPool, worker: Worker) -> None:
     """It is gone, and so is what it counted for; if it is missing, another takes its place.
 
     If it isn't listed yet, who is just creating it sees its `fate`, and has been refused.
-    Context: lock held, the worker's own thread.
+    Context: the worker's own thread.
     """
     missing = not worker.dying
     worker.dying = True

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 from cmwq._core import blocking, events
+from cmwq._core.held import holding, outside
 from cmwq._core.policy import need_rescuer
 from cmwq._core.recovery import recover
 from cmwq._core.worker import RESCUER, Worker, be_worker
@@ -61,8 +62,9 @@ class Rescuer:
         """Raises ThreadLimit. The thread ends after `stop`, or with the queue."""
         self.thread = self._host.spawn(self.name, self._run)
 
+    @holding("pwq.pool.lock")
     def call(self, pwq: Source) -> bool:
-        """Mayday. True: to be woken.  Context: lock held."""
+        """Mayday. True: to be woken."""
         if pwq.called:
             return False
         pwq.called = True
@@ -126,10 +128,11 @@ class Rescuer:
         return more and not worker.dying
 
 
+@holding("pool.lock")
 def _run_next(pool: WorkerPool, pwq: Source, worker: Worker) -> bool:
     """Run the next listed work of that queue, as `process_works` would. False: there is none.
 
-    Context: lock held; released around the work.
+    The lock is released around the work.
     """
     lock = pool.lock
     item = _take(pool, pwq, worker)
@@ -165,11 +168,9 @@ def _run_next(pool: WorkerPool, pwq: Source, worker: Worker) -> bool:
     return True
 
 
+@holding("pool.lock")
 def _take(pool: WorkerPool, pwq: Source, worker: Worker) -> Item | None:
-    """Off the list with the first work of that queue: it is the worker's. Costs O(works of others before it).
-
-    Context: lock held.
-    """
+    """Off the list with the first work of that queue: it is the worker's. Costs O(works of others before it)."""
     worklist = pool.worklist
     for index, item in enumerate(worklist):
         if item.pwq is pwq:
@@ -182,12 +183,14 @@ def _take(pool: WorkerPool, pwq: Source, worker: Worker) -> Item | None:
 # ----------------------------------------------------------------------------------- maydays (C2)
 
 
+@holding("pool.lock")
 def set_alarm(pool: WorkerPool, delay: float) -> None:
-    """Look after so long whether help is needed.  Context: lock held, the alarm is not set."""
+    """Look after so long whether help is needed.  Context: the alarm is not set."""
     with suppress(ThreadLimit):  # never, once the runtime has begun
         pool.alarms.mayday.set(pool.host, delay, partial(mayday, pool))
 
 
+@outside
 def mayday(pool: WorkerPool) -> None:
     """Ask for help, if it is still needed.  Context: the timer."""
     called: list[Rescuer] = []
@@ -216,11 +219,12 @@ def gets_no_threads(pool: WorkerPool) -> bool:
         return sum(not worker.is_rescuer for worker in pool.workers) >= pool.office.max_workers
 
 
+@outside
 def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | None:
     """Why the work `own` would wait for ever: something it waits for has not begun, no thread could be created, not
     even after a cool-down, and all who could begin it wait themselves. None: somebody may go on.
 
-    waiting: the works that wait without a limit of time, this one among them.  Context: its worker, no lock held.
+    waiting: the works that wait without a limit of time, this one among them. Context: its worker.
     """
     if not target.lacks_workers():
         return None
@@ -230,12 +234,13 @@ def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | No
     return _why(own, target)
 
 
+@outside
 def tell_who_waits_in_vain(pool: WorkerPool) -> None:
     """A thread was refused once more: if none is to be expected, and some wait for what nobody can begin, the last of
     them is told.
 
     One alone, for when that gives up, and its worker goes on, the others may have what they wait for; if not, the pool
-    is refused again, and the next is told. Context: the timer, no lock held.
+    is refused again, and the next is told. Context: the timer.
     """
     if not gets_no_threads(pool):
         return

@@ -1,7 +1,7 @@
 """Room: how many works of a queue may wait (E9, `max_pending`).
 
 Guarantees: never more than `limit` works have a place; who waits for one gets it in order of arrival; a place given up
-by a waiter that was interrupted goes to the next. Its lock is a leaf: it may be taken with any other held.
+by a waiter that was interrupted goes to the next. The letters are those of `pool`; M: `Room._lock`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cmwq._core.held import holding
 from cmwq._core.mend import mending
 from cmwq._core.ranks import Rank
 from cmwq._core.wait import own_item, run_steps, surely
@@ -31,11 +32,11 @@ class Room:
 
     def __init__(self, queue: WorkQueue, limit: int, full: str) -> None:
         self._queue = queue  # I
-        self._lock = queue.runtime.host.lock(Rank.ROOM, mending(self))
+        self._lock = queue.runtime.host.lock(Rank.ROOM, mending(self))  # F
         self.limit = limit  # I
         self.full = full  # I
-        self._holders: set[object] = set()  # its own lock: the works that have a place
-        self._waiting: deque[_Turn] = deque()  # its own lock
+        self._holders: set[object] = set()  # M: the works that have a place
+        self._waiting: deque[_Turn] = deque()  # M: who waits, the first in front
 
     @property
     def taken(self) -> int:
@@ -85,12 +86,14 @@ class Room:
         """`give`, as soon as this thread is in the middle of nothing."""
         self._queue.runtime.host.defer(partial(self.give, item))
 
+    @holding("self._lock")
     def mend(self) -> None:
-        """Whoever has a place waits no more.  Context: its lock held."""
+        """Whoever has a place waits no more."""
         self._grant()
 
+    @holding("self._lock")
     def _grant(self) -> None:
-        """Context: its lock held. If it is interrupted, it is done again."""
+        """If it is interrupted, it is done again."""
         while self._waiting and (self._waiting[0].item in self._holders or len(self._holders) < self.limit):
             turn = self._waiting[0]
             self._holders.add(turn.item)
@@ -104,10 +107,10 @@ class _Turn:
     """One who waits for a place."""
 
     def __init__(self, room: Room, item: object) -> None:
-        self.room = room
-        self.item = item
-        self.granted = False
-        self.parkers: list[Parker] = []
+        self.room = room  # I
+        self.item = item  # I
+        self.granted = False  # M
+        self.parkers: list[Parker] = []  # M
 
     def done(self) -> bool:
         return self.granted

@@ -24,12 +24,13 @@ from cmwq._core.events import Event, Kind
 from cmwq._core.hogs import HogReports
 from cmwq._core.hotplug import Hotplug
 from cmwq._core.invariants import check
+from cmwq._core.place_end import Quiet
 from cmwq._core.pools import Pools
 from cmwq._core.ranks import Rank
 from cmwq._core.settings import FIELDS, Settings, checked_call, checked_exit_timeout
 from cmwq._core.snapshot import Snapshot, view_of_pool, view_of_queue
 from cmwq._core.subscriptions import Events
-from cmwq._core.wait import Quiet, run_steps, surely, waits_of
+from cmwq._core.wait import run_steps, surely, waits_of
 from cmwq._core.watchdog import Watchdog
 from cmwq._core.weakly import Weakly
 from cmwq._core.work import Work
@@ -81,36 +82,36 @@ class Runtime:
             host = ThreadHost()
         else:
             checks.port("host", host, "monotonic")
-        self.choose_sensor = _chooser(host, sensor)
+        self.choose_sensor = _chooser(host, sensor)  # R
         if wanted is not None and not set(wanted) & set(host.cpus()):
             raise ValueError(f"cpus is {wanted}, and this process may use none of them, but {tuple(host.cpus())}")
         self.host = host  # I
         # R to change, before the first use (`configure`), then I; so are hotplug and choose_sensor.
-        self.config = config or Config()
-        self.max_workers = max_workers
+        self.config = config or Config()  # R
+        self.max_workers = max_workers  # R
         self.exit_timeout = checked_exit_timeout(exit_timeout)  # ~
-        self.on_unfetched: Callable[[str, BaseException], object] | None = None
+        self.on_unfetched: Callable[[str, BaseException], object] | None = None  # A
         """Called as on_unfetched(name, exception) when the future of a failed call is dropped and nobody has seen the
         exception: by `result()`, by `exception()`, or through a callback. name: in words, which call of which queue.
         Settable at any time, and applies to calls that fail from then on; None, the default: nobody is told, as in the
         standard library. It is called wherever the last reference goes, on any thread, between any two steps of a
         program: it must not wait, nor take a lock that might be held there. What it raises is logged."""
         self._pools = Pools(self, host)  # I
-        self.hotplug = Hotplug(self._pools, wanted)
+        self.hotplug = Hotplug(self._pools, wanted)  # R
         self.events = Events(self)  # I
         self.watchdog = Watchdog(self)  # I
         self.events.clients[Kind.STALL] = self.watchdog.hear
-        self._queues: Weakly[WorkQueue] = Weakly()  # each change is one step
-        self._freezer = host.lock(Rank.FREEZER)  # freezing and thawing exclude each other; before R, Q and L
-        self.frozen = False  # that lock to change; a queue's new place looks at it with Q held (E8)
+        self._queues: Weakly[WorkQueue] = Weakly()  # A: those that somebody has
+        self._freezer = host.lock(Rank.FREEZER)  # F: freezing and thawing exclude each other
+        self.frozen = False  # E to change; a queue's new place looks at it with Q held (E8)
         self.waits = waits_of(host)  # I
         self.hogs = HogReports()  # I
         self.events.clients[Kind.HOG] = self._hear_of_hog
-        self.leaks: set[tuple[str, str]] = set()  # what works of which queue left behind; each change is atomic
-        self._turn = itertools.count()  # where the next per-CPU work goes when nobody knows this thread's CPU
+        self.leaks: set[tuple[str, str]] = set()  # A: what works of which queue left behind
+        self._turn = itertools.count()  # A: where the next per-CPU work goes when nobody knows this thread's CPU
         self.exiting = False  # ~: the interpreter's end closes it, or did
         self.abandoned = False  # ~: it is closed, and works may still run
-        self.waiters: set[Parker] = set()  # each change is atomic: threads in a waiting call
+        self.waiters: set[Parker] = set()  # A: threads in a waiting call
         host.watch_process(self)  # last, for it may be told at once
 
     # ------------------------------------------------------------------------------- settings

@@ -22,33 +22,26 @@ Guarantees
 
   N2 before A1: so N1 comes before A2, and the ask has seen it. N2 between A1 and A3: A3 finds news, and the place goes
   in line again. N2 after A3's look: N3 has the lock after A3, and undoes what that has decided.
-- What the source gave is run, or said not to be (`_lose`): it isn't lost by an exception in the middle of ours (F10).
-  The answer goes from the source into `Ask.answers` within one call of a C function, with no bytecode in between; from
-  there on the item has it, and whoever ends that item, `abort` included, looks there.
+- What the source gave is run, or said not to be (`lose`): it isn't lost by an exception in the middle of ours (F10).
+  `Ask.answers` has it from the first moment, and whoever ends that item looks there.
 
-A place in line is no work that a flush waits for: what the source still has was not queued. So it is counted in a phase
-of its own (`Asking`), which nobody seals. When the source has answered, the item moves to the queue's current phase,
-and is a work like others; and so does one that asks at the moment when its queue begins to drain or close, for after
-that nothing of the queue may run. (`mend` counts by `phase`, so the move is one step.)
-
-The letters are those of `pool`; V is `Serving._lock`, of the rank of a work's lock.
+The place in line itself is in `asking`. The letters are those of `pool`; V is `Serving._lock`, of the rank of a
+work's lock.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Collection, Iterator
-from itertools import starmap
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core import checks
-from cmwq._core.future import Future
-from cmwq._core.item import lay_out, name_of
+from cmwq._core.asking import Ask, ServingEnd, accept, count, stand_first, stand_in_line
+from cmwq._core.held import holding, outside
+from cmwq._core.item import name_of
 from cmwq._core.mend import mending
-from cmwq._core.pwq import Phase
 from cmwq._core.ranks import Rank
-from cmwq._core.wait import needs_of, run_steps
+from cmwq._core.wait import run_steps
 from cmwq._core.work import Work
 from cmwq._errors import ForeignProcess, QueueClosed, Reentered
 
@@ -56,12 +49,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import TypeAlias
 
-    from cmwq._core.item import Item
-    from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Parker, Timer
     from cmwq._core.pwq import PoolWorkQueue
     from cmwq._core.queue import WorkQueue
-    from cmwq._core.wait import Steps, Target
+    from cmwq._core.wait import Steps
 
     Call: TypeAlias = Callable[[], object]
     Source: TypeAlias = Callable[[], Call | None]
@@ -72,85 +63,6 @@ BACKOFF = 0.1
 """Seconds until a source that raised is asked again; twice as many each time it raises again."""
 MAX_BACKOFF = 30.0
 """Seconds at most."""
-
-
-class Asking(Phase):
-    """Where a place in line counts: no flush waits for it."""
-
-    __slots__ = ()
-
-    def __init__(self, pwq: PoolWorkQueue) -> None:
-        super().__init__(pwq, sys.maxsize)  # later than whatever is flushed
-
-
-class Ask(Future[None]):
-    """A place in line of one call that the source may give; then that call.
-
-    It is a future so that it is taken back, counted, and seen as all others are. Nobody waits for it.
-    """
-
-    _serving: Serving
-    answers: list[Any]  # the running worker's: empty, or what the source gave
-    news: object = None  # V: the last when the source was asked
-    number: int = 0  # V: the how manieth call of the source it has; 0: none
-    begins: bool = False  # S: its call is about to begin, so what is raised from now on is the call's
-    over: bool = False  # S: and has ended
-    heir: Ask | None = None  # V: what runs its call instead of it
-
-    def __init__(self, serving: Serving, pwq: PoolWorkQueue) -> None:
-        self._serving = serving
-        self.phase = Asking(pwq)
-        self._call = (serving.source,)
-        self._context = serving.context.copy()
-        self.answers = []
-
-    def run(self) -> None:
-        serving, context = self._serving, self._context
-        assert context is not None
-        if not self.answers:
-            if not serving.take_turn(self):
-                return
-            error: BaseException | None = None
-            try:
-                # The one call in which the source is asked and its answer is ours: see above. StopIteration ends it.
-                self._context.run(self.answers.extend, starmap(serving.source, ((),)))  # type: ignore[union-attr]
-            except BaseException as exc:
-                error = exc
-            try:
-                runs = serving.settle(self, error)
-            finally:
-                error = None  # break the cycle through the traceback
-            if not runs:
-                return
-        call = self.answers[0]
-        self._call = (call,)  # what it is called in messages
-        self.begins = True
-        try:
-            self._context.run(call)  # type: ignore[union-attr]
-        except BaseException as exc:
-            serving.call_failed(call, exc)
-        self.over = True
-        serving.call_ended(self)
-        self._call = self._context = None
-
-    def abort(self, exc: BaseException) -> None:
-        self._serving.recover(self, exc)
-        super().abort(exc)
-
-    def cancel(self) -> bool:
-        """Take the place out of line. One that has its call, and waits because its queue was frozen, loses that."""
-        cancelled = super().cancel()
-        if self.cancelled() and self.answers and not self.over:  # else it is still to be, or was never given
-            self.over = True
-            self._serving.lose(self, "it was cancelled")
-        return cancelled
-
-    def describe(self) -> str:
-        what = "call" if self.answers else "asking of source"
-        return f"{what} {name_of(self.function)} of queue {self.queue.name!r}"
-
-
-lay_out(Ask, "phase", "_call", "_context", "_state", "_serving", "answers", "news", "number", "begins", "over", "heir")
 
 
 class Serving:
@@ -172,7 +84,7 @@ class Serving:
         self._wq = wq  # I
         self._on_stop = on_stop  # V to change: None once it was called
         self._born = Work.generation  # I: in which process
-        self._news: object = None  # any thread: another with each `notify`
+        self._news: object = None  # A: another with each `notify`
         self._dry = False  # V: it has nothing now
         self._exhausted = False  # V: it has no more
         self._stopped = False  # V to change: it isn't asked any more
@@ -182,7 +94,7 @@ class Serving:
         self._nr_failures = 0  # V: in a row
         self._retry: Timer | None = None  # V: the source raised, and will be asked again
         self._parkers: list[Parker] = []  # V: who waits for the end
-        self._lock = host.lock(Rank.WORK, mending(self))
+        self._lock = host.lock(Rank.WORK, mending(self))  # I
 
     def __repr__(self) -> str:
         state = "over" if self.over else "stopping" if self._stopped else "dry" if self._dry else "open"
@@ -254,7 +166,7 @@ class Serving:
         run_steps(self._wait_steps(), self._wq.runtime, timeout, lambda: f"{self!r} is not over")
 
     def close(self, timeout: float | None = None) -> None:
-        """`stop`, then `wait`."""
+        """`stop`, then `wait` for so many seconds at most."""
         self.stop()
         self.wait(timeout)
 
@@ -267,7 +179,7 @@ class Serving:
         self.close()
 
     def _wait_steps(self) -> Steps[None]:
-        yield _End(self)
+        yield ServingEnd(self)
 
     # ------------------------------------------------------------------------------- the place in line
 
@@ -279,9 +191,10 @@ class Serving:
         """As far as the source goes, and its queue takes works."""
         return self._wq.is_open and not (self._stopped or self._exhausted or self._dry or self._wq.runtime.closed)
 
+    @outside
     def arrange(self) -> None:
         """If the source is to be asked, it has its place in line, on each of the queue's pools. May be called at any
-        time.  Context: no lock held. Raises Reentered.
+        time. Raises Reentered.
         """
         if self._is_foreign() or self._asker is not None or not self._may_ask():
             return
@@ -296,7 +209,7 @@ class Serving:
                 standing = self._asks.get(pwq)
                 if standing is None or standing.done():
                     ask = Ask(self, pwq)
-                    if _stand_in_line(pwq, ask):
+                    if stand_in_line(pwq, ask):
                         # Noted last. One that stands there and isn't noted finds out, when its turn comes, whether the
                         # source is to be asked.
                         self._asks[pwq] = ask
@@ -308,9 +221,10 @@ class Serving:
             return (wq._only or wq.place_here(),)
         return {wq.place_at(cpu): None for cpu in wq.runtime.cpus()}
 
+    @outside
     def heed(self) -> None:
         """The queue's state changed, or its own: stand in line, or do not. Then whoever drains or closes need not look
-        at places in line, but waits for the one who asks.  Context: no lock held. Raises Reentered.
+        at places in line, but waits for the one who asks. Raises Reentered.
         """
         if self._is_foreign():
             return
@@ -323,7 +237,7 @@ class Serving:
                 self._asks = {}
             if not self._wq.is_open or self._stopped:
                 if self._asker is not None:
-                    _count(self._asker)
+                    count(self._asker)
                 if self._retry is not None and self._stopped:
                     self._retry.cancel()
             self._tell()
@@ -334,8 +248,9 @@ class Serving:
 
     # ------------------------------------------------------------------------------- asking
 
+    @outside
     def take_turn(self, ask: Ask) -> bool:
-        """Its worker is here. True: it asks now.  Context: the worker, no lock held."""
+        """Its worker is here. True: it asks now.  Context: the worker."""
         if self._is_foreign():
             return False
         with self._lock:
@@ -351,8 +266,9 @@ class Serving:
             self._asker = ask
             return True
 
+    @outside
     def settle(self, ask: Ask, error: BaseException | None) -> bool:
-        """The source has answered, or raised. True: its call is to be run now.  Context: the worker, no lock held."""
+        """The source has answered, or raised. True: its call is to be run now.  Context: the worker."""
         if self._is_foreign():
             return False  # the source forked: what it answers is for the parent
         answer = ask.answers[0] if ask.answers else None
@@ -367,7 +283,7 @@ class Serving:
                 self._nr_failures = 0
                 self._calls.add(ask)
                 self._number(ask)
-                runs = _accept(ask)
+                runs = accept(ask)
             elif error is not None:
                 self._nr_failures += 1
                 self.failures += 1
@@ -399,15 +315,17 @@ class Serving:
             "source %s of queue %r raised; it is asked again in %g s", name, self._wq.name, pause, exc_info=error
         )
 
+    @holding("self._lock")
     def _pause(self) -> float:
-        """Until a source that raised is asked again.  Context: V held."""
+        """Until a source that raised is asked again."""
         return min(BACKOFF * 2.0 ** min(self._nr_failures - 1, 20), MAX_BACKOFF)
 
     # ------------------------------------------------------------------------------- its calls
 
+    @outside
     def _hand_on(self, ask: Ask) -> None:
         """Its call can't begin here and now: the queue is frozen, or its worker was interrupted. It is the next of the
-        queue then, as an item of its own. May be done twice.  Context: no lock held.
+        queue then, as an item of its own. May be done twice.
         """
         pwq = ask.pwq
         with self._lock:
@@ -418,7 +336,7 @@ class Serving:
                 heir.number = ask.number
                 ask.heir = heir
             listed = heir._state != "PENDING" or pwq.has(heir)
-            if not listed and not _stand_first(pwq, heir):
+            if not listed and not stand_first(pwq, heir):
                 heir.over = True
             if not heir.over:
                 self._calls.add(heir)
@@ -427,18 +345,21 @@ class Serving:
         if heir.over:
             self.lose(heir, self._wq.runtime.why_closed())
 
+    @holding("self._lock")
     def _number(self, ask: Ask) -> None:
-        """It has a call: that makes one more given, once. May be done twice.  Context: V held."""
+        """It has a call: that makes one more given, once. May be done twice."""
         if not ask.number:
             ask.number = self.given + 1
         self.given = max(self.given, ask.number)
 
+    @outside
     def call_failed(self, call: Call, exc: BaseException) -> None:
-        """As if it had been a queued work (B4).  Context: its worker, no lock held."""
+        """As if it had been a queued work (B4).  Context: its worker."""
         self._wq.work_failed(Work(call), exc)
 
+    @outside
     def call_ended(self, ask: Ask) -> None:
-        """Context: its worker, no lock held."""
+        """Context: its worker."""
         if self._is_foreign():
             return
         with self._lock:
@@ -446,8 +367,9 @@ class Serving:
             self._tell()
         self._leave_if_over()
 
+    @outside
     def lose(self, ask: Ask, why: str) -> None:
-        """What the source gave is not run. Said, so that somebody may give it back.  Context: no lock held."""
+        """What the source gave is not run. Said, so that somebody may give it back."""
         name = name_of(ask.answers[0])
         _log.error("call %s that a source gave to queue %r is not run: %s", name, self._wq.name, why)
         with self._lock:
@@ -455,10 +377,11 @@ class Serving:
             self._tell()
         self._leave_if_over()
 
+    @outside
     def recover(self, ask: Ask, exc: BaseException) -> None:
         """Its worker was interrupted in the middle of ours: everything is as if it had not come, or had gone on.
 
-        Context: the worker, no lock held.
+        Context: the worker.
         """
         if self._is_foreign():
             return
@@ -478,112 +401,29 @@ class Serving:
 
     # ------------------------------------------------------------------------------- its end
 
+    @holding("self._lock")
     def mend(self) -> None:
         """Something was raised while V was held. What is noted may be less than what stands in line, and does no harm;
-        whether that is enough is looked at again.  Context: V held.
+        whether that is enough is looked at again.
         """
         for ask in self._calls:
             self._number(ask)
         self._tell()
         self._wq.runtime.host.defer(self.arrange)
 
+    @holding("self._lock")
     def _tell(self) -> None:
-        """Whoever waits for the end looks whether it has come.  Context: V held."""
+        """Whoever waits for the end looks whether it has come."""
         if self._parkers and self.over:
             for parker in self._parkers:
                 parker.unpark()
 
+    @outside
     def _leave_if_over(self) -> None:
-        """Its queue need not know of it any more.  Context: no lock held."""
+        """Its queue need not know of it any more."""
         if self.over and self in self._wq._servings:
             with self._wq._lock:
                 self._wq._servings = tuple(other for other in self._wq._servings if other is not self)
-
-
-class _End:
-    """A serving is over: what is waited for."""
-
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
-
-    def done(self) -> bool:
-        return self._serving.over
-
-    def attach(self, parker: Parker) -> bool:
-        with self._serving._lock:
-            self._serving._parkers.append(parker)
-        return not self.done()
-
-    def detach(self, parker: Parker) -> None:
-        with self._serving._lock:
-            if parker in self._serving._parkers:
-                self._serving._parkers.remove(parker)
-
-    def _items(self) -> list[Ask]:
-        """Copies are made in one step: whoever follows a chain of waits has a lock of the highest rank."""
-        serving, asker = self._serving, self._serving._asker
-        return [*serving._asks.copy().values(), *serving._calls.copy(), *([] if asker is None else [asker])]
-
-    def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
-        for item in self._items():
-            yield from needs_of(item, waiting)
-
-    @property
-    def queue(self) -> WorkQueue:
-        return self._serving._wq
-
-    def lacks_workers(self) -> Collection[WorkerPool]:
-        return {item.pwq.pool for item in self._items() if item._state == "PENDING"}
-
-    def describe_wait(self) -> str:
-        return f"waits for the end of what is served to queue {self.queue.name!r}"
-
-
-# ----------------------------------------------------------------------------------- what is done under L
-
-
-def _stand_in_line(pwq: PoolWorkQueue, ask: Ask) -> bool:
-    """`insert`, for what no flush counts. False: the queue takes nothing now."""
-    with pwq.pool.lock:
-        if pwq.gate or pwq.pool.closing:
-            return False
-        pwq.place(ask)
-        pwq.pool.kick_or_settle()
-        return True
-
-
-def _stand_first(pwq: PoolWorkQueue, ask: Ask) -> bool:
-    """It is the queue's next, before all that waits. False: nothing is run there any more."""
-    with pwq.pool.lock:
-        if pwq.pool.closing:
-            return False
-        ask.phase = pwq.phase
-        pwq.inactive.appendleft(ask)
-        pwq.phase.count += 1
-        pwq.activate()
-        pwq.pool.kick_or_settle()
-        return True
-
-
-def _count(ask: Ask) -> None:
-    """From now on it is a work that whoever flushes, drains or closes waits for."""
-    pwq = ask.pwq
-    with pwq.pool.lock:
-        if type(ask.phase) is Asking:
-            ask.phase = pwq.phase
-            pwq.phase.count += 1
-
-
-def _accept(ask: Ask) -> bool:
-    """It has a call, and is a work of its queue. False: it is not to begin here and now."""
-    pwq = ask.pwq
-    with pwq.pool.lock:
-        if pwq.frozen or pwq.pool.closing:
-            return False
-        if type(ask.phase) is Asking:
-            ask.phase = pwq.phase
-            pwq.phase.count += 1
-        return True
 
 
 def begin(wq: WorkQueue, source: Any, on_stop: Any) -> Serving:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import checks
 from cmwq._core.events import Event, Kind, Note, Tap, name_of_pool, note, note_counts, observe_places
+from cmwq._core.held import holding, outside
 from cmwq._errors import Reentered
 
 if TYPE_CHECKING:
@@ -69,17 +70,17 @@ class Subscription:
         self.kinds = kinds  # I
         self.queue = queue  # I
         self.limit = limit  # I
-        self.buffer: deque[Note] = deque()  # B
+        self.buffer: deque[Note] = deque()  # A
         self.asleep = False  # ~: set by who is about to sleep, taken back by who wakes
         self.over = False  # ~: nothing is noted any more; only ever set
         self.taps: list[Tap] = []  # R to change: one for each pool that it has seen
-        self._sleepers: set[Parker] = set()  # B: threads that wait for an event
+        self._sleepers: set[Parker] = set()  # A: threads that wait for an event
         self._events = events  # I
         self._host = events.runtime.host  # I
         self._callback = callback  # I
         self._where = where  # I
         self._ident = 0  # I once its thread runs
-        self._failures = 0  # the callback's thread: in a row
+        self._failures = 0  # S: the callback's, in a row
         self.thread: Thread | None = None  # I once it is started
 
     def __repr__(self) -> str:
@@ -93,7 +94,8 @@ class Subscription:
 
     def get(self, timeout: float | None = None) -> Event | None:
         """The next event, waiting for it if need be. None: `timeout` seconds have passed; or it is over, and no event
-        is left. Raises TypeError if it has a callback, which gets them."""
+        is left. Raises TypeError if it has a callback, which gets them; Reentered where it would wait in the middle of
+        cmwq's own code, as in a finaliser that was called there."""
         self._check_pulls()
         timeout = checks.timeout(timeout)
         deadline = None if timeout is None else self._host.monotonic() + timeout
@@ -196,7 +198,7 @@ class Subscription:
         self.thread = thread
 
     def join(self, timeout: float) -> None:
-        """Wait until the callback has heard of everything."""
+        """Wait until the callback has heard of everything; so many seconds at most."""
         thread = self.thread
         if thread is None or self._ident == get_ident() or self._host.inside():
             return
@@ -285,8 +287,8 @@ class Events:
             self.drop(subscription)
             raise
 
+    @holding("self.runtime._pools.lock")
     def _attach(self, subscription: Subscription, pool: WorkerPool) -> None:
-        """Context: R held."""
         tap = Tap(subscription)
         subscription.taps.append(tap)
         with pool.lock:
@@ -294,8 +296,9 @@ class Events:
             observe_places(pool)
             note_counts(pool, tap)
 
+    @holding("self.runtime._pools.lock")
     def adopt(self, pool: WorkerPool) -> None:
-        """A new pool, which nobody else knows yet.  Context: R held."""
+        """A new pool, which nobody else knows yet."""
         for subscription in self.subscriptions:
             self._attach(subscription, pool)
 
@@ -347,69 +350,21 @@ class Events:
             for pwq in pool.pwqs:
                 pwq.observed = False
 
+    @outside
     def tell(self, noted: Iterable[Note]) -> None:
         """Reports go to those who are told whether anybody subscribed or not: the log, and `Runtime.on_stall`. They
         hear of it on the thread that found out, for where no thread can be had is just what they report.
 
-        Context: the timer, no lock held.
+        Context: the timer.
         """
         for one in noted:
             client = self.clients.get(one[0])
             if client is not None:
                 client(Event(*one[:-1]))
 
+    @outside
     def report_stall(self, pool: WorkerPool, stall: Stall, wq: WorkQueue | None = None) -> None:
-        """H3.  Context: the timer, no lock held."""
+        """H3.  Context: the timer."""
         with pool.lock:
             noted = note(pool, Kind.STALL, wq=wq, why=stall.reason, seconds=stall.seconds, stall=stall)
         self.tell([noted])
-
-
-def subscribe(
-    callback: Callable[[Event], object] | None = None,
-    *,
-    kinds: Collection[Kind | str] | None = None,
-    queue: WorkQueue | None = None,
-    runtime: Runtime | None = None,
-    limit: int = LIMIT,
-    where: bool = False,
-) -> Subscription:
-    """Hear of what happens from now on: in a runtime (default: the process's own), or with the works of one queue.
-
-    callback: called as callback(event), on a thread of its own, so it may do anything: queue works, wait for them,
-    close this subscription, close the runtime. What it raises is logged; after 10 times in a row it is called no more.
-    Without one, events are taken by `get`, `take`, or by iterating.
-
-    kinds: only those, by `Kind` or by name (default: all). queue: only what happens with its works and their workers,
-    not what happens to the pools: no `COUNTS`, `CREATED` and the like. limit: events that are kept until they are
-    taken; those that come when so many are there are lost, and an event `LOST` says so. where: look up what a blocked
-    worker waits for in the system, when the event is taken; that costs two files read for each.
-
-    While somebody hears of its works, a queue's works cost a few microseconds more each. An observer that queues works
-    to what it observes hears of those, too. Starts no pool. Raises ThreadLimit if a callback can't have its thread;
-    TypeError, ValueError for what can't be subscribed to. Thread-safe.
-    """
-    if callback is not None:
-        checks.function("callback", callback)
-    limit = checks.integer("limit", limit, 1)
-    checks.flag("where", where)
-    wanted = frozenset(Kind) if kinds is None else frozenset(map(_kind, kinds)) | ALWAYS
-    if runtime is None:
-        if queue is None:
-            from cmwq._core.runtime import default_runtime
-
-            runtime = default_runtime()
-        else:
-            runtime = queue.runtime
-    elif queue is not None and queue.runtime is not runtime:
-        raise ValueError(f"queue {queue.name!r} is another runtime's")
-    subscription = Subscription(runtime.events, callback, wanted, queue, limit, where)
-    runtime.events.add(subscription)
-    return subscription
-
-
-def _kind(kind: Kind | str) -> Kind:
-    try:
-        return Kind(kind)
-    except ValueError:
-        raise ValueError(f"{kind!r} is no kind of event; there are {', '.join(Kind)}") from None

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from sys import is_finalizing
 from typing import TYPE_CHECKING
 
+from cmwq._core.held import outside
+
 if TYPE_CHECKING:
     from cmwq._core.runtime import Runtime
 
@@ -44,8 +46,8 @@ class Unfetched:
         else:
             self._runtime.host.defer(self._tell)  # the object goes on until then
 
+    @outside
     def _tell(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
-        """Context: no lock held."""
         hook = self._runtime.on_unfetched
         if hook is None or self.seen:
             return

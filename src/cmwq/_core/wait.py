@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from cmwq._core import checks
 from cmwq._core.blocking import step_aside, step_back
+from cmwq._core.held import outside
 from cmwq._core.ranks import Rank
 from cmwq._core.rescuer import gets_no_threads, hopeless
 from cmwq._core.worker import current_worker
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from cmwq._core.item import Item
     from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Host, Lock, Parker
-    from cmwq._core.pwq import Phase, PoolWorkQueue
     from cmwq._core.queue import WorkQueue
     from cmwq._core.runtime import Runtime
     from cmwq._core.worker import Worker
@@ -234,11 +234,11 @@ def needs_of(item: Item, waiting: dict[Item, Target]) -> Iterator[Item]:
     if queue.ordered or work is not None:
         for other in list(waiting):
             same_work = work is not None and getattr(other, "work", None) is work
-            if same_work or (queue.ordered and (other.queue is queue or _pending_of(other, queue) is not None)):
+            if same_work or (queue.ordered and (other.queue is queue or pending_of(other, queue) is not None)):
                 yield other
 
 
-def _pending_of(item: Item, queue: WorkQueue) -> Item | None:
+def pending_of(item: Item, queue: WorkQueue) -> Item | None:
     """The pending queueing of a running item's work, if it is in that queue:
 
     it can't begin before the running one ends.
@@ -246,80 +246,6 @@ def _pending_of(item: Item, queue: WorkQueue) -> Item | None:
     work = getattr(item, "work", None)
     pending: Item | None = None if work is None else work._item
     return pending if pending is not None and pending.queue is queue else None
-
-
-class PhaseEnd:
-    """Everything queued to a queue's place on one pool before a flush has ended (F1)."""
-
-    def __init__(self, phase: Phase) -> None:
-        self.phase = phase
-
-    def done(self) -> bool:
-        return self.phase.which().done
-
-    def attach(self, parker: Parker) -> bool:
-        with self.phase.pwq.pool.lock:
-            phase = self.phase.which()
-            if phase.done:
-                return False
-            phase.parkers.append(parker)
-            return True
-
-    def detach(self, parker: Parker) -> None:
-        with self.phase.pwq.pool.lock:
-            phase = self.phase.which()
-            if parker in phase.parkers:
-                phase.parkers.remove(parker)
-
-    def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
-        for item in list(waiting):
-            for each in (item, _pending_of(item, self.phase.pwq.wq)):
-                if each is not None and each.pwq is self.phase.pwq and each.phase.number <= self.phase.number:
-                    yield item
-
-    @property
-    def queue(self) -> WorkQueue:
-        return self.phase.pwq.wq
-
-    def lacks_workers(self) -> Collection[WorkerPool]:
-        return (self.phase.pwq.pool,) if self.phase.pwq.has_works_waiting(self.phase.number) else ()
-
-    def describe_wait(self) -> str:
-        return f"flushes queue {self.phase.pwq.wq.name!r}"
-
-
-class Quiet:
-    """No work of a queue executes on one pool (E8)."""
-
-    def __init__(self, pwq: PoolWorkQueue) -> None:
-        self.pwq = pwq
-        self.thaws = pwq.nr_thaws
-
-    def done(self) -> bool:
-        return self.pwq.nr_thaws != self.thaws or not self.pwq.is_executing()
-
-    def attach(self, parker: Parker) -> bool:
-        with self.pwq.pool.lock:
-            self.pwq.freezers.append(parker)
-        return not self.done()
-
-    def detach(self, parker: Parker) -> None:
-        with self.pwq.pool.lock:
-            if parker in self.pwq.freezers:
-                self.pwq.freezers.remove(parker)
-
-    def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
-        return (item for item in list(waiting) if item.pwq is self.pwq)
-
-    @property
-    def queue(self) -> WorkQueue:
-        return self.pwq.wq
-
-    def lacks_workers(self) -> Collection[WorkerPool]:
-        return ()
-
-    def describe_wait(self) -> str:
-        return f"freezes queue {self.pwq.wq.name!r}"
 
 
 def check_may_wait(host: Host) -> None:
@@ -343,7 +269,7 @@ class surely:
     __slots__ = ("_undo",)
 
     def __init__(self, undo: Callable[[], object]) -> None:
-        self._undo = undo
+        self._undo = undo  # S
 
     def __enter__(self) -> None:
         pass
@@ -352,10 +278,11 @@ class surely:
         self._undo()
 
 
+@outside
 def wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float | None) -> bool:
     """Park until the target is done, or its runtime abandoned. False: the deadline, on the host's clock, passed before.
 
-    Raises FlushDeadlock.  Context: no lock held.
+    Raises FlushDeadlock.
     """
     if not target.attach(parker):
         return True

@@ -9,7 +9,7 @@ is quiet nobody looks (G4).
 Time in which the process itself was stopped is no stall: a pause between two looks counts for two periods at most.
 
 No race at the end of work: the flag is cleared before the pools are looked at. Whoever wakes a worker after that begins
-anew; what was woken before is seen. Letters as in `pool`; D: `Watchdog._lock`, a leaf.
+anew; what was woken before is seen. Letters as in `pool`; D: `Watchdog._lock`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from cmwq._core.held import holding, outside
 from cmwq._core.lending import AT_REST, Sight, sights
 from cmwq._core.ranks import Rank
 from cmwq._core.recovery import bury_the_dead
@@ -118,11 +119,11 @@ class Progress:
     __slots__ = ("reported", "rescuers", "stalled_for", "started", "waited")
 
     def __init__(self) -> None:
-        self.started = 0
-        self.rescuers: dict[Worker, float | None] = {}  # their CPU time
-        self.waited = False
-        self.stalled_for = 0.0
-        self.reported = False
+        self.started = 0  # T
+        self.rescuers: dict[Worker, float | None] = {}  # T: their CPU time
+        self.waited = False  # T
+        self.stalled_for = 0.0  # T
+        self.reported = False  # T
 
     def look(self, waits: bool, started: int, elapsed: float) -> None:
         """waits: works are listed. started: how many began so far. elapsed: since the last look."""
@@ -137,9 +138,9 @@ class Rest:
     __slots__ = ("reported", "rested_for", "sight")
 
     def __init__(self, sight: Sight) -> None:
-        self.sight = sight
-        self.rested_for = 0.0
-        self.reported = False
+        self.sight = sight  # T
+        self.rested_for = 0.0  # T
+        self.reported = False  # T
 
     def look(self, sight: Sight, elapsed: float) -> None:
         self.rested_for = self.rested_for + elapsed if self.sight.all_rested(sight) else 0.0
@@ -152,13 +153,13 @@ class Watchdog:
     def __init__(self, runtime: Runtime) -> None:
         self.on = False  # D to change, read freely: it will look, or shall not
         self._stopped = False  # D
-        self.on_stall: Callable[[Stall], object] | None = None
+        self.on_stall: Callable[[Stall], object] | None = None  # A
         self._runtime = runtime  # I
         self._report = runtime.events.report_stall  # I
-        self._lock = runtime.host.lock(Rank.WATCHDOG)
+        self._lock = runtime.host.lock(Rank.WATCHDOG)  # F
         self._last = float("-inf")  # D: when it looked
-        self._progress: WeakKeyDictionary[WorkerPool, Progress] = WeakKeyDictionary()  # the timer's
-        self._rests: WeakKeyDictionary[Source, Rest] = WeakKeyDictionary()  # the timer's
+        self._progress: WeakKeyDictionary[WorkerPool, Progress] = WeakKeyDictionary()  # T
+        self._rests: WeakKeyDictionary[Source, Rest] = WeakKeyDictionary()  # T
 
     @property
     def _period(self) -> float:
@@ -194,6 +195,7 @@ class Watchdog:
         """What was last seen of it."""
         return self._progress.setdefault(pool, Progress())
 
+    @outside
     def _look(self) -> None:
         """Context: the timer."""
         runtime = self._runtime
@@ -277,8 +279,9 @@ class Watchdog:
                 _log.exception("on_stall raised")
 
 
+@holding("pool.lock")
 def _cpu_of_rescuers(pool: WorkerPool) -> dict[Worker, float | None]:
-    """Of those that help here.  Context: lock held."""
+    """Of those that help here."""
     return {worker: worker.cpu_time() for worker in pool.workers if worker.is_rescuer}
 
 

@@ -21,7 +21,7 @@ class Weakly(Generic[T]):
     __slots__ = ("_refs",)
 
     def __init__(self) -> None:
-        self._refs: set[ref[T]] = set()
+        self._refs: set[ref[T]] = set()  # A
 
     def add(self, element: T) -> None:
         self._refs.add(ref(element, self._refs.discard))

@@ -30,6 +30,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core import checks
+from cmwq._core.held import holding, outside
 from cmwq._core.here import host_here
 from cmwq._core.item import name_of
 from cmwq._core.item_end import ItemEnd
@@ -82,14 +83,14 @@ class Work:
 
     def _begin(self) -> None:
         self._cancels: tuple[object, ...] = ()  # W: cancel_sync()s in progress
-        self._item: Queued | None = None  # set under W before it is listed, to None under L: where it is pending
+        self._item: Queued | None = None  # W before it is listed, L to None: where it is pending
         self._delay: Delay | None = None  # W: its timer
         self._moving: Delay | None = None  # W: in place of what was pending this is to be
         self._taken: list[Queued | Delay] = []  # W to add: taken back, and to be dropped without a lock
         self._last: WorkerPool | None = None  # L: where it ran last: only there can it still be running (E3)
         self._execution: Queued | None = None  # L of that pool: which of its queueings runs there
-        self._lock = host_here().lock(Rank.WORK, mending(self))
-        self._born = Work.generation  # last: until then nobody else touches it
+        self._lock = host_here().lock(Rank.WORK, mending(self))  # I
+        self._born = Work.generation  # I: last: until then nobody else touches it
 
     @classmethod
     def process_forked(cls) -> None:
@@ -332,11 +333,11 @@ class Work:
             delay.stop()
         return delay
 
+    @holding("self._lock")
     def _take_back(self) -> Queued | Delay | None:
         """What was pending: it is so no more.
 
-        Context: W held. The caller calls `_drop_taken`, without W: that calls callbacks and finalisers, which are user
-        code.
+        The caller calls `_drop_taken`, without W: that calls callbacks and finalisers, which are user code.
         """
         delay = self._take_back_delay()
         if delay is not None:
@@ -354,11 +355,12 @@ class Work:
             pool.kick_or_settle()  # its place may have gone to another
         return item
 
+    @holding("self._lock")
     def move_to(self, new: Delay) -> bool:
         """What was pending is moved to that delay. False: nothing was, and it begins now. Raises ThreadLimit,
         QueueClosed: then it is not pending any more.
 
-        Context: W held, it is not blocked. The caller calls `_drop_taken`, without W, even if something is raised.
+        Context: it is not blocked. The caller calls `_drop_taken`, without W, even if something is raised.
         """
         self._moving = new  # from here on it is moved, even if this is interrupted
         taken = self._take_back()
@@ -373,8 +375,9 @@ class Work:
         self._moving = None
         return taken is not None
 
+    @outside
     def _drop_taken(self) -> None:
-        """Let go of what was taken back. If that is interrupted, it may be called again.  Context: no lock held."""
+        """Let go of what was taken back. If that is interrupted, it may be called again."""
         taken = self._taken
         for what in tuple(taken):
             if what is not self._item and what is not self._delay:
@@ -382,8 +385,9 @@ class Work:
             with suppress(ValueError):  # another was quicker, a signal's handler maybe
                 taken.remove(what)
 
+    @holding("self._lock")
     def mend(self) -> None:
-        """Something was raised while W was held: settle what had been begun.  Context: W held."""
+        """Something was raised while W was held: settle what had been begun."""
         item, delay, moving = self._item, self._delay, self._moving
         if item is not None and not item.is_pending():
             self._item = item = None

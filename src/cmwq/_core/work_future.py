@@ -7,13 +7,14 @@ from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core.future import ATTRIBUTES, Future
+from cmwq._core.held import holding, outside
 from cmwq._core.item import lay_out
 from cmwq._core.wait import needs_of
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
+    from cmwq._core.phase import Phase
     from cmwq._core.pool import WorkerPool
-    from cmwq._core.pwq import Phase
     from cmwq._core.queued import Queued
     from cmwq._core.wait import Target
     from cmwq._core.work import Work
@@ -28,15 +29,16 @@ class WorkFuture(Future[Any]):
     _item: Queued | None = None
 
     def __init__(self, phase: Phase, work: Work) -> None:
-        self.phase = phase
-        self._work = work
+        self.phase = phase  # I
+        self._work = work  # I
 
     def of(self, item: Queued) -> None:
         """It is to be the result of that execution.  Context: lock of the item's pool held, or not queued yet."""
         self._item = item
 
+    @outside
     def settle(self, result: Any, exception: BaseException | None) -> None:
-        """Context: the worker, no lock held."""
+        """Context: the worker."""
         with self.phase.pwq.pool.lock:
             if self._state != PENDING:
                 return
@@ -49,6 +51,7 @@ class WorkFuture(Future[Any]):
         if audience is not None:
             audience.announce(self)
 
+    @holding("self.pwq.pool.lock")
     def _withdraw(self) -> None:
         pass
 

@@ -11,6 +11,8 @@ from functools import partial
 from threading import local
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cmwq._core.held import holding, not_holding, outside
+
 if TYPE_CHECKING:
     from weakref import ref
 
@@ -69,7 +71,7 @@ class Worker:
         self.look_again = 0.0  # S: not before that, on the host's clock, it is looked at for what works left behind
         self.shown = ""  # S: the queue the thread is named after
         self.waiters: tuple[ref[Any], ...] = ()  # S to change, read freely: see `lending.Waiters`
-        self.watched: Any = None  # the sensor's own
+        self.watched: Any = None  # L: the sensor's own
 
     @property
     def sleeping(self) -> bool:
@@ -84,8 +86,9 @@ class Worker:
         state = "idle" if self.idle else "blocked" if self.sleeping else "running" if self.counted else "preparing"
         return f"<Worker {self.name} {state}>"
 
+    @not_holding("self.pool.lock")
     def bind(self) -> None:
-        """Let its thread run on the CPUs that the pool has (A1).  Context: its own thread, lock not held."""
+        """Let its thread run on the CPUs that the pool has (A1).  Context: its own thread."""
         pool = self.pool
         while True:
             cpus = pool.cpus
@@ -95,11 +98,9 @@ class Worker:
                     self.tid = pool.host.thread_id()  # from now on whoever changes them binds it
                     return
 
+    @holding("self.pool.lock")
     def reclaim_place(self) -> None:
-        """Its item ended, or runs again: if it had lent its place, it holds one, even one too many.
-
-        Context: pool.lock held.
-        """
+        """Its item ended, or runs again: if it had lent its place, it holds one, even one too many."""
         if self.lender is not None:
             self.lender.take_place()
             self.lender = None
@@ -136,8 +137,9 @@ def attempt(pool: WorkerPool, what: str, step: Callable[[], T]) -> T | None:
     return None
 
 
+@outside
 def in_words(exc: BaseException) -> str:
-    """An exception in a message. What it has to say of itself is the user's code.  Context: lock not held."""
+    """An exception in a message. What it has to say of itself is the user's code."""
     try:
         words = f"{type(exc).__name__}: {exc}"
     except Exception:

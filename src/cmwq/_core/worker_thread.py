@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cmwq._core import blocking, events
+from cmwq._core.held import holding, outside
 from cmwq._core.item import name_of
 from cmwq._core.leaks import LEAKS_PERIOD, undo_leaks
 from cmwq._core.policy import keep_working, need_more_worker, need_to_create_worker, slack
@@ -51,8 +52,9 @@ def worker_thread(worker: Worker) -> None:
             pool.lookout.detach(worker)
 
 
+@outside
 def begin(worker: Worker) -> None:
-    """Context: its own thread, lock not held."""
+    """Context: its own thread."""
     pool, host = worker.pool, worker.pool.host
     be_worker(worker)
     pool.lookout.attach(worker)
@@ -67,8 +69,9 @@ def begin(worker: Worker) -> None:
             pool.office.nr_refusals = 0  # none was refused after this one, which could begin
 
 
+@outside
 def serve(pool: WorkerPool, worker: Worker) -> None:
-    """Rest, work, and rest again, until it dies.  Context: lock not held."""
+    """Rest, work, and rest again, until it dies."""
     lock = pool.lock
     spins = False
     while not worker.dying:
@@ -86,10 +89,11 @@ def serve(pool: WorkerPool, worker: Worker) -> None:
         worker.last = worker.served = worker.stumbled = None  # an idle worker must not keep a result alive, nor a queue
 
 
+@holding("pool.lock")
 def start_working(pool: WorkerPool, worker: Worker) -> bool:
     """Leave the idle list, counted, with another in reserve; or stay, if not needed after all.
 
-    Context: lock held; dropped and retaken while managing.
+    The lock is dropped and retaken while managing.
     """
     if worker.kicked:
         worker.kicked = False
@@ -123,10 +127,11 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
     return True
 
 
+@holding("pool.lock")
 def manage_workers(pool: WorkerPool, worker: Worker) -> None:
     """B2: be the manager: create the next reserve. The others go on working meanwhile.
 
-    Context: lock held; dropped and retaken, so re-read everything. The worker is not counted any more.
+    The lock is dropped and retaken, so re-read everything. The worker is not counted any more.
     Promise: somebody was idle since, or the refusal is noted and a retry is due.
     """
     pool.uncount(worker)
@@ -137,12 +142,12 @@ def manage_workers(pool: WorkerPool, worker: Worker) -> None:
     pool.lock.acquire()
 
 
+@holding("pool.lock")
 def process_works(pool: WorkerPool, worker: Worker) -> None:
     """Run items back to back while the rules allow it (A3, A5). The hot path.
 
     The last item is left in `worker.last`, to be dropped without the lock: finalisers are user code. No frame keeps one
-    when it is left: an exception's traceback holds on to frames.
-    Context: lock held; released around each item.
+    when it is left: an exception's traceback holds on to frames. The lock is released around each item.
     """
     worklist, lock, ended = pool.worklist, pool.lock, worker.ended
     last: Item | None = None
@@ -203,10 +208,11 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
     worker.last, last = last, None
 
 
+@holding("pool.lock")
 def announce(pool: WorkerPool, worker: Worker, announcement: Announcement) -> None:
     """Tell those who wait that the worker's item has ended, and then those who flush.
 
-    Context: lock held; dropped and retaken.
+    The lock is dropped and retaken.
     """
     item, worker.announcing = worker.item, True
     if pool.worklist:
@@ -221,6 +227,7 @@ def announce(pool: WorkerPool, worker: Worker, announcement: Announcement) -> No
     worker.announcing = False
 
 
+@outside
 def run_observed(pool: WorkerPool, worker: Worker) -> None:
     """Run the worker's item, of an observed place.
 
@@ -253,11 +260,9 @@ def run_observed(pool: WorkerPool, worker: Worker) -> None:
         del item
 
 
+@outside
 def execute_specially(pool: WorkerPool, worker: Worker) -> None:
-    """Run the worker's item, of another queue than the last (B5: name the thread), or one that does not count (A8).
-
-    Context: lock not held.
-    """
+    """Run the worker's item, of another queue than the last (B5: name the thread), or one that does not count (A8)."""
     pwq: Source = worker.item.phase.pwq  # type: ignore[union-attr]
     if worker.stray:
         worker.stray = False

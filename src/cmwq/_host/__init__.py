@@ -63,7 +63,7 @@ class ThreadHost:
         self._know_nothing()
 
     def lock(self, rank: int, mend: Callable[[], object] | None = None) -> ports.Lock:
-        return locks.Lock(rank, mend)
+        return locks.new(rank, mend)
 
     def inside(self) -> int:
         return locks.inside()
@@ -72,7 +72,7 @@ class ThreadHost:
         locks.defer(fn)
 
     def reinit_lock(self, lock: ports.Lock) -> ports.Lock:
-        lock._at_fork_reinit()  # type: ignore[attr-defined]  # every lock of ours has it: this host's, and a lookout
+        locks.reinit(lock)
         return lock
 
     def parker(self) -> ports.Parker:

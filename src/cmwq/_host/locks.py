@@ -45,6 +45,7 @@ from itertools import count
 from operator import attrgetter, call
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core.held import accounts, watched
 from cmwq._errors import CmwqError, Reentered
 
 if TYPE_CHECKING:
@@ -320,3 +321,16 @@ else:
         from cmwq._sensor._sentinel import Lock, defer, inside
     except ImportError:  # no compiler was there
         Lock, inside, defer = PyLock, py_inside, py_defer
+
+
+def new(rank: int, mend: Callable[[], object] | None = None) -> ports.Lock:
+    """A lock of this process, which in the debug mode is checked against the order of ranks."""
+    return watched(Lock(rank, mend), inside)
+
+
+def reinit(lock: ports.Lock) -> None:
+    """In the child of a fork: it is free, whoever held it."""
+    lock._at_fork_reinit()  # type: ignore[attr-defined]  # every lock of ours has it: this host's, and a lookout
+
+
+accounts.append(inside)

@@ -51,9 +51,11 @@ from itertools import count
 from operator import call
 from typing import TYPE_CHECKING
 
+from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
 from cmwq._errors import QueueClosed
-from cmwq._host.locks import Lock, defer, inside
+from cmwq._host import locks
+from cmwq._host.locks import defer, inside
 from cmwq._host.parker import LockParker
 
 if TYPE_CHECKING:
@@ -107,8 +109,8 @@ class Timers:
         self._spawn = spawn  # I
         self._clock = clock  # I
         self._parker: ports.Parker = _Parker()  # I: where the thread sleeps
-        self._starting = Lock(Rank.TIMERS_STARTING)  # kept while a thread is being started
-        self._lock = Lock(Rank.TIMERS, _mending(weakref.ref(self)))
+        self._starting = locks.new(Rank.TIMERS_STARTING)  # kept while a thread is being started
+        self._lock = locks.new(Rank.TIMERS, _mending(weakref.ref(self)))
         # The number keeps timers of one instant in order, and spares comparing Timers. Drawn under the lock: without a
         # GIL, count() may give the same number twice.
         self._heap: list[tuple[float, int, Timer]] = []  # T
@@ -159,12 +161,13 @@ class Timers:
         To cancel one of the parent's timers here is harmless, and returns False. Should the thread have been the one
         that forked, in an fn, then it ends.
         """
-        self._starting._at_fork_reinit()
-        self._lock._at_fork_reinit()
+        locks.reinit(self._starting)
+        locks.reinit(self._lock)
         self._closed = True
         self._drop_all()
         self._parker.unpark()
 
+    @outside
     def fire_due(self) -> float:
         """Call all that is due, the earliest first. Returns how long to park: seconds, or -1 for ever.
 
@@ -234,15 +237,17 @@ class Timers:
                 garbage = self._compact()
         del garbage
 
+    @holding("self._lock")
     def _recount(self) -> None:
-        """Right again, whatever was half done. Context: lock held."""
+        """Right again, whatever was half done."""
         heapify(self._heap)
         self._cancelled = sum(timer._counted for _, _, timer in self._heap)
         self._wakes_at = -math.inf
         self._parker.unpark()
 
+    @holding("self._lock")
     def _compact(self) -> object:
-        """Forget the cancelled entries. Returns what is to be let go of outside the lock.  Context: lock held."""
+        """Forget the cancelled entries. Returns what is to be let go of outside the lock."""
         old = self._heap
         self._heap = [entry for entry in old if entry[2]._fns]
         for _, _, timer in old:

@@ -41,6 +41,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from cmwq._core.held import outside
 from cmwq._core.ranks import Rank
 from cmwq._errors import ThreadLimit
 
@@ -129,15 +130,17 @@ class TickingSensor:
         self._thread: Thread | None = None  # T to change; read freely
         self._stopped = False  # A
 
+    @outside
     def doing(self, worker: Worker, watched: Watched) -> Doing:
         """With WAITS_FOR_LOCK, reset `watched.since` if it waits for another lock than before.
 
-        Context: the tick thread, no lock held.
+        Context: the tick thread.
         """
         raise NotImplementedError
 
+    @outside
     def learn(self) -> None:
-        """Called before each tick: the GIL may come later.  Context: the tick thread, no lock held."""
+        """Called before each tick: the GIL may come later.  Context: the tick thread."""
 
     def lookout(self, pool: WorkerPool) -> TickingLookout:
         lookout = TickingLookout(self, pool)
@@ -160,8 +163,9 @@ class TickingSensor:
         """A lookout was armed, which the flag says already.  Context: its pool.lock held."""
         self._bell.unpark()
 
+    @outside
     def post(self) -> None:
-        """Have the thread, if the pool's first worker and its reserve leave one.  Context: no lock held."""
+        """Have the thread, if the pool's first worker and its reserve leave one."""
         if self._post.locked() or self._stopped or self.host.thread_headroom(needed=True) <= 2:
             return
         with suppress(ThreadLimit):
@@ -255,8 +259,9 @@ class TickingLookout:
     def set_cpus(self, cpus: tuple[int, ...]) -> None:
         pass
 
+    @outside
     def look(self) -> bool:
-        """One look at the pool's workers. Returns whether one was woken.  Context: the tick thread, no lock held."""
+        """One look at the pool's workers. Returns whether one was woken.  Context: the tick thread."""
         pool = self.pool
         with pool.lock:
             workers = [w for w in pool.workers if w.item is not None and w.counted]

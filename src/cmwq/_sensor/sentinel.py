@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
+from cmwq._core.held import watched
 from cmwq._core.ranks import Rank
 from cmwq._errors import ThreadLimit
 
@@ -60,7 +61,7 @@ class SentinelSensor:
 
     def __init__(self, host: Host, reason: str = "") -> None:
         self.reason = reason
-        self._host = host
+        self.host = host  # I
         self._watch = _sentinel.Watch()
         self._lock = host.lock(Rank.SENSOR)  # P
         self._posted: set[int] = set()  # P
@@ -78,7 +79,7 @@ class SentinelSensor:
         return SentinelLookout(self, pool, native)
 
     def _want(self, cpus: tuple[int, ...]) -> None:
-        limit = self._host.cpu_limit()
+        limit = self.host.cpu_limit()
         with self._lock:
             self._wanted.update((TICK, *cpus[:limit]))
         self.post()
@@ -88,7 +89,7 @@ class SentinelSensor:
         there is nothing to watch.
         """
         with self._lock, suppress(OSError):
-            if self._knows_gil is None and self._host.gil_enabled():
+            if self._knows_gil is None and self.host.gil_enabled():
                 self._knows_gil = self._watch.learn_gil()
             for cpu in sorted(self._wanted - self._posted):
                 if not self._has_room(cpu):
@@ -99,11 +100,11 @@ class SentinelSensor:
     def _has_room(self, cpu: int) -> bool:
         """For one more, and for those who come before it or are to come after."""
         if cpu == TICK:
-            return self._host.thread_headroom(needed=True) > 2
-        return self._host.thread_headroom() > len(self._posted)
+            return self.host.thread_headroom(needed=True) > 2
+        return self.host.thread_headroom() > len(self._posted)
 
     def cpus_changed(self) -> None:
-        self._want(self._host.cpus())  # those that are there go back to their CPUs by themselves
+        self._want(self.host.cpus())  # those that are there go back to their CPUs by themselves
 
     def stop(self) -> None:
         self._watch.stop()
@@ -125,8 +126,7 @@ class SentinelLookout:
 
     def lock(self) -> Lock:
         """A lock whose waiters the sentinels know: waiting for it is no blocking."""
-        lock: Lock = self._native
-        return lock
+        return watched(self._native, self._sensor.host.inside)
 
     def parker(self) -> Parker:
         self._sensor.post()

@@ -139,8 +139,8 @@ class Executor(cf.ThreadPoolExecutor):
 
         timeout: seconds from this call until each result must be there, else TimeoutError. buffersize: at most so many
         calls are submitted whose results have not been taken, and the iterables are read only so far; None: all at
-        once. chunksize has no effect, as with threads. A call's exception is raised when its result is taken; leaving
-        the iterator early cancels what hasn't begun.
+        once. chunksize has no effect, as with threads; below 1 it raises ValueError. A call's exception is raised when
+        its result is taken; leaving the iterator early cancels what hasn't begun.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
@@ -210,5 +210,3 @@ class Executor(cf.ThreadPoolExecutor):
 # name for who asks it, and a name of this module, where pickle looks for the class.
 ThreadPoolExecutor = Executor
 Executor.__name__ = Executor.__qualname__ = "ThreadPoolExecutor"
-
-__all__ = ["Executor"]

@@ -19,8 +19,8 @@ from weakref import ref
 
 from cmwq._core.future import Future
 from cmwq._core.item import StandIn
+from cmwq._core.place_end import PhaseEnd
 from cmwq._core.queue import WorkQueue
-from cmwq._core.wait import PhaseEnd
 from cmwq._core.work import Work
 from cmwq._errors import QueueClosed
 from cmwq.executor.own_thread import OwnThread

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from cmwq._core.blocking import blocking
+from cmwq._core.held import outside
 from cmwq._core.worker import be_worker, current_worker
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ class OwnThread:
         self._host = host  # I
         self._loop: _Loop | None = None  # S of the worker that hands over; None: not started
 
+    @outside
     def run(self, call: Callable[[], Any]) -> Any:
-        """The call's result or exception.  Context: a worker, no lock held. Raises ThreadLimit."""
+        """The call's result or exception.  Context: a worker. Raises ThreadLimit."""
         handed = _Handed(call, self._host.parker())
         try:
             loop = self._loop or self._start()

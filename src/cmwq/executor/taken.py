@@ -13,6 +13,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.future import BoundedFuture, Future
+from cmwq._core.held import holding
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item
@@ -105,8 +106,8 @@ def take_out(queue: WorkQueue) -> Future[Any] | None:
     return None
 
 
+@holding("pwq.pool.lock")
 def _remove_first(items: deque[Item], pwq: PoolWorkQueue) -> Future[Any] | None:
-    """Context: lock held."""
     for index, item in enumerate(items):
         if isinstance(item, Future) and item.phase.pwq is pwq and not item.withdrawn:
             del items[index]

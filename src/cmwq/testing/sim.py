@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.config import Config
+from cmwq._core.held import about_to_take, accounts, holding
 from cmwq._core.here import be_of
 from cmwq._core.invariants import check as check_pool
 from cmwq._core.ranks import Rank
@@ -94,7 +95,10 @@ class SimThread:
 
 
 class SimLock:
-    """As `cmwq._host.locks.Lock`: it knows its rank and its holder, refuses whoever enters again, and mends."""
+    """As `cmwq._host.locks.Lock`: it knows its rank and its holder, refuses whoever enters again, and mends.
+
+    Taking locks out of order is an error always, not only in the debug mode of `cmwq._core.held`.
+    """
 
     def __init__(self, host: SimHost, rank: int, mend: Callable[[], object] | None = None) -> None:
         self._host = host
@@ -105,9 +109,13 @@ class SimLock:
         self._to_wake: list[SimParker] = []
 
     def acquire(self) -> None:
+        self._take(3)
+
+    def _take(self, depth: int) -> None:
         me = self._host.current
         if me is None:  # before the run begins, on the test's own thread
             return
+        about_to_take(self.rank, self._host.inside(), depth)
         if me.holds and me.holds[-1].rank >= self.rank:
             raise Reentered(f"rank {self.rank} is taken while rank {me.holds[-1].rank} is held")
         self._host.seam()
@@ -134,17 +142,22 @@ class SimLock:
             me.deferred.popleft()()
 
     def held(self) -> bool:
-        return self._host.current is not None and self.holder is self._host.current
+        host = self._host
+        if host.current is None or host.checking:
+            return True  # nobody else moves: before the run, and while the invariants are looked at
+        if host.stopped:
+            raise SimStopped  # all threads run on to their ends, and none is the current one
+        return self.holder is host.current
 
     def locked(self) -> bool:
         return self.holder is not None
 
+    @holding("self")
     def wake(self, parker: Any) -> None:
-        """Context: held."""
         self._to_wake.append(parker)
 
     def __enter__(self) -> None:
-        self.acquire()
+        self._take(3)
 
     @property
     def __exit__(self) -> Callable[..., None]:
@@ -238,7 +251,7 @@ class SimHost:
         self._due: deque[Callable[[], None]] = deque()
         self._timer_thread: SimThread | None = None
         self._over = threading.Event()
-        self._checking = False
+        self.checking = False
         self._next_check = 0  # the step of the next
 
     # ------------------------------------------------------------------------------- Host
@@ -399,15 +412,18 @@ class SimHost:
     # ------------------------------------------------------------------------------- scheduling
 
     def me(self) -> SimThread:
+        """The simulated thread that runs."""
         assert self.current is not None, "not on a simulated thread"
         return self.current
 
     def make_ready(self, thread: SimThread) -> None:
+        """It can run, and does when it is its turn."""
         if not (thread.ready or thread.ended):
             thread.ready = True
             self._ready.append(thread)
 
     def wake_later(self, delay: float, thread: SimThread) -> SimTimer:
+        """`make_ready` in so many seconds."""
         return self._at(delay, lambda: self.make_ready(thread))
 
     def seam(self) -> None:
@@ -448,11 +464,13 @@ class SimHost:
         next_._baton.release()
 
     def fail(self, exc: BaseException) -> None:
+        """The run ends, with the first of these."""
         if self.failure is None:
             self.failure = exc
         self.stop()
 
     def stop(self) -> None:
+        """The run ends, and with it all simulated threads."""
         if not self.stopped:
             self.stopped = True
             for thread in self._threads:
@@ -468,6 +486,19 @@ class SimHost:
             self._check()
             self.stop()
 
+        accounts.append(self._inside_here)
+        try:
+            self._run(body)
+        finally:
+            accounts.remove(self._inside_here)
+
+    def _inside_here(self) -> int:
+        """`inside`, if it is a simulated thread that asks, and its turn."""
+        me = self.current
+        mine = me is not None and me._thread is threading.current_thread()
+        return self.inside() if mine and not self.stopped else 0
+
+    def _run(self, body: Callable[[], None]) -> None:
         self.current = self._start("main", body)
         self.current._baton.release()
         steps = -1
@@ -536,8 +567,8 @@ class SimHost:
 
     def _check(self) -> None:
         self._next_check = self.steps + self.check_every
-        if not self._checking:
-            self._checking = True
+        if not self.checking:
+            self.checking = True
             try:
                 for check in self.on_step:
                     check()
@@ -545,7 +576,7 @@ class SimHost:
                 self.fail(exc)
                 raise SimStopped from None
             finally:
-                self._checking = False
+                self.checking = False
 
 
 class SimSensor:
@@ -553,7 +584,7 @@ class SimSensor:
     sensor's way).
 
     marks: it reports in the sentinel's way. It marks what it saw and wakes the reserve it was armed with, once nobody
-    can run: it has the priority of an idle CPU.
+    can run: it has the priority of an idle CPU. For simulated threads, of which one runs at a time.
     """
 
     name = "scripted"
@@ -577,6 +608,7 @@ class SimSensor:
         pass
 
     def sleeping(self, worker: Worker) -> None:
+        """The script has it sleep from now on."""
         item = worker.item
         if self._miss():
             self._host.call_later(self._late, lambda: self._report(worker, item))
@@ -596,6 +628,7 @@ class SimSensor:
             pool.kick()
 
     def running(self, worker: Worker) -> None:
+        """The script has it run again."""
         if isinstance(worker.pool.lookout, MarkingLookout):
             worker.pool.lookout.mark(worker, False)
             return
