@@ -14,7 +14,7 @@ from simulated import simulate
 
 import cmwq
 from cmwq._core.hogs import REMEMBERED, HogReports
-from cmwq._core.item import MAX_NAME, name_of
+from cmwq._core.naming import MAX_NAME, name_of
 from cmwq.testing import Simulation
 
 

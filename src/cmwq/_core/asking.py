@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._core.future import Future
 from cmwq._core.held import outside
-from cmwq._core.item import lay_out, name_of
+from cmwq._core.item import lay_out
+from cmwq._core.naming import name_of
 from cmwq._core.phase import Phase
 from cmwq._core.wait import needs_of
 

@@ -14,7 +14,7 @@ from math import inf
 from operator import index
 from typing import TypeVar
 
-from cmwq._core.item import MAX_NAME, name_of
+from cmwq._core.naming import MAX_NAME, name_of
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cmwq._core.item import name_of
+from cmwq._core.naming import name_of
 from cmwq._core.place_end import PhaseEnd
 from cmwq._core.wait import surely
 from cmwq._errors import CmwqError

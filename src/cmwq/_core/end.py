@@ -24,7 +24,7 @@ from cmwq._core.closing import close as close_pool
 from cmwq._core.closing import dismiss_all
 from cmwq._core.drain import end_delays, few
 from cmwq._core.future import Future
-from cmwq._core.item import name_of
+from cmwq._core.naming import name_of
 from cmwq._core.pool import WorkerPool
 from cmwq._core.queued import Queued
 from cmwq._core.wait import check_may_wait, surely

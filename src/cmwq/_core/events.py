@@ -39,7 +39,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cmwq._core.held import holding, not_holding
-from cmwq._core.item import name_of
+from cmwq._core.naming import name_of
 
 if TYPE_CHECKING:
     from cmwq._core.item import Item, Source

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cmwq._core import checks, events
 from cmwq._core.audience import Audience, is_to_be_raised
 from cmwq._core.held import holding, outside
-from cmwq._core.item import lay_out, name_of
+from cmwq._core.item import lay_out
 from cmwq._core.lending import Waiters
+from cmwq._core.naming import name_of
 from cmwq._core.unfetched import Unfetched
 from cmwq._core.wait import check_may_wait, needs_of, park_until, wait_for
 from cmwq._core.worker import current_worker

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._core import events
 from cmwq._core.held import holding, not_holding, outside
-from cmwq._core.item import lay_out, name_of
+from cmwq._core.item import lay_out
+from cmwq._core.naming import name_of
 from cmwq._core.pwq import insert
 from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqError

@@ -38,8 +38,8 @@ from typing import TYPE_CHECKING, Any
 from cmwq._core import checks
 from cmwq._core.asking import Ask, ServingEnd, accept, count, stand_first, stand_in_line
 from cmwq._core.held import holding, outside
-from cmwq._core.item import name_of
 from cmwq._core.mend import mending
+from cmwq._core.naming import name_of
 from cmwq._core.ranks import Rank
 from cmwq._core.wait import run_steps
 from cmwq._core.work import Work

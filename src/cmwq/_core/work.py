@@ -32,9 +32,9 @@ from typing import TYPE_CHECKING, Any
 from cmwq._core import checks
 from cmwq._core.held import holding, outside
 from cmwq._core.here import host_here
-from cmwq._core.item import name_of
 from cmwq._core.item_end import ItemEnd
 from cmwq._core.mend import mending
+from cmwq._core.naming import name_of
 from cmwq._core.queued import Queued
 from cmwq._core.ranks import Rank
 from cmwq._core.wait import run_steps, surely

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import blocking, events
 from cmwq._core.held import holding, outside
-from cmwq._core.item import name_of
 from cmwq._core.leaks import LEAKS_PERIOD, undo_leaks
+from cmwq._core.naming import name_of
 from cmwq._core.policy import keep_working, need_more_worker, need_to_create_worker, slack
 from cmwq._core.recovery import bury, mourn, recover
 from cmwq._core.worker import Worker, attempt, be_worker, unknown

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import ref
 
 from cmwq._core.future import Future
-from cmwq._core.item import StandIn
+from cmwq._core.naming import StandIn
 from cmwq._core.place_end import PhaseEnd
 from cmwq._core.queue import WorkQueue
 from cmwq._core.work import Work
