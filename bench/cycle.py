@@ -26,12 +26,12 @@ from typing import Any
 from measure import Report, no_collections
 
 import cmwq
-from cmwq._core.future import Future
-from cmwq._core.policy import keep_working
-from cmwq._core.pwq import insert
-from cmwq._core.queued import Queued
-from cmwq._core.worker import RESCUER, Worker, be_worker
-from cmwq._core.worker_thread import process_works
+from cmwq._pool.policy import keep_working
+from cmwq._pool.worker import RESCUER, Worker, be_worker
+from cmwq._pool.worker_thread import process_works
+from cmwq._workqueue.future import Future
+from cmwq._workqueue.pwq import insert
+from cmwq._workqueue.queued import Queued
 
 
 def nothing() -> None:

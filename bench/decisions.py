@@ -3,7 +3,7 @@
 How: the functions that decide are wrapped. Every so many calls one is timed, and another is traced line by line.
 A decision's figures are its own: without decisions it calls (they have rows of their own), without the simulator's
 locks, wake-ups and thread starts, and without the time in which other simulated threads had their turn. The lines are
-those of `cmwq/_core`, so a loop over workers, pools or works shows in them exactly, whatever else the machine does; a
+those of the core, so a loop over workers, pools or works shows in them exactly, whatever else the machine does; a
 loop inside a C function (`list.remove`) shows in the time alone.
 """
 
@@ -22,10 +22,10 @@ from types import CodeType, FrameType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import cmwq
-from cmwq._core.place_end import PhaseEnd
+from cmwq._workqueue.place_end import PhaseEnd
 from cmwq.testing.sim import SimThread
 
-CORE = str(Path(cmwq.__file__).parent / "_core")
+CORE = tuple(f"{Path(cmwq.__file__).parent / folder}/" for folder in ("_core", "_pool", "_workqueue"))
 
 
 class Decision(NamedTuple):
@@ -57,7 +57,7 @@ def waiting(waits: Any, item: object, target: object) -> int:
     return len(waits._waiting) if isinstance(target, PhaseEnd) else 0
 
 
-def works_before(pool: Any, pwq: Any) -> int:
+def works_before(pool: Any, pwq: Any, *others: object) -> int:
     return next((n for n, item in enumerate(pool.worklist, 1) if item.pwq is pwq), len(pool.worklist))
 
 
@@ -74,40 +74,42 @@ def works_of(pool: object, thread: Any) -> int:
 
 
 DECISIONS = (
-    Decision("submit", ("queue:WorkQueue.submit",)),
-    Decision("queue", ("queue:WorkQueue._queue",)),
-    Decision("which pool", ("runtime:Runtime.pool_here",)),
-    Decision("a new place", ("queue:WorkQueue._pwq_on",)),
-    Decision("a new pool", ("pools:Pools.start",), stride=1),
-    Decision("insert", ("queue:insert",)),
-    Decision("cancel", ("future:Future.cancel",)),
-    Decision("kick", ("pool:WorkerPool.kick",)),
-    Decision("settle", ("pool:WorkerPool.settle",)),
-    Decision("it sleeps", ("blocking:worker_sleeping",)),
-    Decision("it runs", ("blocking:worker_running",)),
-    Decision("start", ("worker_thread:start_working",)),
-    Decision("leave idle", ("pool:WorkerPool.leave_idle",)),
-    Decision("work loop", ("worker_thread:process_works",), stride=17, through=works_of, timed=False),
-    Decision("claim", ("future:Future.claim", "queued:Queued.claim")),
-    Decision("end", ("future:Future.end", "queued:Queued.end")),
-    Decision("retire", ("pwq:Phase.retire",)),
-    Decision("activate", ("pwq:PoolWorkQueue.activate",)),
-    Decision("go idle", ("pool:WorkerPool.enter_idle",)),
-    Decision("quiet?", ("pool:WorkerPool.is_quiet",)),
-    Decision("create", ("manager:Office.create_worker",), stride=1),
-    Decision("manage", ("manager:Office.create_reserve",), stride=1, through=created),
-    Decision("cull", ("manager:Office._cull",), stride=1, through=culled),
-    Decision("hogs", ("hogs:check",), stride=1, each=of_pool),
-    Decision("begin a wait", ("wait:Waits.begin",), each=waiting),
-    Decision("step aside", ("wait:step_aside",)),
-    Decision("step back", ("wait:step_back",)),
-    Decision("seal", ("pwq:PoolWorkQueue.seal",), stride=1),
-    Decision("phase ends", ("pwq:PoolWorkQueue.complete_phases",), stride=1),
-    Decision("check CPUs", ("hotplug:Hotplug.check",), stride=1, each=of_runtime),
-    Decision("serve CPUs", ("pool:WorkerPool.serve",), stride=1, each=of_pool),
-    Decision("watchdog", ("watchdog:Watchdog._look_at",), stride=1, each=lambda _, pool, *others: of_pool(pool)),
-    Decision("mayday", ("rescuer:mayday",), stride=1, each=lambda pool: len(pool.pwqs)),
-    Decision("rescue", ("rescuer:_take",), stride=1, each=works_before),
+    Decision("submit", ("_workqueue.queue:WorkQueue.submit",)),
+    Decision("queue", ("_workqueue.queueing:queue_specially",)),
+    Decision("which pool", ("_workqueue.runtime:Runtime.pool_here",)),
+    Decision("a new place", ("_workqueue.queue:WorkQueue._pwq_on",)),
+    Decision("a new pool", ("_pool.pools:Pools.start",), stride=1),
+    Decision("insert", ("_workqueue.queue:insert",)),
+    Decision("cancel", ("_workqueue.future:Future.cancel",)),
+    Decision("kick", ("_pool.pool:WorkerPool.kick",)),
+    Decision("settle", ("_pool.pool:WorkerPool.settle",)),
+    Decision("it sleeps", ("_pool.blocking:worker_sleeping",)),
+    Decision("it runs", ("_pool.blocking:worker_running",)),
+    Decision("start", ("_pool.worker_thread:start_working",)),
+    Decision("leave idle", ("_pool.pool:WorkerPool.leave_idle",)),
+    Decision("work loop", ("_pool.worker_thread:process_works",), stride=17, through=works_of, timed=False),
+    Decision("claim", ("_workqueue.future:Future.claim", "_workqueue.queued:Queued.claim")),
+    Decision("end", ("_workqueue.future:Future.end", "_workqueue.queued:Queued.end")),
+    Decision("retire", ("_workqueue.phase:Phase.retire",)),
+    Decision("activate", ("_workqueue.pwq:PoolWorkQueue.activate",)),
+    Decision("go idle", ("_pool.pool:WorkerPool.enter_idle",)),
+    Decision("quiet?", ("_pool.pool:WorkerPool.is_quiet",)),
+    Decision("create", ("_pool.manager:Office.create_worker",), stride=1),
+    Decision("manage", ("_pool.manager:Office.create_reserve",), stride=1, through=created),
+    Decision("cull", ("_pool.manager:Office._cull",), stride=1, through=culled),
+    Decision("hogs", ("_pool.hogs:check",), stride=1, each=of_pool),
+    Decision("begin a wait", ("_workqueue.wait:Waits.begin",), each=waiting),
+    Decision("step aside", ("_workqueue.wait:step_aside",)),
+    Decision("step back", ("_workqueue.wait:step_back",)),
+    Decision("seal", ("_workqueue.pwq:PoolWorkQueue.seal",), stride=1),
+    Decision("phase ends", ("_workqueue.pwq:PoolWorkQueue.complete_phases",), stride=1),
+    Decision("check CPUs", ("_pool.hotplug:Hotplug.check",), stride=1, each=of_runtime),
+    Decision("serve CPUs", ("_pool.pool:WorkerPool.serve",), stride=1, each=of_pool),
+    Decision(
+        "watchdog", ("_workqueue.watchdog:Watchdog._look_at",), stride=1, each=lambda _, pool, *others: of_pool(pool)
+    ),
+    Decision("mayday", ("_pool.rescuer:mayday",), stride=1, each=lambda pool: len(pool.pwqs)),
+    Decision("rescue", ("_pool.rescuer:_take",), stride=1, each=works_before),
 )
 """Per call; but "work loop" per work, "manage" and "cull" per worker, and where `each` is given per thing looked at:
 the call counts as OFFSET of them. "hogs", "serve CPUs", "watchdog": workers of a pool. "check CPUs": CPUs, pools, and
@@ -187,12 +189,10 @@ class Probe:
         undo = []
         try:
             for path, wrapper in (*self._wrappers(), *((path, self._seam) for path in SEAMS)):
-                found = _find(path)
-                if found is not None:
-                    owner, name = found
-                    fn = getattr(owner, name)
-                    undo.append((owner, name, fn))
-                    setattr(owner, name, wrapper(fn))
+                owner, name = _find(path)
+                fn = getattr(owner, name)
+                undo.append((owner, name, fn))
+                setattr(owner, name, wrapper(fn))
             yield
         finally:
             for owner, name, fn in reversed(undo):
@@ -201,9 +201,8 @@ class Probe:
     def _wrappers(self) -> Iterator[tuple[str, Callable[[Any], Any]]]:
         for decision in DECISIONS:
             for path in decision.paths:
-                if _find(f"cmwq._core.{path}") is not None:
-                    cost = self.costs.setdefault(decision.name, Cost())
-                    yield f"cmwq._core.{path}", partial(self._decision, decision, cost)
+                cost = self.costs.setdefault(decision.name, Cost())
+                yield f"cmwq.{path}", partial(self._decision, decision, cost)
 
     def _decision(self, decision: Decision, cost: Cost, fn: Callable[..., Any]) -> Callable[..., Any]:
         stride, timed, host = decision.stride or self.stride, decision.timed, self.host
@@ -330,14 +329,12 @@ class _Units:
         return max(1, self._each if self._through is None else self._through() - self._before)
 
 
-def _find(path: str) -> tuple[Any, str] | None:
-    """module:name as the object that has it, and its name there. None: there is no such thing."""
+def _find(path: str) -> tuple[Any, str]:
+    """module:name as the object that has it, and its name there."""
     module, _, name = path.partition(":")
     *outer, name = name.split(".")
-    try:
-        owner: Any = import_module(module)
-        for each in outer:
-            owner = getattr(owner, each)
-    except (ModuleNotFoundError, AttributeError):
-        return None
-    return (owner, name) if hasattr(owner, name) else None
+    owner: Any = import_module(module)
+    for each in outer:
+        owner = getattr(owner, each)
+    getattr(owner, name)  # or say what is missing, rather than measure nothing
+    return owner, name

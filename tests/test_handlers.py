@@ -33,7 +33,7 @@ class Dies(Finalised):
     def __del__(self) -> None:
         self.call()
 
-    __del__.__module__ = "cmwq._core.future"
+    __del__.__module__ = "cmwq._workqueue.future"
 
 
 def interrupt() -> None:

@@ -16,7 +16,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ROOT / "src/cmwq"
-CORE = sorted((CODE / "_core").glob("*.py"))
+FOLDERS = ("_workqueue", "_pool", "_core")
+"""The core: each of their modules has a place of its own in the order. The letters of the legend are for them."""
+CORE = sorted(path for folder in FOLDERS for path in (CODE / folder).glob("*.py"))
 DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md")) + sorted(CODE.rglob("README.md"))
 
@@ -27,14 +29,16 @@ LAYERS = """
     cli
     cmwq
     executor, aio, events, testing
-    _core: batch, queue, map
-    _core: options, submitting, queueing, gate, periodic, serving, asking
-    _core: runtime, end, drain, pools, hotplug, settings, snapshot, watchdog, subscriptions
-    _core: work, work_future, future, audience, delay, queued, room, item_end, place_end, unfetched
-    _core: wait, pwq, phase
-    _core: pool, manager, rescuer, worker_thread, hogs, lending, alarm
-    _core: mend, closing, recovery, leaks, invariants, blocking, worker
-    _core: events, policy, config, checks, item
+    _workqueue: batch, queue, map
+    _workqueue: options, submitting, queueing, gate, periodic, serving, asking
+    _workqueue: runtime, end, drain, settings, snapshot, watchdog, subscriptions
+    _workqueue: work, work_future, future, audience, delay, queued, room, item_end, place_end, unfetched
+    _workqueue: wait, pwq, phase
+    _pool: pools, hotplug
+    _pool: pool, manager, rescuer, worker_thread, hogs, lending, alarm
+    _pool: mend, closing, recovery, leaks, invariants, blocking, worker
+    _pool: events, policy, item
+    _core: config, checks, naming
     _host, _sensor
     _core: ports, held, ranks, here, weakly
     _errors
@@ -45,49 +49,49 @@ The same is drawn in ARCHITECTURE.md.
 """
 
 UPWARD = {
-    ("_core.runtime", "_host"): "a runtime without a host of its own takes that of this process",
-    ("_core.runtime", "_sensor"): "a runtime without a sensor of its own takes the best that works here",
+    ("_workqueue.runtime", "_host"): "a runtime without a host of its own takes that of this process",
+    ("_workqueue.runtime", "_sensor"): "a runtime without a sensor of its own takes the best that works here",
 }
 """Imports that break a rule: the core points at no host and no sensor."""
 
 SYSTEM = {
-    ("_core/future.py", "threading"): "Condition, for those who insist on a standard future's",
-    ("_core/audience.py", "threading"): "the same",
-    ("_core/worker.py", "threading"): "local: the current thread's worker",
+    ("_workqueue/future.py", "threading"): "Condition, for those who insist on a standard future's",
+    ("_workqueue/audience.py", "threading"): "the same",
+    ("_pool/worker.py", "threading"): "local: the current thread's worker",
     ("_core/here.py", "threading"): "local: the current thread's host",
     ("_core/held.py", "threading"): "local: where the current thread took which lock, in the debug mode",
-    ("_core/subscriptions.py", "threading"): "get_ident: is it the callback that waits for its own end?",
+    ("_workqueue/subscriptions.py", "threading"): "get_ident: is it the callback that waits for its own end?",
 }
 """What the core takes of the modules that the ports stand for."""
 
 MODULE, FUNCTION, ATTRIBUTES = 450, 60, 30
 
 LARGE = {
-    "_core/queue.py": (490, "`WorkQueue` is the face that users see: most of it is what its methods promise"),
+    "_workqueue/queue.py": (490, "`WorkQueue` is the face that users see: most of it is what its methods promise"),
     "cli/map.py": (495, "the command with the most options, each of which is explained"),
     "testing/sim.py": (830, "host, sensor and scripts of the simulator: three modules to be"),
 }
 """Modules that are larger than they should be, how large they may be, and why."""
 
 LONG = {
-    "_core/worker_thread.py: process_works": (65, "the hot loop, on purpose in one piece: see `_core/README.md`"),
+    "_pool/worker_thread.py: process_works": (65, "the hot loop, on purpose in one piece: see `_pool/README.md`"),
 }
 
 RICH = {
-    "_core/pool.py: WorkerPool": (35, "one record of all that is decided under L, and of what looks after it"),
-    "_core/worker.py: Worker": (35, "a worker's place in the pool and what it executes are one record"),
+    "_pool/pool.py: WorkerPool": (35, "one record of all that is decided under L, and of what looks after it"),
+    "_pool/worker.py: Worker": (35, "a worker's place in the pool and what it executes are one record"),
 }
 
 UNDECLARED = {
-    "_core/audience.py: Audience._tell_waiters": "it is about the condition, which is the standard library's",
-    "_core/events.py: Tap.tell_lost": "it does not know its pool",
-    "_core/mend.py: Mendable.mend": "each owner names its own lock",
-    "_core/queued.py: Queued.add_future": "it depends on whether it was queued yet",
-    "_core/recovery.py: mourn": "the thread may have died within a section",
-    "_core/recovery.py: recover": "it was interrupted at any moment",
-    "_core/watchdog.py: Watchdog.begin": "it asks for nothing",
-    "_core/watchdog.py: _executed": "it does not know the pool",
-    "_core/work_future.py: WorkFuture.of": "it depends on whether the item was queued yet",
+    "_workqueue/audience.py: Audience._tell_waiters": "it is about the condition, which is the standard library's",
+    "_pool/events.py: Tap.tell_lost": "it does not know its pool",
+    "_pool/mend.py: Mendable.mend": "each owner names its own lock",
+    "_workqueue/queued.py: Queued.add_future": "it depends on whether it was queued yet",
+    "_pool/recovery.py: mourn": "the thread may have died within a section",
+    "_pool/recovery.py: recover": "it was interrupted at any moment",
+    "_workqueue/watchdog.py: Watchdog.begin": "it asks for nothing",
+    "_workqueue/watchdog.py: _executed": "it does not know the pool",
+    "_workqueue/work_future.py: WorkFuture.of": "it depends on whether the item was queued yet",
     "_host/__init__.py: ThreadHost.stop_timers": "which locks those are is up to the timers' functions",
     "_host/locks.py: PyLock.wake": "it checks that itself, always",
     "_host/locks.py: _Thread.forget": "this is the lock",
@@ -102,11 +106,11 @@ UNDECLARED = {
 
 IMPLEMENTED = {
     "Item": {
-        "_core/future.py": ("Future", "BoundedFuture"),
-        "_core/queued.py": ("Queued",),
-        "_core/asking.py": ("Ask",),
+        "_workqueue/future.py": ("Future", "BoundedFuture"),
+        "_workqueue/queued.py": ("Queued",),
+        "_workqueue/asking.py": ("Ask",),
     },
-    "Source": {"_core/pwq.py": ("PoolWorkQueue",)},
+    "Source": {"_workqueue/pwq.py": ("PoolWorkQueue",)},
 }
 """The protocols of `item` whose methods say what they need held, and who has these methods."""
 
@@ -142,7 +146,7 @@ def definitions(path: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFu
 
 
 def order() -> list[str]:
-    """The entries of LAYERS, the highest first: `cli`, `_core.queue`."""
+    """The entries of LAYERS, the highest first: `cli`, `_workqueue.queue`."""
     found = []
     for line in LAYERS.split("\n"):
         package, _, names = line.strip().rpartition(": ")
@@ -153,8 +157,8 @@ def order() -> list[str]:
 def entry_of(module: str) -> str:
     """Under which name a module stands in the order; `module` is without its leading `cmwq.`."""
     first, _, rest = module.partition(".")
-    if first == "_core" and rest:
-        return f"_core.{rest}"
+    if first in FOLDERS and rest:
+        return f"{first}.{rest}"
     return "cli" if first == "__main__" else first or "cmwq"
 
 
@@ -189,12 +193,12 @@ def dependencies() -> set[tuple[str, str]]:
             if name and (there.is_dir() or there.with_suffix(".py").exists()):
                 inner = f"{inner}.{name}".lstrip(".")
             found.add((here, entry_of(inner)))
-    return {(here, there) for here, there in found if here != there and here != "_core"}
+    return {(here, there) for here, there in found if here != there and here not in FOLDERS}
 
 
 def test_every_module_has_its_place_in_the_order() -> None:
     there = {entry_of(name_of(path).removesuffix(".py").replace("/", ".")) for path in files()}
-    there = {name.removesuffix("__init__").rstrip(".") or "cmwq" for name in there} - {"_core"}
+    there = {name.removesuffix("__init__").rstrip(".") or "cmwq" for name in there} - {*FOLDERS}
     assert sorted(there) == sorted(order())
 
 
@@ -204,8 +208,15 @@ def test_imports_point_down() -> None:
     assert sorted(upward) == [], "these import what stands above them"
 
 
+def test_pools_know_nothing_of_named_queues() -> None:
+    """Not even by name: what they need of one is said by the protocols of `item`. Annotations of what is only looked
+    at, or handed on, aside.
+    """
+    assert [pair for pair in dependencies() if pair[0].startswith("_pool.") and pair[1].startswith("_workqueue.")] == []
+
+
 def test_the_core_points_at_no_host_and_no_sensor() -> None:
-    outward = {pair for pair in dependencies() if pair[0].startswith("_core.") and pair[1] in ("_host", "_sensor")}
+    outward = {pair for pair in dependencies() if pair[0].startswith(FOLDERS) and pair[1] in ("_host", "_sensor")}
     assert outward == set(UPWARD)
 
 
@@ -271,7 +282,7 @@ def test_classes_have_little_state() -> None:
 
 def letters() -> set[str]:
     """Those of the legend in pool.py."""
-    found = set(re.findall(r"^#   (\S)    ", ast.get_docstring(tree(CODE / "_core/pool.py")) or "", re.MULTILINE))
+    found = set(re.findall(r"^#   (\S)    ", ast.get_docstring(tree(CODE / "_pool/pool.py")) or "", re.MULTILINE))
     assert {"I", "L", "~"} <= found, "the legend was not found"
     return found
 
@@ -323,7 +334,7 @@ def test_contexts_are_declared_and_not_told() -> None:
 def test_who_implements_a_protocol_declares_what_that_does(protocol: str) -> None:
     says = {
         name.partition(f": {protocol}.")[2]: declared(node)
-        for name, node in definitions(CODE / "_core/item.py")
+        for name, node in definitions(CODE / "_pool/item.py")
         if f": {protocol}." in name and declared(node)
     }
     assert len(says) >= 5

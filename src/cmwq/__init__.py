@@ -11,20 +11,8 @@ from __future__ import annotations
 from typing import Unpack
 
 from cmwq import events
-from cmwq._core.batch import Batch
-from cmwq._core.blocking import blocking
 from cmwq._core.config import Config
-from cmwq._core.future import Future
 from cmwq._core.here import serve_process
-from cmwq._core.periodic import PeriodicWork
-from cmwq._core.queue import WorkQueue
-from cmwq._core.queued import current_work
-from cmwq._core.runtime import Runtime, default_runtime
-from cmwq._core.serving import Serving
-from cmwq._core.settings import Settings
-from cmwq._core.snapshot import PoolView, QueueView, Snapshot
-from cmwq._core.watchdog import Stall, StalledWorker
-from cmwq._core.work import DelayedWork, Work
 from cmwq._errors import (
     Abandoned,
     CmwqError,
@@ -38,6 +26,18 @@ from cmwq._errors import (
     ThreadLimit,
     WorkDisabled,
 )
+from cmwq._pool.blocking import blocking
+from cmwq._workqueue.batch import Batch
+from cmwq._workqueue.future import Future
+from cmwq._workqueue.periodic import PeriodicWork
+from cmwq._workqueue.queue import WorkQueue
+from cmwq._workqueue.queued import current_work
+from cmwq._workqueue.runtime import Runtime, default_runtime
+from cmwq._workqueue.serving import Serving
+from cmwq._workqueue.settings import Settings
+from cmwq._workqueue.snapshot import PoolView, QueueView, Snapshot
+from cmwq._workqueue.watchdog import Stall, StalledWorker
+from cmwq._workqueue.work import DelayedWork, Work
 from cmwq.executor import Executor
 
 __version__ = "0.1.0"

@@ -16,17 +16,17 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from cmwq._core import checks
-from cmwq._core.drain import close_steps, drain_steps, flush_steps
-from cmwq._core.runtime import default_runtime
-from cmwq._core.work import Work
-from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqTimeout
+from cmwq._pool.worker import current_worker
+from cmwq._workqueue.drain import close_steps, drain_steps, flush_steps
+from cmwq._workqueue.runtime import default_runtime
+from cmwq._workqueue.work import Work
 
 if TYPE_CHECKING:
-    from cmwq._core.batch import Batch
-    from cmwq._core.queue import WorkQueue
-    from cmwq._core.runtime import Runtime
-    from cmwq._core.wait import Steps, Target
+    from cmwq._workqueue.batch import Batch
+    from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.runtime import Runtime
+    from cmwq._workqueue.wait import Steps, Target
 
 T = TypeVar("T")
 

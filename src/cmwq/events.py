@@ -12,13 +12,13 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from cmwq._core import checks
-from cmwq._core.events import Counts, Event, Kind
-from cmwq._core.runtime import default_runtime
-from cmwq._core.subscriptions import ALWAYS, LIMIT, Subscription
+from cmwq._pool.events import Counts, Event, Kind
+from cmwq._workqueue.runtime import default_runtime
+from cmwq._workqueue.subscriptions import ALWAYS, LIMIT, Subscription
 
 if TYPE_CHECKING:
-    from cmwq._core.queue import WorkQueue
-    from cmwq._core.runtime import Runtime
+    from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.runtime import Runtime
 
 __all__ = ["Counts", "Event", "Kind", "Subscription", "subscribe"]
 

@@ -12,11 +12,11 @@ from conftest import HANG
 from simulated import with_each
 
 import cmwq
-from cmwq._core import manager as manager_module
-from cmwq._core import recovery as recovery_module
-from cmwq._core import worker_thread
-from cmwq._core.worker import Worker
 from cmwq._host import ThreadHost
+from cmwq._pool import manager as manager_module
+from cmwq._pool import recovery as recovery_module
+from cmwq._pool import worker_thread
+from cmwq._pool.worker import Worker
 from cmwq._sensor import choose
 from cmwq.testing import Simulation
 from cmwq.testing.sim import SimLookout

@@ -15,9 +15,9 @@ import pytest
 from conftest import HANG
 
 import cmwq
-from cmwq._core.leaks import LEAKS_PERIOD
 from cmwq._host import ThreadHost
 from cmwq._host.traits import look
+from cmwq._pool.leaks import LEAKS_PERIOD
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="nothing of this is a thread's elsewhere")
 

@@ -13,8 +13,8 @@ from conftest import HANG, Gate
 from simulated import simulate
 
 import cmwq
-from cmwq._core.hogs import REMEMBERED, HogReports
 from cmwq._core.naming import MAX_NAME, name_of
+from cmwq._pool.hogs import REMEMBERED, HogReports
 from cmwq.testing import Simulation
 
 

@@ -189,7 +189,7 @@ def test_a_close_that_is_interrupted_leaves_the_runtime_open(universe: cmwq.Runt
 
     universe.begin_to_close()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cmwq._core.end.end_delays", interrupt)
+        patch.setattr("cmwq._workqueue.end.end_delays", interrupt)
         with pytest.raises(Interrupted):
             universe.close()
     assert queue.queue_delayed(cmwq.DelayedWork(int), 3600)

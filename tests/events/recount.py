@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import cmwq
-from cmwq._core.pool import WorkerPool
+from cmwq._pool.pool import WorkerPool
 from cmwq.events import Event, Kind, Subscription
 from cmwq.testing import Simulation
 

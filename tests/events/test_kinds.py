@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 import cmwq
-from cmwq._core.pool import WorkerPool
+from cmwq._pool.pool import WorkerPool
 from cmwq.events import Event, Kind
 from cmwq.testing import Simulation
 from events.recount import observed

@@ -16,7 +16,7 @@ from cmwq._host import ThreadHost
 from cmwq._sensor._ticking import Doing, TickingSensor, Watched
 
 if TYPE_CHECKING:
-    from cmwq._core.worker import Worker
+    from cmwq._pool.worker import Worker
 
 
 def drained(executor: ThreadPoolExecutor) -> list[Any]:

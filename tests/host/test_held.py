@@ -224,7 +224,7 @@ def test_off_it_costs_nothing(
     run = python("""
         import cmwq
         from cmwq._core import held
-        from cmwq._core.pool import WorkerPool
+        from cmwq._pool.pool import WorkerPool
         from cmwq._host import locks
         def f(lock): pass
         assert held.holding("lock")(f) is held.not_holding("lock")(f) is held.outside(f) is f

@@ -34,10 +34,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 import cmwq
-from cmwq._core.drain import close_steps, drain_steps, flush_steps
-from cmwq._core.snapshot import view_of_queue
-from cmwq._core.wait import Steps, run_steps
-from cmwq._core.worker import current_worker
+from cmwq._pool.worker import current_worker
+from cmwq._workqueue.drain import close_steps, drain_steps, flush_steps
+from cmwq._workqueue.snapshot import view_of_queue
+from cmwq._workqueue.wait import Steps, run_steps
 
 PATIENCE = float(os.environ.get("CMWQ_MODEL_PATIENCE", HANG))  # less: to shrink what hangs
 EXAMPLES = int(os.environ.get("CMWQ_MODEL_EXAMPLES", "60"))

@@ -12,7 +12,7 @@ from conftest import HANG, Gate
 from simulated import simulate, simulate_each
 
 import cmwq
-from cmwq._core.wait import Waits
+from cmwq._workqueue.wait import Waits
 from cmwq.testing import Simulation
 
 
@@ -407,7 +407,7 @@ def test_F7_a_refused_flush_of_a_delayed_work_leaves_its_delay() -> None:
 
 def test_F7_the_warnings_end_some_time(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Who makes queues by the thousand is not warned of each for ever, and nothing of that is kept."""
-    monkeypatch.setattr("cmwq._core.wait.MAX_WARNED", 3)
+    monkeypatch.setattr("cmwq._workqueue.wait.MAX_WARNED", 3)
 
     def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
         safe = cmwq.WorkQueue("safe", rescuer=True, runtime=runtime)

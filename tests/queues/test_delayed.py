@@ -13,8 +13,8 @@ from conftest import HANG, Gate
 from simulated import simulate, simulate_each
 
 import cmwq
-from cmwq._core.delay import Delay
-from cmwq._core.queued import Queued
+from cmwq._workqueue.delay import Delay
+from cmwq._workqueue.queued import Queued
 from cmwq.testing import Simulation
 
 

@@ -10,8 +10,8 @@ from conftest import HANG, Gate
 from simulated import simulate, simulate_each
 
 import cmwq
-from cmwq._core.pwq import PoolWorkQueue
-from cmwq._core.queued import Queued
+from cmwq._workqueue.pwq import PoolWorkQueue
+from cmwq._workqueue.queued import Queued
 from cmwq.testing import Simulation
 
 

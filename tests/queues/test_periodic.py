@@ -15,7 +15,7 @@ from conftest import HANG, Gate
 from simulated import simulate, simulate_each
 
 import cmwq
-from cmwq._core.periodic import FixedRate
+from cmwq._workqueue.periodic import FixedRate
 from cmwq.testing import Simulation
 
 CALM = cmwq.Config(cpu_intensive_thresh=0)

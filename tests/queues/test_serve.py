@@ -245,7 +245,7 @@ def test_E12_F10_what_the_source_gave_is_not_lost_by_an_interruption_of_its_work
 
 
 def _interrupt_at(n: int, runtime: cmwq.Runtime) -> InterruptAt:
-    interrupt = InterruptAt(n, "_core/serving.py", "_core/asking.py")
+    interrupt = InterruptAt(n, "_workqueue/serving.py", "_workqueue/asking.py")
     made: Counter[str] = Counter()
     failed: Counter[str] = Counter()
 

@@ -21,7 +21,7 @@ from cmwq._host import ThreadHost
 from cmwq._sensor._ticking import Doing, TickingSensor, Watched
 
 if TYPE_CHECKING:
-    from cmwq._core.worker import Worker
+    from cmwq._pool.worker import Worker
 
 
 def test_is_a_thread_pool_executor_without_threads_of_its_own() -> None:

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, cast
 
-from cmwq._core.worker import Worker
 from cmwq._host import ThreadHost
+from cmwq._pool.worker import Worker
 from cmwq._sensor._ticking import Doing, TickingSensor, Watched
 
 

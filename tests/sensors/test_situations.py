@@ -20,7 +20,7 @@ except ImportError:
     _sentinel = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from cmwq._core.worker import Worker
+    from cmwq._pool.worker import Worker
     from cmwq._sensor._sentinel import Lookout, Slot
 
 needs_c = pytest.mark.skipif(_sentinel is None, reason="the C extension was not built")

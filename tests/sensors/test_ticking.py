@@ -16,8 +16,8 @@ import pytest
 from fakes import FakePool, FakeWorker, Scripted, add_worker, look, make_pool, queue
 
 from cmwq import ThreadLimit
-from cmwq._core.worker import Worker
 from cmwq._host import ThreadHost, caps
+from cmwq._pool.worker import Worker
 from cmwq._sensor import procfs
 from cmwq._sensor._ticking import RELOOK, STILL, Doing, TickingSensor, Watched
 from cmwq._sensor.hints import STUCK, HintsSensor

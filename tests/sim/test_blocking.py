@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 import cmwq
-from cmwq._core.pool import WorkerPool
-from cmwq._core.worker import Worker, current_worker
+from cmwq._pool.pool import WorkerPool
+from cmwq._pool.worker import Worker, current_worker
 from cmwq.testing import Simulation
 from cmwq.testing.sim import MarkingLookout
 

@@ -10,9 +10,9 @@ import pytest
 from simulated import with_each
 
 import cmwq
-from cmwq._core.hotplug import UNMANAGED
-from cmwq._core.pool import WorkerPool
-from cmwq._core.worker import current_worker
+from cmwq._pool.hotplug import UNMANAGED
+from cmwq._pool.pool import WorkerPool
+from cmwq._pool.worker import current_worker
 from cmwq.testing import Simulation
 
 MS = 1e-3

@@ -15,12 +15,12 @@ import pytest
 from simulated import simulate
 
 import cmwq
-from cmwq._core.delay import Delay
-from cmwq._core.future import Future
-from cmwq._core.pool import WorkerPool
-from cmwq._core.pwq import insert
-from cmwq._core.queued import Queued, Stage
-from cmwq._core.worker import Worker
+from cmwq._pool.pool import WorkerPool
+from cmwq._pool.worker import Worker
+from cmwq._workqueue.delay import Delay
+from cmwq._workqueue.future import Future
+from cmwq._workqueue.pwq import insert
+from cmwq._workqueue.queued import Queued, Stage
 from cmwq.testing import Simulation
 
 

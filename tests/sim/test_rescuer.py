@@ -10,9 +10,9 @@ import pytest
 from simulated import with_each
 
 import cmwq
-from cmwq._core import hotplug, rescuer
-from cmwq._core.pool import WorkerPool
-from cmwq._core.worker import Worker, be_worker
+from cmwq._pool import hotplug, rescuer
+from cmwq._pool.pool import WorkerPool
+from cmwq._pool.worker import Worker, be_worker
 from cmwq.testing import Simulation
 
 MS = 1e-3

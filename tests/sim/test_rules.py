@@ -9,7 +9,7 @@ from weakref import finalize
 import pytest
 
 import cmwq
-from cmwq._core.pool import WorkerPool
+from cmwq._pool.pool import WorkerPool
 from cmwq.testing import SimHost, Simulation
 from cmwq.testing.sim import SimParker
 

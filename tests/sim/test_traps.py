@@ -11,7 +11,7 @@ import pytest
 from simulated import simulate, simulate_each
 
 import cmwq
-from cmwq._core.pool import WorkerPool
+from cmwq._pool.pool import WorkerPool
 from cmwq.testing import Simulation
 
 

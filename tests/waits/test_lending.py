@@ -17,9 +17,9 @@ from conftest import HANG, Gate
 
 import cmwq
 import cmwq.aio
-from cmwq._core import lending
-from cmwq._core.pool import WorkerPool
-from cmwq._core.worker import current_worker
+from cmwq._pool import lending
+from cmwq._pool.pool import WorkerPool
+from cmwq._pool.worker import current_worker
 from cmwq.testing import Simulation
 
 SMALL = 5  # in place of the default limit, where 256 threads would show nothing more
@@ -29,7 +29,7 @@ Submit = Callable[..., "cf.Future[Any]"]
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cmwq._core.options.DFL_ACTIVE", SMALL)
+    monkeypatch.setattr("cmwq._workqueue.options.DFL_ACTIVE", SMALL)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from simulated import simulate, simulate_each
 
 import cmwq
-from cmwq._core.pwq import PoolWorkQueue
+from cmwq._workqueue.pwq import PoolWorkQueue
 from cmwq.testing import Simulation
 
 

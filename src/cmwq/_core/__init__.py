@@ -1,4 +1,1 @@
-"""The mechanism and its policy. Nothing here imports a sensor: the world comes in by `ports`.
-
-What is taken of `threading` all the same is no scheduling; ARCHITECTURE.md lists it, and a test holds it to that.
-"""
+"""What pools and queues are built on: the ports to the world, locks in order, settings, checks of what users pass."""

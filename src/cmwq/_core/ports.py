@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from cmwq._core.held import holding, not_holding, outside
 
 if TYPE_CHECKING:
-    from cmwq._core.pool import WorkerPool
-    from cmwq._core.runtime import Runtime
-    from cmwq._core.worker import Worker
+    from cmwq._pool.pool import WorkerPool
+    from cmwq._pool.worker import Worker
+    from cmwq._workqueue.runtime import Runtime
 
 
 class Lock(Protocol):

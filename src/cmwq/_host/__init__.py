@@ -21,7 +21,7 @@ from cmwq._host.threads import HostThread
 from cmwq._host.timers import Timer, Timers
 
 if TYPE_CHECKING:
-    from cmwq._core.runtime import Runtime
+    from cmwq._workqueue.runtime import Runtime
 
 try:
     from cmwq._sensor import _sentinel

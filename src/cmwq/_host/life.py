@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 from cmwq._core.weakly import Weakly
 
 if TYPE_CHECKING:
-    from cmwq._core.runtime import Runtime
+    from cmwq._workqueue.runtime import Runtime
 
 _log = logging.getLogger("cmwq")
 _runtimes: Weakly[Runtime] = Weakly()

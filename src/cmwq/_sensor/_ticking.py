@@ -46,10 +46,10 @@ from cmwq._core.ranks import Rank
 from cmwq._errors import ThreadLimit
 
 if TYPE_CHECKING:
-    from cmwq._core.item import Item
-    from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Host, Lock, Parker, Thread
-    from cmwq._core.worker import Worker
+    from cmwq._pool.item import Item
+    from cmwq._pool.pool import WorkerPool
+    from cmwq._pool.worker import Worker
 
 _log = logging.getLogger("cmwq")
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 from cmwq._sensor._ticking import Doing, TickingSensor, Watched
 
 if TYPE_CHECKING:
-    from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Host
-    from cmwq._core.worker import Worker
+    from cmwq._pool.pool import WorkerPool
+    from cmwq._pool.worker import Worker
 
 STUCK = 50e-3
 """No item started or ended for so long."""

@@ -20,7 +20,7 @@ from cmwq._sensor._ticking import STILL, Doing, TickingSensor, Watched
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Host, Thread
-    from cmwq._core.worker import Worker
+    from cmwq._pool.worker import Worker
 
 
 class _Calls(NamedTuple):

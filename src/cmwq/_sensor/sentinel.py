@@ -22,9 +22,9 @@ else:
     _why_not = None
 
 if TYPE_CHECKING:
-    from cmwq._core.pool import WorkerPool
     from cmwq._core.ports import Host, Lock, Parker
-    from cmwq._core.worker import Worker
+    from cmwq._pool.pool import WorkerPool
+    from cmwq._pool.worker import Worker
     from cmwq._sensor._sentinel import Slot
 
 

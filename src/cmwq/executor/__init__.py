@@ -15,17 +15,17 @@ from contextvars import Context
 from queue import Queue, SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from cmwq._core.map import map_calls
-from cmwq._core.runtime import default_runtime
+from cmwq._workqueue.map import map_calls
+from cmwq._workqueue.runtime import default_runtime
 from cmwq.executor.lease import Initializer, LeaseQueue, PreparedQueue
 from cmwq.executor.private import WaitingCalls, threads_of
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from cmwq._core.future import Future
-    from cmwq._core.queue import WorkQueue
-    from cmwq._core.runtime import Runtime
+    from cmwq._workqueue.future import Future
+    from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.runtime import Runtime
 
 P = ParamSpec("P")
 T = TypeVar("T")

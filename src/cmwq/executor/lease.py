@@ -17,18 +17,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import ref
 
-from cmwq._core.future import Future
 from cmwq._core.naming import StandIn
-from cmwq._core.place_end import PhaseEnd
-from cmwq._core.queue import WorkQueue
-from cmwq._core.work import Work
 from cmwq._errors import QueueClosed
+from cmwq._workqueue.future import Future
+from cmwq._workqueue.place_end import PhaseEnd
+from cmwq._workqueue.queue import WorkQueue
+from cmwq._workqueue.work import Work
 from cmwq.executor.own_thread import OwnThread
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Thread
-    from cmwq._core.pwq import PoolWorkQueue
-    from cmwq._core.worker import Worker
+    from cmwq._pool.worker import Worker
+    from cmwq._workqueue.pwq import PoolWorkQueue
 
 
 class LeaseQueue(WorkQueue):

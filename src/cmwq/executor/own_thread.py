@@ -18,9 +18,9 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from cmwq._core.blocking import blocking
 from cmwq._core.held import outside
-from cmwq._core.worker import be_worker, current_worker
+from cmwq._pool.blocking import blocking
+from cmwq._pool.worker import be_worker, current_worker
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Host, Parker, Thread

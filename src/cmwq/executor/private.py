@@ -12,12 +12,12 @@ from collections.abc import Callable
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-from cmwq._core.future import Future
+from cmwq._workqueue.future import Future
 from cmwq.executor.lease import PreparedCall
 from cmwq.executor.taken import TakenCall, take_out
 
 if TYPE_CHECKING:
-    from cmwq._core.queue import WorkQueue
+    from cmwq._workqueue.queue import WorkQueue
 
 
 class WaitingCalls:

@@ -12,13 +12,13 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cmwq._core.future import BoundedFuture, Future
 from cmwq._core.held import holding
+from cmwq._workqueue.future import BoundedFuture, Future
 
 if TYPE_CHECKING:
-    from cmwq._core.item import Item
-    from cmwq._core.pwq import PoolWorkQueue
-    from cmwq._core.queue import WorkQueue
+    from cmwq._pool.item import Item
+    from cmwq._workqueue.pwq import PoolWorkQueue
+    from cmwq._workqueue.queue import WorkQueue
 
 T = TypeVar("T")
 

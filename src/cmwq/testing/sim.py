@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cmwq._core.config import Config
 from cmwq._core.held import about_to_take, accounts, holding
 from cmwq._core.here import be_of
-from cmwq._core.invariants import check as check_pool
 from cmwq._core.ranks import Rank
-from cmwq._core.runtime import Runtime
-from cmwq._core.worker import current_worker
 from cmwq._errors import CmwqError, Reentered, ThreadLimit
+from cmwq._pool.invariants import check as check_pool
+from cmwq._pool.worker import current_worker
+from cmwq._workqueue.runtime import Runtime
 
 if TYPE_CHECKING:
-    from cmwq._core.pool import WorkerPool
-    from cmwq._core.worker import Worker
+    from cmwq._pool.pool import WorkerPool
+    from cmwq._pool.worker import Worker
 
 T = TypeVar("T")
 _TIME_BOUND = 60.0  # real seconds a thread may run without reaching a seam

@@ -1,0 +1,251 @@
+"""CPUs that come and go (D): taken offline, out of the process's affinity or cpuset, or by hand; and the CPU quota.
+
+Guarantees: `check`, which the watchdog calls once a second while work is unfinished, notices any of these (D1). A pool
+of several CPUs gets another target, and its workers' affinity follows (D6). A pool whose last CPU left is
+*disassociated*: its workers may run anywhere, concurrency is not managed there any more, and no work goes there except
+what was there already, or follows an execution there (D2, D3). When its CPU returns, even meanwhile, surplus idle
+workers die, the others are bound again, and concurrency is managed again (D4). One CPU always remains (D5). An ordered
+queue has its place on the pool of all CPUs, which never goes.
+
+How: the duties that a thread had in early kernels, the trustee, are a flag and a few functions, as in later ones. What
+it did besides, creating workers and calling rescuers until nothing is left, the pool's own managers and maydays do. A
+timer looks every `trustee_cooldown` whether the pool has drained, and then ends the workers that were made for it.
+
+Why not inotify: files in cgroups and sysfs tell who writes to them, not what becomes of it (a parent's cpuset, another
+namespace, a hypervisor). And to read it would take a thread. Reading the files costs 0.1 ms a second.
+
+Why bind threads again that were bound already: the kernel moves a thread off a CPU that leaves, and doesn't move it
+back; a change of the cpuset overwrites it. If the CPU was gone and back between two looks, only the thread's own
+affinity tells: `_bind_strays`.
+
+The letters are those of `pool`; H: `Hotplug._lock`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cmwq._core.held import holding, not_holding, outside
+from cmwq._core.ranks import Rank
+from cmwq._pool import events
+
+if TYPE_CHECKING:
+    from cmwq._pool.pool import WorkerPool
+    from cmwq._pool.pools import PoolKey, Pools
+
+UNMANAGED = 1 << 30
+"""D2: the target of a pool in which all may run."""
+
+
+class Hotplug:
+    """Which CPUs a runtime uses, and which pool serves which of them."""
+
+    def __init__(self, pools: Pools, wanted: tuple[int, ...] | None) -> None:
+        self._pools = pools  # I
+        self._wanted = wanted  # I: None: all that the process may use
+        self._taken: frozenset[int] = frozenset()  # H: offline by hand
+        self._cpus: tuple[int, ...] = ()  # H and R to change, read freely: what was noticed last; empty: nothing yet
+        self._there: frozenset[int] = frozenset()  # H and R to change, read freely: the same
+        self._limit = 0  # H and R: likewise
+        self._homes: dict[tuple[str, int], int] = {}  # R to change, read freely: scope and CPU: the pool's first CPU
+        self._served: dict[tuple[str, int], tuple[int, ...]] = {}  # R to change, read freely: the CPUs of each of those
+        self._lock = pools.host.lock(Rank.HOTPLUG)  # F
+
+    def take_over(self, other: Hotplug) -> None:
+        """What was taken offline by hand stays so.  Context: nothing runs yet."""
+        self._taken = other._taken
+
+    def cpus(self) -> tuple[int, ...]:
+        """Those in use, as far as noticed."""
+        return self._cpus or self._present()
+
+    def uses(self, cpu: int) -> bool:
+        return cpu in (self._there or self._present())
+
+    def limit(self) -> int:
+        """How many CPUs' worth of time, as far as noticed."""
+        return self._limit or self._pools.host.cpu_limit()
+
+    @holding("self._pools.lock")
+    def begin(self) -> None:
+        """Context: nothing runs yet."""
+        self._note(self._present(), self._pools.host.cpu_limit())
+        self._learn({scope for scope, _ in self._served})  # of what was there a moment ago
+
+    @holding("self._pools.lock")
+    def _note(self, cpus: tuple[int, ...], limit: int) -> None:
+        self._cpus, self._there, self._limit = cpus, frozenset(cpus), limit
+
+    def forget(self) -> None:
+        """In the child of a fork. Another thread may have been about to learn: what it had noted is void, too."""
+        self._lock = self._pools.host.lock(Rank.HOTPLUG)
+        self._cpus, self._there, self._limit = (), frozenset(), 0
+        self._homes, self._served = {}, {}
+
+    def _present(self) -> tuple[int, ...]:
+        there = self._pools.host.cpus()
+        if self._wanted is not None:
+            usable = frozenset(there)
+            there = tuple(cpu for cpu in self._wanted if cpu in usable) or self._wanted[:1]
+        return tuple(cpu for cpu in there if cpu not in self._taken) or there
+
+    # ------------------------------------------------------------------------------- which pool
+
+    @not_holding("self._pools.lock")
+    def home(self, scope: str, cpu: int) -> int:
+        """The first CPU of the pool that serves this one. It stays the same while CPUs come and go."""
+        if scope == "cpu":
+            return cpu
+        home = self._homes.get((scope, cpu))
+        if home is None:
+            with self._pools.lock:
+                self._learn({scope})
+                home = self._homes.setdefault((scope, cpu), cpu)
+        return home
+
+    @holding("self._pools.lock", "self._lock")
+    def served_by(self, key: PoolKey) -> tuple[int, ...]:
+        """The CPUs that the pool serves now."""
+        scope, first, _ = key
+        if first < 0:
+            return self.cpus()
+        if scope == "cpu":
+            return (first,) if self.uses(first) else ()
+        return self._served.get((scope, first), ())
+
+    def target(self, cpus: tuple[int, ...]) -> int:
+        return min(len(cpus), self.limit())
+
+    @holding("self._pools.lock")
+    def _learn(self, scopes: set[str]) -> None:
+        """A CPU that is new joins those it belongs with. What is known stays: the files say nothing of absent CPUs."""
+        served: dict[tuple[str, int], list[int]] = {}
+        for scope in scopes:
+            for group in self._pools.host.cpu_groups(scope, self.cpus()):
+                homes = [self._homes[scope, cpu] for cpu in group if (scope, cpu) in self._homes]
+                for cpu in group:
+                    home = self._homes.setdefault((scope, cpu), homes[0] if homes else group[0])
+                    served.setdefault((scope, home), []).append(cpu)
+        kept = {key: cpus for key, cpus in self._served.items() if key[0] not in scopes}
+        self._served = kept | {key: tuple(sorted(cpus)) for key, cpus in served.items()}
+
+    # ------------------------------------------------------------------------------- what changed
+
+    def take(self, cpu: int) -> None:
+        """It goes offline by hand. Raises ValueError: it isn't there, or it is the last."""
+        with self._lock:
+            cpus = self._present()
+            if cpu in self._taken:
+                return
+            if cpu not in cpus:
+                raise ValueError(f"CPU {cpu!r} can't go offline: it is none of those in use, {cpus}")
+            if len(cpus) == 1:
+                raise ValueError(f"CPU {cpu} can't go offline: it is the last one (D5)")
+            self._taken |= {cpu}
+        self.check()
+
+    def give_back(self, cpu: int) -> None:
+        """It may be used again. Raises ValueError: it may not, whatever we do."""
+        with self._lock:
+            self._taken -= {cpu}
+            if cpu not in self._present():
+                raise ValueError(
+                    f"CPU {cpu!r} can't go online here: it is offline, or outside the process's affinity, cpuset or "
+                    "the runtime's own CPUs; when it comes it will be noticed"
+                )
+        self.check()
+
+    @outside
+    def check(self) -> bool:
+        """Notice what changed, and follow (D1). True: something did."""
+        with self._lock:
+            now = self._present(), self._pools.host.cpu_limit()
+            with self._pools.lock:
+                sensor = self._pools.sensor
+                if sensor is None or self._pools.closed:
+                    return False
+                pools = list(self._pools.items())
+                changed = now != (self._cpus, self._limit)
+                if changed:
+                    self._note(*now)
+                    self._learn({scope for scope, _ in self._served})
+            if changed:
+                sensor.cpus_changed()
+                for key, pool in pools:
+                    self._follow(pool, self.served_by(key))
+            for _, pool in pools:
+                _bind_strays(pool)
+        return changed
+
+    @holding("self._lock")
+    def _follow(self, pool: WorkerPool, cpus: tuple[int, ...]) -> None:
+        events.cpus_change(pool, cpus)
+        if not cpus:
+            if not pool.disassociated:
+                with pool.lock:
+                    pool.disassociated = True
+                    _look_after(pool)
+            pool.serve(self._cpus, UNMANAGED)
+        else:
+            if pool.disassociated:
+                with pool.lock:
+                    pool.disassociated = False
+                _dismiss_surplus(pool)
+            pool.serve(cpus, self.target(cpus))
+
+
+@holding("pool.lock")
+def _look_after(pool: WorkerPool) -> None:
+    if pool.alarms.drained.timer is None:  # of a CPU that comes and goes, one is enough
+        pool.alarms.drained.set(pool.host, pool.config.trustee_cooldown, partial(_end_if_drained, pool))
+
+
+@outside
+def _end_if_drained(pool: WorkerPool) -> None:
+    """D2: the list is empty and nothing runs; or look again.  Context: the timer."""
+    with pool.lock:
+        pool.alarms.drained.cancel()
+        if not pool.disassociated or pool.closing:
+            return
+        if pool.office.taken or not pool.is_quiet():
+            _look_after(pool)
+            return
+    _dismiss_surplus(pool)
+
+
+def _dismiss_surplus(pool: WorkerPool) -> None:
+    """D4: the idle workers die, but for one reserve (B1): there are as many as there were works."""
+    with pool.lock:
+        for _ in pool.idle_list[1:]:
+            pool.office.dismiss_coldest()
+        pool.settle()
+
+
+@holding("pool.runtime.hotplug._lock")
+def _bind_strays(pool: WorkerPool) -> None:
+    """Workers whose threads are bound to something else than the pool's CPUs: by the kernel, or by a work (B4).
+
+    One that executes something binds itself before its next item: that work may have wished it so.
+    """
+    host = pool.host
+    with pool.lock:
+        cpus, served = pool.cpus, set(pool.cpus)
+        threads = [(worker, worker.tid) for worker in pool.workers if worker.tid]
+    strays = []
+    for worker, tid in threads:
+        bound = host.bound_to(tid)
+        if bound is not None and set(bound) != served:
+            strays.append(worker)
+    if not strays:
+        return
+    idle = []
+    with pool.lock:
+        for worker in strays:
+            if worker.item is None and worker in pool.workers:
+                idle.append(worker.tid)
+            elif not worker.is_rescuer:
+                worker.stray = True
+                worker.served = None  # so that it looks
+    for tid in idle:
+        host.bind(cpus, tid)

@@ -1,0 +1,69 @@
+"""The rules of a pool as facts that hold whenever its lock is free. For tests: costs O(workers + places).
+
+The first part says what everybody may rely on; the last, what follows from the rest, and so who forgot `settle`.
+The letters are those of `pool`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cmwq._core.held import holding
+from cmwq._errors import InvariantError
+from cmwq._pool import blocking
+from cmwq._pool.policy import need_more_worker, need_rescuer
+
+if TYPE_CHECKING:
+    from cmwq._pool.pool import WorkerPool
+
+
+@holding("pool.lock")
+def check(pool: WorkerPool) -> None:
+    """Raise InvariantError if a rule is broken."""
+    for rule, holds in {**_counts(pool), **_promises(pool), **_settled(pool)}.items():
+        if not holds:
+            raise InvariantError(f"{rule}: {pool!r}")
+
+
+@holding("pool.lock")
+def _counts(pool: WorkerPool) -> dict[str, bool]:
+    running, blocked, hogs = blocking.recount(pool)
+    workers = pool.workers
+    return {
+        "A2: nr_running is the recount": pool.nr_running == running,
+        "A2: nr_waking is the recount": pool.nr_waking == sum(w.kicked for w in workers),
+        "A5: nr_blocked is the recount": pool.nr_blocked == blocked,
+        "A9: nr_hogs is the recount": pool.nr_hogs == hogs,
+        "only who is counted is believed to block": all(w.counted for w in workers if w.blocked is not None),
+        "idle workers are not counted": not any(w.counted for w in pool.idle_list),
+        "idle flags agree with the idle list": {w for w in workers if w.idle} == set(pool.idle_list),
+    }
+
+
+@holding("pool.lock")
+def _promises(pool: WorkerPool) -> dict[str, bool]:
+    office = pool.office
+    return {
+        "B1, B2: while anything executes there is an idle worker, a manager, or a retry due": bool(
+            pool.idle_list or office.taken or office.refused or pool.closing or pool.nr_waking
+        )
+        or not any(w.item for w in pool.workers),
+        # Who is on the way wakes the next (A6).
+        "A4: nobody rests while needed": not (need_more_worker(pool) and pool.idle_list and not pool.nr_waking),
+        "E1: whoever waits inactive is attended to": all(p.attends or not p.inactive for p in pool.pwqs),
+        "E1: nothing waits inactive while there is room": all(
+            not p.inactive or p.frozen or p.nr_active >= p.max_active for p in pool.pwqs
+        ),
+    }
+
+
+@holding("pool.lock")
+def _settled(pool: WorkerPool) -> dict[str, bool]:
+    waits = bool(pool.worklist and not pool.nr_waking)
+    return {
+        "A4: not settled: the sensor knows whom to wake": pool.armed_with
+        is (pool.idle_list[-1] if waits and pool.idle_list else None),
+        "A3: not settled: nobody naps when no work waits": bool(pool.worklist) or not pool.nappers,
+        "C2: not settled: whoever can be had for the works is called": not (pool.rescued and need_rescuer(pool))
+        or pool.alarms.mayday.timer is not None,
+    }

@@ -1,0 +1,221 @@
+"""The manager's office of a pool: who creates its workers, what came of that, and which of them are too many (B).
+
+Guarantees: at most one manager (B2); while anything executes there is an idle worker, a manager, or a retry due (B1);
+where no thread can be had, the pool goes on with those it has, and tries again after the cool-down (B6); surplus idle
+workers die, the coldest first (B3). Manager is a role that a thread has for a while: a worker, the one that starts the
+pool, or the timer. The letters are those of `pool`.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cmwq._core.held import holding, not_holding, outside
+from cmwq._errors import ThreadLimit
+from cmwq._pool import events, rescuer
+from cmwq._pool.policy import too_many_workers
+from cmwq._pool.worker import Worker
+from cmwq._pool.worker_thread import worker_thread
+
+if TYPE_CHECKING:
+    from cmwq._core.ports import Thread
+    from cmwq._pool.pool import WorkerPool
+
+_log = logging.getLogger("cmwq")
+
+
+class Office:
+    """One pool's."""
+
+    __slots__ = (
+        "_next_number", "_pool", "holder", "max_workers", "nr_refusals", "nr_refused", "refusal", "refused",
+    )  # fmt: skip
+
+    def __init__(self, pool: WorkerPool, max_workers: int) -> None:
+        self._pool = pool  # I
+        self.max_workers = max_workers  # I: the runtime's own cap (B6)
+        self.holder: object | None = None  # L: who is creating a worker: a worker, or a stand-in for another thread
+        self.refused = False  # L: no thread could be had; a retry is due (B2)
+        self.nr_refusals = 0  # L: so many times in a row
+        self.refusal = ""  # L: what the last was for
+        self.nr_refused = 0  # L: so many times in all
+        self._next_number = 0  # L
+
+    @property
+    @holding("self._pool.lock")
+    def taken(self) -> bool:
+        """Somebody is the manager."""
+        return self.holder is not None
+
+    # ------------------------------------------------------------------------------------- creating
+
+    @not_holding("self._pool.lock")
+    def create_worker(self) -> None:
+        """One more worker, idle. Raises ThreadLimit: refused, or a cap is reached (B6)."""
+        pool = self._pool
+        with pool.lock:
+            room = self.max_workers - len(pool.workers)
+            if room <= 0:
+                room += sum(worker.is_rescuer for worker in pool.workers)  # rescuers are none of them
+            number = self._next_number
+            self._next_number += 1
+            pool.gil = pool.host.gil_enabled()
+        if room <= 0 or pool.host.thread_headroom(needed=len(pool.workers) < 2) <= 0:
+            raise ThreadLimit(f"pool {pool.name}: no room for one more thread below the caps; see `cmwq doctor`")
+        worker = Worker(pool, number, pool.lookout.parker())
+        try:
+            # In the set before the thread is there, so that the thread finds itself listed; idle only once it exists.
+            with pool.lock:
+                pool.workers.add(worker)
+            pool.host.spawn(worker.name, partial(worker_thread, worker), partial(_note_thread, worker))
+            if not self._list(worker):
+                raise ThreadLimit(f"worker {worker.name} died as it began: {worker.fate}")
+        except BaseException:
+            # Its thread was refused; or it exists, and this one was interrupted before the new one was listed.
+            if worker.thread is None:
+                with pool.lock:
+                    pool.workers.discard(worker)
+                    pool.lookout.take_back(worker.parker)
+            else:
+                self._list(worker)
+            raise
+
+    @not_holding("self._pool.lock")
+    def _list(self, worker: Worker) -> bool:
+        """Its thread exists: it is idle now, or is taken for work at once. False: it died before that.
+
+        Once for each.
+        """
+        pool = self._pool
+        with pool.lock:
+            if worker.listed:
+                return True
+            if worker.fate:
+                return False
+            worker.listed = True
+            pool.stats.created += 1
+            pool.stats.peak_workers = max(pool.stats.peak_workers, len(pool.workers))
+            if pool.taps:
+                events.created(pool, worker)
+            if pool.closing or worker.dying:
+                if pool.taps:
+                    events.died(pool, worker)
+                pool.dismiss(worker)
+            else:
+                pool.enter_idle(worker)
+                pool.lookout.deliver()
+                pool.kick()
+            return True
+
+    @not_holding("self._pool.lock")
+    def create_reserve(self, manager: object) -> None:
+        """What the manager does: create workers until one stays idle, or none can be had; then leave the office.
+
+        The worker just created may be taken for work at once. It then finds a manager in office and relies on it to
+        create the next (B1). So the office is left in the very critical section in which the reserve was seen.
+        Context: `holder` set by the caller.
+        """
+        pool = self._pool
+        try:
+            while True:
+                refusal = self._try_to_create()
+                with pool.lock:
+                    if refusal is not None:
+                        self.note_refusal(refusal)
+                    if refusal is not None or pool.idle_list or pool.closing or self.refused:
+                        self.holder = None
+                        pool.settle()
+                        return
+        except BaseException:  # Ctrl-C: the office must not stay taken by nobody
+            with pool.lock:
+                if self.holder is manager:
+                    self.holder = None
+                    self.note_refusal("interrupted")
+            raise
+
+    @not_holding("self._pool.lock")
+    def _try_to_create(self) -> str | None:
+        """Why no worker could be created; None: one was."""
+        try:
+            self.create_worker()
+        except ThreadLimit as exc:
+            return str(exc)
+        except Exception as exc:
+            _log.exception("pool %s could not create a worker", self._pool.name)
+            return repr(exc)
+        return None
+
+    @holding("self._pool.lock")
+    def note_refusal(self, why: str) -> None:
+        """B2, B6: go on with what there is, and try again after the cool-down."""
+        pool = self._pool
+        self.nr_refused += 1
+        self.nr_refusals = 0 if pool.idle_list else self.nr_refusals + 1  # 0: nobody will try again
+        self.refusal = why
+        if pool.taps:
+            events.refused(pool, why)
+        if not (self.refused or pool.idle_list or pool.closing):
+            if not pool.watchdog.on:
+                pool.watchdog.begin()
+            pool.host.call_later(pool.config.create_cooldown, self._retry)
+            self.refused = True  # last: never without a retry that is due
+        pool.settle()
+
+    @outside
+    def _retry(self) -> None:
+        """The cool-down is over. Stops when an idle worker appeared.  Context: the timer.
+
+        The worker that was refused went on to work, so the timer is the manager meanwhile: were nobody left to try, a
+        first item waiting for a second would wait for ever although threads can be had again.
+        """
+        pool = self._pool
+        with pool.lock:
+            self.refused = False
+            if pool.idle_list:
+                self.nr_refusals = 0  # the next refusal begins a new row
+            if pool.idle_list or self.taken or pool.closing:
+                return
+            self.holder = stand_in = object()
+            pool.settle()
+        self.create_reserve(stand_in)
+        rescuer.tell_who_waits_in_vain(pool)
+
+    # ------------------------------------------------------------------------------------- culling
+
+    @holding("self._pool.lock")
+    def cull_later(self) -> None:
+        """Context: the alarm is not set."""
+        pool = self._pool
+        if too_many_workers(pool) and not pool.closing:
+            pool.alarms.cull.set(pool.host, pool.config.idle_worker_timeout, self._cull)
+
+    @outside
+    def _cull(self) -> None:
+        """B3: the coldest idle workers die, one by one, while there are too many.  Context: the timer."""
+        pool = self._pool
+        with pool.lock:
+            pool.alarms.cull.cancel()
+            now = pool.host.monotonic()
+            while too_many_workers(pool) and pool.idle_list and not pool.closing:
+                coldest = pool.idle_list[0]
+                expires = coldest.last_active + pool.config.idle_worker_timeout
+                if expires > now:
+                    pool.alarms.cull.set(pool.host, expires - now, self._cull)
+                    break
+                self.dismiss_coldest()
+            pool.settle()
+
+    @holding("self._pool.lock")
+    def dismiss_coldest(self) -> None:
+        """It dies. The caller settles."""
+        pool = self._pool
+        if pool.taps:
+            events.culled(pool, pool.idle_list[0])
+        pool.dismiss(pool.idle_list[0])
+        pool.stats.culled += 1
+
+
+def _note_thread(worker: Worker, thread: Thread) -> None:
+    worker.thread = thread

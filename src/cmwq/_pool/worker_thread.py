@@ -1,0 +1,297 @@
+"""The body of a worker's thread: idle, managing, working, dying.
+
+Guarantees: a worker never dies of what its work does (B4); it leaves the idle list for work only when another is in
+reserve, or after it created one as the manager, or when none can be had (B1, B2, B6). Manager is a role, not a class:
+what a thread is doing now.
+
+Who counts a worker as running: whoever wakes it (`WorkerPool.kick`); it takes itself off the count when it goes idle.
+The letters are those of `pool`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cmwq._core.held import holding, outside
+from cmwq._core.naming import name_of
+from cmwq._pool import blocking, events
+from cmwq._pool.leaks import LEAKS_PERIOD, undo_leaks
+from cmwq._pool.policy import keep_working, need_more_worker, need_to_create_worker, slack
+from cmwq._pool.recovery import bury, mourn, recover
+from cmwq._pool.worker import Worker, attempt, be_worker, unknown
+
+if TYPE_CHECKING:
+    from cmwq._pool.item import Announcement, Item, Source
+    from cmwq._pool.pool import WorkerPool
+
+
+def worker_thread(worker: Worker) -> None:
+    """The body of every worker's thread.
+
+    Nothing that a work does ends it (B4). What is raised between works, by who sends exceptions to threads, say, or
+    because memory ran out, doesn't either: see `recover`. And if it ends all the same, before its first work or later,
+    what it executed ends with the reason, and its place is taken by another, after the cool-down (B2): there may be
+    something that no worker survives.
+    """
+    pool = worker.pool
+    try:
+        begin(worker)
+        while not worker.dying:
+            try:
+                serve(pool, worker)
+            except BaseException as exc:
+                recover(pool, worker, exc)
+    except BaseException as exc:
+        mourn(worker, exc)
+    finally:
+        try:
+            with pool.lock:
+                bury(pool, worker)
+        finally:
+            pool.lookout.detach(worker)
+
+
+@outside
+def begin(worker: Worker) -> None:
+    """Context: its own thread."""
+    pool, host = worker.pool, worker.pool.host
+    be_worker(worker)
+    pool.lookout.attach(worker)
+    attempt(pool, "be named", partial(host.set_thread_name, worker.name))
+    worker.bind()
+    if pool.nice:
+        pool.stats.niced = bool(attempt(pool, "be made nicer", partial(host.set_nice, pool.nice)))
+    worker.cpu_time = attempt(pool, "have its CPU time read", host.cpu_clock) or unknown
+    worker.traits = host.traits()
+    with pool.lock:
+        if pool.office.nr_refused == worker.nr_refused:
+            pool.office.nr_refusals = 0  # none was refused after this one, which could begin
+
+
+@outside
+def serve(pool: WorkerPool, worker: Worker) -> None:
+    """Rest, work, and rest again, until it dies."""
+    lock = pool.lock
+    spins = False
+    while not worker.dying:
+        worker.parker.park(-1, spins)
+        lock.acquire()  # by hand, for it is let go of around each item; `recover` lets go of it else
+        if not worker.dying and start_working(pool, worker):
+            process_works(pool, worker)
+            if not worker.dying:
+                pool.enter_idle(worker)
+        spins = not (pool.nr_running or pool.nr_blocked or pool.worklist)
+        lock.release()
+        if worker.last_active >= worker.look_again and worker.last is not None:
+            worker.look_again = worker.last_active + LEAKS_PERIOD
+            undo_leaks(worker)
+        worker.last = worker.served = worker.stumbled = None  # an idle worker must not keep a result alive, nor a queue
+
+
+@holding("pool.lock")
+def start_working(pool: WorkerPool, worker: Worker) -> bool:
+    """Leave the idle list, counted, with another in reserve; or stay, if not needed after all.
+
+    The lock is dropped and retaken while managing.
+    """
+    if worker.kicked:
+        worker.kicked = False
+        pool.nr_waking -= 1
+    elif not worker.idle:
+        return False  # its creator has not listed it yet
+    else:
+        # Nobody called kick() for it: the sensor saw too few running, or park() returned for nothing.
+        pool.lookout.deliver()
+        if not need_more_worker(pool):
+            if pool.armed_with is worker:
+                pool.disarm()  # the sensor has used up its arming
+                pool.settle()
+            return False
+        pool.leave_idle(worker)
+        pool.nr_running += 1
+        pool.nr_wakeups += 1
+        if pool.taps:
+            events.woken(pool, worker, "sensor")
+    worker.counted = True
+    worker.ended()  # what was seen of it while it waited for the lock is void
+    if need_to_create_worker(pool):
+        manage_workers(pool, worker)
+        # While it managed it was not counted, and the reserve it made may have gone to work in its place (A3).
+        if worker.dying or not need_more_worker(pool):
+            if not worker.dying:
+                pool.enter_idle(worker)
+            return False
+        pool.count(worker)
+        worker.ended()
+    return True
+
+
+@holding("pool.lock")
+def manage_workers(pool: WorkerPool, worker: Worker) -> None:
+    """B2: be the manager: create the next reserve. The others go on working meanwhile.
+
+    The lock is dropped and retaken, so re-read everything. The worker is not counted any more.
+    Promise: somebody was idle since, or the refusal is noted and a retry is due.
+    """
+    pool.uncount(worker)
+    pool.office.holder = worker
+    pool.settle()
+    pool.lock.release()
+    pool.office.create_reserve(worker)
+    pool.lock.acquire()
+
+
+@holding("pool.lock")
+def process_works(pool: WorkerPool, worker: Worker) -> None:
+    """Run items back to back while the rules allow it (A3, A5). The hot path.
+
+    The last item is left in `worker.last`, to be dropped without the lock: finalisers are user code. No frame keeps one
+    when it is left: an exception's traceback holds on to frames. The lock is released around each item.
+    """
+    worklist, lock, ended = pool.worklist, pool.lock, worker.ended
+    last: Item | None = None
+    item: Item | None = None
+    follower: Item | None = None
+    while worklist:
+        running, target = pool.nr_running, pool.target
+        if running > target and last is not None and not keep_working(pool):
+            # While every CPU is busy nobody looks, and one of those believed running may long sleep: a worker that
+            # went idle for it would be missed at once.
+            pool.lookout.review(worker, target + slack(pool))
+            if not keep_working(pool):
+                break
+            running = pool.nr_running
+        worker.item = item = worklist[0]  # first its, then no more the list's: never lost in between
+        del worklist[0]
+        if not item.claim(worker):
+            worker.item = None
+            if not pool.kick():  # its place may have gone to others
+                pool.settle()
+            lock.release()
+            last = item = None  # without the lock: finalisers are user code
+            lock.acquire()
+            continue
+        while True:
+            if worklist:
+                if running < target:
+                    pool.kick()  # A6: the wake chain
+                if pool.armed_with is None:
+                    pool.settle()
+            elif pool.armed_with is not None or pool.nappers:
+                pool.settle()
+            lock.release()
+            last = follower = None
+            if worker.served is item.phase.pwq:
+                item.run()
+            else:
+                execute_specially(pool, worker)
+            lock.acquire()
+            ended()
+            if worker.blocked is not None:
+                blocking.over(worker)
+            pool.nr_completed += 1
+            announcement = item.end()
+            if announcement is None:
+                break
+            announce(pool, worker, announcement)
+            announcement, follower = None, item.follower
+            if follower is None or not follower.claim(worker):
+                break
+            last, item = item, follower  # E3: behind its running self, on the same worker
+            worker.item = item
+            last.follower = None
+            running, target = pool.nr_running, pool.target  # the lock was dropped
+        worker.item = None
+        last, item = item, None
+    pool.uncount(worker)
+    worker.last, last = last, None
+
+
+@holding("pool.lock")
+def announce(pool: WorkerPool, worker: Worker, announcement: Announcement) -> None:
+    """Tell those who wait that the worker's item has ended, and then those who flush.
+
+    The lock is dropped and retaken.
+    """
+    item, worker.announcing = worker.item, True
+    if pool.worklist:
+        pool.kick_or_settle()  # callbacks may take their time
+    pool.lock.release()
+    announcement.announce(item)  # type: ignore[arg-type]
+    pool.lock.acquire()
+    worker.ended()
+    if worker.blocked is not None:
+        blocking.over(worker)
+    item.retire()  # type: ignore[union-attr]
+    worker.announcing = False
+
+
+@outside
+def run_observed(pool: WorkerPool, worker: Worker) -> None:
+    """Run the worker's item, of an observed place.
+
+    It notes the beginning and the end under the lock, so that both have their place in the pool's order, and makes sure
+    that the next item comes here as well. An interruption of the worker between the two is no reason to miss the end.
+    """
+    item, host = worker.item, pool.host
+    assert item is not None
+    with pool.lock:
+        worker.served = None
+        work = events.note(pool, events.Kind.STARTED, worker, item)[5]  # its function is forgotten when it has run
+    began, used = host.monotonic(), worker.cpu_time()
+    try:
+        item.run()
+    finally:
+        with pool.lock:
+            worker.ended()  # what a sensor saw of it is void, and what it was believed to be, too
+            blocking.over(worker)
+            used_now, raised = worker.cpu_time(), item.raised
+            events.note(
+                pool,
+                events.Kind.ENDED,
+                worker,
+                item,
+                work=work,
+                why="" if raised is None else name_of(raised),
+                seconds=host.monotonic() - began,
+                cpu_seconds=None if used is None or used_now is None else used_now - used,
+            )
+        del item
+
+
+@outside
+def execute_specially(pool: WorkerPool, worker: Worker) -> None:
+    """Run the worker's item, of another queue than the last (B5: name the thread), or one that does not count (A8)."""
+    pwq: Source = worker.item.phase.pwq  # type: ignore[union-attr]
+    if worker.stray:
+        worker.stray = False
+        worker.bind()
+    if worker.shown != pwq.name:
+        if worker.shown:
+            undo_leaks(worker)
+        worker.shown = pwq.name
+        if worker.thread is not None:
+            worker.thread.name = pwq.thread_name(worker)  # before the system's: since 3.14 it sets that, too
+        attempt(pool, "be named", partial(pool.host.set_thread_name, f"{worker.name}-{worker.shown}"))
+    if not pwq.exempt:
+        worker.served = pwq
+        if pwq.observed:  # looked at after `served` was set: see `events.observe_places`
+            run_observed(pool, worker)
+        else:
+            worker.item.run()  # type: ignore[union-attr]
+        return
+    with pool.lock:
+        pool.uncount(worker)
+        pool.lookout.exempt(worker, True)
+        pool.kick()
+    try:
+        if pwq.observed:
+            run_observed(pool, worker)
+        else:
+            worker.item.run()  # type: ignore[union-attr]
+    finally:
+        with pool.lock:
+            pool.lookout.exempt(worker, False)  # first: should this be interrupted it is seen all the same
+            pool.count(worker)
+            blocking.over(worker)

@@ -1,0 +1,203 @@
+"""Asking: a source's place in line, and then the call that the source gave: one item of the pool (E12, `serving`).
+And what one waits for who waits for the end of all that.
+
+Guarantees: the answer goes from the source into `Ask.answers` within one call of a C function, with no bytecode in
+between; from there on the item has it, and whoever ends that item, `abort` included, looks there.
+
+A place in line is no work that a flush waits for: what the source still has was not queued. So it is counted in a phase
+of its own (`Asking`), which nobody seals. When the source has answered, the item moves to the queue's current phase,
+and is a work like others; and so does one that asks at the moment when its queue begins to drain or close, for after
+that nothing of the queue may run. (`mend` counts by `phase`, so the move is one step.)
+
+The letters are those of `pool`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator
+from itertools import starmap
+from typing import TYPE_CHECKING, Any
+
+from cmwq._core.held import outside
+from cmwq._core.naming import name_of
+from cmwq._pool.item import lay_out
+from cmwq._workqueue.future import Future
+from cmwq._workqueue.phase import Phase
+from cmwq._workqueue.wait import needs_of
+
+if TYPE_CHECKING:
+    from cmwq._core.ports import Parker
+    from cmwq._pool.item import Item
+    from cmwq._pool.pool import WorkerPool
+    from cmwq._workqueue.pwq import PoolWorkQueue
+    from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.serving import Serving
+    from cmwq._workqueue.wait import Target
+
+
+class Asking(Phase):
+    """Where a place in line counts: no flush waits for it."""
+
+    __slots__ = ()
+
+    def __init__(self, pwq: PoolWorkQueue) -> None:
+        super().__init__(pwq, sys.maxsize)  # later than whatever is flushed
+
+
+class Ask(Future[None]):
+    """A place in line of one call that the source may give; then that call.
+
+    It is a future so that it is taken back, counted, and seen as all others are. Nobody waits for it.
+    """
+
+    _serving: Serving
+    answers: list[Any]  # the running worker's: empty, or what the source gave
+    news: object = None  # V: the last when the source was asked
+    number: int = 0  # V: the how manieth call of the source it has; 0: none
+    begins: bool = False  # S: its call is about to begin, so what is raised from now on is the call's
+    over: bool = False  # S: and has ended
+    heir: Ask | None = None  # V: what runs its call instead of it
+
+    def __init__(self, serving: Serving, pwq: PoolWorkQueue) -> None:
+        self._serving = serving  # I
+        self.phase = Asking(pwq)  # L: where it is counted
+        self._call = (serving.source,)  # S
+        self._context = serving.context.copy()  # S
+        self.answers = []  # S
+
+    @outside
+    def run(self) -> None:
+        serving, context = self._serving, self._context
+        assert context is not None
+        if not self.answers:
+            if not serving.take_turn(self):
+                return
+            error: BaseException | None = None
+            try:
+                # The one call in which the source is asked and its answer is ours: see above. StopIteration ends it.
+                self._context.run(self.answers.extend, starmap(serving.source, ((),)))  # type: ignore[union-attr]
+            except BaseException as exc:
+                error = exc
+            try:
+                runs = serving.settle(self, error)
+            finally:
+                error = None  # break the cycle through the traceback
+            if not runs:
+                return
+        call = self.answers[0]
+        self._call = (call,)  # what it is called in messages
+        self.begins = True
+        try:
+            self._context.run(call)  # type: ignore[union-attr]
+        except BaseException as exc:
+            serving.call_failed(call, exc)
+        self.over = True
+        serving.call_ended(self)
+        self._call = self._context = None
+
+    @outside
+    def abort(self, exc: BaseException) -> None:
+        self._serving.recover(self, exc)
+        super().abort(exc)
+
+    def cancel(self) -> bool:
+        """Take the place out of line. One that has its call, and waits because its queue was frozen, loses that."""
+        cancelled = super().cancel()
+        if self.cancelled() and self.answers and not self.over:  # else it is still to be, or was never given
+            self.over = True
+            self._serving.lose(self, "it was cancelled")
+        return cancelled
+
+    def describe(self) -> str:
+        what = "call" if self.answers else "asking of source"
+        return f"{what} {name_of(self.function)} of queue {self.queue.name!r}"
+
+
+lay_out(Ask, "phase", "_call", "_context", "_state", "_serving", "answers", "news", "number", "begins", "over", "heir")
+
+
+class ServingEnd:
+    """A serving is over: what is waited for."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving  # I
+
+    def done(self) -> bool:
+        return self._serving.over
+
+    def attach(self, parker: Parker) -> bool:
+        with self._serving._lock:
+            self._serving._parkers.append(parker)
+        return not self.done()
+
+    def detach(self, parker: Parker) -> None:
+        with self._serving._lock:
+            if parker in self._serving._parkers:
+                self._serving._parkers.remove(parker)
+
+    def _items(self) -> list[Ask]:
+        """Copies are made in one step: whoever follows a chain of waits has a lock of the highest rank."""
+        serving, asker = self._serving, self._serving._asker
+        return [*serving._asks.copy().values(), *serving._calls.copy(), *([] if asker is None else [asker])]
+
+    def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
+        for item in self._items():
+            yield from needs_of(item, waiting)
+
+    @property
+    def queue(self) -> WorkQueue:
+        return self._serving._wq
+
+    def lacks_workers(self) -> Collection[WorkerPool]:
+        return {item.pwq.pool for item in self._items() if item._state == "PENDING"}
+
+    def describe_wait(self) -> str:
+        return f"waits for the end of what is served to queue {self.queue.name!r}"
+
+
+# ----------------------------------------------------------------------------------- what is done under L
+
+
+def stand_in_line(pwq: PoolWorkQueue, ask: Ask) -> bool:
+    """`insert`, for what no flush counts. False: the queue takes nothing now."""
+    with pwq.pool.lock:
+        if pwq.gate or pwq.pool.closing:
+            return False
+        pwq.place(ask)
+        pwq.pool.kick_or_settle()
+        return True
+
+
+def stand_first(pwq: PoolWorkQueue, ask: Ask) -> bool:
+    """It is the queue's next, before all that waits. False: nothing is run there any more."""
+    with pwq.pool.lock:
+        if pwq.pool.closing:
+            return False
+        ask.phase = pwq.phase
+        pwq.inactive.appendleft(ask)
+        pwq.phase.count += 1
+        pwq.activate()
+        pwq.pool.kick_or_settle()
+        return True
+
+
+def count(ask: Ask) -> None:
+    """From now on it is a work that whoever flushes, drains or closes waits for."""
+    pwq = ask.pwq
+    with pwq.pool.lock:
+        if type(ask.phase) is Asking:
+            ask.phase = pwq.phase
+            pwq.phase.count += 1
+
+
+def accept(ask: Ask) -> bool:
+    """It has a call, and is a work of its queue. False: it is not to begin here and now."""
+    pwq = ask.pwq
+    with pwq.pool.lock:
+        if pwq.frozen or pwq.pool.closing:
+            return False
+        if type(ask.phase) is Asking:
+            ask.phase = pwq.phase
+            pwq.phase.count += 1
+        return True

@@ -1,0 +1,120 @@
+"""How a queue is flushed, drained and closed (F1, F3), as steps: `wait` says what that is.
+
+Guarantees: a flush waits for what was queued before it, on all pools, and for nothing later; after a drain the queue
+was empty on all its pools at one moment; nothing that a closing queue accepted is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cmwq._core.naming import name_of
+from cmwq._errors import CmwqError
+from cmwq._workqueue.place_end import PhaseEnd
+from cmwq._workqueue.wait import surely
+
+if TYPE_CHECKING:
+    from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.wait import Steps
+
+_log = logging.getLogger("cmwq")
+
+DRAIN_ROUNDS = 10
+"""F3: a drain complains after so many rounds, and then every hundred."""
+
+
+def flush_steps(queue: WorkQueue) -> Steps[None]:
+    """All places are sealed before the first is waited for."""
+    queue.refuse_own_work("flushes")
+    phases = []
+    for pwq in queue.places():
+        queue.runtime.check_alive(pwq.pool, queue)
+        with pwq.pool.lock:
+            phase = pwq.seal()
+        if phase is not None:
+            phases.append(phase)
+    for phase in phases:
+        yield PhaseEnd(phase)
+
+
+def drain_steps(queue: WorkQueue) -> Steps[None]:
+    queue.refuse_own_work("drains")
+    drain = object()
+    end = partial(queue.end_drain, drain)
+    with surely(end), surely(end):
+        queue.begin_drain(drain)
+        yield from _empty_steps(queue, "drain")
+
+
+def close_steps(queue: WorkQueue, delayed: str | None = None) -> Steps[None]:
+    queue.refuse_own_work("closes")
+    queue.refuse()
+    end_delays(queue, delayed)
+    while True:
+        yield from _empty_steps(queue, "close")
+        queue.be_closed()
+        if not queue.has_works():  # a delay may have ended in between
+            break
+    for pwq in queue.places():
+        with pwq.pool.lock:
+            pwq.pool.pwqs.discard(pwq)
+    thread = queue.end_rescuer()
+    if thread is not None:
+        thread.join()
+
+
+def end_delays(queue: WorkQueue, delayed: str | None = None) -> None:
+    """It closes, and takes no delayed work any more: those whose time has not come run now, or never."""
+    queue.stop_servings()
+    delayed = delayed or queue.delayed
+    lost = []
+    for delay in queue.delays():
+        if delayed == "run" and not delay.repeats:
+            try:
+                delay.hasten()
+            except CmwqError:
+                lost.append(name_of(delay.work._fn))
+        elif delay.cancel() and not delay.repeats:  # of a periodic one what is queued already runs
+            lost.append(name_of(delay.work._fn))
+    if lost and delayed != "cancel":
+        _log.warning(
+            "queue %r closes, and delayed works whose time has not come are not run: %s%s",
+            queue.name,
+            few(lost),
+            "" if delayed else '; a queue made with delayed="run" runs them, with delayed="cancel" it is silent',
+        )
+
+
+def _empty_steps(queue: WorkQueue, what: str) -> Steps[None]:
+    """Until it is empty, on all pools at the same time.
+
+    Looking at one after the other could miss a work that moves; but then it went through a gate meanwhile.
+    """
+    rounds = 0
+    while True:
+        before = sum(pwq.nr_admitted for pwq in queue.places())
+        if not queue.has_works():
+            if before == sum(pwq.nr_admitted for pwq in queue.places()):
+                return
+            continue
+        if rounds == DRAIN_ROUNDS or (rounds and rounds % 100 == 0):
+            _log.warning(
+                "%s of queue %r is not done after %d rounds: its works queue new ones", what, queue.name, rounds
+            )
+        rounds += 1
+        yield from flush_steps(queue)
+
+
+def few(names: list[str]) -> str:
+    """For messages: how many of what, and no more than a line of it."""
+    counted = Counter(names)
+    shown = [name if number == 1 else f"{number} times {name}" for name, number in counted.most_common(MAX_FEW)]
+    rest = f" and {len(counted) - MAX_FEW} others" if len(counted) > MAX_FEW else ""
+    return ", ".join(shown) + rest
+
+
+MAX_FEW = 5
+"""Names in a message."""

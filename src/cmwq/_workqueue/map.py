@@ -1,0 +1,106 @@
+"""map: calls submitted ahead of those who take their results, as far as a buffer allows."""
+
+from __future__ import annotations
+
+import concurrent.futures as cf
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from cmwq._core import checks
+from cmwq._errors import CmwqTimeout
+
+if TYPE_CHECKING:
+    from cmwq._core.ports import Host
+    from cmwq._workqueue.queue import WorkQueue
+
+T = TypeVar("T")
+
+
+def map_calls(
+    queue: WorkQueue,
+    fn: Callable[..., T],
+    iterables: tuple[Iterable[Any], ...],
+    timeout: float | None,
+    buffersize: int | None,
+    *,
+    submit: Callable[..., cf.Future[T]] | None = None,
+) -> Iterator[T]:
+    """`WorkQueue.map`, which says what it promises. submit: that of whoever offers it, if not the queue's."""
+    if buffersize is not None:
+        buffersize = checks.integer("buffersize", buffersize, 1)
+    timeout = checks.timeout(timeout)
+    submit = submit or queue.submit
+    limit = None if timeout is None else _Limit(timeout, queue.runtime.host)
+    calls = zip(*iterables)  # noqa: B905  # as map() does
+    ahead = deque(submit(fn, *args) for args in islice(calls, buffersize))
+    rest = None if buffersize is None else _Rest(calls, fn, submit)
+    return _results(ahead, rest, limit)
+
+
+# Submitting begins at the call, not when the first result is asked for: hence a generator of its own.
+def _results(ahead: deque[cf.Future[T]], rest: _Rest[T] | None, limit: _Limit | None) -> Iterator[T]:
+    try:
+        while ahead:
+            result = [_result_of(ahead, limit)]
+            # The next is submitted only when a result is there to be taken, so that no more than the buffer's size are
+            # ever waited for; and before it is taken, so that all of them go on meanwhile.
+            if rest is not None:
+                rest.submit_next(ahead)
+            yield result.pop()  # not kept: it lives as long as its taker wants
+        if rest is not None and rest.error is not None:
+            raise rest.error
+    finally:
+        for future in ahead:
+            future.cancel()
+
+
+class _Rest(Generic[T]):
+    """The calls that are not submitted yet."""
+
+    def __init__(self, calls: Iterator[tuple[Any, ...]], fn: Callable[..., T], submit: Callable[..., cf.Future[T]]):
+        self._calls: Iterator[tuple[Any, ...]] | None = calls  # S: None: there are no more
+        self._fn = fn  # S
+        self._submit = submit  # S
+        self.error: Exception | None = None  # S
+        """Why there are no more: the iterable's, or that of a queue that takes none. As with `map()`, the results of
+        what came before it come before it."""
+
+    def submit_next(self, ahead: deque[cf.Future[T]]) -> None:
+        if self._calls is None:
+            return
+        try:
+            for args in self._calls:
+                ahead.append(self._submit(self._fn, *args))
+                return
+        except Exception as exc:
+            self.error = exc
+        self._calls = None
+
+
+def _result_of(ahead: deque[cf.Future[T]], limit: _Limit | None) -> T:
+    """The first one's result, removed; if that fails it is cancelled, the rest left to the caller."""
+    future = ahead.popleft()
+    try:
+        return future.result() if limit is None else limit.result_of(future)
+    finally:
+        future.cancel()
+        del future
+
+
+class _Limit:
+    """So long from now, and no longer."""
+
+    def __init__(self, timeout: float, host: Host) -> None:
+        self._timeout = timeout  # S
+        self._host = host  # S
+        self._deadline = host.monotonic() + timeout  # S
+
+    def result_of(self, future: cf.Future[T]) -> T:
+        try:
+            return future.result(max(0.0, self._deadline - self._host.monotonic()))
+        except TimeoutError as exc:
+            if future.done() and not future.cancelled() and future.exception() is exc:
+                raise  # the call's own
+        raise CmwqTimeout(f"map: no result within {self._timeout:g} s of the call: {future!r}")

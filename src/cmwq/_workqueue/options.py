@@ -1,0 +1,77 @@
+"""What a queue can be made with, and whether it is sound: checked where the queue is made, before anything is begun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import Context
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cmwq._core import checks
+from cmwq._core.config import DFL_ACTIVE
+from cmwq._workqueue.room import FULL
+
+if TYPE_CHECKING:
+    from cmwq._workqueue.runtime import Runtime
+    from cmwq._workqueue.work import Work
+
+SCOPES = ("cpu", "smt", "cache", "numa", "system")
+DELAYED = ("cancel", "run")
+"""What becomes, when a queue closes, of works whose time has not come."""
+
+
+@dataclass(slots=True)
+class QueueOptions:
+    """`WorkQueue` says what they mean. Making one raises TypeError or ValueError for what can't be had."""
+
+    name: str
+    max_active: int | None
+    ordered: bool
+    scope: str
+    highpri: bool
+    cpu_intensive: bool
+    freezable: bool
+    max_pending: int | None
+    full: str
+    rescuer: bool
+    delayed: str | None
+    on_error: Callable[[Work, BaseException], object] | None
+    context: Context | None
+
+    def __post_init__(self) -> None:
+        self.name = checks.text("the name of a queue", self.name)
+        me = f"queue {self.name!r}: "
+        self.scope = checks.choice(f"{me}scope", self.scope, SCOPES)
+        self.full = checks.choice(f"{me}full", self.full, FULL)
+        self.delayed = checked_delayed(self.name, self.delayed)
+        if self.max_active is not None:
+            self.max_active = checks.integer(f"{me}max_active", self.max_active, 1)
+        if self.max_pending is not None:
+            self.max_pending = checks.integer(f"{me}max_pending", self.max_pending, 1)
+        for flag in ("ordered", "highpri", "cpu_intensive", "freezable", "rescuer"):
+            checks.flag(me + flag, getattr(self, flag))
+        if self.on_error is not None:
+            checks.function(f"{me}on_error", self.on_error)
+        if self.context is not None:
+            checks.instance(f"{me}context", self.context, Context)
+        if self.ordered and (self.scope != "system" or self.max_active not in (None, 1)):
+            raise ValueError(f"{me}an ordered queue has scope 'system' and max_active 1, one work at a time")
+
+    def limit(self) -> int:
+        """How many works may be active on one pool."""
+        return 1 if self.ordered else DFL_ACTIVE if self.max_active is None else self.max_active
+
+
+def checked_delayed(name: str, delayed: str | None) -> str | None:
+    """Raises ValueError."""
+    return None if delayed is None else checks.choice(f"queue {name!r}: delayed", delayed, DELAYED)
+
+
+def checked_runtime(runtime: Runtime | None) -> Runtime:
+    """The default one if none is given. Raises TypeError."""
+    if runtime is None:
+        from cmwq._workqueue.runtime import default_runtime
+
+        return default_runtime()
+    checks.port("Runtime", runtime, "pool_here")
+    return runtime

@@ -1,0 +1,427 @@
+"""Queued: one queueing of a `Work` on one pool, from its being listed to its end.
+
+Guarantees: the work never runs twice at the same time (E3); wherever a queueing is when it is taken back, its place
+under `max_active` is given back once; whoever waits for its end hears of it. Where it is says `stage` alone, in one of
+these words (`Stage`), and each of them is entered by one method:
+
+    LISTED ── claim ──> BEGUN ── end ──> ENDED         listed: in the pool's worklist, or inactive at its queue's place
+      │ its work still runs here
+      └── follow ──> BEHIND or LENT ── claim or relist ──> as LISTED
+
+    ON_HOLD ── let_go ──> LISTED                       its work still runs on another pool
+      │ its turn comes before that
+      └── detain ──> DETAINED ── let_go ──> LISTED
+
+    LISTED, ON_HOLD ── withdraw ──> WITHDRAWN          taken back, and its place in a list is to be passed over
+    BEHIND, LENT, DETAINED ── withdraw ──> GONE        taken back, and in no list
+
+An interruption (F10) may leave one in a place that its stage does not name: on the worklist though it is BEHIND, say.
+`settle_place` says which of the two counts. The letters are those of `pool`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from cmwq._core.held import holding, not_holding, outside
+from cmwq._core.naming import name_of
+from cmwq._errors import CmwqError
+from cmwq._pool import events
+from cmwq._pool.item import lay_out
+from cmwq._pool.worker import current_worker
+from cmwq._workqueue.pwq import insert
+
+if TYPE_CHECKING:
+    from contextvars import Context
+
+    from cmwq._core.ports import Parker
+    from cmwq._pool.item import Item
+    from cmwq._pool.pool import WorkerPool
+    from cmwq._pool.worker import Worker
+    from cmwq._workqueue.phase import Phase
+    from cmwq._workqueue.pwq import PoolWorkQueue
+    from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.room import Room
+    from cmwq._workqueue.work import Work
+    from cmwq._workqueue.work_future import WorkFuture
+
+
+class Stage(Enum):
+    """Where one queueing is."""
+
+    LISTED = "in the pool's worklist, or inactive at its queue's place there; or about to be"
+    ON_HOLD = "the same, but an execution on another pool must end before it begins (E3)"
+    DETAINED = "its turn came while it was on hold: it is active, and in no list"
+    BEHIND = "it is the follower of its work's execution on this pool, and keeps its place under max_active"
+    LENT = "it is the follower, and has lent its place"
+    BEGUN = "it executes"
+    ENDED = "it has ended"
+    WITHDRAWN = "it was taken back, and is but a place in a list to be passed over"
+    GONE = "it was taken back, and is in no list"
+
+
+# Looked up once: to ask an enumeration's class for a member takes longer than the comparison.
+LISTED, ON_HOLD, DETAINED, BEHIND, LENT = Stage.LISTED, Stage.ON_HOLD, Stage.DETAINED, Stage.BEHIND, Stage.LENT
+BEGUN, ENDED, WITHDRAWN, GONE = Stage.BEGUN, Stage.ENDED, Stage.WITHDRAWN, Stage.GONE
+
+
+class Queued:
+    """One queueing of a Work."""
+
+    # Class attributes are the state of one that nothing has happened to: creating one stores only what differs.
+    work: Work | None  # L: None once taken back
+    stage = LISTED  # L: where it is
+    phase: Phase  # I once queued
+    _context: Context | None  # L: dropped when taken back
+    accepted = False  # I: its queue took it earlier, as a delayed work
+    room: Room | None = None  # L: where it has a place, if its queue has a `max_pending`
+    parkers: list[Parker] | None = None  # L: who waits for its end
+    follower: Queued | None = None  # L: the next queueing, which collided with this execution (E3)
+    futures: list[WorkFuture] | None = None  # L: who wants the result
+    outcome: tuple[Any, BaseException | None] = (None, None)  # S: the running worker's
+    raised: type[BaseException] | None = None  # S: the running worker's: what its function raised
+    held: list[Queued] | None = None  # L of the pool where this one runs: those on hold for it
+
+    def __init__(self, work: Work, phase: Phase, context: Context | None) -> None:
+        self.work = work  # L
+        self.phase = phase  # I once queued
+        self._context = context  # L
+
+    @property
+    def pwq(self) -> PoolWorkQueue:
+        return self.phase.pwq
+
+    @property
+    def queue(self) -> WorkQueue:
+        return self.phase.pwq.wq
+
+    @property
+    def function(self) -> object:
+        work = self.work  # it may be taken back at any moment
+        return None if work is None else work._fn
+
+    # ------------------------------------------------------------------------------- where it is
+
+    @property
+    def withdrawn(self) -> bool:
+        return self.stage is WITHDRAWN or self.stage is GONE
+
+    @property
+    def begun(self) -> bool:
+        return self.stage is BEGUN or self.stage is ENDED
+
+    @property
+    def over(self) -> bool:
+        """It ended, or was taken back."""
+        return self.stage is ENDED or self.withdrawn
+
+    @property
+    def lent(self) -> bool:
+        return self.stage is LENT
+
+    @property
+    def is_awaited(self) -> bool:
+        """Its work is pending with it: it has neither begun nor been taken back."""
+        work = self.work
+        return work is not None and work._item is self
+
+    @not_holding("self.pwq.pool.lock")
+    def is_pending(self) -> bool:
+        """It is in some list, or will be. Costs a search: for who mends."""
+        pwq, pool = self.phase.pwq, self.phase.pwq.pool
+        with pool.lock:
+            running = None if self.work is None else self.work._execution
+            follows = running is not None and running.follower is self
+            return not self.begun and not self.withdrawn and (follows or pwq.has_listed(self) or self in pool.detained)
+
+    # ------------------------------------------------------------------------------- queueing
+
+    @holding("self.work._lock")
+    def hand_over(self, pwq: PoolWorkQueue) -> None:
+        """List it, behind an execution of its work on another pool if there is one (E3): its work is pending.
+
+        Only where the work ran last can it still run: nobody else can have begun it since, for it is not pending before
+        this. The item then goes to that pool, whose worker runs it next; that of an ordered queue has its place in the
+        order, here, and is on hold there. Raises QueueClosed.
+        """
+        work = self.work
+        assert work is not None
+        last = work._last
+        if last is not None and last is not pwq.pool and not last.lost:
+            pwq = self._go_to(last, pwq)
+        work._item = self
+        try:
+            insert(pwq, self)
+        except CmwqError:  # whatever else is raised, `Work.mend` looks whether it was listed
+            work._item = None
+            raise
+
+    def _go_to(self, last: WorkerPool, pwq: PoolWorkQueue) -> PoolWorkQueue:
+        """Where it is to be listed, now that its work may still run on the pool `last`, which is not that of `pwq`."""
+        work = self.work
+        assert work is not None
+        with last.lock:
+            execution = work._execution
+            if execution is None:
+                return pwq
+            there = None if pwq.wq.ordered else pwq.wq.place_on(last)
+            if there is None:
+                self.stage = ON_HOLD
+                execution.held = [*(execution.held or ()), self]
+                return pwq
+        self.phase = there.outside
+        return there
+
+    # ------------------------------------------------------------------------------- item
+
+    @holding("self.pwq.pool.lock")
+    def claim(self, worker: Worker) -> bool:
+        if self.stage is not LISTED and not self._comes_back():
+            return False
+        work, pwq = self.work, self.phase.pwq
+        running = work._execution  # type: ignore[union-attr]
+        if running is not None:
+            self.follow(running)
+            return False
+        if pwq.frozen:
+            pwq.put_back(self)
+            return False
+        if self.room is not None:
+            self.room.give(self)
+        self.stage = BEGUN
+        work._execution = self  # type: ignore[union-attr]
+        work._last = pwq.pool  # type: ignore[union-attr]
+        work._item = None  # type: ignore[union-attr]  # E4: cleared before the function runs
+        return True
+
+    @holding("self.pwq.pool.lock")
+    def _comes_back(self) -> bool:
+        """Its turn has come, and it is not simply listed. False: it can't begin, and is dealt with."""
+        stage = self.stage
+        if stage is ON_HOLD:
+            self.detain()
+        elif stage is WITHDRAWN:
+            self.phase.pwq.pass_over()
+        elif stage is BEHIND or stage is LENT:
+            self._stop_following()
+            return True
+        return False
+
+    @holding("self.pwq.pool.lock")
+    def detain(self) -> None:
+        """Its turn came while it is on hold: it keeps its place under max_active, and an ordered queue its order."""
+        self.phase.pwq.pool.detained.add(self)  # first in its new place: see `settle_place`
+        self.stage = DETAINED
+
+    @outside
+    def let_go(self) -> None:
+        """The execution elsewhere that it was on hold for has ended. May be called again."""
+        pwq, pool = self.phase.pwq, self.phase.pwq.pool
+        with pool.lock:
+            if self.stage is ON_HOLD:
+                self.stage = LISTED
+            elif self.stage is DETAINED:
+                self.stage = LISTED
+                pwq.list_first(self)
+                pool.detained.discard(self)
+                pool.kick_or_settle()
+
+    @holding("self.pwq.pool.lock")
+    def follow(self, running: Queued) -> None:
+        """Its turn came while its work runs here: that worker runs it next.
+
+        (A follower that was taken back may still hang there. One that is pending can't: this one is.)
+        """
+        pwq = self.phase.pwq
+        running.follower = self
+        if pwq.lends:
+            # It can't go on before its running self, which may wait for another work of this queue.
+            self.stage = LENT
+            pwq.lend_place()
+        else:
+            self.stage = BEHIND
+
+    @holding("self.pwq.pool.lock")
+    def _stop_following(self) -> None:
+        """The execution that it followed has ended."""
+        lent, self.stage = self.stage is LENT, LISTED
+        if lent:
+            self.phase.pwq.take_place()
+
+    @holding("self.pwq.pool.lock")
+    def relist(self) -> None:
+        """The execution that it followed has ended, and that worker won't run it: whoever comes does, before all
+        others. The caller wakes whom that needs.
+        """
+        if self.over:
+            return  # taken back meanwhile, and its place with it
+        self._forget_execution()  # it was claimed, and its worker interrupted before it knew
+        self.phase.pwq.list_first(self)  # first in its new place: see `settle_place`
+        self._stop_following()
+
+    @holding("self.pwq.pool.lock")
+    def settle_place(self, *, listed: bool, follows: bool) -> bool:
+        """An interruption may have come between two steps of a method that moves it: let its stage agree with where it
+        is found. False: it follows its running self, and is not to be on a list as well.
+
+        Found on a list, its turn has not come, for the worker that was interrupted has put it back. Found among the
+        detained: `detain` adds it to them before it changes the stage, and `let_go` changes the stage before it lists
+        it; so the stage tells which of the two was interrupted. Context: who mends, nobody executes it.
+        """
+        pwq, detained = self.phase.pwq, self.phase.pwq.pool.detained
+        if self.withdrawn:
+            detained.discard(self)
+        elif follows:
+            if not (self.begun or self.stage is BEHIND):
+                self.stage = LENT if pwq.lends else BEHIND
+            return not listed
+        elif self in detained:
+            if listed or self.stage is not DETAINED:
+                detained.discard(self)
+            if self.stage is DETAINED and listed:
+                self.stage = ON_HOLD
+            elif self.stage is LISTED and not listed:
+                pwq.list_first(self)
+        elif listed and (self.stage is BEHIND or self.stage is LENT):
+            self.stage = LISTED
+        return True
+
+    @holding("self.pwq.pool.lock")
+    def be_executing(self) -> None:
+        """Its work knows that it runs here, unless it has begun elsewhere since this one ended.
+
+        Context: who mends.
+        """
+        work = self.work
+        if work is not None and work._execution is None and self.stage is BEGUN:
+            work._execution = self
+
+    @outside
+    def run(self) -> None:
+        work = self.work
+        assert work is not None
+        try:
+            result = self._context.run(work._fn, *work._args, **work._kwargs)  # type: ignore[union-attr]
+            if self.futures is not None:
+                self.outcome = (result, None)
+        except BaseException as exc:
+            self.raised = type(exc)
+            if any(not future.done() for future in self.futures or ()):
+                self.outcome = (None, exc)
+            else:
+                self.queue.work_failed(work, exc)
+        self._context = None
+
+    @holding("self.pwq.pool.lock")
+    def end(self) -> Queued | None:
+        work = self.work
+        if work._execution is self:  # type: ignore[union-attr]  # else it is the parent's, in the child of a fork
+            work._execution = None  # type: ignore[union-attr]
+        if self.held is not None or self.futures is not None or self.follower is not None:
+            return self
+        self.retire()
+        return None
+
+    @outside
+    def announce(self, item: Item) -> None:
+        """Whoever waits hears of the result; those on hold for this execution may go."""
+        for future in self.futures or ():
+            future.settle(*self.outcome)
+        self.futures, self.outcome = None, (None, None)
+        for held in self.held or ():
+            held.let_go()
+        self.held = None
+
+    @holding("self.pwq.pool.lock")
+    def retire(self) -> None:
+        self.stage = ENDED
+        if self.parkers is not None:
+            self._tell_end()
+        self.phase.retire()
+
+    @outside
+    def abort(self, exc: BaseException) -> None:
+        if self.room is not None:
+            self.room.give(self)
+        work = self.work
+        if self._context is not None and work is not None:
+            if self.futures is not None:
+                self.outcome = (None, exc)
+            else:
+                self.queue.work_failed(work, exc)
+        self.announce(self)
+
+    @holding("self.pwq.pool.lock")
+    def be_over(self) -> None:
+        if not self.withdrawn:
+            self.stage = ENDED
+        self._forget_execution()
+        if self.work is not None and self.work._item is self:  # it never began
+            self.work._item = None
+        self._tell_end()
+
+    @holding("self.pwq.pool.lock")
+    def _forget_execution(self) -> None:
+        if self.work is not None and self.work._execution is self:
+            self.work._execution = None
+
+    @holding("self.pwq.pool.lock")
+    def _tell_end(self) -> None:
+        if self.parkers is not None:
+            for parker in self.parkers:
+                parker.unpark()
+            self.parkers = None
+
+    def describe(self) -> str:
+        work = self.work  # it may be taken back at any moment
+        return f"work {'(taken back)' if work is None else name_of(work._fn)} of queue {self.queue.name!r}"
+
+    # ------------------------------------------------------------------------------- taking back
+
+    @holding("self.pwq.pool.lock")
+    def withdraw(self) -> None:
+        """Context: it is pending, `drop` to be called after."""
+        pwq, stage = self.phase.pwq, self.stage
+        if pwq.observed:
+            events.cancelled(self)
+        if stage is LISTED or stage is ON_HOLD:
+            self.stage = WITHDRAWN
+            self.work = None
+            self.phase.withdraw()
+        else:
+            self.stage = GONE
+            self.work = None
+            pwq.pool.detained.discard(self)
+            if stage is not LENT:
+                pwq.lend_place()  # for good
+            self.phase.leave()
+        self._tell_end()
+
+    def drop(self) -> None:
+        """It was withdrawn: let go of what it refers to. Outside the lock: finalisers and callbacks are user code."""
+        if self.room is not None:
+            self.room.give(self)
+        self._context = None
+        for future in self.futures or ():
+            future.cancel()
+
+    def take_futures(self) -> list[WorkFuture]:
+        """They are to be another's."""
+        futures, self.futures = self.futures, None
+        return futures or []
+
+    def add_future(self, future: WorkFuture) -> None:
+        """Context: lock held, or not queued yet."""
+        future.of(self)
+        self.futures = [*(self.futures or ()), future]
+
+
+lay_out(Queued, "work", "phase", "_context", "stage")
+
+
+def current_work() -> Any:
+    """What this thread is executing: a `Work`, the `Future` of a submitted call, or None outside a worker."""
+    worker = current_worker()
+    item = worker.item if worker is not None else None
+    return item.work if isinstance(item, Queued) else item

@@ -1,0 +1,151 @@
+"""What it is to queue a work: `WorkQueue.queue`, `queue_on`, `queue_delayed`, `mod_delayed`, and `submit` of a work.
+
+Guarantees: a work that is pending or blocked is left as it is (E4, F6); whatever else is raised, the work is pending
+with this queueing, or as it was (F10). What pending means is told in `work`: with `queued` and `delay` these are the
+modules that change it. The letters are those of `pool`; W: work._lock.
+"""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING
+
+from cmwq._core import checks
+from cmwq._errors import CmwqError, Reentered, WorkDisabled
+from cmwq._workqueue.delay import Delay
+from cmwq._workqueue.queued import Queued
+from cmwq._workqueue.work import DelayedWork, Work
+
+if TYPE_CHECKING:
+    from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.work_future import WorkFuture
+
+
+def queue(wq: WorkQueue, /, work: Work) -> bool:
+    """Queue a work.
+
+    False: it was pending already, and this call is one with the earlier (E4), or it is disabled.
+    """
+    # The hot path: what `queue_specially` does where nothing is special.
+    try:
+        born = work._born
+    except AttributeError:
+        checks.instance(f"what is queued to queue {wq.name!r}", work, Work)
+        raise
+    if wq._special or wq._shut or born != Work.generation:
+        return queue_specially(wq, work)
+    if work._item is not None or work._delay is not None:
+        return False
+    try:
+        pwq = wq._only or wq.place_here()
+        with work._lock:
+            # `is_idle`, spelled out.
+            if work._item is not None or work._delay is not None or work._disables or work._cancels:
+                return False
+            Queued(work, pwq.outside, copy_context()).hand_over(pwq)
+    except Reentered:
+        wq.runtime.host.defer(partial(queue_specially, wq, work, accepted=True))
+    return True
+
+
+def queue_specially(
+    wq: WorkQueue,
+    work: Work,
+    cpu: int | None = None,
+    *,
+    delay: float = 0.0,
+    future: WorkFuture | None = None,
+    accepted: bool = False,
+) -> bool:
+    """Everything that may take time, or be refused, comes before W is taken.
+
+    With a future it raises Reentered, for the caller to see to it. accepted: it was said to be queued, in a call that
+    was put off. Meanwhile the queue may have begun to drain, or may be full: neither matters to this one.
+    """
+    if work._born != Work.generation:
+        work.begin_anew()
+    if wq._shut:
+        wq._check_admitted(None, accepted=accepted)  # first: somebody else's queueing must not be one with this
+    if not work.is_idle:
+        return False
+    item: Queued | None = None
+    try:
+        pwq = (wq._only or wq.place_here()) if cpu is None else wq.place_at(cpu)
+        if delay > 0:
+            new = Delay(wq, pwq, work, delay)
+            if future is not None:
+                new.futures.append(future)
+        else:
+            item = Queued(work, pwq.outside, wq.new_context())
+            item.accepted = accepted
+            if wq._room is not None and not accepted:
+                item.room = wq._room
+                wq._room.take(item)
+        with work._lock:
+            if not work.is_idle:
+                return False
+            if item is None:
+                wq._check_open()
+                new.start()
+            else:
+                if future is not None:
+                    item.add_future(future)
+                item.hand_over(pwq)
+    except Reentered:
+        if future is not None:
+            raise
+        wq.runtime.host.defer(partial(queue_specially, wq, work, cpu, delay=delay, accepted=True))
+    finally:
+        if item is not None and item.room is not None and not (item.is_awaited or item.begun or item.over):
+            item.room.give_later(item)  # it was not queued
+    return True
+
+
+def queue_or_join(wq: WorkQueue, work: Work, future: WorkFuture, *, accepted: bool = False) -> None:
+    """Queue it, or let the future have the result of the execution to come. Raises QueueClosed, WorkDisabled."""
+    try:
+        while not (queue_specially(wq, work, future=future, accepted=accepted) or work.add_future(future)):
+            if work.is_blocked:
+                raise WorkDisabled(f"{work!r} can't be submitted to queue {wq.name!r} until it is enabled")
+    except Reentered:
+        wq.runtime.host.defer(partial(_join_later, wq, work, future))
+
+
+def _join_later(wq: WorkQueue, work: Work, future: WorkFuture) -> None:
+    """`queue_or_join`, where nobody but those who have the future can be told if it fails."""
+    try:
+        queue_or_join(wq, work, future, accepted=True)
+    except CmwqError as exc:
+        future.settle(None, exc)
+
+
+def mod_delayed(wq: WorkQueue, work: DelayedWork, delay: float) -> bool:
+    """`WorkQueue.mod_delayed`, which says what it promises."""
+    delay = checked_delay(work, delay)
+    wq._check_open()  # before anything is changed
+    if delay > 0:
+        wq.check_takes_delays()
+    try:
+        new = Delay(wq, wq._only or wq.place_here(), work, delay)
+        with work._here():
+            moved = not work.is_blocked and work.move_to(new)
+        work._drop_taken()
+    except Reentered:
+        wq.runtime.host.defer(partial(mod_delayed, wq, work, delay))
+        return work.pending
+    except BaseException:
+        work._drop_taken()
+        raise
+    return moved
+
+
+def checked_delay(work: DelayedWork, delay: float) -> float:
+    """Raises TypeError, ValueError."""
+    if not isinstance(work, DelayedWork):
+        raise TypeError(f"only a DelayedWork can be delayed, not {checks.shown(work)}")
+    delay = checks.seconds("delay", delay)
+    if delay == inf:
+        raise ValueError(f"delay is inf, and {work!r} would never begin")
+    return max(0.0, delay)

@@ -1,0 +1,143 @@
+"""Room: how many works of a queue may wait (E9, `max_pending`).
+
+Guarantees: never more than `limit` works have a place; who waits for one gets it in order of arrival; a place given up
+by a waiter that was interrupted goes to the next. The letters are those of `pool`; M: `Room._lock`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cmwq._core.held import holding
+from cmwq._core.ranks import Rank
+from cmwq._errors import QueueFull
+from cmwq._pool.mend import mending
+from cmwq._workqueue.wait import own_item, run_steps, surely
+
+if TYPE_CHECKING:
+    from cmwq._core.ports import Parker
+    from cmwq._pool.item import Item
+    from cmwq._pool.pool import WorkerPool
+    from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.wait import Steps, Target
+
+FULL = ("block", "raise")
+
+
+class Room:
+    """The places of one queue. Thread-safe."""
+
+    def __init__(self, queue: WorkQueue, limit: int, full: str) -> None:
+        self._queue = queue  # I
+        self._lock = queue.runtime.host.lock(Rank.ROOM, mending(self))  # F
+        self.limit = limit  # I
+        self.full = full  # I
+        self._holders: set[object] = set()  # M: the works that have a place
+        self._waiting: deque[_Turn] = deque()  # M: who waits, the first in front
+
+    @property
+    def taken(self) -> int:
+        """Places that are taken."""
+        return len(self._holders)
+
+    def take(self, item: object) -> None:
+        """Take a place for this work; wait for one if the queue was made to. Raises QueueFull. If it is interrupted the
+        work may have one or not; the caller gives it back.
+        """
+        with self._lock:
+            if len(self._holders) < self.limit and not self._waiting:
+                self._holders.add(item)
+                return
+        name = self._queue.name
+        if self.full == "raise":
+            raise QueueFull(f"queue {name!r}: {self.limit} works wait already (max_pending); try again later")
+        if own_item(self._queue) is not None:
+            raise QueueFull(
+                f"queue {name!r} is full ({self.limit} works wait), and one of its own works would wait for room "
+                "that only works behind it can make"
+            )
+        run_steps(self.steps(item), self._queue.runtime, None, lambda: f"queue {name!r} is full: no room for one more")
+
+    def steps(self, item: object) -> Steps[None]:
+        """Wait for a place, as a waiting call."""
+        turn = _Turn(self, item)
+
+        def leave() -> None:
+            with self._lock:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+
+        with surely(leave), surely(leave):
+            with self._lock:
+                self._waiting.append(turn)
+                self._grant()
+            yield turn
+
+    def give(self, item: object) -> None:
+        """A work began, or was taken back. Its place goes to who waited longest. Harmless if it has none."""
+        with self._lock:
+            self._holders.discard(item)
+            self._grant()
+
+    def give_later(self, item: object) -> None:
+        """`give`, as soon as this thread is in the middle of nothing."""
+        self._queue.runtime.host.defer(partial(self.give, item))
+
+    @holding("self._lock")
+    def mend(self) -> None:
+        """Whoever has a place waits no more."""
+        self._grant()
+
+    @holding("self._lock")
+    def _grant(self) -> None:
+        """If it is interrupted, it is done again."""
+        while self._waiting and (self._waiting[0].item in self._holders or len(self._holders) < self.limit):
+            turn = self._waiting[0]
+            self._holders.add(turn.item)
+            turn.granted = True
+            for parker in turn.parkers:
+                parker.unpark()
+            self._waiting.popleft()
+
+
+class _Turn:
+    """One who waits for a place."""
+
+    def __init__(self, room: Room, item: object) -> None:
+        self.room = room  # I
+        self.item = item  # I
+        self.granted = False  # M
+        self.parkers: list[Parker] = []  # M
+
+    def done(self) -> bool:
+        return self.granted
+
+    def attach(self, parker: Parker) -> bool:
+        with self.room._lock:
+            if self.granted:
+                return False
+            self.parkers.append(parker)
+            return True
+
+    def detach(self, parker: Parker) -> None:
+        with self.room._lock:
+            if parker in self.parkers:
+                self.parkers.remove(parker)
+
+    def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
+        """Only works of the queue can make room. If it is ordered, the one that runs must end first."""
+        queue = self.room._queue
+        return (item for item in list(waiting) if item.queue is queue and queue.ordered)
+
+    @property
+    def queue(self) -> WorkQueue:
+        return self.room._queue
+
+    def lacks_workers(self) -> Collection[WorkerPool]:
+        return [pwq.pool for pwq in self.room._queue.places() if pwq.has_works_waiting()]
+
+    def describe_wait(self) -> str:
+        return f"waits for room in queue {self.room._queue.name!r}"

@@ -1,0 +1,418 @@
+"""Runtime: a universe of pools.
+
+It owns all state; the process has a default one, tests and libraries may have their own.
+
+Guarantees: nothing starts before the first work (G1); a forked child begins anew, without a trace of the parent's works
+(G2). How it ends is in `end` (G3).
+
+The letters are those of `pool`; R is `Pools.lock`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack
+
+from cmwq._core import checks
+from cmwq._core.config import Config
+from cmwq._core.ranks import Rank
+from cmwq._core.weakly import Weakly
+from cmwq._errors import Abandoned, ForeignProcess, Reentered
+from cmwq._pool.events import Event, Kind
+from cmwq._pool.hogs import HogReports
+from cmwq._pool.hotplug import Hotplug
+from cmwq._pool.invariants import check
+from cmwq._pool.pools import Pools
+from cmwq._pool.worker import be_worker, current_worker
+from cmwq._workqueue.end import close, close_at_exit
+from cmwq._workqueue.place_end import Quiet
+from cmwq._workqueue.settings import FIELDS, Settings, checked_call, checked_exit_timeout
+from cmwq._workqueue.snapshot import Snapshot, view_of_pool, view_of_queue
+from cmwq._workqueue.subscriptions import Events
+from cmwq._workqueue.wait import run_steps, surely, waits_of
+from cmwq._workqueue.watchdog import Watchdog
+from cmwq._workqueue.work import Work
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cmwq._core.ports import Host, Parker, Sensor
+    from cmwq._pool.pool import WorkerPool
+    from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.wait import Steps
+    from cmwq._workqueue.watchdog import Stall
+
+
+class Runtime:
+    """A private universe of pools, with its own CPUs, sensor, clock and caps.
+
+    host: threads, locks, time (default: the real ones). sensor: who notices blocking: a `Sensor`, or a name as in
+    CMWQ_SENSOR (default: the best that works here). cpus: which CPUs to use (default: those the process may use).
+    max_workers: cap on the workers of a pool (B6). config: the constants of the rules. exit_timeout: seconds after
+    which the interpreter's end does not wait for works any more (`close` says what becomes of them); None: it waits for
+    all.
+
+    Thread-safe. Close it, or use it as a context manager; else it is closed at interpreter exit.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: Host | None = None,
+        sensor: Sensor | str | None = None,
+        cpus: Iterable[int] | None = None,
+        max_workers: int = 1024,
+        config: Config | None = None,
+        exit_timeout: float | None = None,
+    ) -> None:
+        max_workers = checks.integer("max_workers", max_workers, 2, checks.MAX_THREADS)  # one to work, one in reserve
+        wanted = None if cpus is None else checks.cpus(cpus)
+        if config is not None:
+            checks.instance("config", config, Config)
+        self._owns_host = host is None  # I
+        # Whatever will be needed is imported now: a fork in the middle of an import leaves that module's lock taken in
+        # the child, for good (G2).
+        if host is None:
+            from cmwq._host import ThreadHost
+
+            host = ThreadHost()
+        else:
+            checks.port("host", host, "monotonic")
+        self.choose_sensor = _chooser(host, sensor)  # R
+        if wanted is not None and not set(wanted) & set(host.cpus()):
+            raise ValueError(f"cpus is {wanted}, and this process may use none of them, but {tuple(host.cpus())}")
+        self.host = host  # I
+        # R to change, before the first use (`configure`), then I; so are hotplug and choose_sensor.
+        self.config = config or Config()  # R
+        self.max_workers = max_workers  # R
+        self.exit_timeout = checked_exit_timeout(exit_timeout)  # ~
+        self.on_unfetched: Callable[[str, BaseException], object] | None = None  # A
+        """Called as on_unfetched(name, exception) when the future of a failed call is dropped and nobody has seen the
+        exception: by `result()`, by `exception()`, or through a callback. name: in words, which call of which queue.
+        Settable at any time, and applies to calls that fail from then on; None, the default: nobody is told, as in the
+        standard library. It is called wherever the last reference goes, on any thread, between any two steps of a
+        program: it must not wait, nor take a lock that might be held there. What it raises is logged."""
+        self._pools = Pools(self, host)  # I
+        self.hotplug = Hotplug(self._pools, wanted)  # R
+        self.events = Events(self)  # I
+        self.watchdog = Watchdog(self)  # I
+        self.events.clients[Kind.STALL] = self.watchdog.hear
+        self._queues: Weakly[WorkQueue] = Weakly()  # A: those that somebody has
+        self._freezer = host.lock(Rank.FREEZER)  # F: freezing and thawing exclude each other
+        self.frozen = False  # E to change; a queue's new place looks at it with Q held (E8)
+        self.waits = waits_of(host)  # I
+        self.hogs = HogReports()  # I
+        self.events.clients[Kind.HOG] = self._hear_of_hog
+        self.leaks: set[tuple[str, str]] = set()  # A: what works of which queue left behind
+        self._turn = itertools.count()  # A: where the next per-CPU work goes when nobody knows this thread's CPU
+        self.exiting = False  # ~: the interpreter's end closes it, or did
+        self.abandoned = False  # ~: it is closed, and works may still run
+        self.waiters: set[Parker] = set()  # A: threads in a waiting call
+        host.watch_process(self)  # last, for it may be told at once
+
+    # ------------------------------------------------------------------------------- settings
+
+    def configure(self, **settings: Unpack[Settings]) -> None:
+        """Other settings than it was made with: all that are given, or none. The others stay as they are.
+
+        In the child of a fork they are the parent's, until the child's own first use. Raises RuntimeError after the
+        first use, TypeError or ValueError for a setting that doesn't exist or can't be had. Thread-safe.
+        """
+        given: dict[str, Any] = dict(settings)
+        unknown = sorted(given.keys() - Settings.__annotations__.keys())
+        if unknown:
+            raise TypeError(f"no such setting: {', '.join(unknown)}; there are {', '.join(Settings.__annotations__)}")
+        changes: dict[str, Any] = {}
+        on_stall = checked_call("on_stall", given.get("on_stall", self.on_stall))
+        if "on_unfetched" in given:
+            changes["on_unfetched"] = checked_call("on_unfetched", given["on_unfetched"])
+        if "max_workers" in given:
+            changes["max_workers"] = checks.integer("max_workers", given["max_workers"], 2, checks.MAX_THREADS)
+        if "exit_timeout" in given:
+            changes["exit_timeout"] = checked_exit_timeout(given["exit_timeout"])
+        if "sensor" in given:
+            changes["choose_sensor"] = _chooser(self.host, given["sensor"])
+        if "cpus" in given:
+            wanted = None if given["cpus"] is None else checks.cpus(given["cpus"])
+            hotplug = changes["hotplug"] = Hotplug(self._pools, wanted)
+            hotplug.take_over(self.hotplug)
+        constants = {name: value for name, value in given.items() if name in FIELDS}
+        with self._pools.lock:
+            if self._pools.sensor is not None or self.closed:
+                raise RuntimeError(
+                    f"{', '.join(given)} can't be set any more: the runtime {'is closed' if self.closed else 'began'}; "
+                    "configure it before its first use, or make a Runtime of your own"
+                )
+            changes["config"] = replace(self.config, **constants)
+            vars(self).update(changes)  # one step, so all or none (F10)
+            self.watchdog.on_stall = on_stall
+
+    # ------------------------------------------------------------------------------- pools
+
+    @property
+    def closed(self) -> bool:
+        """It takes no work any more."""
+        return self._pools.closed
+
+    def cpus(self) -> tuple[int, ...]:
+        """Those in use: there, not taken offline by hand, and wanted. As far as noticed: see `check_cpus`."""
+        return self.hotplug.cpus()
+
+    def cpu_offline(self, cpu: int) -> None:
+        """Use this CPU no more (D2): works queued from now on go elsewhere, those there are done elsewhere, and nobody
+        is bound to it. Returns at once. Harmless if that was said before.
+
+        CPUs that really leave are noticed without it, within a second while work is unfinished (D1). Raises ValueError:
+        it is none of those in use, or the last. Thread-safe.
+        """
+        self.hotplug.take(checks.cpu(cpu))
+
+    def cpu_online(self, cpu: int) -> None:
+        """Use it again (D4). Harmless if it is in use. Raises ValueError if the process may not. Thread-safe."""
+        self.hotplug.give_back(checks.cpu(cpu))
+
+    def check_cpus(self) -> bool:
+        """Notice at once what else is noticed within a second: CPUs or a CPU quota that changed. True: they did."""
+        return self.hotplug.check()
+
+    @property
+    def on_stall(self) -> Callable[[Stall], object] | None:
+        """Called as on_stall(stall), on the timer thread, when a pool stalls, and when it goes on (H3). Settable.
+
+        It must not wait for works: retries, maydays and delayed works need that thread.
+        """
+        return self.watchdog.on_stall
+
+    @on_stall.setter
+    def on_stall(self, call: Callable[[Stall], object] | None) -> None:
+        if call is not None:
+            checks.function("on_stall", call)
+        self.watchdog.on_stall = call
+
+    def adopt(self, queue: WorkQueue) -> None:
+        """It is one of this runtime's, as long as somebody has it."""
+        self._queues.add(queue)
+
+    def pool_here(self, scope: str, *, highpri: bool = False) -> WorkerPool:
+        """The pool for a work queued by the calling thread. Starts it if need be: raises ThreadLimit, QueueClosed."""
+        first = -1 if scope == "system" else self.hotplug.home(scope, self._cpu_here())
+        return self._pools.get((scope, first, highpri)) or self._pools.start((scope, first, highpri))
+
+    def pool_at(self, scope: str, cpu: int, *, highpri: bool = False) -> WorkerPool:
+        """The pool that serves this CPU;
+
+        of a CPU that is not there, the one for the calling thread. Raises as `pool_here`.
+        """
+        if scope == "system" or not self.hotplug.uses(cpu):
+            return self.pool_here(scope, highpri=highpri)
+        first = self.hotplug.home(scope, cpu)
+        return self._pools.get((scope, first, highpri)) or self._pools.start((scope, first, highpri))
+
+    def pools(self) -> list[WorkerPool]:
+        """Those that were started so far."""
+        return list(self._pools.values())
+
+    def _cpu_here(self) -> int:
+        worker, uses = current_worker(), self.hotplug.uses
+        if worker is not None and worker.pool.runtime is self and len(worker.pool.cpus) == 1:
+            own = worker.pool.cpus[0]
+            if uses(own):
+                return own
+        cpu = self.host.current_cpu()
+        if cpu is not None and uses(cpu):
+            return cpu
+        cpus = self.cpus()
+        return cpus[next(self._turn) % len(cpus)]
+
+    def begin(self) -> None:
+        """Have what every pool relies on, before anything can go wrong. Raises ThreadLimit, QueueClosed."""
+        with self._pools.lock:
+            self._pools.begin()
+
+    # ------------------------------------------------------------------------------- freezer (E8)
+
+    def freeze(self, timeout: float | None = None) -> None:
+        """Freezable queues finish what runs and start nothing until `thaw`; returns when nothing of them runs.
+
+        timeout: seconds. Raises CmwqTimeout (and nothing is frozen then), FlushDeadlock from a freezable queue's own
+        work. Freezing twice is freezing once. Works may be queued meanwhile; they wait, in order.
+        """
+        run_steps(self.freeze_steps(), self, timeout, lambda: "freeze: works of freezable queues still run")
+
+    def freeze_steps(self) -> Steps[None]:
+        """`freeze`, for whoever drives it."""
+        done = False
+
+        def undo() -> None:
+            if not done:
+                self.thaw()
+
+        with surely(undo), surely(undo):
+            with self._freezer:
+                self.frozen = True
+                # A place made from now on is frozen from the start: who makes it holds Q, and looks after we let go of
+                # it.
+                pwqs = [pwq for queue in self.queues() if queue.freezable for pwq in queue.places()]
+                targets = [Quiet(pwq) for pwq in pwqs]
+                for pwq in pwqs:
+                    pwq.freeze()
+            yield from targets
+            done = True
+
+    def thaw(self) -> None:
+        """Let freezable queues go on, in order and under their `max_active`. Harmless if nothing is frozen."""
+        try:
+            with self._freezer:
+                self.frozen = False
+                for queue in self.queues():
+                    if queue.freezable:
+                        for pwq in queue.places():
+                            pwq.thaw()
+        except Reentered:
+            self.host.defer(self.thaw)
+
+    def queues(self) -> list[WorkQueue]:
+        """Its queues, as far as somebody has them."""
+        return list(self._queues)
+
+    # ------------------------------------------------------------------------------- to be seen
+
+    def snapshot(self) -> Snapshot:
+        """A picture of pools, queues and sensor. Each pool's part is consistent in itself. Starts nothing."""
+        with self._pools.lock:
+            pools = list(self._pools.values())
+            queues = self.queues()
+            sensor = self._pools.sensor
+        return Snapshot(
+            pools=tuple(map(view_of_pool, pools)),
+            queues=tuple(sorted(map(view_of_queue, queues), key=lambda q: q.name)),
+            sensor=sensor.name if sensor else "",
+            sensor_reason=sensor.reason if sensor else "nothing has run yet",
+            gil=self.host.gil_enabled(),
+            cpus=self.cpus(),
+            cpu_limit=self.hotplug.limit(),
+            pid=os.getpid(),
+        )
+
+    def check_invariants(self) -> None:
+        """Raise InvariantError if a rule of a pool is broken. For tests."""
+        for pool in list(self._pools.values()):
+            with pool.lock:
+                check(pool)
+
+    def _hear_of_hog(self, event: Event) -> None:
+        self.hogs.report((event.queue, event.work), self.config.cpu_intensive_thresh)
+
+    # ------------------------------------------------------------------------------- end
+
+    def close(self, timeout: float | None = None, *, abandon: bool = False) -> None:
+        """Do what is pending, then end every thread. Works queued meanwhile by running ones are done too, delayed
+        ones run or are cancelled as their queues were made to.
+
+        timeout: seconds for the works. Raises CmwqTimeout (the runtime stays open), FlushDeadlock on one of its own
+        workers. abandon: instead of CmwqTimeout, leave behind what has not ended by then: what has not begun is
+        cancelled; each work that runs is named in a warning, with what it waits for, and its thread goes on for as long
+        as it does; whoever waits for it gets `Abandoned`.
+        """
+        close(self, timeout, abandon=abandon)
+        self.events.end()
+
+    def begin_to_close(self) -> None:
+        """From now on no pool is started, and no delay."""
+        with self._pools.lock:
+            self._pools.closed = True
+
+    def reopen(self) -> None:
+        """It takes work again."""
+        with self._pools.lock:
+            self._pools.closed = False
+
+    def stop_services(self) -> None:
+        """Context: every worker has ended."""
+        if self._pools.sensor is not None:
+            self._pools.sensor.stop()
+        self.stop_timers()
+
+    def stop_timers(self) -> None:
+        if self._owns_host:
+            self.host.stop_timers()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def check_alive(self, pool: WorkerPool, what: object) -> None:
+        """Raise ForeignProcess if the pool was the parent's, Abandoned if this was left behind."""
+        if pool.lost:
+            raise ForeignProcess(
+                f"{what!r} was queued before this process was forked, or by a hook of the fork that came before cmwq's "
+                "own; what becomes of it the parent alone can know. Queue it anew"
+            )
+        if self.abandoned:
+            raise Abandoned(f"{what!r} had not ended when its runtime did, and is not waited for any more")
+
+    def process_exits(self) -> None:
+        """Do what is pending, take nothing new from outside, end every thread; within `exit_timeout`, if set (G3)."""
+        close_at_exit(self)
+        self.events.end()
+
+    def why_closed(self) -> str:
+        """What to say of it once it takes no work, after its name."""
+        if self.exiting:  # in the standard library's words, which programs look for
+            return "ended with the interpreter: cannot schedule new futures after interpreter shutdown"
+        return "is closed and takes no more work"
+
+    def process_forked(self) -> None:
+        """In the child: nothing was ever started or queued (G2)."""
+        Work.process_forked()
+        worker = current_worker()
+        if worker is not None and worker.pool.runtime is self:
+            self.host.bind(self.cpus())  # to be the main thread, free of what it was bound to
+            be_worker(None)
+        self.hotplug.forget()
+        self.events.forget()
+        self.watchdog.forget()
+        self.waits.forget()
+        self.waiters = set()
+        self._freezer = self.host.lock(Rank.FREEZER)
+        self.frozen = False
+        self._pools.forget()
+        self.host.forget()
+        for queue in self.queues():
+            queue.forget()
+
+
+def _chooser(host: Host, sensor: Sensor | str | None) -> Callable[[], Sensor]:
+    """What gives the sensor, when it is needed. Raises ValueError for a name that none has."""
+    if sensor is not None and not isinstance(sensor, str):
+        checks.port("sensor", sensor, "lookout")
+        return partial(_given, sensor)
+    from cmwq._sensor import NAMES, choose
+
+    if sensor is not None:
+        checks.choice("sensor", sensor, NAMES)
+    return partial(choose, host, sensor)
+
+
+def _given(sensor: Sensor) -> Sensor:
+    return sensor
+
+
+_default: dict[str, Runtime] = {}
+
+
+def default_runtime() -> Runtime:
+    """The process's runtime, made when first asked for. Making it starts nothing."""
+    runtime = _default.get("runtime")
+    if runtime is None:
+        # Of two that are made at the same time one is kept. The other has started nothing, and is forgotten.
+        runtime = _default.setdefault("runtime", Runtime())
+    return runtime

@@ -1,0 +1,58 @@
+"""What it is to submit where something is special: a work instead of a function, a queue with a context or a room."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cmwq._errors import Reentered
+from cmwq._workqueue.future import BoundedFuture, Future
+from cmwq._workqueue.pwq import insert, insert_later
+from cmwq._workqueue.queueing import queue_or_join
+from cmwq._workqueue.work import Work
+from cmwq._workqueue.work_future import WorkFuture
+
+if TYPE_CHECKING:
+    from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.room import Room
+
+
+def submit_specially(wq: WorkQueue, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+    """`WorkQueue.submit`, which says what it promises."""
+    if isinstance(fn, Work):
+        if args or kwargs:
+            raise TypeError(f"{fn!r} has its arguments already")
+        result = WorkFuture((wq._only or wq.place_here()).outside, fn)
+        queue_or_join(wq, fn, result)
+        return result
+    if wq._room is not None:
+        return _submit_bounded(wq, wq._room, fn, args, kwargs)
+    context = wq.new_context()
+    pwq = wq._only or wq.place_here()
+    future: Future[Any] = Future(pwq.outside, (fn, *args), kwargs, context)
+    try:
+        insert(pwq, future)
+    except Reentered:
+        insert_later(pwq, future)
+    return future
+
+
+def _submit_bounded(
+    wq: WorkQueue, room: Room, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> BoundedFuture[Any]:
+    """Where it may have to wait for room first."""
+    context = wq.new_context()
+    pwq = wq._only or wq.place_here()
+    future: BoundedFuture[Any] = BoundedFuture(pwq.outside, (fn, *args), kwargs, context)
+    future._room = room
+    try:
+        room.take(future)
+        insert(pwq, future)
+    except Reentered:
+        # It is let in later, full or not: nobody is there to wait, or to be told.
+        room.give_later(future)
+        insert_later(pwq, future)
+    except BaseException:
+        if not pwq.has(future):
+            room.give(future)
+        raise
+    return future

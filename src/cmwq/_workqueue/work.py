@@ -1,0 +1,417 @@
+"""Work: a call made once and queued many times. DelayedWork: the same, with a timer.
+
+Guarantees: queueing a pending work again is one with the earlier queueing (E4); a work never runs twice at the same
+time, wherever it is queued (E3); what was done before `queue()` is visible to the execution it leads to (E6); after
+`cancel_sync` the work is neither pending nor running (F5); a disabled work can't be queued (F6).
+
+# What pending means
+
+A work is pending while it has a timer (`_delay`) or an item on some pool (`_item`); the kernel's pending bit follows
+from that. Both are set under the work's own lock, W, by whoever found neither and no block (`_disables`, `_cancels`).
+So there is no moment in which a work is half queued, except for the one who holds W. `_item` is cleared under L, just
+before the function runs (E4).
+
+`queue` looks at them without W first: a work found pending was so at that moment, and its execution had not begun.
+What the caller did before is visible to that execution (E6): with a GIL by handing that over; without one because every
+store into a Python object takes that object's lock, and letting go of it is a full barrier between the store and the
+look.
+
+If something is raised while W is held, `mend` settles what was begun before anybody else has it (F10): an item that is
+in no list is none; a move that was decided (`_moving`) is made; who is blocked is not pending; and what was taken back
+(`_taken`) is dropped, so that whoever waits for its result hears of it.
+
+The letters are those of `pool`; W: work._lock. The order of locks is in `ranks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from cmwq._core import checks
+from cmwq._core.held import holding, outside
+from cmwq._core.here import host_here
+from cmwq._core.naming import name_of
+from cmwq._core.ranks import Rank
+from cmwq._errors import CmwqError, Reentered
+from cmwq._pool.mend import mending
+from cmwq._pool.worker import current_worker
+from cmwq._workqueue.item_end import ItemEnd
+from cmwq._workqueue.queued import Queued
+from cmwq._workqueue.wait import run_steps, surely
+
+if TYPE_CHECKING:
+    from cmwq._core import ports
+    from cmwq._pool.pool import WorkerPool
+    from cmwq._workqueue.delay import Delay
+    from cmwq._workqueue.runtime import Runtime
+    from cmwq._workqueue.wait import Steps
+    from cmwq._workqueue.work_future import WorkFuture
+
+MAX_DISABLED = 65_535
+"""F6: how often a work may be disabled without being enabled (the kernel's limit)."""
+
+
+class Work:
+    """A call made once and queued many times: `wq.queue(work)`. Also a decorator: `@cmwq.Work def refresh(): ...`.
+
+    From queueing until just before the call it is pending, and queueing it again is coalesced (E4). It never runs twice
+    at the same time, wherever it is queued (E3). It may be requeued, cancelled or dropped by its own function (E5).
+    `fn(*args, **kwargs)` runs in a copy of the context of whoever queued it; its exception is logged, or handed to the
+    queue's `on_error`.
+
+    Thread-safe. In the child of a fork it is idle, and as disabled as its owner made it (G2). Waiting methods take a
+    timeout in seconds and raise CmwqTimeout after it, and FlushDeadlock where a work would wait for itself (F7).
+    """
+
+    __slots__ = (
+        "__weakref__", "_args", "_born", "_cancels", "_delay", "_disables", "_execution", "_fn", "_item", "_kwargs",
+        "_last", "_lock", "_moving", "_taken",
+    )  # fmt: skip
+
+    generation = 0
+    """F: bumped in the child of a fork: works born before may hold locks of threads that are not there."""
+    _renewal: ports.Lock  # F: works become the child's one at a time
+
+    def __init__(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> None:
+        self._fn = checks.function(f"the function of a {type(self).__name__}", fn)  # I
+        self._args = args  # I
+        self._kwargs = kwargs  # I
+        self._disables = 0  # W
+        self._begin()
+
+    def _begin(self) -> None:
+        self._cancels: tuple[object, ...] = ()  # W: cancel_sync()s in progress
+        self._item: Queued | None = None  # W before it is listed, L to None: where it is pending
+        self._delay: Delay | None = None  # W: its timer
+        self._moving: Delay | None = None  # W: in place of what was pending this is to be
+        self._taken: list[Queued | Delay] = []  # W to add: taken back, and to be dropped without a lock
+        self._last: WorkerPool | None = None  # L: where it ran last: only there can it still be running (E3)
+        self._execution: Queued | None = None  # L of that pool: which of its queueings runs there
+        self._lock = host_here().lock(Rank.WORK, mending(self))  # I
+        self._born = Work.generation  # I: last: until then nobody else touches it
+
+    @classmethod
+    def process_forked(cls) -> None:
+        """In the child of a fork, while it has one thread: see `generation`."""
+        Work.generation += 1
+        Work._renewal = host_here().lock(Rank.WORK)
+
+    def begin_anew(self) -> None:
+        """It was the parent's before a fork: here it is idle, and as disabled as it was (G2)."""
+        with Work._renewal:
+            if self._born != Work.generation:
+                self._begin()
+
+    def _here(self) -> ports.Lock:
+        """W."""
+        if self._born != Work.generation:
+            self.begin_anew()
+        return self._lock
+
+    # ------------------------------------------------------------------------------- to be seen
+
+    @property
+    def pending(self) -> bool:
+        """Queued or waiting for its delay, and not begun since."""
+        if self._born != Work.generation:
+            return False
+        return self._item is not None or self._delay is not None or self._is_on_its_way()
+
+    def _is_on_its_way(self) -> bool:
+        """From its delay to a queueing, or back: that was noted before it left the one, and until it was in the other.
+
+        It was found in neither. So if it isn't on its way by now, it has either arrived, or it is not pending.
+        """
+        moving = self._moving
+        if moving is not None:
+            return not moving.has_begun()
+        return self._item is not None or self._delay is not None
+
+    @property
+    def running(self) -> bool:
+        """Being executed right now."""
+        return self.execution() is not None
+
+    @property
+    def is_blocked(self) -> bool:
+        """It can't be queued: it is disabled, or somebody is cancelling it and waits."""
+        return self._disables > 0 or self._cancels != ()
+
+    def add_future(self, future: WorkFuture) -> bool:
+        """Let it have the result of the execution to come. False: it is not pending."""
+        with self._here():
+            item = self._item
+            if item is not None:
+                with item.pwq.pool.lock:
+                    if self._item is item:
+                        item.add_future(future)
+                        return True
+            if self._delay is None:
+                return False
+            self._delay.futures.append(future)
+            return True
+
+    @property
+    def disabled(self) -> bool:
+        """It can't be queued: `disable` was called more often than `enable`."""
+        return self._disables > 0
+
+    def execution(self) -> Queued | None:
+        """The queueing that runs now."""
+        pool = self._last
+        if pool is None or pool.lost:
+            return None
+        try:
+            with pool.lock:
+                return self._execution
+        except Reentered:  # to look at it is enough
+            return self._execution
+
+    def __repr__(self) -> str:
+        state = " pending" * self.pending + " running" * self.running + " disabled" * self.disabled
+        return f"<cmwq.{type(self).__name__} {name_of(self._fn)}{state}>"
+
+    # ------------------------------------------------------------------------------- taking back
+
+    def cancel(self) -> bool:
+        """Take it back if it is pending (F4). True: it was. Does not wait: an execution that has begun goes on.
+
+        Called by a finaliser or a signal handler in the middle of cmwq's own code on this thread, it is carried out
+        when that is over, and True means: it was pending when asked. The same holds for `disable` and `enable`.
+        """
+        try:
+            with self._here():
+                was = self._take_back() is not None
+            self._drop_taken()
+        except Reentered:
+            host_here().defer(self.cancel)
+            return self.pending
+        except BaseException:
+            self._drop_taken()
+            raise
+        return was
+
+    def cancel_sync(self, timeout: float | None = None) -> bool:
+        """Take it back, and wait until it doesn't run either (F5). True: it was pending.
+
+        Meanwhile nobody can queue it, itself included: `queue` returns False. After a CmwqTimeout it is taken back all
+        the same, and can be queued again.
+        """
+        timeout = checks.timeout(timeout)
+        runtime = self._runtime()
+        if runtime is None:
+            return self.cancel()
+        return run_steps(self.cancel_steps(), runtime, timeout, lambda: f"cancel_sync: {self!r} did not end")
+
+    def disable(self) -> bool:
+        """From now on it can't be queued, until `enable` was called as often (F6). True: it was pending, and is no
+        more.
+
+        Does not wait for an execution. Raises OverflowError beyond 65,535.
+        """
+        if self._disables >= MAX_DISABLED:
+            raise OverflowError(f"{self!r} is disabled {MAX_DISABLED} times already")
+        try:
+            with self._here():
+                self._disables += 1
+                was = self._take_back() is not None
+            self._drop_taken()
+        except Reentered:
+            host_here().defer(self.disable)
+            return self.pending
+        except BaseException:
+            self._drop_taken()
+            raise
+        return was
+
+    def disable_sync(self, timeout: float | None = None) -> bool:
+        """`disable`, and wait for an execution to end. After a CmwqTimeout it stays disabled."""
+        timeout = checks.timeout(timeout)
+        was = self.disable()
+        runtime = self._runtime()
+        if runtime is not None:
+            run_steps(self.end_steps(), runtime, timeout, lambda: f"disable_sync: {self!r} did not end")
+        return was
+
+    def enable(self) -> bool:
+        """Undo one `disable`. True: it can be queued again. Raises ValueError if it is not disabled."""
+        try:
+            with self._here():
+                disables = self._disables
+                if disables:
+                    self._disables = disables - 1
+        except Reentered:
+            host_here().defer(self.enable)
+            return self._disables <= 1
+        if not disables:
+            raise ValueError(f"{self!r} is not disabled")
+        return disables == 1
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait for its last queueing before this call to end (F2).
+
+        False: it was idle, there was nothing to wait for.
+        """
+        timeout = checks.timeout(timeout)
+        runtime = self._runtime()
+        if runtime is None:
+            return False
+        return run_steps(self.flush_steps(), runtime, timeout, lambda: f"flush: {self!r} did not end")
+
+    # ------------------------------------------------------------------------------- the same, as steps
+
+    def cancel_steps(self) -> Steps[bool]:
+        """`cancel_sync`, for whoever drives it."""
+        block = object()
+
+        def unblock() -> None:
+            with self._here():
+                self._cancels = tuple(other for other in self._cancels if other is not block)
+
+        with surely(unblock), surely(unblock):
+            try:
+                with self._here():
+                    self._cancels = (*self._cancels, block)
+                    was = self._take_back() is not None
+                self._drop_taken()
+            except BaseException:
+                self._drop_taken()
+                raise
+            yield from self.end_steps()
+        return was
+
+    def end_steps(self) -> Steps[None]:
+        """Until it doesn't run. For a blocked work: else it may run again at once."""
+        while (execution := self.execution()) is not None:
+            yield ItemEnd(execution, "waits for the end of")
+
+    def flush_steps(self) -> Steps[bool]:
+        """`flush`, for whoever drives it."""
+        worker = current_worker()
+        own = None if worker is None else worker.item
+        if isinstance(own, Queued) and own.work is self:
+            yield ItemEnd(own, "flushes")  # refused: it would wait for itself. Its delay, if it has one, goes on
+        delay, item = self._delay, None
+        if delay is not None and not delay.repeats and self.pending:
+            item = delay.hasten()
+        item = item or self._item
+        execution = self.execution()  # after that: it may begin in between
+        item = item or execution
+        if item is None:
+            return False
+        yield ItemEnd(item, "flushes")
+        if item.withdrawn and execution is not None:
+            yield ItemEnd(execution, "flushes")
+        return True
+
+    # ------------------------------------------------------------------------------- inside
+
+    def _runtime(self) -> Runtime | None:
+        """The runtime in which it is pending or ran last. None: never queued."""
+        item, delay, pool = self._item, self._delay, self._last
+        if self._born != Work.generation:
+            return None
+        if item is not None:
+            return item.queue.runtime
+        if delay is not None:
+            return delay.wq.runtime
+        return pool.runtime if pool is not None else None
+
+    @property
+    def is_idle(self) -> bool:
+        """Neither pending nor blocked: it can be queued."""
+        return self._item is None and self._delay is None and not self.is_blocked
+
+    def _take_back_delay(self) -> Delay | None:
+        """Its time won't come. As `_take_back`."""
+        delay = self._delay
+        if delay is not None:
+            self._taken.append(delay)
+            self._delay = None
+            delay.stop()
+        return delay
+
+    @holding("self._lock")
+    def _take_back(self) -> Queued | Delay | None:
+        """What was pending: it is so no more.
+
+        The caller calls `_drop_taken`, without W: that calls callbacks and finalisers, which are user code.
+        """
+        delay = self._take_back_delay()
+        if delay is not None:
+            return delay
+        item = self._item
+        if item is None:
+            return None
+        pool = item.pwq.pool
+        with pool.lock:
+            if self._item is not item:
+                return None  # it began meanwhile
+            self._taken.append(item)
+            item.withdraw()
+            self._item = None
+            pool.kick_or_settle()  # its place may have gone to another
+        return item
+
+    @holding("self._lock")
+    def move_to(self, new: Delay) -> bool:
+        """What was pending is moved to that delay. False: nothing was, and it begins now. Raises ThreadLimit,
+        QueueClosed: then it is not pending any more.
+
+        Context: it is not blocked. The caller calls `_drop_taken`, without W, even if something is raised.
+        """
+        self._moving = new  # from here on it is moved, even if this is interrupted
+        taken = self._take_back()
+        if taken is not None:
+            new.futures = taken.take_futures()
+        try:
+            new.go()
+        except CmwqError:
+            self._moving = None
+            self._taken.append(new)
+            raise
+        self._moving = None
+        return taken is not None
+
+    @outside
+    def _drop_taken(self) -> None:
+        """Let go of what was taken back. If that is interrupted, it may be called again."""
+        taken = self._taken
+        for what in tuple(taken):
+            if what is not self._item and what is not self._delay:
+                what.drop()
+            with suppress(ValueError):  # another was quicker, a signal's handler maybe
+                taken.remove(what)
+
+    @holding("self._lock")
+    def mend(self) -> None:
+        """Something was raised while W was held: settle what had been begun."""
+        item, delay, moving = self._item, self._delay, self._moving
+        if item is not None and not item.is_pending():
+            self._item = item = None
+        if delay is not None:
+            with suppress(CmwqError):
+                delay.settle(item)
+        if moving is not None:
+            if item is None and delay is None:  # it was taken back already
+                try:
+                    moving.go()
+                except CmwqError:
+                    self._taken.append(moving)
+            self._moving = None
+        if self.is_blocked:
+            self._take_back()
+        if self._taken:
+            host_here().defer(self._drop_taken)
+
+
+class DelayedWork(Work):
+    """A Work with a timer: `wq.queue_delayed(dwork, delay)`, `wq.mod_delayed(dwork, delay)`.
+
+    It fires no earlier than its delay, in seconds on the monotonic clock; from queueing until it begins it is pending.
+    `flush` does not wait for the delay: it ends it now (as the kernel's flush_delayed_work). Otherwise as `Work`.
+    """
+
+    __slots__ = ()

@@ -1,0 +1,73 @@
+"""WorkFuture: the result of one execution of a queued `Work`, for who submitted it. The letters are those of `pool`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from concurrent.futures._base import FINISHED, PENDING, RUNNING
+from typing import TYPE_CHECKING, Any
+
+from cmwq._core.held import holding, outside
+from cmwq._pool.item import lay_out
+from cmwq._workqueue.future import ATTRIBUTES, Future
+from cmwq._workqueue.wait import needs_of
+
+if TYPE_CHECKING:
+    from cmwq._pool.item import Item
+    from cmwq._pool.pool import WorkerPool
+    from cmwq._workqueue.phase import Phase
+    from cmwq._workqueue.queued import Queued
+    from cmwq._workqueue.wait import Target
+    from cmwq._workqueue.work import Work
+
+
+class WorkFuture(Future[Any]):
+    """The result of a queued `Work`'s execution to come.
+
+    Not an item: the work's is. Cancelling it leaves the work alone.
+    """
+
+    _item: Queued | None = None
+
+    def __init__(self, phase: Phase, work: Work) -> None:
+        self.phase = phase  # I
+        self._work = work  # I
+
+    def of(self, item: Queued) -> None:
+        """It is to be the result of that execution.  Context: lock of the item's pool held, or not queued yet."""
+        self._item = item
+
+    @outside
+    def settle(self, result: Any, exception: BaseException | None) -> None:
+        """Context: the worker."""
+        with self.phase.pwq.pool.lock:
+            if self._state != PENDING:
+                return
+            self._result, self._exception = result, exception
+            if exception is not None and self.phase.pwq.wq.runtime.on_unfetched is not None:
+                self._note_unfetched(exception)
+            audience = self._audience
+            self._item = None
+            self._state = FINISHED if audience is None else RUNNING
+        if audience is not None:
+            audience.announce(self)
+
+    @holding("self.pwq.pool.lock")
+    def _withdraw(self) -> None:
+        pass
+
+    def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
+        item = self._item
+        if item is not None:
+            yield from needs_of(item, waiting)
+        else:  # delayed: it will run behind an execution that waits now
+            yield from (other for other in list(waiting) if other.work is self._work)
+
+    def lacks_workers(self) -> Collection[WorkerPool]:
+        item = self._item
+        return () if item is None or not item.is_awaited else (item.phase.pwq.pool,)
+
+    def describe(self) -> str:
+        return "a work" if self._item is None else self._item.describe()
+
+
+lay_out(WorkFuture, *ATTRIBUTES, "_work", "_item")
