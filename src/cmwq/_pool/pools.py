@@ -23,16 +23,33 @@ PoolKey: TypeAlias = tuple[str, int, bool]
 """Scope, first CPU of the group (-1: all), highpri."""
 
 
-class Pools(dict[PoolKey, WorkerPool]):
-    """One runtime's. R to change; read freely."""
+class Pools:
+    """One runtime's.
+
+    They are looked at by anybody at any time, so they are never changed, but replaced. Without a GIL that matters to the
+    child of a fork: were it a list or dictionary that others were just looking at, its own lock might be theirs for
+    ever.
+    """
 
     def __init__(self, runtime: Runtime, host: Host) -> None:
-        super().__init__()
         self._runtime = runtime  # I
+        # The pools by their keys, and in the order in which they were started: one, so that an interruption finds both or
+        # neither changed (F10).
+        self._table: tuple[dict[PoolKey, WorkerPool], tuple[WorkerPool, ...]] = ({}, ())  # R to change, read freely
         self.host = host  # I
         self.lock = host.lock(Rank.RUNTIME)  # F
         self.sensor: Sensor | None = None  # R: None: nothing has run yet
         self.closed = False  # R: takes no work any more
+
+    def get(self, key: PoolKey) -> WorkerPool | None:
+        return self._table[0].get(key)
+
+    def values(self) -> tuple[WorkerPool, ...]:
+        """All that were started, the oldest first."""
+        return self._table[1]
+
+    def items(self) -> list[tuple[PoolKey, WorkerPool]]:
+        return list(self._table[0].items())
 
     @holding("self.lock")
     def begin(self) -> Sensor:
@@ -67,7 +84,8 @@ class Pools(dict[PoolKey, WorkerPool]):
             pool.disassociated = not cpus
             pool.office.holder = stand_in = object()
             runtime.events.adopt(pool)
-            self[key] = pool
+            by_key, started = self._table
+            self._table = ({**by_key, key: pool}, (*started, pool))
         # B1: the first reserve. If it is refused, works wait for the retry, or for a rescuer.
         try:
             runtime.watchdog.begin()  # who waits for the first worker is to be seen, too
@@ -77,8 +95,7 @@ class Pools(dict[PoolKey, WorkerPool]):
 
     def forget(self) -> None:
         """In the child of a fork."""
-        pools = list(self.values())
-        self.clear()
+        pools, self._table = self.values(), ({}, ())
         for pool in pools:
             abandon(pool)
         self.lock = self.host.lock(Rank.RUNTIME)
