@@ -29,7 +29,7 @@ pytestmark = [
 
 OTHERS_FAIL = {
     "Future.cancel, callbacks", "Future.cancel, cf.wait", "cf.wait", "result(timeout)",
-    "a queue with a rescuer, made and closed", "Runtime, from first use to close",
+    "a queue with a rescuer, made and closed", "Runtime, from first use to close", "subscribe to events, and close",
 }  # fmt: skip
 """Operations in which, if memory runs out, what fails may not be ours: a callback, `concurrent.futures`, the bootstrap
 of a thread, CPython 3.11's frames. `make interrupted` tells what became of them."""
