@@ -1,8 +1,8 @@
 """The rules of a worker pool, each a question with a name (ARCHITECTURE.md, A and B). No threads, no clock, no I/O.
 
-Whoever decides one of these asks it here. A hot path may look at a part of a condition first, where that spares the
-question (`kick_or_settle`, `insert`), and who explains what a pool lacks names the parts one by one (`hopeless`, the
-watchdog); none of them decides.
+Code that has to decide one of these questions asks it here. A hot path may first test a part of a condition to spare
+the call (`kick_or_settle`, `insert`), and code that explains what a pool lacks names the parts one by one (`hopeless`,
+the watchdog); neither decides anything by that.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @holding("pool.lock")
 def need_more_worker(pool: WorkerPool) -> bool:
-    """A3, A4: is there work that nobody is on the way to, and room to run it?
+    """Is there work for which no worker is on its way, and room to run it (A3, A4)?
 
-    Asked by whoever queued, woke, or saw one sleep. With the GIL, one worker on its way is enough: it will wait for the
-    GIL, and a second could only wait behind it.
+    It is asked after a work was queued, a worker was woken, or one was seen asleep. With a GIL one worker on its way is
+    enough: it waits for the GIL, and a second could only wait behind it.
     """
     uncovered = len(pool.worklist) > pool.nr_waking
     return uncovered and pool.nr_running < pool.target and not (pool.nr_waking and pool.gil)
@@ -28,44 +28,48 @@ def need_more_worker(pool: WorkerPool) -> bool:
 
 @holding("pool.lock")
 def may_start_working(pool: WorkerPool) -> bool:
-    """B1: is somebody left in reserve? Asked by a worker about to leave the idle list for work."""
+    """Is another worker left in reserve (B1)? A worker asks it when it has left the idle list and is about to work."""
     return bool(pool.idle_list)
 
 
 @holding("pool.lock")
 def need_to_create_worker(pool: WorkerPool) -> bool:
-    """B2: must I become the manager? Not while there is one, nor within the cool-down after a refusal (B6)."""
+    """Must the calling worker become the manager (B2)? Not while there is one, nor within the cool-down after a refusal
+    (B6).
+    """
     return not may_start_working(pool) and not pool.office.taken and not pool.office.refused
 
 
 @holding("pool.lock")
 def need_rescuer(pool: WorkerPool) -> bool:
-    """C2: does work wait, with nobody idle and nobody to be created? Asked by a mayday, and by a rescuer at work."""
+    """Does work wait while no worker is idle and none can be created (C2)? A mayday asks it, and a rescuer at work."""
     stranded = bool(pool.worklist) and not pool.idle_list and not pool.closing
     return stranded and (pool.office.taken or pool.office.refused)
 
 
 @holding("pool.lock")
 def keep_working(pool: WorkerPool) -> bool:
-    """A5: shall I take another item? Asked by a running worker that just ended one, itself counted."""
+    """Shall the worker take another item (A5)? A running worker asks it when it has ended one; it is itself counted."""
     return bool(pool.worklist) and pool.nr_running <= pool.target + slack(pool)
 
 
 @holding("pool.lock")
 def slack(pool: WorkerPool) -> int:
-    """How many more than the target go on working rather than idle (A5): no more than are blocked in other than a lock.
+    """How many workers beyond the target go on working instead of going idle (A5): as many as are blocked in anything
+    but a lock, up to `slack_per_cpu` for each CPU of the target.
 
-    The kernel has none: it notices a blocked worker at once, and waking the next costs it a microsecond. Here that
-    takes tens, in which the CPU idles. While works of the pool block, those that run are about to, and whoever is ahead
-    then fills the gap. It vanishes with the last blocked work: a flood of computations runs on as many threads as there
-    are CPUs, and one of works that contend for locks too. Nobody is ever *woken* for it (A3).
+    The kernel has no slack: it notices a blocked worker at once, and waking the next costs it a microsecond. Here that
+    takes tens of microseconds, during which the CPU idles. While works of the pool block, those that run are likely to
+    block as well, and the workers in excess then fill the gap. The slack vanishes with the last blocked work, so a
+    flood of computations runs on as many threads as there are CPUs, and so does a flood of works that contend for
+    locks. No worker is ever *woken* for the slack (A3).
     """
     return min(pool.nr_blocked, pool.config.slack_per_cpu * pool.target)
 
 
 @holding("pool.lock")
 def too_many_workers(pool: WorkerPool) -> bool:
-    """B3: more idle than the busy ones justify? Two may always stay; the manager counts as idle."""
+    """Are there more idle workers than the busy ones justify (B3)? Two may always stay. A manager counts as idle."""
     idle = len(pool.idle_list) + pool.office.taken
     busy = len(pool.workers) - idle
     return idle > 2 and (idle - 2) * pool.config.max_idle_workers_ratio >= busy

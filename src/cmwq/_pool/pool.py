@@ -1,18 +1,19 @@
-"""WorkerPool: one worklist, the workers that serve it, and how many of them run.
+"""WorkerPool: one worklist, the workers that serve it, and the count of those that run.
 
-Guarantees: `nr_running` is the number of workers that are counted and not asleep (A2); at most one manager (B2); nobody
-is asleep while `need_more_worker` and an idle worker exists. A decision is made under the lock; the waking is the
-lock's own business (`Lock.wake`), so nothing can come between the two.
+Guarantees: `nr_running` is the number of workers that are counted and not asleep (A2). There is at most one manager
+(B2). No idle worker stays parked while `need_more_worker` is true, unless another worker is already on its way (A4). A
+decision to wake a worker is made under the lock; the lock itself wakes the thread as it is released (`Lock.wake`), so
+nothing can come between the two.
 
-Whatever is raised in the middle of a critical section, no work is lost and no count is wrong (F10): each section makes
-few changes to what *is* (lists, and flags of workers and items), in an order in which each step leaves something legal;
-all numbers follow from that, and `mend` counts them anew before anybody else has the lock.
+If an exception is raised in the middle of a critical section, no work is lost and no count is wrong (F10). Each section
+makes few changes to what *is* (lists, and the flags of workers and items), in an order in which each step leaves a
+legal state. All numbers follow from that state, and `mend` counts them anew before any other thread gets the lock.
 
 # Locking legend. Each shared field names its guard:
 #
-#   I    set while being built, never rebound; read freely
+#   I    set while the object is built, never rebound; read freely
 #   L    pool.lock
-#   S    one thread's own: the worker's, or that of whoever waits
+#   S    used by one thread alone: the worker's, or the thread that waits
 #   T    the timer thread alone
 #   W    the work's lock
 #   V    the lock of `Serving`
@@ -22,14 +23,14 @@ all numbers follow from that, and `mend` counts them anew before anybody else ha
 #   H    the lock of `Hotplug`
 #   D    the lock of `Watchdog`
 #   M    the lock of `Room`
-#   A    none: each change is one step, which other threads see as a whole
+#   A    none: each change is one atomic step, which other threads see as a whole
 #   F    written only in the child of a fork, while it has one thread
-#   ~    read without a guard: the value may be stale, and whoever decides by it is right all the same
+#   ~    read without a guard: the value may be stale, and a decision made by it is right all the same
 #
-# What a function needs held is said by its decorator (`held`). The order of locks is in `ranks`, and the locks keep it.
-# No user's code runs under any. No system call that may sleep is made under L, which is the hot one. Threads are
-# started, the GIL is learnt, and the system's files are read under R, Q and H, and under the sensors' and the timers'
-# own locks. No letter stands for the GIL.
+# The decorators of `held` say which locks a function needs held. The order of locks is in `ranks`, and the locks
+# enforce it. No user code runs under any lock. No system call that may sleep is made under L, which is the hot one.
+# Threads are started, the GIL is queried, and system files are read under R, Q and H, and under the sensors' and the
+# timers' own locks. No letter stands for the GIL.
 """
 
 from __future__ import annotations
@@ -56,18 +57,18 @@ if TYPE_CHECKING:
     from cmwq._workqueue.runtime import Runtime
 
 NAP = 1e-3
-"""Seconds that a thread waits for a result that is being computed before it asks to be woken, while works wait."""
+"""Seconds for which a thread that waits for a result naps before it asks to be woken. It naps only while works wait."""
 
 
 class Statistics:
-    """What became of a pool's workers. It never decides anything."""
+    """Figures about a pool's workers. No decision depends on them."""
 
     __slots__ = ("created", "culled", "deaths", "lacks", "niced", "peak_workers")
 
     def __init__(self) -> None:
         self.created = self.culled = self.deaths = self.peak_workers = 0  # ~
-        self.niced = False  # ~: they got the nice value that they asked for
-        self.lacks: set[str] = set()  # A: what workers go on without, and was said
+        self.niced = False  # ~: its workers got the nice value that they asked for
+        self.lacks: set[str] = set()  # A: what workers go on without; each was logged once
 
 
 class WorkerPool:
@@ -84,35 +85,35 @@ class WorkerPool:
         runtime: Runtime,
     ) -> None:
         self.name = name  # I
-        self.cpus = cpus  # L to change, read freely: what its workers are bound to
-        self.disassociated = False  # L to change, read freely: its CPU left (D2)
+        self.cpus = cpus  # L to change, read freely: its workers are bound to these
+        self.disassociated = False  # L to change, read freely: its last CPU left (D2)
         self.nice = HIGHPRI_NICE if highpri else 0  # I: the nice value its workers ask for (E7)
         self.host = host = runtime.host  # I
         self.runtime = runtime  # I
         self.config = runtime.config  # I
         self.watchdog = runtime.watchdog  # I
         self.target = target  # L: how many may run
-        self.gil = host.gil_enabled()  # L: looked at again with each new worker
+        self.gil = host.gil_enabled()  # L: queried again with each new worker
         self.worklist: deque[Item] = deque()  # L: active items in order of activation (E10)
         self.idle_list: list[Worker] = []  # L: last in, first woken (A7); the coldest at the front
         self.workers: set[Worker] = set()  # L
-        self.office = Office(self, runtime.max_workers)  # I: who creates them
-        self.nr_running = 0  # L: counted and not asleep; whoever wakes a worker counts it
-        self.nr_blocked = 0  # L: counted, and asleep, but not for a lock
-        self.nr_hogs = 0  # L: counted, and let go of (A9)
-        self.nr_waking = 0  # L: counted, woken by us, and not yet arrived
-        self.armed_with: Worker | None = None  # L: the reserve the sensor was given
+        self.office = Office(self, runtime.max_workers)  # I: the role of the manager, which creates workers
+        self.nr_running = 0  # L: workers counted and not asleep; the thread that wakes a worker counts it
+        self.nr_blocked = 0  # L: workers counted and asleep, but not waiting for a lock
+        self.nr_hogs = 0  # L: workers counted, but let go of as hogs (A9)
+        self.nr_waking = 0  # L: workers counted and woken by `kick`, but not yet arrived
+        self.armed_with: Worker | None = None  # L: the idle worker that the sensor is to wake
         self.alarms = Alarms()  # I
-        self.pwqs: Weakly[PoolWorkQueue] = Weakly()  # L: to be seen; kept alive by its queue, or by its works
+        self.pwqs: Weakly[PoolWorkQueue] = Weakly()  # L: each is kept alive by its queue, or by its works
         self.rescued = False  # L: a queue with a rescuer has a place here
-        self.lending = Lending()  # I: works that wait inactive, maybe for themselves (E1)
-        self.detained: set[Queued] = set()  # L: works that are active and in no list: they run elsewhere first (E3)
+        self.lending = Lending()  # I: looks after inactive works that may be waiting for one another (E1)
+        self.detained: set[Queued] = set()  # L: active works that are in no list, for they still run elsewhere (E3)
         self.relisting: tuple[list[Item], PoolWorkQueue, list[Item]] | None = None  # L: see `relist`
-        self.drainers: list[Parker] = []  # L: who waits for quiet
-        self.taps: tuple[events.Tap, ...] = ()  # L: who hears of what happens here
-        self.nappers: set[Parker] = set()  # L: who looks again in a moment, or when no work waits any more
+        self.drainers: list[Parker] = []  # L: threads that wait until the pool is quiet
+        self.taps: tuple[events.Tap, ...] = ()  # L: the subscriptions that observe this pool
+        self.nappers: set[Parker] = set()  # L: threads in `nap`
         self.closing = False  # L: the runtime ends: no worker is created any more
-        self.lost = False  # F: it was the parent's
+        self.lost = False  # F: it belonged to the parent of a fork
         self.nr_wakeups = self.nr_completed = 0  # ~
         self.stats = Statistics()  # I
         self.lookout = sensor.lookout(self)  # I
@@ -128,10 +129,11 @@ class WorkerPool:
 
     @holding("self.lock")
     def nr_started(self) -> int:
-        """Works that have begun so far."""
+        """Return how many works have begun so far."""
         return self.nr_completed + sum(worker.item is not None and not worker.announcing for worker in self.workers)
 
     def count_started(self) -> int:
+        """Return how many works have begun so far. Takes the lock."""
         with self.lock:
             return self.nr_started()
 
@@ -139,9 +141,11 @@ class WorkerPool:
 
     @holding("self.lock")
     def kick(self) -> bool:
-        """Take the warmest idle worker if one is needed, count it, and wake it as soon as the lock is free.
+        """Take the warmest idle worker if one is needed, count it as running, and have it woken when the lock is
+        released.
 
-        That it is `kicked` is what decides; the rest follows from it (`mend`).
+        Returns whether a worker was taken. Setting its flag `kicked` is the step that decides; the rest follows from
+        the flag (`mend`).
         """
         if not (self.idle_list and need_more_worker(self)):
             return False
@@ -162,9 +166,9 @@ class WorkerPool:
 
     @holding("self.lock")
     def kick_or_settle(self) -> None:
-        """The worklist grew: take whom that needs, or leave it to the sensor to see when that changes.
+        """To be called when the worklist has grown: wake a worker if one is needed, else arm the sensor.
 
-        At the target (A3) this costs two comparisons: the sensor is armed already.
+        At the target (A3) this costs two comparisons, because the sensor is armed already.
         """
         if self.nr_running < self.target:
             if not self.kick():
@@ -174,15 +178,15 @@ class WorkerPool:
 
     @holding("self.lock")
     def settle(self) -> None:
-        """Have all that looks after waiting work agree with what waits and who is idle.
+        """Bring everything that looks after waiting work into line with what waits and who is idle.
 
-        The sensor is armed with whom it is to wake when it sees that fewer run than may: the warmest idle worker, while
-        work waits that nobody is on the way to. Where nobody is to be had, an alarm sees to it that the rescuers are
-        called (C2). When nothing waits any more, those who nap are woken.
+        The sensor is armed with the worker it is to wake when it sees that fewer run than may: the warmest idle worker,
+        while work waits and no worker is on its way. If no worker can be had, an alarm is set that calls the rescuers
+        (C2). When no work waits any more, napping threads are woken.
 
-        It belongs to the end of every section that changes whether the worklist is empty, the top of the idle list,
-        `nr_waking`, or what `need_rescuer` asks for; `kick`, `kick_or_settle`, `enter_idle` and `note_refusal` do it.
-        `invariants` names who forgets.
+        It belongs at the end of every section that changes whether the worklist is empty, the top of the idle list,
+        `nr_waking`, or anything that `need_rescuer` reads. `kick`, `kick_or_settle`, `enter_idle` and `note_refusal`
+        call it. `invariants` detects a section that forgot.
         """
         reserve = self.idle_list[-1] if self.worklist and self.idle_list and not self.nr_waking else None
         if reserve is not self.armed_with:
@@ -199,17 +203,18 @@ class WorkerPool:
 
     @holding("self.lock")
     def disarm(self) -> None:
-        """The sensor wakes nobody until `settle`."""
+        """Keep the sensor from waking any worker until the next `settle`."""
         self.armed_with = None
         self.lookout.arm(None)
 
     @outside
     def nap(self, parker: Parker) -> None:
-        """Wait a moment, if works wait; less if the last of them begins. Context: no worker.
+        """Park the calling thread for at most `NAP` seconds while works wait. Context: a thread that is no worker.
 
-        Who takes results one after the other, as fast as they come, would be woken for each, and take a CPU from a
-        worker each time: two or more switches per work. While works wait nobody is short of them; so such a thread
-        looks again by itself, and finds many.
+        It returns at once if no work waits, and early if the last waiting work is taken. A thread that takes results
+        one after the other, as fast as they come, would otherwise be woken for each, and would take a CPU from a worker
+        each time: two or more switches per work. While works wait the workers have enough to do, so such a thread can
+        look again by itself, and then finds many results at once.
         """
         with self.lock:
             if not self.worklist:
@@ -223,7 +228,7 @@ class WorkerPool:
 
     @holding("self.lock")
     def count(self, worker: Worker) -> None:
-        """It runs, from now on (A2)."""
+        """Count the worker as running from now on (A2)."""
         worker.counted = True
         self.nr_running += 1
         if self.taps:
@@ -231,7 +236,7 @@ class WorkerPool:
 
     @holding("self.lock")
     def uncount(self, worker: Worker) -> None:
-        """It is none of those that run, from now on (A8)."""
+        """Do not count the worker as running any more (A8)."""
         blocking.over(worker)
         worker.counted = False
         self.nr_running -= 1
@@ -240,16 +245,19 @@ class WorkerPool:
 
     @holding("self.lock")
     def worker_sleeping(self, worker: Worker, *, on_lock: bool = False) -> None:
-        """A sensor reports: see `blocking`."""
+        """A sensor reports that the worker sleeps: see `blocking`."""
         blocking.worker_sleeping(worker, on_lock=on_lock)
 
     @holding("self.lock")
     def worker_running(self, worker: Worker) -> None:
-        """A sensor reports: see `blocking`."""
+        """A sensor reports that the worker runs again: see `blocking`."""
         blocking.worker_running(worker)
 
     def serve(self, cpus: tuple[int, ...], target: int) -> None:
-        """D6: from now on these CPUs. Its workers are bound to them, wherever they are; so many may run."""
+        """Serve these CPUs from now on, with `target` workers running at most (D6).
+
+        If the CPUs changed, the threads of all workers are bound to them, whatever they execute.
+        """
         with self.lock:
             changed = cpus != self.cpus
             if changed:
@@ -266,6 +274,7 @@ class WorkerPool:
 
     @holding("self.lock")
     def enter_idle(self, worker: Worker) -> None:
+        """Put the worker on the idle list, as the warmest. The caller has taken it off the count."""
         worker.last_active = self.host.monotonic()
         worker.idle = True
         self.idle_list.append(worker)
@@ -278,7 +287,9 @@ class WorkerPool:
 
     @holding("self.lock")
     def leave_idle(self, worker: Worker) -> None:
-        """The worker is not the one kick() took: the sensor woke it, or nobody did."""
+        """Take a worker off the idle list that `kick` did not take: a sensor woke it, or its `park` returned for
+        nothing.
+        """
         if self.armed_with is worker:
             self.disarm()
         worker.idle = False
@@ -289,7 +300,7 @@ class WorkerPool:
 
     @holding("self.lock")
     def dismiss(self, worker: Worker) -> None:
-        """An idle worker dies as soon as the lock is free."""
+        """Let an idle worker die; it is woken for that when the lock is released."""
         worker.dying = True
         self.lock.wake(worker.parker)
         if worker in self.idle_list:
@@ -301,10 +312,11 @@ class WorkerPool:
 
     @holding("self.lock")
     def is_quiet(self) -> bool:
-        """No work waits or runs, nor a callback of one. (What waits inactive has an active one before it.)
+        """Return whether no work waits or runs, and no callback of one runs. Inactive works need no look: an active one
+        is always before them.
 
-        Asked whenever a worker goes idle while somebody drains: so the workers are looked at only if the numbers don't
-        tell.
+        It is asked whenever a worker goes idle during a drain, so the workers are looked at one by one only if the
+        numbers do not settle the question.
         """
         if self.detained or self.nr_blocked or self.nr_running > self.nr_waking or self.has_work():
             return False
@@ -314,15 +326,16 @@ class WorkerPool:
 
     @holding("self.lock")
     def has_work(self) -> bool:
-        """Work waits that wasn't taken back. (What was is passed over by who comes, but maybe nobody can.) It may wait
-        inactive, behind what was taken back.
+        """Return whether a work waits that was not withdrawn. A worker passes over the withdrawn ones, but perhaps no
+        worker can come. Works may also wait inactive behind a withdrawn one.
         """
         return any(
             not item.withdrawn or any(not behind.withdrawn for behind in item.pwq.inactive) for item in self.worklist
         )
 
     def quiet_or_tell(self, parker: Parker | None) -> bool:
-        """Whether it is quiet; if not, `parker` is unparked when it may be."""
+        """Return whether the pool is quiet. If not, `parker` (unless None) is unparked whenever the pool becomes quiet.
+        """
         with self.lock:
             if self.is_quiet():
                 return True
@@ -332,21 +345,25 @@ class WorkerPool:
 
     @holding("self.lock")
     def tell_drainers(self) -> None:
-        """A worker or a rescuer has nothing more to do, or a work was taken back."""
+        """To be called when a worker or a rescuer has nothing more to do, or a work was cancelled: wake the threads
+        that drain if the pool is quiet now.
+        """
         if self.drainers and self.is_quiet():
             for drainer in self.drainers:
                 drainer.unpark()
 
     def tell_no_more(self, parker: Parker) -> None:
+        """Undo `quiet_or_tell`. Harmless if there is nothing to undo."""
         with self.lock:
             if parker in self.drainers:
                 self.drainers.remove(parker)
 
     @holding("self.lock")
     def relist(self, listed: list[Item], pwq: PoolWorkQueue, waiting: list[Item]) -> None:
-        """From now on these are on the worklist, in this order, and those wait inactive.
+        """Replace the contents of both lists: `listed` is on the worklist in this order, and `waiting` is inactive.
 
-        Noted first: should it be interrupted between emptying a list and filling it, `mend` does it again.
+        The new contents are noted first: if an exception comes between emptying a list and filling it, `mend` repeats
+        the call.
         """
         self.relisting = listed, pwq, waiting
         self.worklist.clear()
@@ -357,5 +374,5 @@ class WorkerPool:
 
     @holding("self.lock")
     def mend(self) -> None:
-        """Something was raised in the middle of a critical section."""
+        """Restore the pool's state after an exception in the middle of a critical section. The lock calls it."""
         mend(self)

@@ -1,11 +1,11 @@
 """The body of a worker's thread: idle, managing, working, dying.
 
-Guarantees: a worker never dies of what its work does (B4); it leaves the idle list for work only when another is in
-reserve, or after it created one as the manager, or when none can be had (B1, B2, B6). Manager is a role, not a class:
-what a thread is doing now.
+Guarantees: a worker never dies of what its work does (B4). It leaves the idle list for work only while another worker
+is in reserve, or after it created one as the manager, or when none can be had (B1, B2, B6). Manager is a role that a
+thread has for a while, not a class.
 
-Who counts a worker as running: whoever wakes it (`WorkerPool.kick`); it takes itself off the count when it goes idle.
-The letters are those of `pool`.
+A worker is counted as running by the thread that wakes it (`WorkerPool.kick`), or by itself if a sensor woke it. It
+takes itself off the count before it goes idle. The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 def worker_thread(worker: Worker) -> None:
     """The body of every worker's thread.
 
-    Nothing that a work does ends it (B4). What is raised between works, by who sends exceptions to threads, say, or
-    because memory ran out, doesn't either: see `recover`. And if it ends all the same, before its first work or later,
-    what it executed ends with the reason, and its place is taken by another, after the cool-down (B2): there may be
-    something that no worker survives.
+    No exception of a work ends it (B4). An exception raised between two works, such as an asynchronous one or a
+    `MemoryError`, does not end it either: see `recover`. If it ends all the same, before its first work or later, the
+    item that it executed ends with the reason. Another worker takes its place only after the cool-down (B2), because
+    there may be a cause that no worker survives.
     """
     pool = worker.pool
     try:
@@ -54,7 +54,7 @@ def worker_thread(worker: Worker) -> None:
 
 @outside
 def begin(worker: Worker) -> None:
-    """Context: its own thread."""
+    """Set up the thread: its name, CPUs, nice value and clock. Context: the worker's own thread."""
     pool, host = worker.pool, worker.pool.host
     be_worker(worker)
     pool.lookout.attach(worker)
@@ -66,17 +66,17 @@ def begin(worker: Worker) -> None:
     worker.traits = host.traits()
     with pool.lock:
         if pool.office.nr_refused == worker.nr_refused:
-            pool.office.nr_refusals = 0  # none was refused after this one, which could begin
+            pool.office.nr_refusals = 0  # no thread was refused since this one was asked for
 
 
 @outside
 def serve(pool: WorkerPool, worker: Worker) -> None:
-    """Rest, work, and rest again, until it dies."""
+    """Park, work, and park again, until the worker is told to die."""
     lock = pool.lock
     spins = False
     while not worker.dying:
         worker.parker.park(-1, spins)
-        lock.acquire()  # by hand, for it is let go of around each item; `recover` lets go of it else
+        lock.acquire()  # by hand: it is released around each item; after an exception `recover` releases it
         if not worker.dying and start_working(pool, worker):
             process_works(pool, worker)
             if not worker.dying:
@@ -86,14 +86,14 @@ def serve(pool: WorkerPool, worker: Worker) -> None:
         if worker.last_active >= worker.look_again and worker.last is not None:
             worker.look_again = worker.last_active + LEAKS_PERIOD
             undo_leaks(worker)
-        worker.last = worker.served = worker.stumbled = None  # an idle worker must not keep a result alive, nor a queue
+        worker.last = worker.served = worker.stumbled = None  # an idle worker keeps no result or queue alive
 
 
 @holding("pool.lock")
 def start_working(pool: WorkerPool, worker: Worker) -> bool:
-    """Leave the idle list, counted, with another in reserve; or stay, if not needed after all.
+    """Leave the idle list and be counted, with another worker in reserve. Returns False if the worker is not needed.
 
-    The lock is dropped and retaken while managing.
+    The lock is released and retaken while the worker is the manager.
     """
     if worker.kicked:
         worker.kicked = False
@@ -114,10 +114,10 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
         if pool.taps:
             events.woken(pool, worker, "sensor")
     worker.counted = True
-    worker.ended()  # what was seen of it while it waited for the lock is void
+    worker.ended()  # what a sensor saw of it while it waited for the lock is void
     if need_to_create_worker(pool):
         manage_workers(pool, worker)
-        # While it managed it was not counted, and the reserve it made may have gone to work in its place (A3).
+        # It was not counted while it managed, so the reserve it made may have gone to work in its place (A3).
         if worker.dying or not need_more_worker(pool):
             if not worker.dying:
                 pool.enter_idle(worker)
@@ -129,10 +129,10 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
 
 @holding("pool.lock")
 def manage_workers(pool: WorkerPool, worker: Worker) -> None:
-    """B2: be the manager: create the next reserve. The others go on working meanwhile.
+    """Be the manager and create the next reserve (B2). The other workers go on meanwhile.
 
-    The lock is dropped and retaken, so re-read everything. The worker is not counted any more.
-    Promise: somebody was idle since, or the refusal is noted and a retry is due.
+    The lock is released and retaken, so the caller has to read everything again; the worker is not counted any more. On
+    return a worker was seen idle, or the refusal is noted and a retry is due, or the pool is closing.
     """
     pool.uncount(worker)
     pool.office.holder = worker
@@ -144,10 +144,11 @@ def manage_workers(pool: WorkerPool, worker: Worker) -> None:
 
 @holding("pool.lock")
 def process_works(pool: WorkerPool, worker: Worker) -> None:
-    """Run items back to back while the rules allow it (A3, A5). The hot path.
+    """Run items one after the other while the rules allow it (A3, A5). This is the hot path.
 
-    The last item is left in `worker.last`, to be dropped without the lock: finalisers are user code. No frame keeps one
-    when it is left: an exception's traceback holds on to frames. The lock is released around each item.
+    The lock is released around each item. The last item is left in `worker.last`, to be dropped without the lock,
+    because finalisers are user code. No local variable refers to an item on return: an exception's traceback keeps
+    frames alive.
     """
     worklist, lock, ended = pool.worklist, pool.lock, worker.ended
     last: Item | None = None
@@ -156,17 +157,17 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
     while worklist:
         running, target = pool.nr_running, pool.target
         if running > target and last is not None and not keep_working(pool):
-            # While every CPU is busy nobody looks, and one of those believed running may long sleep: a worker that
-            # went idle for it would be missed at once.
+            # While every CPU is busy no sensor looks, so a worker believed to run may have been asleep for long. If
+            # this one went idle because of that, it would be missed at once.
             pool.lookout.review(worker, target + slack(pool))
             if not keep_working(pool):
                 break
             running = pool.nr_running
-        worker.item = item = worklist[0]  # first its, then no more the list's: never lost in between
+        worker.item = item = worklist[0]  # the worker has it before the list loses it: it is never lost
         del worklist[0]
         if not item.claim(worker):
             worker.item = None
-            if not pool.kick():  # its place may have gone to others
+            if not pool.kick():  # its place under max_active may have gone to other items
                 pool.settle()
             lock.release()
             last = item = None  # without the lock: finalisers are user code
@@ -210,13 +211,13 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
 
 @holding("pool.lock")
 def announce(pool: WorkerPool, worker: Worker, announcement: Announcement) -> None:
-    """Tell those who wait that the worker's item has ended, and then those who flush.
+    """Tell the threads that wait for the worker's item that it has ended, and then those that flush.
 
-    The lock is dropped and retaken.
+    The lock is released and retaken.
     """
     item, worker.announcing = worker.item, True
     if pool.worklist:
-        pool.kick_or_settle()  # callbacks may take their time
+        pool.kick_or_settle()  # callbacks may take long
     pool.lock.release()
     announcement.announce(item)  # type: ignore[arg-type]
     pool.lock.acquire()
@@ -229,22 +230,22 @@ def announce(pool: WorkerPool, worker: Worker, announcement: Announcement) -> No
 
 @outside
 def run_observed(pool: WorkerPool, worker: Worker) -> None:
-    """Run the worker's item, of an observed place.
+    """Run the worker's item, which is from a place that is observed.
 
-    It notes the beginning and the end under the lock, so that both have their place in the pool's order, and makes sure
-    that the next item comes here as well. An interruption of the worker between the two is no reason to miss the end.
+    Beginning and end are noted under the lock, so both have their place in the pool's order. The worker's `served` is
+    cleared, so its next item comes here as well. The end is noted even if the worker is interrupted in between.
     """
     item, host = worker.item, pool.host
     assert item is not None
     with pool.lock:
         worker.served = None
-        work = events.note(pool, events.Kind.STARTED, worker, item)[5]  # its function is forgotten when it has run
+        work = events.note(pool, events.Kind.STARTED, worker, item)[5]  # the item forgets its function when it has run
     began, used = host.monotonic(), worker.cpu_time()
     try:
         item.run()
     finally:
         with pool.lock:
-            worker.ended()  # what a sensor saw of it is void, and what it was believed to be, too
+            worker.ended()  # what a sensor saw of it is void, and so is its reason to be blocked
             blocking.over(worker)
             used_now, raised = worker.cpu_time(), item.raised
             events.note(
@@ -262,7 +263,9 @@ def run_observed(pool: WorkerPool, worker: Worker) -> None:
 
 @outside
 def execute_specially(pool: WorkerPool, worker: Worker) -> None:
-    """Run the worker's item, of another queue than the last (B5: name the thread), or one that does not count (A8)."""
+    """Run the worker's item if it is from another queue than the last one (B5: the thread is renamed), or is exempt
+    (A8).
+    """
     pwq: Source = worker.item.phase.pwq  # type: ignore[union-attr]
     if worker.stray:
         worker.stray = False
@@ -272,7 +275,7 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
             undo_leaks(worker)
         worker.shown = pwq.name
         if worker.thread is not None:
-            worker.thread.name = pwq.thread_name(worker)  # before the system's: since 3.14 it sets that, too
+            worker.thread.name = pwq.thread_name(worker)  # before the system's name: since 3.14 this sets that one, too
         attempt(pool, "be named", partial(pool.host.set_thread_name, f"{worker.name}-{worker.shown}"))
     if not pwq.exempt:
         worker.served = pwq
@@ -292,6 +295,6 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
             worker.item.run()  # type: ignore[union-attr]
     finally:
         with pool.lock:
-            pool.lookout.exempt(worker, False)  # first: should this be interrupted it is seen all the same
+            pool.lookout.exempt(worker, False)  # first: if this is interrupted, the sensor sees the worker all the same
             pool.count(worker)
             blocking.over(worker)
