@@ -1,21 +1,22 @@
-"""Why a worker that executes something doesn't count as running: `Blocked`, decided here and nowhere else.
+"""Why a worker that executes something does not count as running: `Blocked`, decided here and nowhere else.
 
-Guarantees: each worker has one reason at a time, or none, and `nr_running`, `nr_blocked` and `nr_hogs` follow from it
-(A2, A5, A9). What a work says of itself (`blocking()`, a wait of ours) and what the pool found out itself (a hog) stand
-against whatever a sensor reports: it is told not to look at such a worker, and what it reports all the same is ignored.
-What a sensor reports stands until it reports the contrary, or the item ends.
+Guarantees: each worker has one reason at a time, or none, and `nr_running`, `nr_blocked` and `nr_hogs` follow from the
+reasons (A2, A5, A9). What a work says of itself (`blocking()`, a wait of this package) and what the pool found out (a
+hog) override all reports of a sensor: the sensor is told not to look at such a worker, and any report about it is
+ignored. A report of a sensor stands until the sensor reports the contrary, or the item ends.
 
-    none -> SEEN, SEEN_ON_LOCK      a sensor saw it (`worker_sleeping`)
-    any but SAID -> SEEN            it was at rest for a whole period, and lends its place (`at_rest`)
-    any -> SAID                     it says so, from now on until it takes that back (`step_aside`, `blocking`)
+    none -> SEEN, SEEN_ON_LOCK      a sensor saw the worker sleep (`worker_sleeping`)
+    any but SAID -> SEEN            it used no CPU for a whole period, and lends its place (`at_rest`)
+    any -> SAID                     its work says so (`step_aside`, `blocking`)
+    SAID -> none                    its work takes that back (`step_back`, `blocking`)
     none -> HOG                     it used the CPU for long (`let_go`)
-    HOG -> SEEN_ON_LOCK             it used none since last looked at (`no_hog_any_more`)
+    HOG -> SEEN_ON_LOCK             it used no CPU since the last look (`no_hog_any_more`)
     SEEN, SEEN_ON_LOCK -> none      a sensor saw it run (`worker_running`)
     any -> none                     its item ended (`over`)
 
-Nothing in the middle (F10): the reason is one store, the counts follow. A sensor is told to look again before that
-store, and not to look after it. So whoever is interrupted in between leaves a sensor that sees more than it needs, and
-whose reports are ignored, never one that has gone blind.
+Interruptions (F10): the reason is one store, and the counts follow from it. A sensor is told to look again before that
+store, and told not to look after it. So an interruption in between leaves a sensor that looks at more than it needs to,
+and whose reports are ignored; it never leaves a sensor that misses a worker.
 
 The letters are those of `pool`.
 """
@@ -37,16 +38,16 @@ if TYPE_CHECKING:
 
 
 class Blocked(Enum):
-    """Why a worker that is counted is not among those that run."""
+    """Why a worker that is counted does not count as running."""
 
     SEEN = "asleep"
-    """A sensor saw that it sleeps."""
+    """A sensor saw that it sleeps, and not for a lock; or it used no CPU for a whole period."""
     SEEN_ON_LOCK = "lock"
-    """The same, for a lock that another thread will let go of soon: no reason for slack (A5)."""
+    """A sensor saw that it waits for a lock, which another thread will release soon. This gives no slack (A5)."""
     SAID = "said"
     """Its work said so."""
     HOG = "hog"
-    """It doesn't sleep at all: it computes for long, and is let go of (A9)."""
+    """It does not sleep at all: it has computed for long, and is let go of (A9)."""
 
 
 SEEN, SEEN_ON_LOCK, SAID, HOG = Blocked
@@ -54,13 +55,13 @@ SEEN, SEEN_ON_LOCK, SAID, HOG = Blocked
 
 @holding("worker.pool.lock")
 def _become(worker: Worker, why: Blocked | None) -> None:
-    """From now on that is the reason; None: it runs.  Context: it is counted."""
+    """Change the reason; None means that the worker runs. Context: the worker is counted."""
     pool, before = worker.pool, worker.blocked
     known, was_known = why is SAID or why is HOG, before is SAID or before is HOG
     if was_known and not known:
         pool.lookout.exempt(worker, False)
     if why is not None:
-        worker.hog_item = None  # a work that blocks in between is no hog
+        worker.hog_item = None  # a work that blocks in between is not a hog
     worker.blocked = why
     pool.nr_running += (why is None) - (before is None)
     pool.nr_blocked += (why is SEEN or why is SAID) - (before is SEEN or before is SAID)
@@ -73,7 +74,7 @@ def _become(worker: Worker, why: Blocked | None) -> None:
 
 @holding("pool.lock")
 def recount(pool: WorkerPool) -> tuple[int, int, int]:
-    """What `nr_running`, `nr_blocked` and `nr_hogs` have to be. Costs O(workers)."""
+    """Return what `nr_running`, `nr_blocked` and `nr_hogs` have to be. Costs O(workers)."""
     reasons = [worker.blocked for worker in pool.workers if worker.counted]
     on_their_way = sum(worker.kicked for worker in pool.workers)
     return on_their_way + reasons.count(None), reasons.count(SEEN) + reasons.count(SAID), reasons.count(HOG)
@@ -84,14 +85,20 @@ def recount(pool: WorkerPool) -> tuple[int, int, int]:
 
 @holding("worker.pool.lock")
 def worker_sleeping(worker: Worker, *, on_lock: bool = False) -> None:
-    """The kernel's wq_worker_sleeping. May be told twice, and of one that isn't counted."""
+    """Note a sensor's report that the worker sleeps: the kernel's wq_worker_sleeping.
+
+    A repeated report, or one about a worker that is not counted, changes nothing.
+    """
     if worker.blocked is None and worker.counted:
         _become(worker, SEEN_ON_LOCK if on_lock else SEEN)
 
 
 @holding("worker.pool.lock")
 def worker_running(worker: Worker) -> None:
-    """The kernel's wq_worker_running. May be told twice, and of one of which the pool knows better."""
+    """Note a sensor's report that the worker runs: the kernel's wq_worker_running.
+
+    A repeated report, or one about a worker of which the pool knows better, changes nothing.
+    """
     if worker.blocked is SEEN or worker.blocked is SEEN_ON_LOCK:
         _run(worker)
 
@@ -107,7 +114,9 @@ def _run(worker: Worker) -> None:
 
 @holding("worker.pool.lock")
 def over(worker: Worker) -> None:
-    """Its item ended: a `blocking()` that was entered and never left is over, too (B4), and so is a lent place."""
+    """Clear the reason, because the worker's item ended. A `blocking()` that was never left ends with the item (B4),
+    and a lent place is taken back.
+    """
     worker.nr_hints = 0
     worker.reclaim_place()
     if worker.blocked is not None:
@@ -116,20 +125,22 @@ def over(worker: Worker) -> None:
 
 @holding("worker.pool.lock")
 def at_rest(worker: Worker) -> None:
-    """It used no CPU for long, so it blocks, whatever a sensor has seen of it so far, or can see at all."""
+    """Note that the worker used no CPU for a whole period: it is blocked, whatever a sensor has reported, or can see at
+    all.
+    """
     if worker.counted and worker.blocked is not SAID:
         _become(worker, SEEN)
 
 
 @holding("worker.pool.lock")
 def let_go(worker: Worker) -> None:
-    """It is a hog (A9), and runs."""
+    """Do not count the worker as running any more, because it is a hog (A9). Context: it runs."""
     _become(worker, HOG)
 
 
 @holding("worker.pool.lock")
 def no_hog_any_more(worker: Worker) -> None:
-    """It blocks, or waits for a CPU: which of the two is not known here, and a sensor will tell."""
+    """Note that a hog has stopped computing. It blocks, or it waits for a CPU: a sensor will tell which."""
     _become(worker, SEEN_ON_LOCK)
 
 
@@ -137,10 +148,12 @@ def no_hog_any_more(worker: Worker) -> None:
 
 
 class blocking:
-    """What follows blocks: let another worker run meanwhile.
+    """Declare that the code inside blocks, so that another worker may run meanwhile.
 
-    A context manager, for code that knows it will wait: `with cmwq.blocking(): ...`. Exact, instantaneous, on every
-    platform. Nests. Outside a worker it does nothing. Reusable, not to be shared between threads while entered.
+    A context manager for code that knows it will wait: `with cmwq.blocking(): ...`. It is exact, takes effect at once,
+    and works on every platform. Outside a worker it does nothing. It lasts until it is left, or until the work ends.
+    Calls nest, each with an object of its own. An object may be used again after it was left; threads must not share it
+    while it is entered. It never waits for anything, so neither cancellation nor shutdown concerns it.
     """
 
     __slots__ = ("_item", "_worker")
@@ -167,7 +180,7 @@ class blocking:
     ) -> None:
         worker, item, self._item = self._worker, self._item, None
         if worker is None or worker.item is not item or not worker.nr_hints:
-            return  # no worker, or left only after its item had ended
+            return  # not a worker, or left only after its item had ended
         worker.nr_hints -= 1
         if not worker.nr_hints and worker.blocked is SAID:
             with worker.pool.lock:
@@ -176,9 +189,11 @@ class blocking:
 
 @not_holding("worker.pool.lock")
 def step_aside(worker: Worker, lender: Source | None) -> bool:
-    """Its work waits for something: it is known to be blocked at once (A4), and lends its place under `max_active`.
+    """Note that the worker's work begins to wait: it is known to be blocked at once (A4), and lends its place under
+    `max_active`.
 
-    lender: where it has that place; None: it lends none. Returns whether it lent it now, for `step_back`.
+    lender: the source that it has its place from; None: it lends none. Returns whether the place was lent now, for
+    `step_back`.
     """
     pool = worker.pool
     with pool.lock:
@@ -195,7 +210,9 @@ def step_aside(worker: Worker, lender: Source | None) -> bool:
 
 @not_holding("worker.pool.lock")
 def step_back(worker: Worker, lent: bool) -> None:
-    """It goes on, even if its place is taken: to wait for one could be to wait for ever."""
+    """Undo `step_aside` when the wait is over, even if the place is taken: to wait for a place could be to wait for
+    ever.
+    """
     with worker.pool.lock:
         if lent:
             worker.reclaim_place()
@@ -206,6 +223,6 @@ def step_back(worker: Worker, lent: bool) -> None:
 
 @holding("worker.pool.lock")
 def _say(worker: Worker) -> None:
-    """It blocks, by its own word.  Context: it is counted."""
+    """Note that the worker's work says that it blocks. Context: the worker is counted."""
     _become(worker, SAID)
     worker.pool.lookout.deliver()

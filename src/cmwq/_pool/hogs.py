@@ -1,13 +1,13 @@
 """CPU hogs (A9): works that compute for long must not hold up those behind them.
 
 Guarantees: a work that used more than `cpu_intensive_thresh` seconds of CPU without blocking is noticed while works
-wait, counted, reported once per function with a power-of-two back-off, and let go of: it doesn't count as running any
-more, so that another worker starts. No more than one per CPU of the pool is let go of at a time, so a flood of long
-computations stays at two runnable threads per CPU.
+wait. It is counted, and reported once per function with a power-of-two back-off. It is also let go of: it does not
+count as running any more, so another worker starts. No more hogs than the target of the pool are let go of at a time, so a
+flood of long computations stays at two runnable threads per CPU.
 
-How: a timer, only while work waits that nobody is on the way to and for a moment after, looks at the CPU clocks of
-those that run. It needs no sensor, and no clock is read for a work that ends within a period. The letters are those of
-`pool`.
+How: a timer looks at the CPU clocks of the workers that run. It is set only while work waits for which no worker is on
+its way, and for a moment after. It needs no sensor, and no clock is read for a work that ends within a period. The
+letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger("cmwq")
 
 REMEMBERED = 4096
-"""Functions whose reports are counted. There may be ever new ones (a notebook's lambdas): the oldest are forgotten."""
+"""How many functions have their reports counted. New functions may keep coming (the lambdas of a notebook), so the
+oldest are forgotten.
+"""
 RESTS = 10
-"""So many periods without waiting works, and nobody looks any more."""
+"""After this many periods without waiting works the timer is not set again."""
 
 
 @holding("pool.lock")
 def begin(pool: WorkerPool) -> None:
-    """Work waits: look at those that run, a threshold from now.  Context: the alarm is not set."""
+    """Work waits: look at the running workers after one threshold. Context: the alarm is not set."""
     pool.alarms.hog_rests = 0
     _set_alarm(pool)
 
@@ -46,18 +48,18 @@ def begin(pool: WorkerPool) -> None:
 def _set_alarm(pool: WorkerPool) -> None:
     threshold = pool.config.cpu_intensive_thresh
     if threshold > 0 and not pool.closing:
-        with suppress(ThreadLimit):  # hogs then hold up others for once
+        with suppress(ThreadLimit):  # then hogs hold up others this once
             pool.alarms.hogs.set(pool.host, threshold, partial(check, pool))
 
 
 @outside
 def check(pool: WorkerPool) -> None:
-    """Context: the timer."""
+    """Look for hogs, let go of them, and report them. Context: the timer."""
     found: list[events.Note] = []
     with pool.lock:
         pool.alarms.hogs.cancel()
         if not pool.worklist:
-            # Not at once the end of it: to start a timer wakes the timer thread, in the middle of a burst of works.
+            # Do not stop at once: setting a timer anew wakes the timer thread, in the middle of a burst of works.
             pool.alarms.hog_rests += 1
             if pool.alarms.hog_rests <= RESTS:
                 _set_alarm(pool)
@@ -81,11 +83,11 @@ def check(pool: WorkerPool) -> None:
 
 @holding("pool.lock")
 def _is_hog(pool: WorkerPool, worker: Worker) -> bool:
-    """Whether its item used more than the threshold since it was first seen, without blocking."""
+    """Return whether the worker's item used more than the threshold since it was first seen, without blocking."""
     used, item = worker.cpu_time(), worker.item
     if used is None or item is None:
         return False
-    # A weak one: an idle worker must not keep its last item alive.
+    # A weak reference: an idle worker must not keep its last item alive.
     if worker.hog_item is None or worker.hog_item() is not item:
         worker.hog_item, worker.hog_since = ref(item), used
     return used - worker.hog_since > pool.config.cpu_intensive_thresh
@@ -93,7 +95,7 @@ def _is_hog(pool: WorkerPool, worker: Worker) -> bool:
 
 @holding("worker.pool.lock")
 def _look_again(worker: Worker) -> None:
-    """If the hog used no CPU since last looked at, its place is free for another."""
+    """If the hog used no CPU since the last look, let another have its place among the hogs."""
     used = worker.cpu_time()
     if used == worker.hog_used:
         no_hog_any_more(worker)
@@ -101,13 +103,16 @@ def _look_again(worker: Worker) -> None:
 
 
 class HogReports:
-    """How often each function was a hog. Only timers call it, one at a time."""
+    """Counts how often each function was a hog. Not thread-safe: only timers call it, one at a time."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str], int] = {}  # T; those reported last at the end
+        self._counts: dict[tuple[str, str], int] = {}  # T; the most recently reported at the end
 
     def report(self, key: tuple[str, str], threshold: float) -> None:
-        """key: queue and function."""
+        """Count one more, and log it if the count is a power of two.
+
+        key: names of queue and function. threshold: seconds.
+        """
         count = self._counts.pop(key, 0) + 1
         if len(self._counts) >= REMEMBERED:
             del self._counts[next(iter(self._counts))]

@@ -1,13 +1,13 @@
 """Item and Source: what a pool knows of the works it is given, and of where they come from.
 
 An item is one queueing of something on one pool, as the worker loop sees it: a `Future` is one, and so is a `Queued`
-work. A source is a queue's place on the pool, as its workers, rescuers and the watchdog see it: a `PoolWorkQueue`. The
+work. A source is a queue's place on the pool, as workers, rescuers and the watchdog see it: a `PoolWorkQueue`. The
 letters are those of `pool`.
 
-What a worker does with an item, in this order: `claim`, and if that is True `run` and `end`. If `end` returns an
-`Announcement`, that is announced with no lock held, then `retire` is called, and then the `follower`, if there is one
-by now, is claimed by the same worker, or listed again (`relist`) where that is none to run it. An item that was begun
-and interrupted is put down instead: `abort`, then `be_over`.
+A worker first calls an item's `claim`, and if that returns True, `run` and then `end`. If `end` returns an
+`Announcement`, the worker announces it with no lock held and then calls `retire`. If the item has a `follower` by then,
+the same worker claims it; a rescuer lists it again instead (`relist`). An item that was begun and interrupted is put
+down: `abort`, then `be_over`.
 """
 
 from __future__ import annotations
@@ -27,132 +27,133 @@ if TYPE_CHECKING:
 
 
 class Announcement(Protocol):
-    """What is left to do when an item has ended, with no lock held."""
+    """What is left to do, with no lock held, when an item has ended."""
 
     def announce(self, item: Item) -> None:
-        """Must not raise."""
+        """Tell the threads that wait for the item. Must not raise."""
         ...
 
 
 class Source(Protocol):
-    """Where works come from."""
+    """Where works come from: the place of a queue on one pool."""
 
     wq: Any
-    """I: the queue itself, so that those who observe one can tell them apart."""
+    """I: the queue itself, so that observers can tell queues apart."""
     pool: WorkerPool
-    """I: to which they go."""
+    """I: the pool that its works go to."""
     exempt: bool
-    """I: they don't count as running (A8)."""
+    """I: its works do not count as running (A8)."""
     max_active: int
-    """L: so many may be listed or executing."""
+    """L: how many of its works may be listed or executing at a time."""
     nr_active: int
-    """L: so many are, and have not lent their places."""
+    """L: how many of its works are active and have not lent their places."""
     inactive: deque[Item]
-    """L: those that wait for a place, in order."""
+    """L: its works that wait for a place, in order."""
     observed: bool
-    """L to change, read freely: somebody hears of its works."""
+    """L to change, read freely: somebody subscribed to events of its works."""
     attends: bool
-    """L: something is to be done when a place becomes free."""
+    """L: something has to be done when a place becomes free."""
     called: bool
-    """L: its rescuer was asked to help here, and has not come yet (C2)."""
+    """L: its rescuer was called to this pool, and has not come yet (C2)."""
 
     @property
     def name(self) -> str:
-        """The queue's."""
+        """The name of the queue."""
         ...
 
     @property
     def ordered(self) -> bool:
-        """One work at a time, in queueing order (E2)."""
+        """Whether its works run one at a time, in queueing order (E2)."""
         ...
 
     @property
     def rescuer(self) -> Rescuer | None:
-        """A thread of its own, for when no worker can be had (C1)."""
+        """The thread that the queue owns for the time when no worker can be had (C1); None if it has none."""
         ...
 
     @holding("self.pool.lock")
     def lend_place(self) -> None:
-        """One that is active is not, for a while: the next may have its place.
+        """Give up the place of an active work for a while, so that the next may have it.
 
-        The caller wakes whom that needs.
+        The caller wakes the worker that this needs.
         """
         ...
 
     @holding("self.pool.lock")
     def take_place(self) -> None:
-        """One that lent its place goes on, even if that makes one too many."""
+        """Take back the place of a work that lent it, even if that makes one too many."""
         ...
 
     def thread_name(self, worker: Worker) -> str:
-        """How Python is to call the worker's thread while it executes one of its works."""
+        """Return the Python name of the worker's thread while it executes one of these works."""
         ...
 
     @holding("self.pool.lock")
     def note_hog(self) -> None:
-        """One of its works is a hog (A9)."""
+        """Note that one of its works is a hog (A9)."""
         ...
 
     @holding("self.pool.lock")
     def note_mayday(self) -> None:
-        """Its rescuer was called (C2)."""
+        """Note that its rescuer was called (C2)."""
         ...
 
     @holding("self.pool.lock")
     def note_rescued(self) -> None:
-        """Its rescuer begins one of its works (C3)."""
+        """Note that its rescuer begins one of its works (C3)."""
         ...
 
 
 class Item(Protocol):
-    """One queueing."""
+    """One queueing of something on one pool."""
 
     follower: Any
-    """L: what this worker executes next, whatever waits: the next queueing of the same work (E3)."""
+    """L: the next queueing of the same work, which this worker executes next, whatever else waits (E3)."""
 
     accepted: bool
-    """I: its queue took it earlier, and lets it through while it drains."""
+    """I: its queue admitted it earlier, and therefore admits it also while it drains."""
     phase: Phase
-    """I once queued: where flushes count it."""
+    """I once queued: the phase in which flushes count it."""
 
     work: Any
-    """L: the `Work` of which this is a queueing, if it is one; None once that was taken back."""
+    """L: the `Work` of which this is a queueing, if it is one; None once the queueing was withdrawn."""
 
     @property
     def pwq(self) -> PoolWorkQueue:
-        """Through which queue it came, to which pool."""
+        """The place it was queued to: one queue on one pool."""
         ...
 
     @property
     def queue(self) -> WorkQueue: ...
     @property
     def function(self) -> object:
-        """What it calls; None once that has ended."""
+        """The function that it calls; None once that has ended."""
         ...
 
     @property
     def withdrawn(self) -> bool:
-        """It was taken back, and is but a place in a list to be passed over. Nobody waits for it any more."""
+        """Whether it was cancelled and is only an entry in a list to be passed over. No thread waits for it any more.
+        """
         ...
 
     @property
     def begun(self) -> bool:
-        """It was claimed."""
+        """Whether a worker has claimed it."""
         ...
 
     @property
     def lent(self) -> bool:
-        """It hangs behind its running self, and has no place under max_active meanwhile."""
+        """Whether it is the follower of its running work, and has no place under max_active meanwhile."""
         ...
 
     @property
     def raised(self) -> type[BaseException] | None:
-        """What its function raised. To be asked by its worker, once it ran."""
+        """The type of the exception that its function raised; None if it returned. Its worker may ask, after `run`."""
         ...
 
     @holding("self.pwq.pool.lock")
     def claim(self, worker: Worker) -> bool:
-        """About to run. False: it is not to be run, here and now."""
+        """Become the item that `worker` runs next. Returns False if it is not to be run here and now."""
         ...
 
     @outside
@@ -162,51 +163,52 @@ class Item(Protocol):
 
     @holding("self.pwq.pool.lock")
     def end(self) -> Announcement | None:
-        """It ran.
+        """Settle the end of an item that was run.
 
-        None: that was all, and nothing follows. Else what is to be announced; then `retire` is to be called, and the
-        follower to be run.
+        Returns None if nothing follows. Otherwise it returns what has to be announced; then `retire` has to be called,
+        and the follower has to be run.
         """
         ...
 
     @outside
     def abort(self, exc: BaseException) -> None:
-        """Its worker was interrupted by this, before, in or after the call: if the call has no outcome, this is it, and
-        whoever waits hears of it, if they haven't yet. Context: the worker. `be_over` follows.
+        """Make `exc`, which interrupted its worker, the outcome of the call, unless the call has one, and tell the
+        threads that wait, unless they were told. Context: the worker; before, in or after the call. `be_over` follows.
         """
         ...
 
     @holding("self.pwq.pool.lock")
     def be_over(self) -> None:
-        """It has ended, but is counted by who calls this."""
+        """Become an ended item; the counts are up to the caller, which mends the pool."""
         ...
 
     @holding("self.pwq.pool.lock")
     def settle_place(self, *, listed: bool, follows: bool) -> bool:
-        """It is in these places, whatever it says itself. False: it is not to be on a list.
-
-        Context: who mends.
+        """Make what the item says of its place agree with the places where it was found. Returns False if it must not
+        be in a list. Context: mending.
         """
         ...
 
     @holding("self.pwq.pool.lock")
     def be_executing(self) -> None:
-        """Whoever must not run at the same time finds it.  Context: who mends."""
+        """Make sure that what must not run at the same time finds this item. Context: mending."""
         ...
 
     @holding("self.pwq.pool.lock")
     def retire(self) -> None:
-        """It has ended for those who flush, too."""
+        """Count it as ended for flushes, too."""
         ...
 
     def describe(self) -> str:
-        """For messages: what it calls, of which queue."""
+        """Return words for messages: what it calls, and of which queue."""
         ...
 
 
 def lay_out(cls: type[object], *names: str) -> None:
-    """CPython lays out all instances of a class by the attributes of its first ones. One that gets another later gets a
-    dictionary, too, which takes twice the memory and is slower. So let the first have all that are common.
+    """Give the first instance of a class all the attributes that its instances usually get.
+
+    CPython lays out all instances of a class by the attributes of its first ones. An instance that gets another one
+    later gets a dictionary as well, which takes twice the memory and is slower.
     """
     first = cls.__new__(cls)
     for name in names:

@@ -1,4 +1,4 @@
-"""Worker: a record of what one thread of a pool is doing; and which of them the calling thread is.
+"""Worker: the record of what one thread of a pool is doing, and which worker the calling thread is.
 
 What the thread does is in `worker_thread`. The letters are those of `pool`.
 """
@@ -25,7 +25,7 @@ _log = logging.getLogger("cmwq")
 T = TypeVar("T")
 
 RESCUER = -1
-"""In place of a worker's number: a queue's rescuer, which helps in the pool for a while."""
+"""Stands in place of a worker's number for a queue's rescuer, which helps in the pool for a while."""
 
 
 class Worker:
@@ -44,42 +44,43 @@ class Worker:
         self.parker = parker  # I
         self.name = name or f"cmwq/{pool.name}:{index}{'H' * bool(pool.nice)}"  # I
         self.thread: Thread | None = None  # I: set by the creator once it exists
-        self.tid = 0  # L: the system's name for it, once it is bound to the pool's CPUs
+        self.tid = 0  # L: the system's thread id, once it is bound to the pool's CPUs; 0 before
         self.listed = False  # L: its thread exists, and it has been on the idle list
         self.idle = False  # L: on the idle list, or about to be put there
         self.kicked = False  # L: taken from the idle list by kick(), counted, and not yet arrived
-        self.dying = False  # L: shall end
-        self.fate = ""  # L: of what it died, if it wasn't told to
+        self.dying = False  # L: it was told to end
+        self.fate = ""  # L: what it died of, if it was not told to end
         self.counted = False  # L: executing, and not exempt (A8)
-        self.blocked: Blocked | None = None  # L: why it doesn't count as running; only while it is counted
-        self.item: Item | None = None  # L: what it is about to claim, or executes, until everybody has heard of its end
-        self.lender: Source | None = None  # L: where its item has lent its place under max_active
-        self.cpu_time: Callable[[], float | None] = unknown  # I: CPU seconds its thread has used
-        self.hog_item: ref[Item] | None = None  # L: what it executed when last looked at for hogs (A9)
-        self.hog_used: float | None = None  # L: if it is a hog, its CPU time when last looked at
-        self.hog_since = 0.0  # L: its CPU time then
-        self.last: Item | None = None  # S: ended, to be dropped without the lock
-        self.last_active = 0.0  # L: when it went idle
-        self.stray = False  # ~: it is to bind itself again, before its next item
-        self.announcing = False  # L: its item has ended, and those who wait are being told
-        self.ended: Callable[[], None] = _nothing  # I once its thread runs: whatever a sensor saw of it is void
-        self.stumbled: Item | None = None  # S: it was interrupted when it was about to claim this one
-        self.served: Source | None = None  # ~: its next item is run without ado if it came through the same
-        self.nr_refused = pool.office.nr_refused  # I: so many threads had been refused before it was created
-        self.nr_hints = 0  # S: depth of blocking()
-        self.traits: Traits | None = None  # S: how its thread is to be
-        self.look_again = 0.0  # S: not before that, on the host's clock, it is looked at for what works left behind
-        self.shown = ""  # S: the queue the thread is named after
+        self.blocked: Blocked | None = None  # L: why it does not count as running; set only while it is counted
+        self.item: Item | None = None  # L: what it is about to claim or executes, until its end was announced
+        self.lender: Source | None = None  # L: the source at which its item has lent its place under max_active
+        self.cpu_time: Callable[[], float | None] = unknown  # I: returns the CPU seconds that its thread has used
+        self.hog_item: ref[Item] | None = None  # L: what it executed at the last look for hogs (A9)
+        self.hog_used: float | None = None  # L: if it is a hog, its CPU time at the last look
+        self.hog_since = 0.0  # L: its CPU time when `hog_item` was first seen; -inf: reported already
+        self.last: Item | None = None  # S: the item that ended last, to be dropped without the lock
+        self.last_active = 0.0  # L: when it last went idle, on the host's clock
+        self.stray = False  # ~: it has to bind itself again before its next item
+        self.announcing = False  # L: its item has ended, and the threads that wait are being told
+        self.ended: Callable[[], None] = _nothing  # I once its thread runs: tells the sensor that what it saw is void
+        self.stumbled: Item | None = None  # S: the item that it was about to claim when it was interrupted
+        self.served: Source | None = None  # ~: an item of the same source takes the short way
+        self.nr_refused = pool.office.nr_refused  # I: how many threads had been refused before it was created
+        self.nr_hints = 0  # S: how deep it is in blocking() and waits
+        self.traits: Traits | None = None  # S: the traits that its thread is restored to (B4)
+        self.look_again = 0.0  # S: next look for what works left behind, on the host's clock
+        self.shown = ""  # S: the queue that the thread is named after
         self.waiters: tuple[ref[Any], ...] = ()  # S to change, read freely: see `lending.Waiters`
-        self.watched: Any = None  # L: the sensor's own
+        self.watched: Any = None  # L: belongs to the sensor
 
     @property
     def sleeping(self) -> bool:
-        """It is counted, and doesn't count as running."""
+        """Whether the worker is counted but does not count as running."""
         return self.blocked is not None
 
     @property
     def is_rescuer(self) -> bool:
+        """Whether a queue's rescuer is at work here, and not a worker of the pool's own."""
         return self.index == RESCUER
 
     def __repr__(self) -> str:
@@ -88,46 +89,55 @@ class Worker:
 
     @not_holding("self.pool.lock")
     def bind(self) -> None:
-        """Let its thread run on the CPUs that the pool has (A1).  Context: its own thread."""
+        """Bind the worker's thread to the CPUs of the pool (A1). Context: its own thread.
+
+        If the CPUs change meanwhile, it is bound again. Failure is logged once per pool, and the worker goes on.
+        """
         pool = self.pool
         while True:
             cpus = pool.cpus
             attempt(pool, "be bound to its CPUs", partial(pool.host.bind, cpus))
             with pool.lock:
                 if pool.cpus is cpus:
-                    self.tid = pool.host.thread_id()  # from now on whoever changes them binds it
+                    self.tid = pool.host.thread_id()  # from now on `serve` binds it when they change
                     return
 
     @holding("self.pool.lock")
     def reclaim_place(self) -> None:
-        """Its item ended, or runs again: if it had lent its place, it holds one, even one too many."""
+        """Take back the place that the worker's item has lent, if it has, even if that makes one too many. To be called
+        when the item ends or runs again.
+        """
         if self.lender is not None:
             self.lender.take_place()
             self.lender = None
 
 
 def _nothing() -> None:
-    """No sensor sees it."""
+    """Stands for `ended` while no sensor sees the worker."""
 
 
 def unknown() -> None:
-    """The CPU time of a thread that hasn't begun."""
+    """Stands for the CPU clock of a thread that has none, or has not begun."""
 
 
 _this_thread = local()
 
 
 def current_worker() -> Worker | None:
+    """Return the worker that the calling thread is; None if it is none."""
     return getattr(_this_thread, "worker", None)
 
 
 def be_worker(worker: Worker | None) -> None:
-    """What the calling thread is from now on."""
+    """Set which worker the calling thread is from now on."""
     _this_thread.worker = worker
 
 
 def attempt(pool: WorkerPool, what: str, step: Callable[[], T]) -> T | None:
-    """A worker goes on without, which is said once. A pool without workers would be worse."""
+    """Run a step of setting up a worker's thread. If it raises an `Exception`, log that once per pool and return None.
+
+    The worker goes on without the step, because a pool without workers would be worse.
+    """
     try:
         return step()
     except Exception as exc:
@@ -139,7 +149,8 @@ def attempt(pool: WorkerPool, what: str, step: Callable[[], T]) -> T | None:
 
 @outside
 def in_words(exc: BaseException) -> str:
-    """An exception in a message. What it has to say of itself is the user's code."""
+    """Return an exception in words for a message, at most 200 characters. Its `__str__` is user code, so it may raise.
+    """
     try:
         words = f"{type(exc).__name__}: {exc}"
     except Exception:
