@@ -1,33 +1,34 @@
-"""Events: what happens in the pools, told to whoever asks, in the order in which it happened.
+"""Events: what happens in the pools, told to subscribers in the order in which it happened.
 
 Guarantees
 - Events of one pool come in the order of its changes: each is noted under the pool's lock, in the critical section that
-  makes the change. Between two pools there is no order but that of their times.
-- Who subscribes hears first of each pool's numbers (`Kind.COUNTS`), then of every change of them. So the numbers of the
-  pool at any moment follow from the events alone.
-- An observer harms nobody: no code of its own runs under a lock or on a worker's time. A subscription has a buffer of
-  limited size, which it empties itself, on its own thread. If it is too slow it loses events, and is told how many, and
-  where among the others (`Kind.LOST`); nobody waits for it.
-- Where nobody subscribes it costs nothing on the way of a work from `submit` to its result. There are three diversions
-  on that way anyway, and a place that is observed takes them all: its `gate` sends who queues to `check_admitted`; its
-  `attends` sends activation to `place`, `activate` and `attend` (`careful` keeps it on); and a worker whose `served` is
-  not the place asks `execute_specially` before each item.
+  makes the change. Events of two pools are ordered only by their times.
+- A subscriber first gets each pool's numbers (`Kind.COUNTS`), and then every change of them. So the numbers of the pool
+  at any moment follow from the events alone.
+- An observer slows nobody down: none of its code is called under a lock or by a worker. A subscription has a buffer
+  of limited size, which it empties in its own thread. If it is too slow it loses events, and is told how many, and
+  at which point of the order (`Kind.LOST`); no thread waits for it.
+- Without a subscription, events cost nothing on the path of a work from `submit` to its result. That path has three
+  slow branches anyway, and an observed place takes them all: its `gate` sends a thread that queues to `check_admitted`;
+  its `attends` sends activation to `place`, `activate` and `attend` (`careful` keeps it set); and a worker whose
+  `served` is not the place calls `execute_specially` for each item.
 - The child of a fork has no subscription. When a runtime ends, what was noted before is delivered, within a limit of
   time (`subscriptions`).
 
-What an interruption may do (F10). A note is made of a few steps, with the change in the same critical section. An
-exception between the two, Ctrl-C say, leaves a note of what did not happen, or no note of what did: of one change, for
-the section ends there. It is mended then, and the pool tells its numbers anew by `COUNTS`; so whoever counts goes on
-from there. Of a work that was to be queued at that moment there may be a `QUEUED` although `submit` raised, and nothing
-after it. A number of lost events may be told twice. The order is never wrong, and the pool never suffers.
+What an interruption may do (F10). A note takes a few steps, in the same critical section as the change. An exception
+between the two, such as Ctrl-C, leaves a note of something that did not happen, or no note of something that did. Only
+one change is affected, because the section ends there. The pool is then mended, and tells its numbers anew by `COUNTS`,
+so an observer that counts goes on from there. If a work was being queued at that moment, there may be a `QUEUED`
+although `submit` raised, and nothing after it. A number of lost events may be told twice. The order is never wrong, and
+the pool is never harmed.
 
-Why a buffer for each subscription, filled by who holds the pool's lock, and not one thread that hands out: whoever is
-slow then loses its own events and nobody else's, one thread less is to be kept, and a pull subscription needs none.
-Why what comes last is dropped and not what is oldest: the place where events are missing is then known, and nobody but
-the observer takes from the buffer.
+Why each subscription has a buffer that is filled under the pool's lock, and no single thread hands events out: a slow
+observer then loses only its own events, one thread fewer is needed, and a pull subscription needs none. Why the newest
+events are dropped and not the oldest: the point where events are missing is then known, and only the observer takes
+from the buffer.
 
-The letters are those of `pool`. What a buffer's A stands for: one step of C, of a thread that holds some pool's lock or
-of the observer.
+The letters are those of `pool`. In a buffer, A stands for one atomic step in C, by a thread that holds some pool's lock
+or by the observer.
 """
 
 from __future__ import annotations
@@ -53,52 +54,60 @@ if TYPE_CHECKING:
 
 
 class Kind(StrEnum):
-    """What happened. Each is also the string of its name in small letters."""
+    """What happened. Each kind is also a string: its name in small letters."""
 
     COUNTS = "counts"
-    """The pool's numbers, to go on from: when the subscription begins, and after an interruption (`Event.counts`)."""
+    """The pool's numbers to start from (`Event.counts`): when the subscription begins, and after an interruption."""
 
     QUEUED = "queued"
     """A work was accepted."""
     ACTIVATED = "activated"
-    """It has a place under `max_active`, and waits for a worker only."""
+    """A work got a place under `max_active`, and waits for a worker only."""
     DEACTIVATED = "deactivated"
-    """It waits for a place again, for its queue was frozen."""
+    """A work waits for a place again, because its queue was frozen."""
     CANCELLED = "cancelled"
-    """It was taken back before it began."""
+    """A work was cancelled before it began."""
     STARTED = "started"
     """A worker is about to call its function."""
     ENDED = "ended"
-    """The function has returned or raised (`Event.why`); `Event.seconds` is how long that took, by the clock, and
-    `Event.cpu_seconds` how much CPU time it used. Whoever waits for the result hears of it after this was noted."""
+    """A work's function has returned or raised (`Event.why`). `Event.seconds` is how long that took by the clock, and
+    `Event.cpu_seconds` is the CPU time it used. Threads that wait for the result are told after this was noted.
+    """
 
     BLOCKED = "blocked"
     """A worker is known to be blocked, and another may run: see `Event.why` and `Event.where`.
 
-    The time is that at which the pool learned of it. A sensor looks only while works wait that nobody is on the way to.
-    And the sentinel marks what it sees; a mark is delivered when a worker comes to read it, and the time is that of the
-    delivery, later than the moment at which the worker blocked."""
+    The time is that at which the pool learned of it. A sensor looks only while works wait for which no worker is on its
+    way. The sentinel leaves a mark for what it sees, which is delivered when a worker comes to read it; the time is
+    that of the delivery, later than the moment at which the worker blocked.
+    """
     RUNNING = "running"
-    """It runs again, as far as is known."""
+    """A worker runs again, as far as is known."""
     COUNTED = "counted"
-    """A worker counts as one of those that run (A2): it goes on after it created a worker, or after a work of a
-    `cpu_intensive` queue. For the usual way see `WOKEN`."""
+    """A worker counts as running (A2): it goes on after it created a worker, or after a work of a `cpu_intensive`
+    queue. For the usual way see `WOKEN`.
+    """
     UNCOUNTED = "uncounted"
-    """It doesn't count any more (A8): it is about to go idle, to create a worker, or to execute a work of a
-    `cpu_intensive` queue."""
+    """A worker does not count as running any more (A8): it is about to go idle, to create a worker, or to execute a
+    work of a `cpu_intensive` queue.
+    """
 
     WOKEN = "woken"
-    """An idle worker was taken, and counts as running from now on; `Event.why`: by the "pool", or by a "sensor"."""
+    """An idle worker was taken for work, and counts as running from now on. `Event.why` says by what: "pool" or
+    "sensor".
+    """
     IDLE = "idle"
-    """A worker has nothing to do. It may be told again of one that was woken for nothing."""
+    """A worker has nothing to do. This may be told again of a worker that was woken for nothing."""
     CREATED = "created"
-    """There is one worker more."""
+    """The pool has one worker more."""
     CULLED = "culled"
-    """It was idle for long, or its CPU returned, and it ends (B3, D4)."""
+    """A worker ends because it was idle for long, or because its CPU returned (B3, D4)."""
     DIED = "died"
-    """It has ended otherwise. `Event.why`: of what; empty: it was told to, for the pool closes."""
+    """A worker has ended in another way. `Event.why` is what it died of; it is empty if the worker was told to end
+    because the pool closes.
+    """
     REFUSED = "refused"
-    """No worker could be created, which will be tried again (B2). `Event.why` says why."""
+    """No worker could be created, for the reason in `Event.why`. The pool tries again later (B2)."""
 
     MAYDAY = "mayday"
     """A queue's rescuer is called to help a pool that gets no worker (C2)."""
@@ -107,26 +116,26 @@ class Kind(StrEnum):
     HOG = "hog"
     """A work has used the CPU for more than `cpu_intensive_thresh` without blocking, while works wait (A9)."""
     CPU_LEFT = "cpu_left"
-    """The pool does not serve these CPUs any more (`Event.cpus`): they went, or were taken offline (D2)."""
+    """The pool does not serve the CPUs in `Event.cpus` any more: they left, or were taken offline (D2)."""
     CPU_RETURNED = "cpu_returned"
-    """The pool serves these CPUs from now on (D4)."""
+    """The pool serves the CPUs in `Event.cpus` from now on (D4)."""
     STALL = "stall"
-    """Works wait, and none of them began for long, or one begins again (H3): `Event.stall`, `Event.seconds`."""
+    """Works wait, and none has begun for long; or one begins again (H3). See `Event.stall` and `Event.seconds`."""
 
     LOST = "lost"
-    """`Event.number` events of the pool are missing here: the buffer was full."""
+    """`Event.number` events of the pool are missing here, because the buffer was full."""
 
 
 OF_WORKS = frozenset({Kind.QUEUED, Kind.ACTIVATED, Kind.DEACTIVATED, Kind.CANCELLED, Kind.STARTED, Kind.ENDED})
-"""Those for which a queue's works have to take the diversions."""
+"""The kinds for which a queue's works have to take the slow branches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """A pool's numbers at one moment, as `PoolView` has them."""
+    """A pool's numbers at one moment, as `PoolView` has them. Immutable."""
 
     workers: int
-    """Without rescuers that help here."""
+    """Without the rescuers that help in this pool."""
     idle: int
     running: int
     blocked: int
@@ -138,30 +147,35 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened in a pool. What does not apply to its kind is empty."""
+    """Something that happened in a pool. Immutable. Fields that do not apply to its kind have their defaults."""
 
     kind: Kind
     time: float
     """Seconds, on the monotonic clock of the runtime's host: `time.monotonic()`."""
     pool: str
-    """The pool's name, with an H behind it for a pool of high priority, as in the names of its workers."""
+    """The pool's name, followed by an H for a pool of high priority, as in the names of its workers."""
     worker: str = ""
     queue: str = ""
     work: str = ""
-    """What the work calls, by name. Empty where it has just been called, and the pool learns of something else then."""
+    """The name of what the work calls. It is empty if the function was just called and the pool learns of something
+    else.
+    """
     item: int = 0
-    """Which queueing of a work, or which call. For a call it is `id(future)`. No two that have not ended have the same;
-    one that comes later may."""
+    """Identifies one queueing of a work, or one call; for a call it is `id(future)`. No two that have not ended have
+    the same number; a later one may have the number of one that has ended.
+    """
     why: str = ""
-    """Of `BLOCKED`: "lock", it waits for a lock; "asleep", for anything else in the system; "said", the work said so,
-    by `cmwq.blocking()` or by waiting for another work; "hog", it doesn't block, but is let go of (A9). Of `ENDED`: the
-    name of the exception's type; empty: it returned. Of others: see their kinds."""
+    """Of `BLOCKED`: "lock": the worker waits for a lock; "asleep": it waits for anything else in the system; "said":
+    the work said so, by `cmwq.blocking()` or by waiting for another work; "hog": it is not blocked, but let go of (A9).
+    Of `ENDED`: the name of the exception's type, or empty if the function returned. For others see their kinds.
+    """
     where: str = ""
-    """Of `BLOCKED`: what the work waits for, in words, if it waits for another work, or if the subscription asked for
-    it by `where=True`."""
+    """Of `BLOCKED`: what the work waits for, in words, if it waits for another work, or if the subscription was made
+    with `where=True`.
+    """
     seconds: float = 0.0
     cpu_seconds: float | None = None
-    """Of `ENDED`: None where the host does not know."""
+    """Of `ENDED`: seconds of CPU time; None if the host does not know."""
     number: int = 0
     cpus: tuple[int, ...] = ()
     counts: Counts | None = None
@@ -169,9 +183,10 @@ class Event:
 
 
 Note: TypeAlias = tuple[Any, ...]
-"""The fields of an `Event`, and behind them the worker whose place is to be looked up when it is taken, or None.
+"""The fields of an `Event`, followed by the worker whose place is to be looked up when the note is taken, or None.
 
-An event is made of it by who takes it: to make one costs a microsecond, and notes are taken under the pool's lock.
+The observer makes the event of it when it takes the note: to make one costs a microsecond, and notes are made under the
+pool's lock.
 """
 
 
@@ -183,19 +198,21 @@ class Tap:
     def __init__(self, subscription: Subscription) -> None:
         self.subscription = subscription  # I
         self.lost = 0  # L: events that found the buffer full
-        self.untold = 0  # L: so many of them no event has told of yet
+        self.untold = 0  # L: how many of them no event has told of yet
 
     def wants(self, kind: Kind, wq: WorkQueue | None) -> bool:
+        """Return whether the subscription asked for events of this kind about this queue."""
         subscription = self.subscription
         return kind in subscription.kinds and (subscription.queue is None or subscription.queue is wq)
 
     def watches(self, wq: WorkQueue) -> bool:
-        """The queue's works are to take the diversions."""
+        """Return whether the queue's works have to take the slow branches."""
         subscription = self.subscription
         return subscription.queue in (None, wq) and not OF_WORKS.isdisjoint(subscription.kinds)
 
     @holding("lock")
     def put(self, note: Note, lock: Lock) -> None:
+        """Append a note to the buffer, or count it as lost if the buffer is full; wake the observer if it is asleep."""
         subscription = self.subscription
         buffer = subscription.buffer
         if len(buffer) >= subscription.limit:
@@ -209,7 +226,7 @@ class Tap:
             subscription.wake(lock)
 
     def tell_lost(self, time: float, pool: str) -> None:
-        """Context: lock held."""
+        """Append a note of how many events were lost. Context: lock held."""
         self.subscription.buffer.append(_lost(time, pool, self.untold))
         self.untold = 0
 
@@ -237,7 +254,10 @@ def note(
     cpus: tuple[int, ...] = (),
     stall: Stall | None = None,
 ) -> Note:
-    """It happens now. For whoever observes the pool, and returned for those who are told in any case."""
+    """Note that something happens now, in the buffer of each subscription that wants it.
+
+    Returns the note for those who are told in any case.
+    """
     if item is not None:
         wq, function = item.queue, item.function
         if function is not None:
@@ -260,6 +280,7 @@ def name_of_pool(pool: WorkerPool) -> str:
 
 @holding("pool.lock")
 def note_counts(pool: WorkerPool, tap: Tap) -> None:
+    """Note the pool's numbers for one subscription."""
     counts = Counts(
         workers=sum(worker.listed and not worker.is_rescuer for worker in pool.workers),
         idle=len(pool.idle_list),
@@ -277,7 +298,7 @@ def note_counts(pool: WorkerPool, tap: Tap) -> None:
 
 @holding("pool.lock")
 def mended(pool: WorkerPool) -> None:
-    """The pool was made whole after an interruption, which may have come in the middle of a note."""
+    """Tell the numbers anew after the pool was mended: the interruption may have come in the middle of a note."""
     observe_places(pool)
     for tap in pool.taps:
         note_counts(pool, tap)
@@ -291,7 +312,7 @@ def queued(pwq: PoolWorkQueue, item: Item) -> None:
 
 @holding("pwq.pool.lock")
 def activated(pwq: PoolWorkQueue, first: int) -> None:
-    """Those on the worklist from that index on."""
+    """Note the activation of the items on the worklist from index `first` on."""
     for item in islice(pwq.pool.worklist, first, None):
         note(pwq.pool, Kind.ACTIVATED, item=item, wq=pwq.wq)
 
@@ -306,7 +327,7 @@ def deactivated(pwq: PoolWorkQueue, items: Iterable[Item]) -> None:
 @holding("item.pwq.pool.lock")
 def cancelled(item: Item) -> None:
     pwq = item.phase.pwq
-    if item.phase is not pwq.outside:  # else it was not queued yet
+    if item.phase is not pwq.outside:  # otherwise it was not queued yet
         note(pwq.pool, Kind.CANCELLED, item=item, wq=pwq.wq)
 
 
@@ -351,7 +372,7 @@ def culled(pool: WorkerPool, worker: Worker) -> None:
 
 @holding("pool.lock")
 def died(pool: WorkerPool, worker: Worker) -> None:
-    """To be said while it is one of the pool's workers still: one that was culled is none."""
+    """Note the end of a worker. To be called while it is still one of the pool's workers, which a culled one is not."""
     if worker.listed and worker in pool.workers:
         note(pool, Kind.DIED, worker, why=worker.fate)
 
@@ -378,7 +399,7 @@ def hog(pool: WorkerPool, worker: Worker) -> Note:
 
 @not_holding("pool.lock")
 def cpus_change(pool: WorkerPool, cpus: tuple[int, ...]) -> None:
-    """From now on it serves these; none: it is to be disassociated."""
+    """Note which CPUs the pool is about to lose and to get. An empty `cpus`: it is about to be disassociated."""
     with pool.lock:
         before = set() if pool.disassociated else set(pool.cpus)
         left, back = before.difference(cpus), set(cpus) - before
@@ -393,7 +414,7 @@ def cpus_change(pool: WorkerPool, cpus: tuple[int, ...]) -> None:
 
 @holding("pwq.pool.lock")
 def observe(pwq: PoolWorkQueue) -> None:
-    """See to it that its works take the diversions if somebody wants to hear of them, and not otherwise."""
+    """Make the works of the place take the slow branches if a subscription wants to hear of them, and only then."""
     pool, wq = pwq.pool, pwq.wq
     pwq.observed = observed = any(tap.watches(wq) for tap in pool.taps)
     pwq.careful = observed or pwq.frozen
@@ -403,8 +424,10 @@ def observe(pwq: PoolWorkQueue) -> None:
 
 @holding("pool.lock")
 def observe_places(pool: WorkerPool) -> None:
-    """A worker that has just found a place unobserved has set its `served` before it looked; so either it sees
-    `observed`, or its `served` is taken back here.
+    """Do as `observe` does for all places of the pool.
+
+    A worker that finds a place unobserved sets its `served` before it looks. So either it sees `observed`, or its
+    `served` is cleared here.
     """
     for pwq in pool.pwqs:
         observe(pwq)

@@ -2,8 +2,8 @@
 
 Guarantees: a work that used more than `cpu_intensive_thresh` seconds of CPU without blocking is noticed while works
 wait. It is counted, and reported once per function with a power-of-two back-off. It is also let go of: it does not
-count as running any more, so another worker starts. No more hogs than the target of the pool are let go of at a time, so a
-flood of long computations stays at two runnable threads per CPU.
+count as running any more, so another worker starts. No more hogs than the target of the pool are let go of at a time,
+so a flood of long computations stays at two runnable threads per CPU.
 
 How: a timer looks at the CPU clocks of the workers that run. It is set only while work waits for which no worker is on
 its way, and for a moment after. It needs no sensor, and no clock is read for a work that ends within a period. The

@@ -1,9 +1,9 @@
 """The manager's office of a pool: who creates its workers, what came of that, and which of them are too many (B).
 
-Guarantees: at most one manager (B2); while anything executes there is an idle worker, a manager, or a retry due (B1);
-where no thread can be had, the pool goes on with those it has, and tries again after the cool-down (B6); surplus idle
-workers die, the coldest first (B3). Manager is a role that a thread has for a while: a worker, the one that starts the
-pool, or the timer. The letters are those of `pool`.
+Guarantees: there is at most one manager (B2). While anything executes there is an idle worker, one on its way, a
+manager, or a retry due (B1). If no thread can be had, the pool goes on with the workers it has, and tries again after
+the cool-down (B6). Surplus idle workers die, the coldest first (B3). Manager is a role that a thread has for a while: a
+worker, the thread that starts the pool, or the timer. The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = logging.getLogger("cmwq")
 
 
 class Office:
-    """One pool's."""
+    """The manager's office of one pool."""
 
     __slots__ = (
         "_next_number", "_pool", "holder", "max_workers", "nr_refusals", "nr_refused", "refusal", "refused",
@@ -36,29 +36,32 @@ class Office:
     def __init__(self, pool: WorkerPool, max_workers: int) -> None:
         self._pool = pool  # I
         self.max_workers = max_workers  # I: the runtime's own cap (B6)
-        self.holder: object | None = None  # L: who is creating a worker: a worker, or a stand-in for another thread
+        self.holder: object | None = None  # L: the manager: a worker, or a stand-in for another thread; None: nobody
         self.refused = False  # L: no thread could be had; a retry is due (B2)
-        self.nr_refusals = 0  # L: so many times in a row
-        self.refusal = ""  # L: what the last was for
-        self.nr_refused = 0  # L: so many times in all
+        self.nr_refusals = 0  # L: refusals in a row
+        self.refusal = ""  # L: the reason of the last refusal
+        self.nr_refused = 0  # L: refusals in all
         self._next_number = 0  # L
 
     @property
     @holding("self._pool.lock")
     def taken(self) -> bool:
-        """Somebody is the manager."""
+        """Whether there is a manager at present."""
         return self.holder is not None
 
     # ------------------------------------------------------------------------------------- creating
 
     @not_holding("self._pool.lock")
     def create_worker(self) -> None:
-        """One more worker, idle. Raises ThreadLimit: refused, or a cap is reached (B6)."""
+        """Create one more worker, which is idle, or taken for work at once.
+
+        Raises ThreadLimit if the thread is refused, or a cap is reached (B6).
+        """
         pool = self._pool
         with pool.lock:
             room = self.max_workers - len(pool.workers)
             if room <= 0:
-                room += sum(worker.is_rescuer for worker in pool.workers)  # rescuers are none of them
+                room += sum(worker.is_rescuer for worker in pool.workers)  # rescuers do not count for the cap
             number = self._next_number
             self._next_number += 1
             pool.gil = pool.host.gil_enabled()
@@ -66,14 +69,14 @@ class Office:
             raise ThreadLimit(f"pool {pool.name}: no room for one more thread below the caps; see `cmwq doctor`")
         worker = Worker(pool, number, pool.lookout.parker())
         try:
-            # In the set before the thread is there, so that the thread finds itself listed; idle only once it exists.
+            # It joins the set before its thread exists, so that the thread finds itself there; it is idle only after.
             with pool.lock:
                 pool.workers.add(worker)
             pool.host.spawn(worker.name, partial(worker_thread, worker), partial(_note_thread, worker))
             if not self._list(worker):
                 raise ThreadLimit(f"worker {worker.name} died as it began: {worker.fate}")
         except BaseException:
-            # Its thread was refused; or it exists, and this one was interrupted before the new one was listed.
+            # Its thread was refused, or it exists and the calling thread was interrupted before it listed the worker.
             if worker.thread is None:
                 with pool.lock:
                     pool.workers.discard(worker)
@@ -84,9 +87,10 @@ class Office:
 
     @not_holding("self._pool.lock")
     def _list(self, worker: Worker) -> bool:
-        """Its thread exists: it is idle now, or is taken for work at once. False: it died before that.
+        """Put a new worker, whose thread exists, on the idle list, or take it for work at once. Returns False if it
+        died before.
 
-        Once for each.
+        A second call for the same worker changes nothing.
         """
         pool = self._pool
         with pool.lock:
@@ -111,11 +115,11 @@ class Office:
 
     @not_holding("self._pool.lock")
     def create_reserve(self, manager: object) -> None:
-        """What the manager does: create workers until one stays idle, or none can be had; then leave the office.
+        """Do what the manager does: create workers until one stays idle, or none can be had; then leave the office.
 
         The worker just created may be taken for work at once. It then finds a manager in office and relies on it to
-        create the next (B1). So the office is left in the very critical section in which the reserve was seen.
-        Context: `holder` set by the caller.
+        create the next (B1). So the office is left in the very critical section in which the reserve was seen. Context:
+        the caller has set `holder`.
         """
         pool = self._pool
         try:
@@ -128,7 +132,7 @@ class Office:
                         self.holder = None
                         pool.settle()
                         return
-        except BaseException:  # Ctrl-C: the office must not stay taken by nobody
+        except BaseException:  # e.g. Ctrl-C: the office must not stay taken without a manager
             with pool.lock:
                 if self.holder is manager:
                     self.holder = None
@@ -137,7 +141,7 @@ class Office:
 
     @not_holding("self._pool.lock")
     def _try_to_create(self) -> str | None:
-        """Why no worker could be created; None: one was."""
+        """Create a worker. Returns why it could not be created; None if it was."""
         try:
             self.create_worker()
         except ThreadLimit as exc:
@@ -149,10 +153,12 @@ class Office:
 
     @holding("self._pool.lock")
     def note_refusal(self, why: str) -> None:
-        """B2, B6: go on with what there is, and try again after the cool-down."""
+        """Note that no thread could be had: go on with the workers there are, and try again after the cool-down (B2,
+        B6).
+        """
         pool = self._pool
         self.nr_refused += 1
-        self.nr_refusals = 0 if pool.idle_list else self.nr_refusals + 1  # 0: nobody will try again
+        self.nr_refusals = 0 if pool.idle_list else self.nr_refusals + 1  # 0: there is a reserve, so no retry follows
         self.refusal = why
         if pool.taps:
             events.refused(pool, why)
@@ -160,15 +166,15 @@ class Office:
             if not pool.watchdog.on:
                 pool.watchdog.begin()
             pool.host.call_later(pool.config.create_cooldown, self._retry)
-            self.refused = True  # last: never without a retry that is due
+            self.refused = True  # last: it is never set without a retry that is due
         pool.settle()
 
     @outside
     def _retry(self) -> None:
-        """The cool-down is over. Stops when an idle worker appeared.  Context: the timer.
+        """Try again when the cool-down is over, unless a worker is idle by now. Context: the timer.
 
-        The worker that was refused went on to work, so the timer is the manager meanwhile: were nobody left to try, a
-        first item waiting for a second would wait for ever although threads can be had again.
+        The worker that was refused has gone to work, so the timer is the manager meanwhile. If no thread were left to
+        try, an item that waits for a second one would wait for ever, although threads can be had again.
         """
         pool = self._pool
         with pool.lock:
@@ -186,14 +192,14 @@ class Office:
 
     @holding("self._pool.lock")
     def cull_later(self) -> None:
-        """Context: the alarm is not set."""
+        """Set the alarm if there are too many idle workers. Context: the alarm is not set."""
         pool = self._pool
         if too_many_workers(pool) and not pool.closing:
             pool.alarms.cull.set(pool.host, pool.config.idle_worker_timeout, self._cull)
 
     @outside
     def _cull(self) -> None:
-        """B3: the coldest idle workers die, one by one, while there are too many.  Context: the timer."""
+        """Let the coldest idle workers die, one by one, while there are too many (B3). Context: the timer."""
         pool = self._pool
         with pool.lock:
             pool.alarms.cull.cancel()
@@ -209,7 +215,7 @@ class Office:
 
     @holding("self._pool.lock")
     def dismiss_coldest(self) -> None:
-        """It dies. The caller settles."""
+        """Let the coldest idle worker die. The caller calls `settle`."""
         pool = self._pool
         if pool.taps:
             events.culled(pool, pool.idle_list[0])

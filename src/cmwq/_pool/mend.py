@@ -1,15 +1,16 @@
-"""Mending: what a pool does when something was raised in the middle of one of its critical sections (F10).
+"""Mending: what a pool does after an exception in the middle of one of its critical sections (F10).
 
-Guarantees: afterwards no work is lost, listed twice or counted wrongly, no worker is forgotten, and whoever was to be
-woken is. Whatever was to happen has happened, or it has not. Mending may itself be interrupted: then it is done again,
-from the beginning, before anybody else has the lock.
+Guarantees: afterwards no work is lost, listed twice or counted wrongly, no worker is forgotten, and every thread that
+was to be woken is woken. What the section was about to do has happened completely, or not at all. Mending may itself be
+interrupted: then it is done again, from the beginning, before any other thread gets the lock.
 
 How: a pool's state is of two kinds. *What is*: which works are in which list, and the flags of workers and works. Each
-critical section changes that in steps of one store or one call of a C function, in such an order that every beginning
-of the row leaves something that can be told apart here; mostly a work is in its new place before it leaves the old.
-*What follows*: every count, `attends`, what the sensor is armed with. That is never read here, and made anew.
+critical section changes that in steps of one store or one call of a C function. The steps are in such an order that
+after each of them the state shows here how far the section came; mostly a work is in its new place before it leaves the
+old one. *What follows*: every count, `attends`, and what the sensor is armed with. That is never read here, and is made
+anew.
 
-Costs O(workers + works waiting), only after an interruption.
+Costs O(workers + works waiting), and only after an interruption.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ if TYPE_CHECKING:
 
 
 class Mendable(Protocol):
-    """It has a lock, and can settle what was begun when something was raised while that was held."""
+    """An object with a lock that can settle what was begun when an exception was raised while the lock was held."""
 
     def mend(self) -> None:
-        """Context: its lock held."""
+        """Restore the state that the lock guards. Context: its lock held."""
         ...
 
 
 def mending(owner: Mendable) -> Callable[[], None]:
-    """`owner.mend` for the owner's lock, without making a circle of the two."""
+    """Return a function that calls `owner.mend`, for the owner's lock. It refers to the owner weakly, to avoid a cycle.
+    """
     return partial(_mend_if_there, ref(owner))
 
 
@@ -52,7 +54,7 @@ def _mend_if_there(owner: ref[Mendable]) -> None:
 
 @holding("pool.lock")
 def mend(pool: WorkerPool) -> None:
-    """Make everything follow from what is."""
+    """Restore everything that follows from what is."""
     if pool.relisting is not None:
         pool.relist(*pool.relisting)
     pwqs = list(pool.pwqs)
@@ -81,6 +83,8 @@ def mend(pool: WorkerPool) -> None:
 
 @holding("pool.lock")
 def _mend_workers(pool: WorkerPool) -> None:
+    """Make the idle list and the counts of workers agree with the workers' flags, and wake those that were to be woken.
+    """
     idle = dict.fromkeys(pool.idle_list)
     idle.update((worker, None) for worker in pool.workers if worker.idle)
     pool.idle_list[:] = [worker for worker in idle if worker.idle and not (worker.kicked or worker.dying)]
@@ -96,7 +100,7 @@ def _mend_workers(pool: WorkerPool) -> None:
 
 @holding("pool.lock")
 def _mend_lists(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
-    """A work that is in two places was on its way from one to the other."""
+    """Make each work be in one place. A work in two places was on its way from one to the other."""
     executing = {worker.item for worker in pool.workers if worker.item is not None and worker.item.begun}
     followers = {worker.item.follower for worker in pool.workers if worker.item is not None} - {None}
     listed = set(pool.worklist).union(*(pwq.inactive for pwq in pwqs))
@@ -119,6 +123,7 @@ def _mend_lists(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
 
 @holding("pool.lock")
 def _count_works(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
+    """Count anew the works of each place and of each phase."""
     active: Counter[PoolWorkQueue] = Counter()
     withdrawn: Counter[PoolWorkQueue] = Counter()
     phases: Counter[Phase] = Counter()

@@ -1,7 +1,8 @@
-"""A worker that is interrupted between two works, or dies (B4, F10).
+"""What happens when a worker is interrupted between two works, or dies (B4, F10).
 
-Guarantees: the work that it had begun ends with that exception, one that it had not begun goes back to where it was,
-and the worker goes on; if it can't, another takes its place, after the cool-down (B2). The letters are those of `pool`.
+Guarantees: a work that it had begun ends with that exception, and a work that it had not begun goes back to where it
+was. The worker goes on; if it cannot, another takes its place after the cool-down (B2). The letters are those of
+`pool`.
 """
 
 from __future__ import annotations
@@ -22,21 +23,22 @@ _log = logging.getLogger("cmwq")
 
 
 def recover(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
-    """Something was raised that is none of a work's. The worker puts down what it had, and rests.
+    """Handle an exception that is not a work's: the worker puts down what it had, and becomes idle.
 
     Context: the worker's thread, lock held or not: it has just been interrupted.
     """
     put_down(pool, worker, exc)
     with pool.lock:
-        worker.ended()  # if that raises, the worker dies
+        worker.ended()  # if this raises, the worker dies
     _log.warning("%r was interrupted by %s, and goes on", worker, in_words(exc))
 
 
 def put_down(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
-    """What the worker had begun ends with that exception, as if the work had raised it; what it had not begun goes back
-    to where it was; then the worker rests, if it lives, and whoever is needed is woken.
+    """End the work that the worker had begun with `exc`, as if the work had raised it; put a work that it had not begun
+    back to where it was. Then make the worker idle, if it lives, and wake the workers that are needed.
 
-    Context: as `recover`. If it is interrupted it may be called again.
+    A work at which the worker is interrupted a second time before it began ends with the exception. Context: as
+    `recover`. If this is interrupted it may be called again.
     """
     lock = pool.lock
     if lock.held():
@@ -45,7 +47,7 @@ def put_down(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
     with lock:
         item = worker.item
         if item is not None and not item.begun and worker.stumbled is not item:
-            worker.stumbled = item  # a second time it is the item's own fault, and it ends
+            worker.stumbled = item  # the second time the item is taken to be the cause, and ends
             worker.item = None
             if item not in pool.worklist and not item.withdrawn:
                 pool.worklist.appendleft(item)
@@ -68,13 +70,15 @@ def put_down(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
         if worker.fate:
             bury(pool, worker)
         elif not (worker.dying or worker.is_rescuer):
-            worker.idle = True  # a rescuer rests elsewhere
+            worker.idle = True  # a rescuer rests with its queue
         pool.mend()
     worker.last = None
 
 
 def mourn(worker: Worker, exc: BaseException) -> None:
-    """It died of this.  Context: its own thread, or that has ended; lock not held, unless by that."""
+    """Handle the death of a worker by `exc`. Context: its own thread, or any other once that has ended; lock not held,
+    unless by the dead thread.
+    """
     pool = worker.pool
     worker.fate = in_words(exc)
     put_down(pool, worker, exc)
@@ -85,8 +89,8 @@ def mourn(worker: Worker, exc: BaseException) -> None:
 
 @not_holding("pool.lock")
 def bury_the_dead(pool: WorkerPool) -> None:
-    """Workers whose threads have ended without a word: C code ended them, or something was raised before or after all
-    that `worker_thread` can see, as by a trace function at its call.
+    """Handle workers whose threads have ended without notice: C code ended them, or an exception was raised outside of
+    all that `worker_thread` can catch, for example by a trace function at its call.
     """
     with pool.lock:
         workers = [(worker, worker.thread) for worker in pool.workers if worker.listed and not worker.dying]
@@ -98,10 +102,10 @@ def bury_the_dead(pool: WorkerPool) -> None:
 
 @holding("pool.lock")
 def bury(pool: WorkerPool, worker: Worker) -> None:
-    """It is gone, and so is what it counted for; if it is missing, another takes its place.
+    """Remove a dead worker, and what it counted for. If it was not told to end, another takes its place.
 
-    If it isn't listed yet, who is just creating it sees its `fate`, and has been refused.
-    Context: the worker's own thread.
+    If it is not listed yet, the thread that is creating it sees its `fate`, and takes that for a refusal. Context: the
+    worker's own thread, or mourning for it.
     """
     missing = not worker.dying
     worker.dying = True
