@@ -1,1 +1,1 @@
-"""The pool: who runs, who rests, who waits. It knows nothing of named queues but what the protocols of `item` say."""
+"""The pool: which worker runs, rests or waits. It knows of named queues only what the protocols of `item` say."""

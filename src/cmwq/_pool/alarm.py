@@ -10,33 +10,33 @@ if TYPE_CHECKING:
 
 
 class Alarm:
-    """At most one timer at a time. Context of all: the pool's lock held.
+    """At most one timer at a time. Context of all methods: the pool's lock held.
 
-    Who is called by it begins with `cancel`: should an interruption have left two, the other is taken back.
+    The function that the timer calls begins with `cancel`: if an interruption left two timers, the other is cancelled.
     """
 
     __slots__ = ("timer",)
 
     def __init__(self) -> None:
-        self.timer: Timer | None = None  # L: None: not set
+        self.timer: Timer | None = None  # L: None if not set
 
     def set(self, host: Host, delay: float, call: Callable[[], None]) -> None:
-        """Raises ThreadLimit: never, once the runtime has begun.  Context: not set."""
+        """Call `call` after `delay` seconds. Context: not set. Raises ThreadLimit only before the runtime began."""
         self.timer = host.call_later(delay, call)
 
     def cancel(self) -> None:
-        """It is not set any more. Harmless if it wasn't."""
-        timer, self.timer = self.timer, None  # first: one that is noted will fire
+        """Cancel the timer. Harmless if none is set."""
+        timer, self.timer = self.timer, None  # first: a timer that is noted here will fire
         if timer is not None:
             timer.cancel()
 
     def forget(self) -> None:
-        """In the child of a fork: the timer was the parent's."""
+        """Forget the timer, which was the parent's. Context: the child of a fork."""
         self.timer = None
 
 
 class Alarms:
-    """Those of one pool, but for `Lending`'s."""
+    """The alarms of one pool, except that of `Lending`."""
 
     __slots__ = ("cull", "drained", "hog_rests", "hogs", "mayday")
 
@@ -44,15 +44,15 @@ class Alarms:
         self.cull = Alarm()  # I: an idle worker is surplus (B3)
         self.drained = Alarm()  # I: the pool's CPU left, and it has not drained yet (D2)
         self.hogs = Alarm()  # I: work waits, or did a moment ago (A9)
-        self.hog_rests = 0  # L: so often it was set since work waited
+        self.hog_rests = 0  # L: how often it was set since work last waited
         self.mayday = Alarm()  # I: work waits, and no worker can be had (C2)
 
     def cancel(self) -> None:
-        """The pool closes."""
+        """Cancel all, because the pool closes."""
         for alarm in (self.cull, self.drained, self.hogs, self.mayday):
             alarm.cancel()
 
     def forget(self) -> None:
-        """In the child of a fork."""
+        """Forget all. Context: the child of a fork."""
         for alarm in (self.cull, self.drained, self.hogs, self.mayday):
             alarm.forget()

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def abandon(pool: WorkerPool) -> None:
-    """In the child of a fork: the threads are the parent's, the locks may be held by them for ever (G2).
+    """Empty the pool in the child of a fork: its threads are the parent's, and may hold its lock for ever (G2).
 
-    The forking thread may be one of our workers, in the middle of an item: it ends when that ends.
+    The forking thread may be a worker, in the middle of an item; it ends when that item ends.
     """
     pool.lost = pool.closing = True
     pool.detained.clear()
@@ -32,9 +32,9 @@ def abandon(pool: WorkerPool) -> None:
 
 @not_holding("pool.lock")
 def close(pool: WorkerPool) -> list[Worker] | None:
-    """Take no work any more; every worker ends. Returns them, for the caller to join.
+    """Accept no more work, and end every worker. Returns the workers, for the caller to join.
 
-    None: it is not quiet, nothing was done.
+    Returns None, and changes nothing, if the pool is not quiet.
     """
     with pool.lock:
         if not pool.is_quiet():
@@ -45,10 +45,10 @@ def close(pool: WorkerPool) -> list[Worker] | None:
 
 @holding("pool.lock")
 def dismiss_all(pool: WorkerPool) -> list[Worker]:
-    """The pool closes: nobody queues here any more, and every worker ends. Returns them. May be said twice."""
+    """Close the pool: no more work can be queued here, and every worker ends. Returns them. May be called twice."""
     for pwq in list(pool.pwqs):
         pwq.gate = True
-    workers = [worker for worker in pool.workers if not worker.is_rescuer]  # a rescuer is just about to leave
+    workers = [worker for worker in pool.workers if not worker.is_rescuer]  # a rescuer is about to leave by itself
     for worker in workers:
         worker.dying = True
         worker.idle = False

@@ -1,22 +1,24 @@
 """CPUs that come and go (D): taken offline, out of the process's affinity or cpuset, or by hand; and the CPU quota.
 
-Guarantees: `check`, which the watchdog calls once a second while work is unfinished, notices any of these (D1). A pool
+Guarantees: `check`, which the watchdog calls once a second while work is unfinished, notices each of these (D1). A pool
 of several CPUs gets another target, and its workers' affinity follows (D6). A pool whose last CPU left is
-*disassociated*: its workers may run anywhere, concurrency is not managed there any more, and no work goes there except
-what was there already, or follows an execution there (D2, D3). When its CPU returns, even meanwhile, surplus idle
-workers die, the others are bound again, and concurrency is managed again (D4). One CPU always remains (D5). An ordered
-queue has its place on the pool of all CPUs, which never goes.
+*disassociated*: its workers may run anywhere, its concurrency is not managed any more, and no work goes there except
+what was there already, or follows an execution there (D2, D3). When its CPU returns, even before the pool has drained,
+surplus idle workers die, the others are bound again, and concurrency is managed again (D4). One CPU always remains
+(D5). An ordered queue has its place on the pool of all CPUs, which always exists.
 
-How: the duties that a thread had in early kernels, the trustee, are a flag and a few functions, as in later ones. What
-it did besides, creating workers and calling rescuers until nothing is left, the pool's own managers and maydays do. A
-timer looks every `trustee_cooldown` whether the pool has drained, and then ends the workers that were made for it.
+How: the duties of the trustee, which was a thread in early kernels, are a flag and a few functions here, as in later
+kernels. The trustee also created workers and called rescuers until no work was left; the pool's own managers and
+maydays do that here. A timer looks after every `trustee_cooldown` whether the pool has drained, and then dismisses the
+workers that were created meanwhile.
 
-Why not inotify: files in cgroups and sysfs tell who writes to them, not what becomes of it (a parent's cpuset, another
-namespace, a hypervisor). And to read it would take a thread. Reading the files costs 0.1 ms a second.
+Why not inotify: for files in cgroups and sysfs it tells of writes to them, not of what becomes of the values (a
+parent's cpuset, another namespace, a hypervisor). It would also take a thread to read. Reading the files costs 0.1 ms a
+second.
 
-Why bind threads again that were bound already: the kernel moves a thread off a CPU that leaves, and doesn't move it
-back; a change of the cpuset overwrites it. If the CPU was gone and back between two looks, only the thread's own
-affinity tells: `_bind_strays`.
+Why threads are bound again that were bound already: the kernel moves a thread off a CPU that leaves, and does not move
+it back; a change of the cpuset overwrites the affinity. If the CPU was gone and back between two looks, only the
+thread's own affinity tells: `_bind_strays`.
 
 The letters are those of `pool`; H: `Hotplug._lock`.
 """
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from cmwq._pool.pools import PoolKey, Pools
 
 UNMANAGED = 1 << 30
-"""D2: the target of a pool in which all may run."""
+"""The target of a disassociated pool, in which all workers may run (D2)."""
 
 
 class Hotplug:
@@ -43,47 +45,50 @@ class Hotplug:
 
     def __init__(self, pools: Pools, wanted: tuple[int, ...] | None) -> None:
         self._pools = pools  # I
-        self._wanted = wanted  # I: None: all that the process may use
+        self._wanted = wanted  # I: the CPUs to use; None: all that the process may use
         self._taken: frozenset[int] = frozenset()  # H: offline by hand
-        self._cpus: tuple[int, ...] = ()  # H and R to change, read freely: what was noticed last; empty: nothing yet
-        self._there: frozenset[int] = frozenset()  # H and R to change, read freely: the same
-        self._limit = 0  # H and R: likewise
-        self._homes: dict[tuple[str, int], int] = {}  # R to change, read freely: scope and CPU: the pool's first CPU
-        self._served: dict[tuple[str, int], tuple[int, ...]] = {}  # R to change, read freely: the CPUs of each of those
+        self._cpus: tuple[int, ...] = ()  # H and R to change, read freely: CPUs noticed last; empty: none yet
+        self._there: frozenset[int] = frozenset()  # H and R to change, read freely: the same as a set
+        self._limit = 0  # H and R to change, read freely: the CPU limit noticed last; 0: none yet
+        self._homes: dict[tuple[str, int], int] = {}  # R to change, read freely: (scope, CPU) to the pool's first CPU
+        self._served: dict[tuple[str, int], tuple[int, ...]] = {}  # R to change, read freely: (scope, first CPU) to all
         self._lock = pools.host.lock(Rank.HOTPLUG)  # F
 
     def take_over(self, other: Hotplug) -> None:
-        """What was taken offline by hand stays so.  Context: nothing runs yet."""
+        """Replace `other`: what was taken offline by hand there stays offline. Context: nothing runs yet."""
         self._taken = other._taken
 
     def cpus(self) -> tuple[int, ...]:
-        """Those in use, as far as noticed."""
+        """Return the CPUs in use, as far as noticed."""
         return self._cpus or self._present()
 
     def uses(self, cpu: int) -> bool:
+        """Return whether this CPU is in use, as far as noticed."""
         return cpu in (self._there or self._present())
 
     def limit(self) -> int:
-        """How many CPUs' worth of time, as far as noticed."""
+        """Return how many CPUs' worth of time the process may use, as far as noticed."""
         return self._limit or self._pools.host.cpu_limit()
 
     @holding("self._pools.lock")
     def begin(self) -> None:
-        """Context: nothing runs yet."""
+        """Note the CPUs and the limit. Context: nothing runs yet."""
         self._note(self._present(), self._pools.host.cpu_limit())
-        self._learn({scope for scope, _ in self._served})  # of what was there a moment ago
+        self._learn({scope for scope, _ in self._served})  # with the CPUs just noted
 
     @holding("self._pools.lock")
     def _note(self, cpus: tuple[int, ...], limit: int) -> None:
+        """Note what is in use from now on."""
         self._cpus, self._there, self._limit = cpus, frozenset(cpus), limit
 
     def forget(self) -> None:
-        """In the child of a fork. Another thread may have been about to learn: what it had noted is void, too."""
+        """Forget what was noticed, in the child of a fork. Another thread may have been in the middle of `_learn`."""
         self._lock = self._pools.host.lock(Rank.HOTPLUG)
         self._cpus, self._there, self._limit = (), frozenset(), 0
         self._homes, self._served = {}, {}
 
     def _present(self) -> tuple[int, ...]:
+        """Read which CPUs are in use now: there, wanted, and not taken offline by hand; at least one."""
         there = self._pools.host.cpus()
         if self._wanted is not None:
             usable = frozenset(there)
@@ -94,7 +99,7 @@ class Hotplug:
 
     @not_holding("self._pools.lock")
     def home(self, scope: str, cpu: int) -> int:
-        """The first CPU of the pool that serves this one. It stays the same while CPUs come and go."""
+        """Return the first CPU of the pool that serves this CPU. It stays the same while CPUs come and go."""
         if scope == "cpu":
             return cpu
         home = self._homes.get((scope, cpu))
@@ -106,7 +111,7 @@ class Hotplug:
 
     @holding("self._pools.lock", "self._lock")
     def served_by(self, key: PoolKey) -> tuple[int, ...]:
-        """The CPUs that the pool serves now."""
+        """Return the CPUs that the pool serves now; empty if its last CPU left."""
         scope, first, _ = key
         if first < 0:
             return self.cpus()
@@ -115,11 +120,14 @@ class Hotplug:
         return self._served.get((scope, first), ())
 
     def target(self, cpus: tuple[int, ...]) -> int:
+        """Return how many workers may run on these CPUs (A2)."""
         return min(len(cpus), self.limit())
 
     @holding("self._pools.lock")
     def _learn(self, scopes: set[str]) -> None:
-        """A CPU that is new joins those it belongs with. What is known stays: the files say nothing of absent CPUs."""
+        """Add new CPUs to the groups they belong to. Known CPUs keep theirs, because the files tell nothing of absent
+        CPUs.
+        """
         served: dict[tuple[str, int], list[int]] = {}
         for scope in scopes:
             for group in self._pools.host.cpu_groups(scope, self.cpus()):
@@ -133,7 +141,9 @@ class Hotplug:
     # ------------------------------------------------------------------------------- what changed
 
     def take(self, cpu: int) -> None:
-        """It goes offline by hand. Raises ValueError: it isn't there, or it is the last."""
+        """Take a CPU offline by hand; again is harmless. Raises ValueError if it is not in use, or is the last one
+        (D5).
+        """
         with self._lock:
             cpus = self._present()
             if cpu in self._taken:
@@ -146,7 +156,7 @@ class Hotplug:
         self.check()
 
     def give_back(self, cpu: int) -> None:
-        """It may be used again. Raises ValueError: it may not, whatever we do."""
+        """Allow a CPU that was taken offline by hand. Raises ValueError if it cannot be used for another reason."""
         with self._lock:
             self._taken -= {cpu}
             if cpu not in self._present():
@@ -158,7 +168,7 @@ class Hotplug:
 
     @outside
     def check(self) -> bool:
-        """Notice what changed, and follow (D1). True: something did."""
+        """Notice what changed, and have the pools follow (D1). Returns whether anything changed."""
         with self._lock:
             now = self._present(), self._pools.host.cpu_limit()
             with self._pools.lock:
@@ -180,6 +190,7 @@ class Hotplug:
 
     @holding("self._lock")
     def _follow(self, pool: WorkerPool, cpus: tuple[int, ...]) -> None:
+        """Have a pool serve these CPUs; none: disassociate it (D2, D4, D6)."""
         events.cpus_change(pool, cpus)
         if not cpus:
             if not pool.disassociated:
@@ -197,13 +208,16 @@ class Hotplug:
 
 @holding("pool.lock")
 def _look_after(pool: WorkerPool) -> None:
-    if pool.alarms.drained.timer is None:  # of a CPU that comes and goes, one is enough
+    """Look after `trustee_cooldown` whether the disassociated pool has drained."""
+    if pool.alarms.drained.timer is None:  # one timer is enough for a CPU that comes and goes
         pool.alarms.drained.set(pool.host, pool.config.trustee_cooldown, partial(_end_if_drained, pool))
 
 
 @outside
 def _end_if_drained(pool: WorkerPool) -> None:
-    """D2: the list is empty and nothing runs; or look again.  Context: the timer."""
+    """Dismiss the surplus workers if the list is empty and nothing runs (D2); else look again later. Context: the
+    timer.
+    """
     with pool.lock:
         pool.alarms.drained.cancel()
         if not pool.disassociated or pool.closing:
@@ -215,7 +229,7 @@ def _end_if_drained(pool: WorkerPool) -> None:
 
 
 def _dismiss_surplus(pool: WorkerPool) -> None:
-    """D4: the idle workers die, but for one reserve (B1): there are as many as there were works."""
+    """Let the idle workers die, except one in reserve (B1): up to one for each work may have been created (D4)."""
     with pool.lock:
         for _ in pool.idle_list[1:]:
             pool.office.dismiss_coldest()
@@ -224,9 +238,9 @@ def _dismiss_surplus(pool: WorkerPool) -> None:
 
 @holding("pool.runtime.hotplug._lock")
 def _bind_strays(pool: WorkerPool) -> None:
-    """Workers whose threads are bound to something else than the pool's CPUs: by the kernel, or by a work (B4).
+    """Bind again the workers whose threads are bound to other CPUs than the pool's: by the kernel, or by a work (B4).
 
-    One that executes something binds itself before its next item: that work may have wished it so.
+    A worker that executes something binds itself before its next item, because that work may have wished it so.
     """
     host = pool.host
     with pool.lock:
@@ -246,6 +260,6 @@ def _bind_strays(pool: WorkerPool) -> None:
                 idle.append(worker.tid)
             elif not worker.is_rescuer:
                 worker.stray = True
-                worker.served = None  # so that it looks
+                worker.served = None  # so that it takes the way on which it looks at `stray`
     for tid in idle:
         host.bind(cpus, tid)

@@ -1,7 +1,7 @@
 """The rules of a pool as facts that hold whenever its lock is free. For tests: costs O(workers + places).
 
-The first part says what everybody may rely on; the last, what follows from the rest, and so who forgot `settle`.
-The letters are those of `pool`.
+`_counts` and `_promises` check what other code may rely on; `_settled` checks what follows from that, and so detects a
+section that forgot `settle`. The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _promises(pool: WorkerPool) -> dict[str, bool]:
             pool.idle_list or office.taken or office.refused or pool.closing or pool.nr_waking
         )
         or not any(w.item for w in pool.workers),
-        # Who is on the way wakes the next (A6).
+        # A worker on its way wakes the next (A6).
         "A4: nobody rests while needed": not (need_more_worker(pool) and pool.idle_list and not pool.nr_waking),
         "E1: whoever waits inactive is attended to": all(p.attends or not p.inactive for p in pool.pwqs),
         "E1: nothing waits inactive while there is room": all(

@@ -132,8 +132,7 @@ class Item(Protocol):
 
     @property
     def withdrawn(self) -> bool:
-        """Whether it was cancelled and is only an entry in a list to be passed over. No thread waits for it any more.
-        """
+        """Whether it was cancelled and is only an entry in a list to be passed over. No thread waits for it."""
         ...
 
     @property

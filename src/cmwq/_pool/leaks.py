@@ -1,8 +1,8 @@
 """What a work leaves behind on its worker's thread: affinity, nice value, signal mask (B4).
 
-Guarantees: it is no matter of the next queue's works. It is looked at when a worker goes on to another queue, and when
-it goes idle, at most every `LEAKS_PERIOD`, for it costs system calls. What could be undone is, and each kind is told
-once for each queue. A lock that a work took and kept can't be seen.
+Guarantees: the works of the next queue do not see it. A worker's thread is checked when the worker goes on to another
+queue, and when it goes idle, but then at most once per `LEAKS_PERIOD`, because it costs system calls. What can be
+undone is undone, and each kind is logged once for each queue. A lock that a work acquired and kept cannot be seen.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger("cmwq")
 
 LEAKS_PERIOD = 0.05
-"""Seconds between two looks at a worker of one queue for what its works left behind."""
+"""Seconds at least between two checks of a worker that goes idle."""
 MAX_LEAKS = 100
-"""So many are reported, each once."""
+"""How many leaks are reported at most, each once."""
 
 
 @not_holding("worker.pool.lock")
 def undo_leaks(worker: Worker) -> None:
-    """Have the worker's thread as it was.  Context: the worker's thread."""
+    """Restore the traits of the worker's thread. Context: the worker's thread."""
     pool, host, wanted = worker.pool, worker.pool.host, worker.traits
     found = host.traits()
     if found == wanted or found is None or wanted is None:
@@ -38,7 +38,7 @@ def undo_leaks(worker: Worker) -> None:
     if found.cpus is not None and found.cpus != set(pool.cpus):
         worker.bind()
         now = host.traits()
-        if now is not None and now.cpus != found.cpus:  # else CPUs left
+        if now is not None and now.cpus != found.cpus:  # otherwise CPUs left the pool
             _report_leak(worker, "its affinity", undone=True)
     worker.traits = host.traits()
 

@@ -1,28 +1,29 @@
-"""Lending: works that wait for others in a way that is none of ours must not keep those others from beginning (E1).
+"""Lending: works that wait for others in a way unknown to this package must not keep those others from beginning (E1).
 
-`concurrent.futures.wait`, a callback and a queue, an event loop within a work, an Event that another work sets: who
-waits so holds its place under `max_active`, and what it waits for may wait for just that place. `result()` and its like
-lend the place at once (`blocking.step_aside`). Here it is lent to whoever looks as if it should.
+`concurrent.futures.wait`, a callback and a queue, an event loop within a work, an Event that another work sets: a work
+that waits in such a way holds its place under `max_active`, and what it waits for may be waiting for just that place.
+`result()` and similar calls lend the place at once (`blocking.step_aside`). This module lends the places of works that
+look as if they waited.
 
 Guarantees
-- A work that is known to wait for works, however it does (`waits_for_works`), and that used no CPU for a whole period,
-  lends its place, under an explicit limit, too.
-- Where the limit is the default one, which stands for no resource of the user's, nothing hangs for want of a place: if
+- A work that is seen to wait for works (`waits_for_works`), and that used no CPU for a whole period, lends its place,
+  under an explicit limit, too.
+- Where the limit is the default one, which protects no resource of the user's, nothing hangs for want of a place. If
   in a whole period no work of the queue's place began or ended, none of them is listed, and none of those that execute
-  used any CPU, 1 of them lends its place, then 2, 4, ... So only the cap on threads bounds how deep such waits go.
-- An explicit limit is kept against everything else (E11): a work that sleeps may be using what the limit protects.
+  used any CPU, then 1 of them lends its place, then 2, 4, ... So only the cap on threads bounds how deep such waits go.
+- An explicit limit is kept in all other cases (E11): a work that sleeps may be using what the limit protects.
 - Ordered queues lend nothing (E2).
 
-Why not at once, and why not all: a place at rest need not be a place that waits for itself. 256 downloads from a slow
-server look the same; so it takes a period to lend one, and as long as works end the next row begins with one again.
-What is lost if they do look the same is a few threads more, within their cap.
+Why not at once, and why not all: a work at rest need not be waiting for a place. 256 downloads from a slow server look
+the same. So it takes a period to lend a place, and when works end the row begins with one again. If they do look the
+same, the loss is a few threads more, within their cap.
 
-Why CPU clocks: no sensor looks while nothing is listed, and none tells what a thread will need to go on. A period
-in which this timer itself came late says nothing, for then nobody got the CPU.
+Why CPU clocks: no sensor looks while nothing is listed, and no sensor can tell what a thread needs to go on. A period
+in which this timer itself came late proves nothing, because then no thread got the CPU.
 
-A place goes back when its work runs again, as far as a sensor sees that, or ends: whoever lent one here is believed
-asleep, and `blocking` is told of both. A timer exists only while works wait inactive. The letters are
-those of `pool`; T: the timer alone.
+A place is taken back when its work ends, or runs again, as far as a sensor sees that: a worker whose place is lent here
+is believed asleep, and `blocking` is told of both. A timer exists only while works wait inactive. The letters are those
+of `pool`; T: the timer alone.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ if TYPE_CHECKING:
     from cmwq._workqueue.pwq import PoolWorkQueue
 
 AT_REST = 0.01
-"""The share of a period below which a thread's CPU time is none: one that polls waits, too."""
+"""The share of a period below which a thread's CPU time counts as none, because a thread that polls is waiting, too."""
 BACKOFF = 8
-"""So many times the period is the longest pause between two looks, where nothing changes and nothing is to be lent."""
+"""The longest pause between two looks, in periods, while nothing changes and no place is to be lent."""
 
 
 class Sight:
@@ -57,9 +58,9 @@ class Sight:
 
     @holding("pwq.pool.lock")
     def __init__(self, pwq: PoolWorkQueue, workers: Iterable[Worker], now: float) -> None:
-        """workers: those of the pool that execute a work of that place."""
+        """workers: those of the pool that execute a work of that place. now: the time on the host's clock."""
         self.at = now  # I
-        # Weak ones: what has ended is not to be kept alive by having been seen.
+        # Weak references: an item that has ended must not be kept alive by having been seen.
         self.head = next((ref(item) for item in pwq.inactive if not item.withdrawn), None)  # I
         self.holders = {  # I
             worker: (ref(worker.item), worker.cpu_time())
@@ -74,25 +75,25 @@ class Sight:
         """Works that wait for a worker only, not for a place."""
 
     def still_holds(self, worker: Worker) -> bool:
-        """It executes what it did then, and holds a place for that."""
+        """Return whether the worker executes now what it executed then, and holds a place for that."""
         then = self.holders.get(worker)
         return then is not None and worker.lender is None and worker.item is not None and then[0]() is worker.item
 
     def rested(self, worker: Worker, now: Sight) -> bool:
-        """It executed the same all the time, and used no CPU."""
+        """Return whether the worker executed the same item all the time, and used no CPU."""
         if not (self.still_holds(worker) and worker in now.holders):
             return False
         before, after = self.holders[worker][1], now.holders[worker][1]
         if before is None or after is None:
-            return worker.sleeping  # no clock: the sensor's word
+            return worker.sleeping  # no clock: the sensor's report decides
         return after - before <= AT_REST * (now.at - self.at)
 
     def moved(self, now: Sight) -> bool:
-        """Another work waits first for a place now."""
+        """Return whether another work is now the first that waits for a place."""
         return self.head is None or now.head is None or self.head() is not now.head()
 
     def all_rested(self, now: Sight) -> bool:
-        """Works wait for a place, and those that hold one are the same all the time, and did nothing."""
+        """Return whether works wait for a place, and those that hold one were the same throughout, and used no CPU."""
         if now.head is None or now.listed or not now.holders or len(now.holders) != len(self.holders):
             return False
         return all(self.rested(worker, now) for worker in now.holders)
@@ -100,7 +101,7 @@ class Sight:
 
 @holding("pool.lock")
 def sights(pool: WorkerPool) -> dict[PoolWorkQueue, Sight]:
-    """Of each place where works wait inactive for another's end. Costs O(workers)."""
+    """Return a sight of each place where works wait inactive for the end of others. Costs O(workers)."""
     places = [pwq for pwq in pool.pwqs if pwq.inactive and not pwq.frozen]
     if not places:
         return {}
@@ -118,7 +119,7 @@ def _index(worker: Worker) -> int:
 
 
 class Lending(Alarm):
-    """What is known of one pool. The alarm is set only while works wait inactive."""
+    """What is known of one pool's places. The alarm is set only while works wait inactive."""
 
     __slots__ = ("pause", "seen", "steps")
 
@@ -126,19 +127,19 @@ class Lending(Alarm):
         super().__init__()
         self.pause = 0.0  # L: until the next look
         self.seen: WeakKeyDictionary[PoolWorkQueue, Sight] = WeakKeyDictionary()  # T
-        self.steps: WeakKeyDictionary[PoolWorkQueue, int] = WeakKeyDictionary()  # T: so many are to lend next
+        self.steps: WeakKeyDictionary[PoolWorkQueue, int] = WeakKeyDictionary()  # T: how many are to lend next
 
 
 @holding("pool.lock")
 def watch(pool: WorkerPool) -> None:
-    """Works wait inactive: look after a period whether for themselves.  Context: it is not set."""
+    """Works wait inactive: look after a period whether they wait for one another. Context: the alarm is not set."""
     pool.lending.pause = pool.config.lend_interval
     _look_again(pool)
 
 
 @holding("pool.lock")
 def _look_again(pool: WorkerPool) -> None:
-    """Context: it is not set."""
+    """Set the alarm, if lending is not switched off. Context: it is not set."""
     if pool.lending.pause > 0 and not pool.closing:
         with suppress(ThreadLimit):  # never, once the runtime has begun
             pool.lending.set(pool.host, pool.lending.pause, partial(look, pool))
@@ -146,7 +147,7 @@ def _look_again(pool: WorkerPool) -> None:
 
 @outside
 def look(pool: WorkerPool) -> None:
-    """Context: the timer."""
+    """Compare each place with the last look, and lend what is to be lent. Context: the timer."""
     lending = pool.lending
     with pool.lock:
         lending.cancel()
@@ -179,6 +180,7 @@ def look(pool: WorkerPool) -> None:
 
 @holding("pwq.pool.lock")
 def _who_lends(lending: Lending, pwq: PoolWorkQueue, before: Sight, now: Sight) -> list[Worker]:
+    """Return the workers whose places are to be lent now."""
     lenders = [worker for worker in now.holders if _may_lend(worker) and before.rested(worker, now)]
     known = [worker for worker in lenders if waits_for_works(worker)]
     if not all(before.still_holds(worker) for worker in before.holders):
@@ -192,14 +194,14 @@ def _who_lends(lending: Lending, pwq: PoolWorkQueue, before: Sight, now: Sight) 
 
 @holding("worker.pool.lock")
 def _may_lend(worker: Worker) -> bool:
-    """Where it would not be seen that its work ended, it doesn't: a rescuer that tells of it."""
+    """Return whether the end of the worker's work would be noticed: not if a rescuer announces an end."""
     return worker.counted or not worker.announcing
 
 
 @holding("pool.lock")
 def _lend(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> None:
-    """The caller wakes whom that needs."""
-    at_rest(worker)  # first: who is believed asleep gives the place back when it runs or ends
+    """Lend the worker's place. The caller wakes the workers that this needs."""
+    at_rest(worker)  # first: a worker believed asleep takes its place back when it runs, or its item ends
     worker.lender = pwq
     pwq.lend_place()
 
@@ -208,7 +210,7 @@ def _lend(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> None:
 
 
 class Waiters(list[Any]):
-    """The list to which `concurrent.futures.wait` and `as_completed` add what they wait with, on the waiting thread."""
+    """The list to which `concurrent.futures.wait` and `as_completed`, on the waiting thread, append their waiter."""
 
     def append(self, waiter: Any) -> None:
         super().append(waiter)
@@ -216,12 +218,12 @@ class Waiters(list[Any]):
         if worker is None:
             return
         known = worker.waiters
-        if not known or known[-1]() is not waiter:  # weak ones: it waits only as long as somebody has the waiter
+        if not known or known[-1]() is not waiter:  # weak: a waiter lives as long as the wait
             worker.waiters = (*(other for other in known if other() is not None), ref(waiter))
 
 
 def waits_for_works(worker: Worker) -> bool:
-    """It is in `concurrent.futures.wait` or `as_completed`, or awaits a work in an event loop."""
+    """Return whether the work is in `concurrent.futures.wait` or `as_completed`, or awaits a work in an event loop."""
     item: Item | None = worker.item
     if item is not None and worker.pool.runtime.waits.is_waiting(item):
         return True
@@ -229,8 +231,10 @@ def waits_for_works(worker: Worker) -> bool:
 
 
 def _is_asleep_in(waiter: Any) -> bool:
-    """Somebody is in `waiter.event.wait()`: between two results of `as_completed` the work may do anything."""
+    """Return whether a thread is in `waiter.event.wait()`. Between two results of `as_completed` the work may do
+    anything.
+    """
     try:
         return bool(waiter.event._cond._waiters)
-    except AttributeError:  # it is gone; or of an unknown make
+    except AttributeError:  # the waiter is gone, or of an unknown type
         return False

@@ -41,8 +41,7 @@ class Mendable(Protocol):
 
 
 def mending(owner: Mendable) -> Callable[[], None]:
-    """Return a function that calls `owner.mend`, for the owner's lock. It refers to the owner weakly, to avoid a cycle.
-    """
+    """Return a function that calls `owner.mend`, for the owner's lock. It refers to the owner weakly: no cycle."""
     return partial(_mend_if_there, ref(owner))
 
 
@@ -83,8 +82,7 @@ def mend(pool: WorkerPool) -> None:
 
 @holding("pool.lock")
 def _mend_workers(pool: WorkerPool) -> None:
-    """Make the idle list and the counts of workers agree with the workers' flags, and wake those that were to be woken.
-    """
+    """Make the idle list and the counts agree with the workers' flags, and wake the workers that were to be woken."""
     idle = dict.fromkeys(pool.idle_list)
     idle.update((worker, None) for worker in pool.workers if worker.idle)
     pool.idle_list[:] = [worker for worker in idle if worker.idle and not (worker.kicked or worker.dying)]

@@ -334,8 +334,7 @@ class WorkerPool:
         )
 
     def quiet_or_tell(self, parker: Parker | None) -> bool:
-        """Return whether the pool is quiet. If not, `parker` (unless None) is unparked whenever the pool becomes quiet.
-        """
+        """Return whether the pool is quiet. If not, `parker`, if given, is unparked when the pool becomes quiet."""
         with self.lock:
             if self.is_quiet():
                 return True

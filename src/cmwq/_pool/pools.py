@@ -1,7 +1,7 @@
 """Pools: which pools a runtime has, the sensor they share, and how both start.
 
-Guarantees: nothing is started before the first work (G1); a pool is made once, and is never taken out but by a fork
-(G2). The letters are those of `pool`; R is `Pools.lock`.
+Guarantees: nothing is started before the first work (G1). Each pool is created once, and is removed only in the child
+of a fork (G2). The letters are those of `pool`; R is `Pools.lock`.
 """
 
 from __future__ import annotations
@@ -20,59 +20,61 @@ if TYPE_CHECKING:
     from cmwq._workqueue.runtime import Runtime
 
 PoolKey: TypeAlias = tuple[str, int, bool]
-"""Scope, first CPU of the group (-1: all), highpri."""
+"""Scope, first CPU of the group (-1: all CPUs), highpri."""
 
 
 class Pools:
-    """One runtime's.
+    """The pools of one runtime.
 
-    They are looked at by anybody at any time, so they are never changed, but replaced. Without a GIL that matters to the
-    child of a fork: were it a list or dictionary that others were just looking at, its own lock might be theirs for
-    ever.
+    Any thread may look at them at any time, so their table is never changed, but replaced. Without a GIL this matters
+    to the child of a fork: a list or dictionary that other threads were just looking at has a lock of its own, which
+    might stay theirs for ever.
     """
 
     def __init__(self, runtime: Runtime, host: Host) -> None:
         self._runtime = runtime  # I
-        # The pools by their keys, and in the order in which they were started: one, so that an interruption finds both or
-        # neither changed (F10).
+        # The pools by key, and in the order in which they were started: one field, so that an interruption leaves both
+        # or neither changed (F10).
         self._table: tuple[dict[PoolKey, WorkerPool], tuple[WorkerPool, ...]] = ({}, ())  # R to change, read freely
         self.host = host  # I
         self.lock = host.lock(Rank.RUNTIME)  # F
         self.sensor: Sensor | None = None  # R: None: nothing has run yet
-        self.closed = False  # R: takes no work any more
+        self.closed = False  # R: no more work is accepted
 
     def get(self, key: PoolKey) -> WorkerPool | None:
+        """Return the pool of that key, if it was started."""
         return self._table[0].get(key)
 
     def values(self) -> tuple[WorkerPool, ...]:
-        """All that were started, the oldest first."""
+        """Return all pools that were started, the oldest first."""
         return self._table[1]
 
     def items(self) -> list[tuple[PoolKey, WorkerPool]]:
+        """Return all pools that were started, with their keys."""
         return list(self._table[0].items())
 
     @holding("self.lock")
     def begin(self) -> Sensor:
-        """Have what every pool relies on. Raises ThreadLimit, QueueClosed."""
+        """Start what every pool relies on, unless it runs. Raises ThreadLimit; QueueClosed if the runtime closed."""
         if self.closed:
             raise QueueClosed(f"the runtime {self._runtime.why_closed()}")
         if self.sensor is None:
             self.host.start_timers()
             sensor = self._runtime.choose_sensor()
             self._runtime.hotplug.begin()
-            self.sensor = sensor  # last: what was begun and interrupted is begun again
+            self.sensor = sensor  # last: after an interruption everything is begun again
         return self.sensor
 
     @outside
     def start(self, key: PoolKey) -> WorkerPool:
-        """The pool of that key, which may have been started meanwhile. Raises as `begin`."""
+        """Return the pool of that key, and create it if there is none. Raises as `begin` does."""
         runtime, (scope, first, highpri) = self._runtime, key
         with self.lock:
             pool = self.get(key)
             if pool is not None:
                 return pool
             sensor, hotplug = self.begin(), runtime.hotplug
-            cpus = hotplug.served_by(key)  # none: it has just left (D2)
+            cpus = hotplug.served_by(key)  # empty: its last CPU has just left (D2)
             pool = WorkerPool(
                 "u0" if first < 0 else str(first) if scope == "cpu" else f"{scope}{first}",
                 cpus or hotplug.cpus(),
@@ -88,13 +90,13 @@ class Pools:
             self._table = ({**by_key, key: pool}, (*started, pool))
         # B1: the first reserve. If it is refused, works wait for the retry, or for a rescuer.
         try:
-            runtime.watchdog.begin()  # who waits for the first worker is to be seen, too
+            runtime.watchdog.begin()  # it has to see works that wait for the first worker, too
         finally:
             pool.office.create_reserve(stand_in)
         return pool
 
     def forget(self) -> None:
-        """In the child of a fork."""
+        """Forget all pools. Context: the child of a fork."""
         pools, self._table = self.values(), ({}, ())
         for pool in pools:
             abandon(pool)

@@ -1,15 +1,16 @@
 """Rescuer: a thread that a queue owns from the start, for the time when no worker can be had (C).
 
-Guarantees: it is there before anything can go wrong, or making the queue fails (C1); when work waits and no worker
-could be created for `mayday_initial_timeout`, and every `mayday_interval` after, each queue with works on the pool is
-asked to help (C2); the rescuer then runs the works of its own queue there, in order, on that pool's CPUs, one at a
-time, under the same limits as every worker (C3, C5). So they execute even if nobody can ever create a thread (C4).
+Guarantees: the thread exists before anything can go wrong, or making the queue fails (C1). When work waits and no
+worker could be created for `mayday_initial_timeout`, and again after every `mayday_interval`, the rescuer of each queue
+with works on the pool is called (C2). It then runs the works of its own queue there, in order, on that pool's CPUs, one
+at a time, under the same limits as every worker (C3, C5). So they execute even if no thread can ever be created (C4).
 
-It doesn't count as running (A8): it comes to help because what counts can't be relied on. Without a reserve no sensor
-looks, so a worker that blocked in the meantime may still be believed to run; therefore a mayday asks only whether work
-waits and nobody can be had, not how many run (the kernel asks that too). What it costs is one runnable thread more.
+A rescuer does not count as running (A8): it is called because the count cannot be relied on. Without an idle worker no
+sensor looks, so a worker that blocked in the meantime may still be believed to run. Therefore a mayday asks only
+whether work waits and no worker can be had, and not how many run (the kernel asks that as well). This costs one
+runnable thread more.
 
-A work that waits for something that nobody can begin would wait for ever. It is told (`ThreadLimit`), and so its
+A work that waits for something that no worker can begin would wait for ever. It gets `ThreadLimit` instead, so that its
 rescuer, or its worker, goes on: `hopeless`. The letters are those of `pool`.
 """
 
@@ -37,34 +38,35 @@ if TYPE_CHECKING:
     from cmwq._workqueue.wait import Target
 
 PATIENCE = 10
-"""So many refusals in a row, a cool-down apart, and who waits on a worker expects no thread any more. (A rescuer is not
-so patient, and the pool's own cap is known to be for good: there it is two.)"""
+"""After this many refusals in a row, with a cool-down between each, a work that waits on a worker expects no thread any
+more. For a rescuer, and for a pool that has reached its own cap, which is known to be permanent, two are enough.
+"""
 BATCH = 16
-"""So many works in one go; then whoever else called gets its turn."""
+"""How many works a rescuer runs in one go, before the next pool that called it gets its turn."""
 
 
 class Rescuer:
-    """One queue's. It knows the queue only while it works for it, so a queue that nobody has any more can go."""
+    """The rescuer of one queue. It refers to the queue weakly while it rests, so a queue that nobody uses can go."""
 
     def __init__(self, queue: WorkQueue, host: Host) -> None:
         self.name = f"cmwq/R-{queue.name}"  # I
-        self.worker: Worker | None = None  # S to change: its role in the pool it helps; None: it rests
+        self.worker: Worker | None = None  # S to change: its role in the pool that it helps; None: it rests
         self._host = host  # I
         self._parker = host.parker()  # I
-        # Nobody has the queue any more: nobody needs the thread. It looks itself, for what a weak reference's callback
-        # does in Python can be interrupted, and nobody would hear of that.
+        # When the queue has gone the thread is woken, and ends. It looks by itself, because Python code in a weak
+        # reference's callback can be interrupted, which would go unnoticed.
         self._queue = ref(queue, self._parker.unpark)  # I
         self._calls: deque[Source] = deque()  # L of the place's pool to append; S to take
         self._stopped = False  # ~
         self.thread: Thread | None = None  # I once it is started
 
     def start(self) -> None:
-        """Raises ThreadLimit. The thread ends after `stop`, or with the queue."""
+        """Start the thread, which ends after `stop`, or with the queue. Raises ThreadLimit."""
         self.thread = self._host.spawn(self.name, self._run)
 
     @holding("pwq.pool.lock")
     def call(self, pwq: Source) -> bool:
-        """Mayday. True: to be woken."""
+        """Call the rescuer to this place (mayday). Returns whether it has to be woken: False if it was called before."""
         if pwq.called:
             return False
         pwq.called = True
@@ -75,37 +77,38 @@ class Rescuer:
         return True
 
     def wake(self) -> None:
+        """Wake the thread, to look at its calls."""
         self._parker.unpark()
 
     def stop(self) -> None:
-        """It ends when it has done what it was called for."""
+        """Let the thread end when it has answered the calls that it has."""
         self._stopped = True
         self.wake()
 
     def _run(self) -> None:
-        with suppress(Exception):  # it can do without
+        with suppress(Exception):  # it works without the name
             self._host.set_thread_name(self.name)
         while not self._stopped and self._queue() is not None:
             self._parker.park()
             while self._calls:
                 pwq = self._calls.popleft()
                 if self._rescue(pwq):
-                    self._calls.append(pwq)  # after those who called meanwhile
-                pwq = None  # type: ignore[assignment]  # at rest it keeps nothing alive
+                    self._calls.append(pwq)  # after the pools that called meanwhile
+                pwq = None  # type: ignore[assignment]  # a resting rescuer keeps nothing alive
 
     def _rescue(self, pwq: Source) -> bool:
-        """C3. True: more is to be done."""
+        """Go to the pool and run works of the queue there (C3). Returns whether more is to be done."""
         pool = pwq.pool
         self.worker = worker = Worker(pool, RESCUER, self._parker, self.name)
         worker.thread = self.thread
         worker.cpu_time = pool.host.cpu_clock()
         with pool.lock:
-            pool.workers.add(worker)  # before it binds: if the CPUs change now, it is bound anew like all of them
-        more = True  # should it be interrupted
+            pool.workers.add(worker)  # before it binds: if the CPUs change now, it is bound again like all of them
+        more = True  # for the case that it is interrupted
         try:
             worker.bind()
             be_worker(worker)
-            pool.lock.acquire()  # by hand, for it is let go of around each item; `recover` lets go of it else
+            pool.lock.acquire()  # by hand: it is released around each item; after an exception `recover` releases it
             pwq.called = False
             number = 0
             while more and number < BATCH and not worker.dying:
@@ -123,14 +126,14 @@ class Rescuer:
         be_worker(None)
         self.worker = None
         if worker.dying:
-            self._stopped = True  # in the child of a fork within the work: this thread is the parent's no more
+            self._stopped = True  # in the child of a fork within the work: this thread is no rescuer there
             self._calls.clear()
         return more and not worker.dying
 
 
 @holding("pool.lock")
 def _run_next(pool: WorkerPool, pwq: Source, worker: Worker) -> bool:
-    """Run the next listed work of that queue, as `process_works` would. False: there is none.
+    """Run the next listed work of that queue, as `process_works` would. Returns False if there is none.
 
     The lock is released around the work.
     """
@@ -144,7 +147,7 @@ def _run_next(pool: WorkerPool, pwq: Source, worker: Worker) -> bool:
         pwq.note_rescued()
         if pool.taps:
             events.rescued(pool, worker)
-        pool.settle()  # it may have been the last that waited
+        pool.settle()  # this may have been the last waiting work
         lock.release()
         if pwq.observed:
             run_observed(pool, worker)
@@ -158,7 +161,7 @@ def _run_next(pool: WorkerPool, pwq: Source, worker: Worker) -> bool:
             announce(pool, worker, announcement)
             announcement = None
         if item.follower is not None:
-            item.follower.relist()  # E3: it may be another queue's, which a worker has to run
+            item.follower.relist()  # E3: it may be of another queue, and then a worker has to run it
             item.follower = None
         worker.item = None  # last: `mend` finds the follower by it
     pool.kick_or_settle()
@@ -170,7 +173,7 @@ def _run_next(pool: WorkerPool, pwq: Source, worker: Worker) -> bool:
 
 @holding("pool.lock")
 def _take(pool: WorkerPool, pwq: Source, worker: Worker) -> Item | None:
-    """Off the list with the first work of that queue: it is the worker's. Costs O(works of others before it)."""
+    """Take the first work of that queue off the list, for the worker. Costs O(works of other queues before it)."""
     worklist = pool.worklist
     for index, item in enumerate(worklist):
         if item.pwq is pwq:
@@ -185,14 +188,14 @@ def _take(pool: WorkerPool, pwq: Source, worker: Worker) -> Item | None:
 
 @holding("pool.lock")
 def set_alarm(pool: WorkerPool, delay: float) -> None:
-    """Look after so long whether help is needed.  Context: the alarm is not set."""
+    """Look after `delay` seconds whether help is needed. Context: the alarm is not set."""
     with suppress(ThreadLimit):  # never, once the runtime has begun
         pool.alarms.mayday.set(pool.host, delay, partial(mayday, pool))
 
 
 @outside
 def mayday(pool: WorkerPool) -> None:
-    """Ask for help, if it is still needed.  Context: the timer."""
+    """Call the rescuers, if help is still needed. Context: the timer."""
     called: list[Rescuer] = []
     with pool.lock:
         pool.alarms.mayday.cancel()
@@ -210,7 +213,7 @@ def mayday(pool: WorkerPool) -> None:
 
 
 def gets_no_threads(pool: WorkerPool) -> bool:
-    """As far as is known, no worker will come in addition to those it has."""
+    """Return whether, as far as is known, the pool will get no further worker."""
     if pool.office.nr_refusals < 2:
         return False
     if pool.office.nr_refusals >= PATIENCE:
@@ -221,10 +224,12 @@ def gets_no_threads(pool: WorkerPool) -> bool:
 
 @outside
 def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | None:
-    """Why the work `own` would wait for ever: something it waits for has not begun, no thread could be created, not
-    even after a cool-down, and all who could begin it wait themselves. None: somebody may go on.
+    """Return why the work `own` would wait for ever, in words; None if it may go on some time.
 
-    waiting: the works that wait without a limit of time, this one among them. Context: its worker.
+    It would if something that it waits for has not begun, no thread could be created, even after a cool-down, and all
+    threads that could begin it wait themselves.
+
+    waiting: the works that wait without a timeout, `own` among them. Context: the worker of `own`.
     """
     if not target.lacks_workers():
         return None
@@ -236,11 +241,11 @@ def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | No
 
 @outside
 def tell_who_waits_in_vain(pool: WorkerPool) -> None:
-    """A thread was refused once more: if none is to be expected, and some wait for what nobody can begin, the last of
-    them is told.
+    """To be called after a thread was refused once more. If no thread is to be expected, and works wait for something
+    that no worker can begin, give up the wait of the last of them.
 
-    One alone, for when that gives up, and its worker goes on, the others may have what they wait for; if not, the pool
-    is refused again, and the next is told. Context: the timer.
+    Only one work is told: when its worker goes on, the others may get what they wait for. If they do not, the pool is
+    refused again, and the next work is told. Context: the timer.
     """
     if not gets_no_threads(pool):
         return
@@ -257,12 +262,14 @@ def tell_who_waits_in_vain(pool: WorkerPool) -> None:
 
 
 def _a_rescuer_gives_up(stuck: dict[Item, Target]) -> bool:
-    """A rescuer among them finds out by itself: the first to be told, for it is there to do what others wait for."""
+    """Return whether one of the works is run by a rescuer. That one finds out by itself, and is to be told first,
+    because a rescuer is there to do what others wait for.
+    """
     return any(_is_rescued(item) and target.lacks_workers() for item, target in stuck.items())
 
 
 def _is_rescued(item: Item) -> bool:
-    """A rescuer executes it."""
+    """Return whether a rescuer executes the work."""
     rescuer = item.pwq.rescuer
     helper = None if rescuer is None else rescuer.worker
     return helper is not None and helper.item is item
@@ -275,15 +282,15 @@ def _why(own: Item, target: Target) -> str | None:
             f"a thread was refused {pool.office.nr_refusals} times in a row ({pool.office.refusal}), and whoever is "
             f"there waits likewise. Allow more threads, or queue what a work waits for before it"
         )
-    return None  # it began in this very moment
+    return None  # the target began in the meantime
 
 
 def _stuck(waiting: dict[Item, Target], own: Item | None = None) -> dict[Item, Target]:
-    """Those of them that can't go on before others of them do. It is enough to find out about `own`, if given.
+    """Return those works that cannot go on before others of them do. If `own` is given, only that one need be right.
 
-    Whoever may go on is taken out, until nobody is found any more. The last to wait first: mostly the others wait for
-    them. No recursion, for there may be a chain of as many as there are workers. Whether a pool has somebody free is
-    asked of it once, and again only when one who was there was taken out.
+    Works that may go on are taken out until no more are found. The last to wait is looked at first, because mostly the
+    others wait for it. There is no recursion: a chain may be as long as there are workers. Whether a pool has a free
+    worker is asked once per pool, and again only after a work of that pool was taken out.
     """
     stuck, found = dict(waiting), True
     free: dict[WorkerPool, bool] = {}
@@ -315,7 +322,7 @@ def _somebody_is_free(pool: WorkerPool, stuck: dict[Item, Target]) -> bool:
     with pool.lock:
         if pool.idle_list or pool.office.taken or pool.office.nr_refusals < 2:
             return True
-        # Queues' rescuers help only with their own.
+        # Rescuers do not count: each runs only the works of its own queue.
         return any(not worker.is_rescuer and worker.item not in stuck for worker in pool.workers)
 
 
@@ -323,5 +330,5 @@ def _rescuer_is_free(target: Target, stuck: dict[Item, Target]) -> bool:
     rescuer = target.queue.rescuer
     if rescuer is None:
         return False
-    helper = rescuer.worker  # None: it rests, and will be called
+    helper = rescuer.worker  # None: the rescuer rests, and will be called
     return helper is None or helper.item is None or helper.item not in stuck

@@ -149,8 +149,7 @@ def attempt(pool: WorkerPool, what: str, step: Callable[[], T]) -> T | None:
 
 @outside
 def in_words(exc: BaseException) -> str:
-    """Return an exception in words for a message, at most 200 characters. Its `__str__` is user code, so it may raise.
-    """
+    """Return an exception in words, at most 200 characters. Its `__str__` is user code, which may raise."""
     try:
         words = f"{type(exc).__name__}: {exc}"
     except Exception:
