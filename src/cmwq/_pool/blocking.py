@@ -125,9 +125,7 @@ def over(worker: Worker) -> None:
 
 @holding("worker.pool.lock")
 def at_rest(worker: Worker) -> None:
-    """Note that the worker used no CPU for a whole period: it is blocked, whatever a sensor has reported, or can see at
-    all.
-    """
+    """Note that the worker used no CPU for a whole period: it is blocked, whatever a sensor has reported."""
     if worker.counted and worker.blocked is not SAID:
         _become(worker, SEEN)
 
@@ -189,11 +187,10 @@ class blocking:
 
 @not_holding("worker.pool.lock")
 def step_aside(worker: Worker, lender: Source | None) -> bool:
-    """Note that the worker's work begins to wait: it is known to be blocked at once (A4), and lends its place under
-    `max_active`.
+    """Note that the worker's work begins to wait: it is known to be blocked at once (A4), and lends its place.
 
-    lender: the source that it has its place from; None: it lends none. Returns whether the place was lent now, for
-    `step_back`.
+    lender: the source at which it has its place under `max_active`; None: it lends none. Returns whether the place was
+    lent now, for `step_back`.
     """
     pool = worker.pool
     with pool.lock:
@@ -210,8 +207,9 @@ def step_aside(worker: Worker, lender: Source | None) -> bool:
 
 @not_holding("worker.pool.lock")
 def step_back(worker: Worker, lent: bool) -> None:
-    """Undo `step_aside` when the wait is over, even if the place is taken: to wait for a place could be to wait for
-    ever.
+    """Undo `step_aside` when the wait is over, even if the place is taken.
+
+    To wait for a place could be to wait for ever.
     """
     with worker.pool.lock:
         if lent:

@@ -93,8 +93,7 @@ class Kind(StrEnum):
     """
 
     WOKEN = "woken"
-    """An idle worker was taken for work, and counts as running from now on. `Event.why` says by what: "pool" or
-    "sensor".
+    """An idle worker was taken for work, and counts as running from now on. `Event.why`: by the "pool" or a "sensor".
     """
     IDLE = "idle"
     """A worker has nothing to do. This may be told again of a worker that was woken for nothing."""
@@ -157,9 +156,7 @@ class Event:
     worker: str = ""
     queue: str = ""
     work: str = ""
-    """The name of what the work calls. It is empty if the function was just called and the pool learns of something
-    else.
-    """
+    """The name of what the work calls. Empty if the function was just called and the event is about something else."""
     item: int = 0
     """Identifies one queueing of a work, or one call; for a call it is `id(future)`. No two that have not ended have
     the same number; a later one may have the number of one that has ended.

@@ -125,9 +125,7 @@ class Hotplug:
 
     @holding("self._pools.lock")
     def _learn(self, scopes: set[str]) -> None:
-        """Add new CPUs to the groups they belong to. Known CPUs keep theirs, because the files tell nothing of absent
-        CPUs.
-        """
+        """Add new CPUs to the groups they belong to. Known CPUs keep theirs: the files tell nothing of absent CPUs."""
         served: dict[tuple[str, int], list[int]] = {}
         for scope in scopes:
             for group in self._pools.host.cpu_groups(scope, self.cpus()):
@@ -141,9 +139,7 @@ class Hotplug:
     # ------------------------------------------------------------------------------- what changed
 
     def take(self, cpu: int) -> None:
-        """Take a CPU offline by hand; again is harmless. Raises ValueError if it is not in use, or is the last one
-        (D5).
-        """
+        """Take a CPU offline by hand; again is harmless. Raises ValueError: it is not in use, or the last (D5)."""
         with self._lock:
             cpus = self._present()
             if cpu in self._taken:
@@ -215,9 +211,7 @@ def _look_after(pool: WorkerPool) -> None:
 
 @outside
 def _end_if_drained(pool: WorkerPool) -> None:
-    """Dismiss the surplus workers if the list is empty and nothing runs (D2); else look again later. Context: the
-    timer.
-    """
+    """Dismiss the surplus workers if the pool has drained (D2); otherwise look again later. Context: the timer."""
     with pool.lock:
         pool.alarms.drained.cancel()
         if not pool.disassociated or pool.closing:

@@ -231,8 +231,9 @@ def waits_for_works(worker: Worker) -> bool:
 
 
 def _is_asleep_in(waiter: Any) -> bool:
-    """Return whether a thread is in `waiter.event.wait()`. Between two results of `as_completed` the work may do
-    anything.
+    """Return whether a thread is in `waiter.event.wait()`.
+
+    Between two results of `as_completed` the work may do anything.
     """
     try:
         return bool(waiter.event._cond._waiters)

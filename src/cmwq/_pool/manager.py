@@ -1,4 +1,4 @@
-"""The manager's office of a pool: who creates its workers, what came of that, and which of them are too many (B).
+"""The manager's office of a pool: it creates workers, copes with refusals, and dismisses surplus workers (B).
 
 Guarantees: there is at most one manager (B2). While anything executes there is an idle worker, one on its way, a
 manager, or a retry due (B1). If no thread can be had, the pool goes on with the workers it has, and tries again after
@@ -87,10 +87,9 @@ class Office:
 
     @not_holding("self._pool.lock")
     def _list(self, worker: Worker) -> bool:
-        """Put a new worker, whose thread exists, on the idle list, or take it for work at once. Returns False if it
-        died before.
+        """Put a new worker, whose thread exists, on the idle list, or take it for work at once.
 
-        A second call for the same worker changes nothing.
+        Returns False if it died before. A second call for the same worker changes nothing.
         """
         pool = self._pool
         with pool.lock:
@@ -153,9 +152,7 @@ class Office:
 
     @holding("self._pool.lock")
     def note_refusal(self, why: str) -> None:
-        """Note that no thread could be had: go on with the workers there are, and try again after the cool-down (B2,
-        B6).
-        """
+        """Note that no thread could be had: go on with the workers there are, and retry later (B2, B6)."""
         pool = self._pool
         self.nr_refused += 1
         self.nr_refusals = 0 if pool.idle_list else self.nr_refusals + 1  # 0: there is a reserve, so no retry follows

@@ -34,9 +34,7 @@ def may_start_working(pool: WorkerPool) -> bool:
 
 @holding("pool.lock")
 def need_to_create_worker(pool: WorkerPool) -> bool:
-    """Must the calling worker become the manager (B2)? Not while there is one, nor within the cool-down after a refusal
-    (B6).
-    """
+    """Must the calling worker become the manager (B2)? Not while there is one, nor soon after a refusal (B6)."""
     return not may_start_working(pool) and not pool.office.taken and not pool.office.refused
 
 

@@ -141,8 +141,7 @@ class WorkerPool:
 
     @holding("self.lock")
     def kick(self) -> bool:
-        """Take the warmest idle worker if one is needed, count it as running, and have it woken when the lock is
-        released.
+        """Take the warmest idle worker if one is needed, count it, and have it woken when the lock is released.
 
         Returns whether a worker was taken. Setting its flag `kicked` is the step that decides; the rest follows from
         the flag (`mend`).
@@ -178,7 +177,7 @@ class WorkerPool:
 
     @holding("self.lock")
     def settle(self) -> None:
-        """Bring everything that looks after waiting work into line with what waits and who is idle.
+        """Make everything that looks after waiting work agree with what waits and which workers are idle.
 
         The sensor is armed with the worker it is to wake when it sees that fewer run than may: the warmest idle worker,
         while work waits and no worker is on its way. If no worker can be had, an alarm is set that calls the rescuers
@@ -287,9 +286,7 @@ class WorkerPool:
 
     @holding("self.lock")
     def leave_idle(self, worker: Worker) -> None:
-        """Take a worker off the idle list that `kick` did not take: a sensor woke it, or its `park` returned for
-        nothing.
-        """
+        """Take a worker off the idle list that a sensor woke, or whose `park` returned for nothing."""
         if self.armed_with is worker:
             self.disarm()
         worker.idle = False

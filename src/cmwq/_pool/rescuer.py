@@ -66,7 +66,7 @@ class Rescuer:
 
     @holding("pwq.pool.lock")
     def call(self, pwq: Source) -> bool:
-        """Call the rescuer to this place (mayday). Returns whether it has to be woken: False if it was called before."""
+        """Call the rescuer to this place (mayday). Returns whether it has to be woken: False if called before."""
         if pwq.called:
             return False
         pwq.called = True

@@ -263,9 +263,7 @@ def run_observed(pool: WorkerPool, worker: Worker) -> None:
 
 @outside
 def execute_specially(pool: WorkerPool, worker: Worker) -> None:
-    """Run the worker's item if it is from another queue than the last one (B5: the thread is renamed), or is exempt
-    (A8).
-    """
+    """Run the worker's item if it is from another queue than the last (B5: rename the thread), or exempt (A8)."""
     pwq: Source = worker.item.phase.pwq  # type: ignore[union-attr]
     if worker.stray:
         worker.stray = False
