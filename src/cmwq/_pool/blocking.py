@@ -150,8 +150,9 @@ class blocking:
 
     A context manager for code that knows it will wait: `with cmwq.blocking(): ...`. It is exact, takes effect at once,
     and works on every platform. Outside a worker it does nothing. It lasts until it is left, or until the work ends.
-    Calls nest, each with an object of its own. An object may be used again after it was left; threads must not share it
-    while it is entered. It never waits for anything, so neither cancellation nor shutdown concerns it.
+    Calls nest, but each needs an object of its own. An object may be used again after it was left; threads must not
+    share it while it is entered. It never waits for anything, so cancellation and shutdown do not affect it. In a
+    finaliser or signal handler that interrupts cmwq's own code it may raise Reentered.
     """
 
     __slots__ = ("_item", "_worker")

@@ -48,10 +48,10 @@ class Hotplug:
         self._wanted = wanted  # I: the CPUs to use; None: all that the process may use
         self._taken: frozenset[int] = frozenset()  # H: offline by hand
         self._cpus: tuple[int, ...] = ()  # H and R to change, read freely: CPUs noticed last; empty: none yet
-        self._there: frozenset[int] = frozenset()  # H and R to change, read freely: the same as a set
+        self._there: frozenset[int] = frozenset()  # H and R to change, read freely: the same CPUs as a set
         self._limit = 0  # H and R to change, read freely: the CPU limit noticed last; 0: none yet
         self._homes: dict[tuple[str, int], int] = {}  # R to change, read freely: (scope, CPU) to the pool's first CPU
-        self._served: dict[tuple[str, int], tuple[int, ...]] = {}  # R to change, read freely: (scope, first CPU) to all
+        self._served: dict[tuple[str, int], tuple[int, ...]] = {}  # R to change, read freely: the CPUs of each home
         self._lock = pools.host.lock(Rank.HOTPLUG)  # F
 
     def take_over(self, other: Hotplug) -> None:
@@ -152,7 +152,7 @@ class Hotplug:
         self.check()
 
     def give_back(self, cpu: int) -> None:
-        """Allow a CPU that was taken offline by hand. Raises ValueError if it cannot be used for another reason."""
+        """Undo `take`. Raises ValueError if the CPU cannot be used for another reason."""
         with self._lock:
             self._taken -= {cpu}
             if cpu not in self._present():
@@ -254,6 +254,6 @@ def _bind_strays(pool: WorkerPool) -> None:
                 idle.append(worker.tid)
             elif not worker.is_rescuer:
                 worker.stray = True
-                worker.served = None  # so that it takes the way on which it looks at `stray`
+                worker.served = None  # so that it goes through `execute_specially`, which looks at `stray`
     for tid in idle:
         host.bind(cpus, tid)

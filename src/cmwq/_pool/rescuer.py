@@ -224,7 +224,7 @@ def gets_no_threads(pool: WorkerPool) -> bool:
 
 @outside
 def hopeless(own: Item, target: Target, waiting: dict[Item, Target]) -> str | None:
-    """Return why the work `own` would wait for ever, in words; None if it may go on some time.
+    """Return why the work `own` would wait for ever, in words; None if it may still go on.
 
     It would if something that it waits for has not begun, no thread could be created, even after a cool-down, and all
     threads that could begin it wait themselves.
@@ -262,8 +262,10 @@ def tell_who_waits_in_vain(pool: WorkerPool) -> None:
 
 
 def _a_rescuer_gives_up(stuck: dict[Item, Target]) -> bool:
-    """Return whether one of the works is run by a rescuer. That one finds out by itself, and is to be told first,
-    because a rescuer is there to do what others wait for.
+    """Return whether a rescuer runs one of the works that wait for something that lacks a worker.
+
+    The rescuer finds that out by itself. Its work is the first to be told, because a rescuer is there to do what others
+    wait for.
     """
     return any(_is_rescued(item) and target.lacks_workers() for item, target in stuck.items())
 
@@ -286,7 +288,7 @@ def _why(own: Item, target: Target) -> str | None:
 
 
 def _stuck(waiting: dict[Item, Target], own: Item | None = None) -> dict[Item, Target]:
-    """Return those works that cannot go on before others of them do. If `own` is given, only that one need be right.
+    """Return those works that cannot go on before others of them do. With `own`, the result is exact only for `own`.
 
     Works that may go on are taken out until no more are found. The last to wait is looked at first, because mostly the
     others wait for it. There is no recursion: a chain may be as long as there are workers. Whether a pool has a free

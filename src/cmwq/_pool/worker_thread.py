@@ -66,7 +66,7 @@ def begin(worker: Worker) -> None:
     worker.traits = host.traits()
     with pool.lock:
         if pool.office.nr_refused == worker.nr_refused:
-            pool.office.nr_refusals = 0  # no thread was refused since this one was asked for
+            pool.office.nr_refusals = 0  # no thread was refused since this one was asked for, and it began
 
 
 @outside
