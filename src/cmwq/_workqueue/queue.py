@@ -246,13 +246,12 @@ class WorkQueue(Gate):
         Calls are works of this queue: `max_active`, order, freezing, rescuers and CPUs that leave apply to them. What
         one raises goes to `on_error`, with a Work of the same call that may be queued again, or to the log. They do not
         count under `max_pending`. `flush` waits for calls given before it, not for what the source still has. `drain`
-        pauses the serving; `close`, the runtime's end and exit end it. These and `freeze` wait for an ask under way,
-        and all but `freeze`, which keeps it for later, for the call that it brings. What a source gave is run, unless
-        the time limit of the runtime's end passes first: then its name is logged as an error. A forked child serves
-        nothing.
+        pauses the serving; `close`, the runtime's end and exit end it. All of them wait for an ask under way
+        and for the call that it brings; `freeze` waits for the ask, and keeps its call for later. What a source gave is
+        run, unless the time limit of the runtime's end passes first: then its name is logged as an error. A forked
+        child serves nothing.
 
-        Returns the `Serving`: `notify`, `stop`, `wait`, `close`, counters. Raises QueueClosed, ThreadLimit, TypeError.
-        Several sources may be served to one queue.
+        Returns the `Serving`. Raises QueueClosed, ThreadLimit, TypeError. Several sources may be served to one queue.
         """
         return begin_serving(self, source, on_stop)
 
@@ -279,9 +278,9 @@ class WorkQueue(Gate):
         seconds (default: one period). It is due at first + n * period on the monotonic clock and begins no earlier. A
         time that comes while the work still waits or runs is missed (`work.missed`) and not made up for.
 
-        True: it begins. False: it was pending and goes on as it was, or it is disabled. `cancel` and its like stop it;
-        so do `close` and exit, after what is due; a drain pauses it. It runs on the pool of the caller. Raises
-        QueueClosed, ThreadLimit, TypeError, ValueError.
+        True: it begins. False: it was pending and goes on as it was, or is disabled. `cancel` and its like stop it; so
+        do `close` and exit, after what is due; a drain pauses it. It runs on the caller's pool. Raises as
+        `queue_delayed`.
         """
         return begin_periodic(self, work, period, first)
 
@@ -299,8 +298,7 @@ class WorkQueue(Gate):
     @property
     def max_active(self) -> int:
         """How many works may be active on one pool; settable at any time. Raising it starts waiting works at once;
-        lowering it lets active works end. An ordered queue's is 1 and stays 1 (ValueError). Raises TypeError,
-        ValueError.
+        lowering it lets active works end. An ordered queue's is 1 and stays 1. Raises TypeError, ValueError.
         """
         return self._max_active
 
