@@ -85,7 +85,7 @@ class Work:
 
     def _begin(self) -> None:
         self._cancels: tuple[object, ...] = ()  # W: calls of cancel_sync in progress
-        self._item: Queued | None = None  # W to set, L to clear: the queueing with which it is pending
+        self._item: Queued | None = None  # W until it is listed, then L to clear: its pending queueing
         self._delay: Delay | None = None  # W: its timer
         self._moving: Delay | None = None  # W: replaces what was pending, once that is taken back
         self._taken: list[Queued | Delay] = []  # W to add: taken back; to be dropped with no lock held
