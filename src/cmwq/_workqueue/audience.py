@@ -155,8 +155,7 @@ class _Holding:
 
 
 def is_to_be_raised(exc: BaseException, future: Any) -> bool:
-    """Is this exception of a callback to be raised, as Ctrl-C in the main thread is? All others are only logged (B4).
-    """
+    """Must this exception of a callback be raised, as Ctrl-C in the main thread? All others are only logged (B4)."""
     if not isinstance(exc, Exception) and current_worker() is None:
         return True
     _log.error("exception calling callback for %r", future, exc_info=exc)

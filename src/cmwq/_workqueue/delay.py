@@ -135,8 +135,7 @@ class Delay:
 
     @outside
     def cancel(self) -> bool:
-        """Take the delay back, but no other queueing of the work. False: the work did not wait for this delay any more.
-        """
+        """Take the delay back, but no other queueing of the work. False: the work did not wait for this delay."""
         work = self.work
         with work._here():
             was = not self.is_over() and work._take_back_delay() is not None

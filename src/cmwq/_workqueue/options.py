@@ -22,8 +22,7 @@ DELAYED = ("cancel", "run")
 
 @dataclass(slots=True)
 class QueueOptions:
-    """The options of a queue, checked. `WorkQueue` says what they mean. Raises TypeError or ValueError for a bad value.
-    """
+    """The options of a queue, as explained in `WorkQueue`, checked. Raises TypeError or ValueError for a bad value."""
 
     name: str
     max_active: int | None

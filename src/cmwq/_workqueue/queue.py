@@ -363,12 +363,11 @@ class WorkQueue(Gate):
         return list(self._delays)
 
     def nr_unfinished(self) -> int:
-        """How many works have neither ended nor been taken back. Delayed works whose time has not come are not counted.
-        """
+        """How many works have neither ended nor been taken back. Works whose time has not come are not counted."""
         return sum(pwq.count_unfinished() for pwq in self.places())
 
     def nr_pending(self) -> int:
-        """How many works have not begun. Delayed works whose time has not come are not counted."""
+        """How many works have not begun. Works whose time has not come are not counted."""
         return sum(pwq.count_unfinished(begun=False) for pwq in self.places())
 
     def threads(self) -> set[Any]:
@@ -474,7 +473,7 @@ class WorkQueue(Gate):
             return list(self._pwqs.values())
 
     def has_works(self) -> bool:
-        """Is any work unfinished, on any pool? Delayed works whose time has not come are not counted."""
+        """Is any work unfinished, on any pool? Works whose time has not come are not counted."""
         return self.nr_unfinished() > 0
 
     def forget(self) -> None:

@@ -158,8 +158,7 @@ class Queued:
             raise
 
     def _go_to(self, last: WorkerPool, pwq: PoolWorkQueue) -> PoolWorkQueue:
-        """Where to list it: its work ran last on the pool `last`, which is not that of `pwq`, and may still run there.
-        """
+        """Where to list it: its work ran last on the pool `last`, not that of `pwq`, and may still run there."""
         work = self.work
         assert work is not None
         with last.lock:

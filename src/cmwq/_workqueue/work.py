@@ -230,8 +230,7 @@ class Work:
         return was
 
     def disable_sync(self, timeout: float | None = None) -> bool:
-        """`disable`, then wait for an execution to end. After a CmwqTimeout the work stays disabled. timeout: seconds.
-        """
+        """`disable`, then wait until it does not run. After a CmwqTimeout it stays disabled. timeout: seconds."""
         timeout = checks.timeout(timeout)
         was = self.disable()
         runtime = self._runtime()
