@@ -47,11 +47,11 @@ class Future(cf.Future[T]):
     """The result of one submitted call. Use it as a `concurrent.futures.Future`; it is only lighter inside.
 
     Thread-safe. `cancel` takes back a call that has not begun. Timeouts are in seconds; `result` and `exception` raise
-    TimeoutError after one, CancelledError if the call was cancelled, Abandoned if the runtime ended first, and
-    ForeignProcess in a forked child. A worker that waits in `result()` counts as blocked at once and lends its place
-    under `max_active`, so nested submit-and-wait does not deadlock. If it would wait for itself (for a later call of
-    its own ordered queue, say) it gets FlushDeadlock. If no thread can be created to begin what it waits for, and every
-    thread that could begin it waits in the same way, it gets ThreadLimit.
+    TimeoutError after one, CancelledError if the call was cancelled, Abandoned if the runtime ended first, and, in the
+    child of a fork, ForeignProcess if the parent's call had not ended. A worker that waits in `result()` counts as
+    blocked at once and lends its place under `max_active`, so nested submit-and-wait does not deadlock. If it would
+    wait for itself (for a later call of its own ordered queue, say) it gets FlushDeadlock. If no thread can be created
+    to begin what it waits for, and every thread that could begin it waits in the same way, it gets ThreadLimit.
 
     Outside workers, `result()` of a call that runs while other calls wait may return up to a millisecond after its end:
     a thread that takes many results in a row is not woken for each.

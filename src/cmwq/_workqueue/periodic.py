@@ -96,7 +96,7 @@ class FixedRate(Delay):
             work._missed = self._beat - self._queued  # type: ignore[attr-defined]
             if goes_on:
                 self._wait_for_next()
-            else:  # nothing is logged: the queue closes, and was about to stop it (`drain.end_delays`)
+            else:  # nothing is logged: the closing of the queue is about to stop it (`drain.end_delays`)
                 work._taken.append(self)
                 work._delay = None
                 self.stop()

@@ -65,7 +65,7 @@ class PoolWorkQueue:
     def check_admitted(self, item: Item) -> None:
         """Called while the gate is shut: raise QueueClosed unless this item is let through."""
         if self.wq.is_open and not self.pool.closing:
-            return  # the gate is shut only so that the queue is observed
+            return  # the gate is shut only because the queue is observed
         self.wq._check_admitted(self.pool, accepted=item.accepted)
         self.nr_admitted += 1
 
@@ -216,6 +216,7 @@ class PoolWorkQueue:
         self.pool.settle()
 
     def set_max_active(self, limit: int) -> None:
+        """Adopt the queue's new limit, and list the inactive items that have room now."""
         with self.pool.lock:
             self.max_active = limit
             self.activate()
@@ -322,6 +323,7 @@ class PoolWorkQueue:
                 self.pool.settle()
 
     def thaw(self) -> None:
+        """Undo `freeze`: list inactive items again, and wake the threads that wait for the freezing."""
         with self.pool.lock:
             self.frozen = False
             self.careful = self.observed

@@ -86,8 +86,8 @@ class WorkQueue(Gate):
     All methods are thread-safe. The first work starts what is needed; making a queue starts nothing (G1), unless it is
     to have a rescuer. Methods that queue raise QueueClosed after `close`, during `drain` and after the runtime's end,
     and ThreadLimit if even the runtime's own thread, which retries later, cannot be started. A pool that gets no worker
-    is no error: its works wait until it does. A context manager closes the queue at its end. After a fork the child's
-    queue is empty, and open unless it was closing or closed (G2).
+    is no error: its works wait until it does. As a context manager the queue closes at the end. After a fork the
+    child's queue is empty, and open unless it was closing or closed (G2).
     """
 
     def __init__(

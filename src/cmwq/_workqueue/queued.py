@@ -2,7 +2,7 @@
 
 Guarantees: the work never runs twice at the same time (E3). Wherever a queueing is when it is taken back, its place
 under `max_active` is given back exactly once. Threads that wait for its end are told. `stage` alone says where a
-queueing is, and each change is made by one method:
+queueing is. It changes as follows:
 
     LISTED ── claim ──> BEGUN ── end ──> ENDED         listed: on the pool's worklist, or inactive in its queue's place
       │ its work still runs here

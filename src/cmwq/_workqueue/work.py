@@ -16,9 +16,9 @@ the caller did before is visible to that execution (E6). With a GIL, handing ove
 every store into a Python object takes that object's lock, and releasing it is a full barrier between the store and the
 look.
 
-If something is raised while W is held, `mend` completes what was begun before any other thread takes W (F10): an item
-that is in no list is dropped; a move that was decided (`_moving`) is made; a blocked work is taken back; and what was
-taken back (`_taken`) is let go of, so that threads that wait for its result are told.
+If something is raised while W is held, then before any other thread has W `mend` completes what was begun (F10): an
+item that is in no list is dropped; a move that was decided (`_moving`) is made; a blocked work is taken back; and what
+was taken back (`_taken`) is let go of, so that threads that wait for its result are told.
 
 The letters are those of `pool`; W: work._lock. The order of locks is in `ranks`.
 """
@@ -92,7 +92,7 @@ class Work:
         self._last: WorkerPool | None = None  # L: where it ran last; it can still run only there (E3)
         self._execution: Queued | None = None  # L of that pool: the queueing that runs there
         self._lock = host_here().lock(Rank.WORK, mending(self))  # I
-        self._born = Work.generation  # I: last, for it says that the rest is set
+        self._born = Work.generation  # I: set last, when the rest is ready for other threads
 
     @classmethod
     def process_forked(cls) -> None:
@@ -300,7 +300,7 @@ class Work:
         if delay is not None and not delay.repeats and self.pending:
             item = delay.hasten()
         item = item or self._item
-        execution = self.execution()  # read last: the item may begin in between
+        execution = self.execution()  # read after the item, which may begin in between
         item = item or execution
         if item is None:
             return False

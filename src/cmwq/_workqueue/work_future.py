@@ -59,7 +59,7 @@ class WorkFuture(Future[Any]):
         item = self._item
         if item is not None:
             yield from needs_of(item, waiting)
-        else:  # delayed: it will run after the current execution, if that is one of those that wait
+        else:  # delayed: it runs after the current execution of its work, which may be waiting
             yield from (other for other in list(waiting) if other.work is self._work)
 
     def lacks_workers(self) -> Collection[WorkerPool]:
