@@ -1,1 +1,1 @@
-"""What pools and queues are built on: the ports to the world, locks in order, settings, checks of what users pass."""
+"""What pools and queues are built on: ports to the system, the order of locks, settings, checks of arguments."""

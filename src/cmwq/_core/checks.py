@@ -1,10 +1,11 @@
-"""What users pass is checked where they pass it: the kind (TypeError), then the range (ValueError).
+"""Checks of what users pass, made where they pass it: first the kind (TypeError), then the range (ValueError).
 
-Guarantees: a value that was let in fails nowhere later; a message says what was given, as what, and what is allowed.
-Whatever is a number to Python will do, from other libraries too; a `bool` won't: it is mostly an argument in the wrong
-place. Costs nothing where the default is given.
+Guarantees: a value that was accepted does not fail later. A message says what was given, for what, and what is allowed.
+Everything that Python treats as a number is accepted, from other libraries too, except `bool`, which is mostly an
+argument in the wrong place. Checks cost nothing where the default is given.
 
-Context of all: no lock held, for `repr()` is the user's.
+Context of all functions: no lock held, because `repr()` is user code. All are thread-safe. `what` names the argument in
+the message.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from cmwq._core.naming import MAX_NAME, name_of
 T = TypeVar("T")
 
 MAX_COUNT = 2**31 - 1
-"""So many works are as good as no limit."""
+"""A limit of this many works is as good as none."""
 MAX_THREADS = 2**22
 """More threads than any Linux can have."""
 ENDLESS = 1e9
-"""Seconds: a wait of 31 years is one without a limit. Longer ones overflow here and there in the system."""
+"""Seconds: a wait of 31 years counts as one without a limit. Some system calls overflow with longer ones."""
 MIN_PERIOD = 1e-3
-"""Seconds between two executions of a periodic work: one thread serves the timers of all."""
+"""Seconds between two executions of a periodic work, at least: one thread serves all timers."""
 
 
 def shown(value: object) -> str:
-    """The value in a message: its repr(), as far as that can be had, and short."""
+    """The value for a message: its repr(), shortened; its name if repr() raises."""
     try:
         text = repr(value)
     except Exception:
@@ -38,6 +39,7 @@ def shown(value: object) -> str:
 
 
 def integer(what: str, value: object, least: int, most: int = MAX_COUNT) -> int:
+    """An integer in that range. Raises TypeError, ValueError."""
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{what} is {shown(value)}, and must be an integer, not {type(value).__name__}")
     number = index(value)  # type: ignore[arg-type]
@@ -49,7 +51,7 @@ def integer(what: str, value: object, least: int, most: int = MAX_COUNT) -> int:
 
 
 def seconds(what: str, value: object, least: float = -inf, most: float = inf) -> float:
-    """A number of seconds; not NaN."""
+    """A number of seconds in that range; never NaN. Raises TypeError, ValueError."""
     kind = type(value)
     if kind is not float and kind is not int and (kind is bool or not _is_number(kind)):
         raise TypeError(f"{what} is {shown(value)}, and must be a number of seconds, not {kind.__name__}")
@@ -71,8 +73,8 @@ def _is_number(kind: type) -> bool:
 
 
 def timeout(value: object) -> float | None:
-    """Of a wait, in seconds. None, and what is as good as never: no limit. Negative: not at all, as everywhere in the
-    standard library.
+    """The timeout of a wait, in seconds; None: no limit, which is also what `ENDLESS` and more become. A negative one
+    means not to wait, as in the standard library. Raises TypeError, ValueError.
     """
     if value is None:
         return None
@@ -81,13 +83,14 @@ def timeout(value: object) -> float | None:
 
 
 def text(what: str, value: object) -> str:
-    """A string, and of no class of the user's: it is compared and written under locks."""
+    """A string, as a plain `str`: it is compared and written while locks are held, so no user's class may take part."""
     if not isinstance(value, str):
         raise TypeError(f"{what} is {shown(value)}, and must be a string, not {type(value).__name__}")
     return value if type(value) is str else str.__str__(value)
 
 
 def choice(what: str, value: object, allowed: Iterable[str]) -> str:
+    """The one of the allowed strings that was given. Raises TypeError, ValueError."""
     for each in allowed:
         if isinstance(value, str) and value == each:
             return each
@@ -96,35 +99,39 @@ def choice(what: str, value: object, allowed: Iterable[str]) -> str:
 
 
 def flag(what: str, value: object) -> bool:
+    """True or False. Raises TypeError."""
     if not isinstance(value, bool):
         raise TypeError(f"{what} is {shown(value)}, and must be True or False")
     return value
 
 
 def instance(what: str, value: object, cls: type[T]) -> T:
+    """An instance of that class. Raises TypeError."""
     if not isinstance(value, cls):
         raise TypeError(f"{what} is {shown(value)}, and must be a {cls.__name__}, not {type(value).__name__}")
     return value
 
 
 def port(what: str, value: object, method: str) -> None:
-    """Something with that method is meant, and more is not asked."""
+    """Check that the value has this method. The rest of the port is not checked. Raises TypeError."""
     if not callable(getattr(value, method, None)):
         raise TypeError(f"{what} is {shown(value)}, and must be a {what}, which {type(value).__name__} is not")
 
 
 def function(what: str, value: Callable[..., T]) -> Callable[..., T]:
+    """Something callable. Raises TypeError."""
     if not callable(value):
         raise TypeError(f"{what} is {shown(value)}, and must be callable, which {type(value).__name__} is not")
     return value
 
 
 def cpu(value: object) -> int:
+    """The number of a CPU, 0 or more. Raises TypeError, ValueError."""
     return integer("cpu", value, 0)
 
 
 def cpus(value: object) -> tuple[int, ...]:
-    """A collection of CPUs, sorted, each once."""
+    """A collection of CPUs' numbers, sorted, without duplicates. Raises TypeError, ValueError."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"cpus is {shown(value)}, and must be a collection of CPUs' numbers")
     found = tuple(sorted({integer("one of cpus", each, 0) for each in value}))

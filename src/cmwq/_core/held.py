@@ -1,28 +1,28 @@
 """Which locks a function needs held, and a debug mode that checks it, as the kernel's lockdep does.
 
-A function says what it needs in a decorator and nowhere else:
+A function states its needs in a decorator and nowhere else:
 
-- `@holding("pool.lock")`: whoever calls it holds that lock. The path begins with a parameter. Of several locks any one
-  is enough. A path that leads to None (not on a pool yet, say) asks for nothing.
-- `@not_holding("pool.lock")`: it takes that lock itself, or runs what does.
-- `@outside`: the calling thread holds no lock of ours; so users' code may run in it.
+- `@holding("pool.lock")`: the caller holds that lock. The path begins with a parameter. Of several locks any one is
+  enough. A path that leads to None (not on a pool yet, say) asks for nothing.
+- `@not_holding("pool.lock")`: the caller does not hold that lock, because the function takes it, or calls what takes
+  it.
+- `@outside`: the calling thread holds no lock of cmwq, so the function may run user code.
 
-It is about the moment of the call: a function may let go of the lock and take it again.
+This is about the moment of the call: a function may release the lock and take it again.
 
-Guarantees: without `CMWQ_DEBUG=1` in the environment a decorator returns the function itself and `watched` the lock
-itself, so they cost nothing. With it, a call that breaks what was declared, and a lock taken out of the order of
-`ranks`, fail at once, and say where the one lock was taken and where the other one is. The simulator checks the order
-of locks always.
+Guarantees: without `CMWQ_DEBUG=1` in the environment a decorator returns the function itself, and `watched` the lock
+itself, so they cost nothing. With it, a call that breaks a declaration, or a lock taken against the order of `ranks`,
+fails at once, and the message says where the locks were taken. The simulator always checks the order of locks.
 
-A thread that is in the middle of a section can be interrupted by a signal handler, a finaliser or a trace function that
-calls us again. That is no mistake of ours, and the locks refuse it (`Reentered`). It can be told from a mistake by the
-stack: between the section and the call there is then a frame that is none of the package's, or a `__del__`. (Nor are
-sections that a test begins itself any of ours.)
+A thread in a critical section can be interrupted by a signal handler, a finaliser or a trace function that calls cmwq
+again. That is not a mistake in cmwq, and the locks refuse it (`Reentered`). The stack tells it from a mistake: between
+the section and the call there is then a frame from outside the package, or a `__del__`. (Sections that a test begins
+itself are not cmwq's either.)
 
-What fails here may be caught by somebody, as by a worker that survives everything; so it is also kept in `broken` and
-written to stderr.
+A failure here may be caught by other code, for example by a worker that survives everything. So it is also kept in
+`broken` and written to stderr.
 
-Letters as in `_core.pool`; S is the thread's own.
+The letters are those of `_pool.pool`; S is the thread's own.
 """
 
 from __future__ import annotations
@@ -49,29 +49,31 @@ DEBUG = os.environ.get("CMWQ_DEBUG") == "1"
 """Are calls and locks checked? Decided at import."""
 
 broken: list[AssertionError] = []
-"""What failed so far."""
+"""The failures so far."""
 
 accounts: list[Callable[[], int]] = []
-"""Each tells the ranks that the calling thread holds, a bit each: those of the real locks, and of a simulation's."""
+"""Each returns the ranks of the locks that the calling thread holds, one bit per rank: one for the real locks, one for
+those of a simulation.
+"""
 
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep
 
 
 class LockOrder(AssertionError):
-    """A lock was about to be taken out of order."""
+    """A lock was about to be taken against the order of ranks."""
 
 
 class WrongContext(AssertionError):
-    """A function was called without the lock that it needs, or with one that it must not find held."""
+    """A function was called without the lock that it needs, or with one that must not be held."""
 
 
 class _Place:
-    """Where this thread took a lock. It knows no frame, which would keep the section's hold alive."""
+    """Where this thread took a lock. It does not keep the frame, because that would keep the section's hold alive."""
 
     __slots__ = ("code", "frame_id", "line", "pid")
 
     def __init__(self, frame: FrameType) -> None:
-        self.frame_id = id(frame)  # S: of a frame that lives as long as the section does
+        self.frame_id = id(frame)  # S: the frame lives as long as the section does
         self.code: CodeType = frame.f_code  # S
         self.line = frame.f_lineno  # S
         self.pid = os.getpid()  # S
@@ -82,7 +84,7 @@ class _Place:
 
 class _Places(threading.local):
     def __init__(self) -> None:
-        self.by_rank: dict[int, _Place] = {}  # S: where the lock of a rank was taken last
+        self.by_rank: dict[int, _Place] = {}  # S: where the lock of a rank was last taken
 
 
 _places = _Places()
@@ -103,9 +105,9 @@ def _ranks(bits: int) -> list[int]:
 
 
 def _interrupted(frame: FrameType | None, place: _Place | None) -> bool:
-    """Is what goes on in that frame none of the business of the section that began at that place?"""
+    """Does this frame belong to an interruption of the section that began at that place?"""
     if place is None:
-        return True  # taken on another thread, or unseen by us
+        return True  # it was taken on another thread, or not noted here
     while frame is not None:
         if not frame.f_code.co_filename.startswith(_PACKAGE) or frame.f_code.co_name == "__del__":
             return True
@@ -116,10 +118,10 @@ def _interrupted(frame: FrameType | None, place: _Place | None) -> bool:
 
 
 def about_to_take(rank: int, holds: int, depth: int = 2) -> None:
-    """Raise LockOrder if a thread that holds those ranks, a bit each, must not take a lock of this one.
+    """Raise LockOrder if a thread that holds these ranks (one bit each) must not take a lock of this rank.
 
-    Does nothing if it was interrupted while it held them: then the lock itself refuses. depth: how many frames out the
-    lock is taken.
+    Does nothing if the thread was interrupted while it held them: then the lock itself refuses. depth: how many frames
+    out the lock is taken.
     """
     frame = sys._getframe(depth)
     if not holds >> rank:
@@ -137,7 +139,9 @@ def about_to_take(rank: int, holds: int, depth: int = 2) -> None:
 
 
 class WatchedLock:
-    """A lock that is checked against the order of ranks before it is taken. `with` holds it as it holds the other."""
+    """A lock whose place in the order of ranks is checked before it is taken. In a `with` it behaves as the lock
+    itself.
+    """
 
     __slots__ = ("_holds", "_lock")
 
@@ -163,7 +167,7 @@ class WatchedLock:
     @property
     def __exit__(self) -> Callable[..., None]:
         about_to_take(self._lock.rank, self._holds())
-        return self._lock.__exit__  # no frame of ours has it in a variable: see `_host.locks`
+        return self._lock.__exit__  # never in a variable of a frame here: see `_host.locks`
 
     def acquire(self) -> None:
         about_to_take(self._lock.rank, self._holds())
@@ -186,7 +190,7 @@ class WatchedLock:
 
 
 def watched(lock: Lock, holds: Callable[[], int]) -> Lock:
-    """The lock, checked if this is the debug mode."""
+    """The lock; in the debug mode a `WatchedLock` of it."""
     return WatchedLock(lock, holds) if DEBUG else lock
 
 
@@ -194,17 +198,17 @@ def watched(lock: Lock, holds: Callable[[], int]) -> Lock:
 
 
 def holding(*paths: str) -> Callable[[F], F]:
-    """Whoever calls it holds one of these locks."""
+    """The caller holds one of these locks."""
     return lambda fn: _checked(fn, paths, _must_hold) if DEBUG else fn
 
 
 def not_holding(*paths: str) -> Callable[[F], F]:
-    """Whoever calls it holds none of these locks."""
+    """The caller holds none of these locks."""
     return lambda fn: _checked(fn, paths, _must_not_hold) if DEBUG else fn
 
 
 def outside(fn: F) -> F:
-    """Whoever calls it holds no lock of ours at all."""
+    """The calling thread holds no lock of cmwq."""
     if not DEBUG:
         return fn
 
@@ -214,7 +218,7 @@ def outside(fn: F) -> F:
         try:
             return fn(*args, **kwargs)
         finally:
-            del args, kwargs  # an exception's traceback keeps this frame, and must keep nothing else alive
+            del args, kwargs  # the traceback of an exception keeps this frame, which must keep nothing else alive
 
     return checked  # type: ignore[return-value]
 
@@ -258,7 +262,7 @@ def _must_hold(fn: Callable[..., Any], found: list[tuple[Lock | None, str]]) -> 
             return
         place = _places.by_rank.get(lock.rank)
         if place is not None and place.pid != os.getpid():
-            return  # the rest of a section in which the process forked: in the child nobody holds the lock
+            return  # the rest of a section in which the process forked: in the child no thread holds the lock
     paths = " or ".join(path for _, path in found)
     _fail(WrongContext(f"{_call(fn)}: it is for whoever holds {paths}, and this thread does not"))
 
@@ -282,7 +286,7 @@ def _must_be_outside(fn: Callable[..., Any]) -> None:
 
 
 def _call(fn: Callable[..., Any]) -> str:
-    """The function, and where it is called."""
+    """The function, and where it is called, for a message."""
     frame: FrameType | None = sys._getframe(3)
     while frame is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""How what users pass is called in messages, logs and reports. No code of theirs is asked for it."""
+"""The names of users' callables in messages, logs and reports. They are found without running user code."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def name_of(fn: object) -> str:
-    """How a callable is called in messages: by its own name, or that of its class.
+    """The name of a callable in messages: its own, or that of its class. At most `MAX_NAME` characters.
 
-    No code of the user's is asked: it may be called with a lock held, and a `repr()` may call us, take long, or tell of
-    addresses that are never the same. A property may be such code, and so may a metaclass, `__class__`, or what a bound
-    method is a method of; so only what `type` and functions keep themselves counts.
+    No user code runs, because this may be called with a lock held, and a `repr()` may call cmwq, take long, or contain
+    an address. A property, a metaclass, `__class__` and the object of a bound method may be user code as well, so only
+    what `type` and functions store themselves is read.
     """
     kind = type(fn)
-    for _ in range(MAX_NAME):  # a partial may be one of itself
+    for _ in range(MAX_NAME):  # a partial may contain itself
         if kind is partial or issubclass(kind, StandIn):
             fn = fn.func  # type: ignore[attr-defined]
         elif kind is MethodType:
@@ -36,15 +36,15 @@ def name_of(fn: object) -> str:
 
 
 class StandIn:
-    """What is called instead of `func`, and is named like it."""
+    """Something that is called instead of `func` and has its name."""
 
     __slots__ = ("func",)
 
     func: Callable[..., Any]
 
 
-_qualname_of = type.__dict__["__qualname__"].__get__  # whatever its metaclass would have to say
+_qualname_of = type.__dict__["__qualname__"].__get__  # without asking its metaclass
 
 
 MAX_NAME = 100
-"""Characters of a name in messages and reports."""
+"""Characters of a name in messages and reports, at most."""

@@ -1,8 +1,8 @@
-"""The two doors through which the core meets the world: `Host` and `Sensor`.
+"""The two ports through which the core uses the system: `Host` and `Sensor`.
 
-Its one job: say what the core needs of threads, locks, time and CPUs, and of whoever knows that a worker sleeps. The
-real ones are `cmwq._host.ThreadHost` and the sensors in `cmwq._sensor`; `cmwq.testing` has simulated ones. All
-durations are seconds as float, on the host's monotonic clock.
+They state what the core needs of threads, locks, time and CPUs, and how it learns that a worker sleeps. The real ones
+are `cmwq._host.ThreadHost` and the sensors in `cmwq._sensor`; `cmwq.testing` has simulated ones. All durations are
+seconds as float, on the host's monotonic clock.
 """
 
 from __future__ import annotations
@@ -19,59 +19,63 @@ if TYPE_CHECKING:
 
 
 class Lock(Protocol):
-    """A lock that no exception leaves behind, and that a thread never waits for twice. See `cmwq._host.locks`.
+    """A lock that no exception leaves locked, and that a thread never waits for twice. See `cmwq._host.locks`.
 
-    `with lock:` raises `Reentered` if the thread holds a lock of the same or of a higher rank; it, or what it
-    interrupted as a finaliser or a signal handler. After a section that ended by an exception other than a `CmwqError`
-    `mend` is called, with the lock held. If that raises, whoever takes the lock next mends first.
+    `with lock:` raises `Reentered` if the thread already holds a lock of the same or a higher rank, be it in this code
+    or in code that it interrupted as a finaliser or a signal handler. After a section that ended by an exception other
+    than a `CmwqError`, `mend` is called with the lock held. If that raises, the next thread that takes the lock mends
+    first.
     """
 
-    mend: Callable[[], object] | None  # L, or before others know the lock
+    mend: Callable[[], object] | None  # L, or while no other thread knows the lock
 
     @property
     def rank(self) -> int:
-        """A `Rank`."""
+        """Its `Rank`."""
         ...
 
     def __enter__(self) -> None: ...
     @property
     def __exit__(self) -> Callable[..., None]:
-        """For `with` alone: to read it is to take the lock, and what it returns, when it is called or dies, lets go."""
+        """For `with` alone. Reading it takes the lock; what it returns releases the lock when it is called or dies."""
         ...
 
     def acquire(self) -> None:
-        """For who can't say `with`, and sees to it that `release` follows, whatever happens."""
+        """For code that cannot use `with`, and ensures that `release` follows, whatever happens."""
         ...
 
     def release(self) -> None: ...
     def locked(self) -> bool:
-        """Does anybody hold it?"""
+        """Does any thread hold it?"""
         ...
 
     def held(self) -> bool:
-        """Does this thread hold it?"""
+        """Does the calling thread hold it?"""
         ...
 
     @holding("self")
     def wake(self, parker: Parker) -> None:
-        """Unpark as soon as the lock is free: whoever decided it can't be interrupted before it is done.
+        """Unpark as soon as the lock is released. The thread that decides this cannot be interrupted before it is done.
 
-        It may be unparked at once: those in Python do so always, those in C where they have noted many already. So what
-        the thread that wakes looks at without the lock is written before.
+        It may also be unparked at once: locks in Python always do so, locks in C when they have noted many already. So
+        everything that the woken thread reads without the lock is written before.
         """
         ...
 
 
 class Parker(Protocol):
-    """Where one thread sleeps until told. An early unpark is kept (once); returning for no reason is allowed."""
+    """The place where one thread parks until it is unparked. An unpark that comes early is kept (one of them). `park`
+    may return for no reason. Only its thread parks; any thread may unpark.
+    """
 
     def park(self, timeout: float = ..., spins: bool = ..., /) -> bool:
-        """False: `timeout` seconds have passed (-1: never). spins: it may not take long, and to stay awake for a moment
-        is in nobody's way."""
+        """Wait to be unparked. False: `timeout` seconds have passed (-1: no limit). spins: the wait may be short, and
+        the thread may stay awake for a moment without holding up others.
+        """
         ...
 
     def unpark(self, *_: object) -> None:
-        """Whatever it is given: so it can be the callback of a weak reference."""
+        """Wake the thread. Arguments are ignored, so that this can be the callback of a weak reference."""
         ...
 
 
@@ -94,7 +98,7 @@ class Traits(NamedTuple):
     cpus: Set[int] | None
     nice: int | None
     mask: Set[int] | None
-    """Signals that are blocked."""
+    """The signals that are blocked."""
 
 
 class Host(Protocol):
@@ -102,16 +106,18 @@ class Host(Protocol):
 
     @property
     def universe(self) -> str | None:
-        """Threads of hosts that have this in common may wait for each other. None: only its own do."""
+        """Threads of all hosts that share this value may wait for each other. None: only threads of this host do."""
         ...
 
     def monotonic(self) -> float: ...
     def lock(self, rank: int, mend: Callable[[], object] | None = None) -> Lock:
-        """A new lock of that `Rank`. mend: see `Lock`; it makes no cycle with what owns the lock, or that stays."""
+        """A new lock of that `Rank`. mend: see `Lock`; it must not make a cycle with the lock's owner, or the cycle
+        stays.
+        """
         ...
 
     def inside(self) -> int:
-        """Bits of the ranks of the locks that the calling thread holds; 0: none."""
+        """The ranks of the locks that the calling thread holds, one bit per rank; 0: none."""
         ...
 
     def defer(self, fn: Callable[[], object]) -> None:
@@ -119,44 +125,49 @@ class Host(Protocol):
         ...
 
     def reinit_lock(self, lock: Lock) -> Lock:
-        """In the child of a fork: the same lock, free whoever held it. A section that is still to end there does so."""
+        """In the child of a fork: the same lock, released, whichever thread held it. If a section is still to end in
+        the child, it ends as usual.
+        """
         ...
 
     def forget(self) -> None:
-        """In the child of a fork: timers and what is known of the process are void."""
+        """In the child of a fork: drop all timers, and all that is known of the process."""
         ...
 
     def parker(self) -> Parker: ...
     def spawn(self, name: str, body: Callable[[], None], began: Callable[[Thread], object] | None = None) -> Thread:
-        """Start a thread. Raises `ThreadLimit` where the system refuses one, and where one dies before it runs.
+        """Start a thread. Raises `ThreadLimit` if the system refuses one, or if the thread dies before it runs.
 
-        All or nothing: once this has ended, however it ended, either `began(thread)` has been called, on the new
-        thread, and the body runs; or neither ever will be. So who must know after Ctrl-C looks at what `began` noted.
+        All or nothing: once this has ended, even by an exception, either `began(thread)` has been called on the new
+        thread, and the body runs; or neither will ever happen. So after a Ctrl-C the caller can rely on what `began`
+        noted.
         """
         ...
 
     def thread_headroom(self, *, needed: bool = False) -> int:
         """How many more threads may be created before a cap (B6) is near.
 
-        needed: nothing can go on without it, so there need be no margin: before a cap is reached. A pool's first
-        worker and its reserve are such.
+        needed: nothing can go on without the thread, as with a pool's first worker and its reserve. Then no margin is
+        kept, and the result is the number of threads before a cap is reached.
         """
         ...
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> Timer:
-        """Call fn on the host's one timer thread. fn must not block for long. Raises `ThreadLimit`."""
+        """Call fn after `delay` seconds on the host's one timer thread. fn must not block for long. Raises
+        `ThreadLimit`.
+        """
         ...
 
     def bind(self, cpus: Iterable[int], tid: int = 0) -> bool:
-        """Bind a thread of this process (0: the calling one) to these CPUs. False: it can't be done."""
+        """Bind a thread of this process (0: the calling one) to these CPUs. False: it cannot be done."""
         ...
 
     def bound_to(self, tid: int) -> Collection[int] | None:
-        """The CPUs to which a thread is bound; None: not known, or it is gone."""
+        """The CPUs to which a thread is bound; None: not known, or the thread is gone."""
         ...
 
     def traits(self) -> Traits | None:
-        """Those of the calling thread. It must cost next to nothing."""
+        """The traits of the calling thread. This must cost next to nothing."""
         ...
 
     def set_mask(self, mask: Iterable[int]) -> None:
@@ -164,7 +175,7 @@ class Host(Protocol):
         ...
 
     def thread_id(self) -> int:
-        """The system's name for the calling thread."""
+        """The system's number of the calling thread."""
         ...
 
     def set_thread_name(self, name: str) -> None:
@@ -176,24 +187,24 @@ class Host(Protocol):
         ...
 
     def start_timers(self) -> None:
-        """See to it that `call_later` works from now on, even when no more thread can be had. Raises `ThreadLimit`."""
+        """Ensure that `call_later` works from now on, even when no more thread can be created. Raises `ThreadLimit`."""
         ...
 
     @outside
     def stop_timers(self) -> None:
-        """Drop all timers and end their thread. A later timer starts it anew."""
+        """Drop all timers and end their thread. A later timer starts a new one."""
         ...
 
     def cpu_clock(self) -> Callable[[], float | None]:
-        """A clock that tells, to any thread, how many seconds of CPU the calling thread has used; None: unknown."""
+        """A clock of the calling thread: any thread may call it for the seconds of CPU used so far; None: unknown."""
         ...
 
     def cpus(self) -> tuple[int, ...]:
-        """Those the process may run on now, at least one."""
+        """The CPUs on which the process may run now, at least one."""
         ...
 
     def cpu_groups(self, scope: str, cpus: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """These CPUs, in the groups of that scope. Each is in one."""
+        """These CPUs in the groups of that scope. Each CPU is in one group."""
         ...
 
     def cpu_limit(self) -> int:
@@ -203,7 +214,7 @@ class Host(Protocol):
     def current_cpu(self) -> int | None: ...
     def gil_enabled(self) -> bool: ...
     def stack_of(self, thread: Thread | None) -> tuple[str, ...]:
-        """Where a thread is, as `traceback.format_stack`; empty: not known."""
+        """The stack of a thread, as of `traceback.format_stack`; empty: not known."""
         ...
 
     def waits_in(self, tid: int) -> str:
@@ -211,23 +222,23 @@ class Host(Protocol):
         ...
 
     def watch_process(self, runtime: Runtime) -> None:
-        """From now on: call `runtime.process_forked()` in the child of a fork, and `runtime.process_exits()` at exit,
-        at once if that is over. The runtime is complete and has started nothing.
+        """From now on call `runtime.process_forked()` in the child of a fork, and `runtime.process_exits()` at exit, or
+        at once if exit is over. The runtime is complete and has started nothing.
         """
         ...
 
 
 class Sensor(Protocol):
-    """Who is blocked.
+    """Finds out which workers are blocked.
 
-    A sensor may be late, may repeat itself, may miss a short sleep; the pool stays correct, only less sharp.
+    A sensor may be late, repeat itself or miss a short sleep. The pool stays correct, and is only less precise.
     """
 
     @property
     def name(self) -> str: ...
     @property
     def reason(self) -> str:
-        """Why this one, for `cmwq doctor`."""
+        """Why this sensor was chosen, for `cmwq doctor`."""
         ...
 
     def lookout(self, pool: WorkerPool) -> Lookout:
@@ -235,26 +246,25 @@ class Sensor(Protocol):
         ...
 
     def cpus_changed(self) -> None:
-        """CPUs came or went."""
+        """CPUs were added or removed."""
         ...
 
     def stop(self) -> None:
-        """End of the runtime. Nothing is reported afterwards."""
+        """The runtime ends. Nothing is reported after this."""
         ...
 
 
 class Lookout(Protocol):
-    """A sensor's view of one pool. All but `lock`, `parker`, `attach` and `detach` are called with pool.lock
+    """A sensor's view of one pool. All methods but `lock`, `parker`, `attach` and `detach` are called with pool.lock
     held.
 
-    Two ways to report. A sensor that can run Python takes pool.lock, calls `pool.worker_sleeping(worker)` or
-    `pool.worker_running(worker)`, then `pool.kick()`, and releases the lock. One that can't
-    (the sentinel) marks what it sees and unparks the reserve it was armed with; that worker calls `deliver`, which
-    passes the marks on.
+    There are two ways to report. A sensor that can run Python takes pool.lock, calls `pool.worker_sleeping(worker)` or
+    `pool.worker_running(worker)`, then `pool.kick()`, and releases the lock. A sensor that cannot (the sentinel) marks
+    what it sees and unparks the reserve that it was armed with; that worker calls `deliver`, which passes the marks on.
     """
 
     def lock(self) -> Lock:
-        """The pool's lock. Waiting for it must not be taken for blocking if that can be helped."""
+        """The pool's lock. Waiting for it should not be taken for blocking, if that can be avoided."""
         ...
 
     def parker(self) -> Parker:
@@ -262,24 +272,28 @@ class Lookout(Protocol):
         ...
 
     def take_back(self, parker: Parker) -> None:
-        """No thread came to be for which it was made."""
+        """The thread for which this parker was made did not start."""
         ...
 
     def attach(self, worker: Worker) -> None:
-        """On the worker's own thread, before its first item.
+        """Called on the worker's own thread, before its first item. Must cost next to nothing.
 
-        May set `worker.ended`, which is called with pool.lock held whenever it ended an item: whatever was seen of it
-        is void. It must cost next to nothing.
+        It may set `worker.ended`, which is called with pool.lock held whenever the worker has ended an item: what was
+        seen of that item is void.
         """
         ...
 
     @not_holding("worker.pool.lock")
     def detach(self, worker: Worker) -> None:
-        """On the worker's own thread, after its last item, or once that has ended. Its parker is taken back."""
+        """Called on the worker's own thread after its last item, or once that thread has ended. Its parker is taken
+        back.
+        """
         ...
 
     def arm(self, reserve: Worker | None) -> None:
-        """Work waits that no worker is on its way to, and `reserve` is who to wake for it. None: stop looking."""
+        """Work waits and no worker is on its way to it: from now on, wake `reserve` for it if a worker blocks. None:
+        stop looking.
+        """
         ...
 
     def deliver(self) -> None:
@@ -287,21 +301,21 @@ class Lookout(Protocol):
         ...
 
     def remind(self) -> None:
-        """What was delivered may not have been understood: deliver again all that holds now."""
+        """What was delivered may not have been noted: deliver again all that holds now."""
         ...
 
     def review(self, worker: Worker, enough: int) -> None:
-        """The worker would go idle because too many run: if others of those sleep by now, say so.
+        """The worker would go idle because too many run: report those of the others that sleep by now.
 
-        It does go idle if `enough` others were seen to run, so there is no need to look further. May do nothing.
+        It does go idle if `enough` others were seen to run, so the search may end there. May do nothing.
         """
         ...
 
     def exempt(self, worker: Worker, flag: bool) -> None:
-        """While set, the pool knows better (a hint, a CPU-intensive item): do not look at this worker."""
+        """While the flag is set, do not watch this worker: the pool knows better (a hint, or a CPU-intensive item)."""
         ...
 
     def set_target(self, target: int) -> None: ...
     def set_cpus(self, cpus: tuple[int, ...]) -> None:
-        """Where the pool's workers run from now on."""
+        """The CPUs on which the pool's workers run from now on."""
         ...

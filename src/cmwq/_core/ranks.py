@@ -1,4 +1,4 @@
-"""In which order locks are taken: `Rank`."""
+"""The order in which locks are taken: `Rank`."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ from enum import IntEnum
 
 
 class Rank(IntEnum):
-    """Every lock of cmwq has one of these ranks, and this is the only place where their order is written.
+    """Every lock of cmwq has one of these ranks. Their order is written here and nowhere else.
 
-    A thread that holds a lock takes only locks of a higher rank; whoever would do otherwise gets `Reentered`. So two
-    locks of one rank, those of two pools for instance, are never held together, and no wait for a lock can close a
-    circle. `held` has a debug mode that tells a mistake of ours from such an interruption.
+    A thread that holds a lock takes only locks of a higher rank; any other attempt raises `Reentered`. So two locks of
+    one rank, those of two pools for instance, are never held together, and no cycle of threads can wait for each
+    other's locks. The debug mode of `held` tells a mistake in cmwq from an interruption.
 
-    - HOTPLUG: which CPUs serve which pool. It is held for a whole change, in which pools are frozen, asked and moved.
-    - FREEZER: freezing and thawing exclude each other. Held across all queues and pools, hence before their locks.
-    - WORK: to whom a `Work` belongs: pending, disabled, on its way to a queue. Who has it goes on to a queue, a pool,
-      or a timer. Likewise a `Serving`: who asks its source, and where that has its places in line.
-    - RUNTIME: which pools and queues there are. What is found under it is then looked at under its own lock.
-    - QUEUE: a queue's places on pools, its phases, whether it is open. Under it works are counted on pools.
-    - POOL: worklist, idle list, counts. The hot one; with it works are listed and workers chosen.
-    - ROOM: who waits for room in a queue. A work that ends makes room, under its pool's lock.
-    - WATCHDOG: whether a look is due. A pool whose work waits asks for one.
+    - HOTPLUG: which CPUs serve which pool. It is held during a whole change, in which pools are frozen, asked and
+      moved.
+    - FREEZER: makes freezing and thawing exclude each other. It is held across all queues and pools, so before their
+      locks.
+    - WORK: the state of a `Work`: pending, disabled, on its way to a queue. Under it a queue, a pool or a timer is
+      used. Also the state of a `Serving`: which thread asks its source, and where it has its places in line.
+    - RUNTIME: which pools and queues there are. What is found under it is then examined under its own lock.
+    - QUEUE: a queue's places on pools, and whether it is open. Under it works are counted on pools.
+    - POOL: worklist, idle list, counts, phases. The hot one: under it works are listed and workers chosen.
+    - ROOM: which threads wait for room in a queue. A work that begins makes room, under its pool's lock.
+    - WATCHDOG: whether a check is due. A pool whose work waits asks for one.
     - SENSOR: what a sensor knows. Pools arm it under their lock.
-    - TIMERS_STARTING: a timer thread is being started. Any of the above may want a timer.
+    - TIMERS_STARTING: a timer thread is being started. Any of the above may need a timer.
     - TIMERS: the heap of timers.
-    - WAITS: who waits for whom. It is looked at from everywhere, and itself takes nothing.
+    - WAITS: which work waits for which. It is examined from everywhere, and nothing is taken under it.
     """
 
     HOTPLUG = 0

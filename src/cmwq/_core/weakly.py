@@ -1,9 +1,9 @@
-"""A set that keeps nothing alive, for all who must be told of something.
+"""A set of weak references, for objects that have to be told of something and must not be kept alive for that.
 
-Guarantees: each change, and a look at all of them, is one step of C: nothing can come in between, neither another
-thread nor a signal's handler nor a finaliser (F10). `weakref.WeakSet` runs Python code in all three, also when an
-element dies; a Ctrl-C there would be lost, for an exception in a weak reference's callback goes nowhere. Elements are
-compared by identity.
+Guarantees: each change, and each look at all elements, is one step of C code, so neither another thread nor a signal
+handler nor a finaliser can come in between (F10). `weakref.WeakSet` runs Python code for all three, also when an
+element dies; a Ctrl-C there would be lost, because an exception in a weak reference's callback is not propagated.
+Elements are compared as weak references are, so they should not define `__eq__`: then that is by identity.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Weakly(Generic[T]):
-    """Thread-safe. Iterating goes over those that were there when it began and are still alive."""
+    """Thread-safe. Iterating yields the elements that were in it at the start and are still alive."""
 
     __slots__ = ("_refs",)
 

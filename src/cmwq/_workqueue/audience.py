@@ -1,8 +1,8 @@
-"""Audience: who waits for one future, and how they are told.
+"""Audience: all that waits for one future, and how it is told.
 
-Guarantees: everybody in it hears of the end once, after `done()` is true; whoever is interrupted while telling goes on
-where it was; what a callback raises keeps nobody else from being called. A future has one only if somebody waits. The
-letters are those of `pool`.
+Guarantees: everything in it is told of the end once, after `done()` is true. A call of `announce` that was interrupted
+can be repeated and goes on where it was. What one callback raises does not keep the others from being called. A future
+has an audience only if somebody waits. The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ _log = logging.getLogger("cmwq")
 
 
 class Audience:
-    """Who waits for one future: made when the first of them comes."""
+    """All that waits for one future: parked threads, callbacks, and waiters of `concurrent.futures`."""
 
     __slots__ = ("callbacks", "calls_back", "canceller", "condition", "parkers", "untold", "waiters")
 
     def __init__(self) -> None:
         self.parkers: list[Parker] = []  # L: threads in result() or exception()
-        self.canceller: object = None  # L: which call of `cancel` decided, and is to announce it
-        self.callbacks: list[Callable[[Any], object]] = []  # L: add_done_callback
-        self.calls_back = False  # L: somebody called that
+        self.canceller: object = None  # L: the call of `cancel` that decided and has to announce it
+        self.callbacks: list[Callable[[Any], object]] = []  # L: from add_done_callback
+        self.calls_back = False  # L: add_done_callback was called
         self.condition: Condition | None = None  # L: made for concurrent.futures.wait and as_completed
-        self.waiters: list[Any] | None = None  # A: who waits at its own condition; made for the first
-        self.untold: list[Any] | None = None  # A: the condition's that are to be told; None: not done
+        self.waiters: list[Any] | None = None  # A: the `_waiters` of concurrent.futures; made for the first
+        self.untold: list[Any] | None = None  # A: those of the waiters still to be told; None: not done yet
 
     @outside
     def announce(self, future: Any) -> None:
-        """The call ended: let the future be done, and tell everybody once.
+        """The call ended: make the future done, and tell the whole audience once.
 
-        `concurrent.futures.wait` looks at the state several times while it holds the condition, and relies on its being
-        the same. So where there is a condition the state changes under it. Order: condition < L.
+        `concurrent.futures.wait` reads the state several times while it holds the condition, and relies on its not
+        changing. So if there is a condition, the state changes under it. Order of locks: the condition is taken before
+        L.
 
-        If it was interrupted it may be called again, and goes on where it was.
+        If this is interrupted, it may be called again, and goes on where it was.
         """
         lock = future.phase.pwq.pool.lock
         final = CANCELLED_AND_NOTIFIED if future.cancelled() else FINISHED
@@ -60,12 +61,12 @@ class Audience:
                 with lock:
                     future._state = final
                 if self.untold is None:
-                    self.untold = list(self.waiters or ())  # they take themselves off theirs, later
+                    self.untold = list(self.waiters or ())  # a copy: the waiters remove themselves from the list later
                 told = "add_cancelled" if final is CANCELLED_AND_NOTIFIED else "add_result"
                 if future._exception is not None:
                     told = "add_exception"
                 self._tell_waiters(methodcaller(told, future))
-        for parker in self.parkers:  # it is done, so nobody changes the list any more
+        for parker in self.parkers:  # the future is done, so this list does not change any more
             parker.unpark()
         if not self.callbacks:
             return
@@ -78,9 +79,9 @@ class Audience:
             except BaseException as exc:
                 _put_back(exc, callback, self.callbacks)
                 if len(self.callbacks) == nr:
-                    raise  # it was not called; whoever calls this does so again
+                    raise  # the callback was not called; the caller of `announce` calls it again
                 if is_to_be_raised(exc, future):
-                    raised = exc  # when the others have been called
+                    raised = exc  # after the others have been called
         if raised is not None:
             try:
                 raise raised
@@ -88,8 +89,8 @@ class Audience:
                 raised = None  # break the cycle through the traceback
 
     def _tell_waiters(self, tell: Callable[[Any], object]) -> None:
-        """Context: the condition held, by a `with` statement elsewhere: one does not answer for the very beginning of a
-        `try` in its own body (Python 3.13).
+        """Call `tell` with each waiter.  Context: the condition held, by a `with` statement of the caller: a `with`
+        does not protect the very first moment of a `try` in its own body (Python 3.13).
         """
         untold = self.untold
         assert untold is not None
@@ -100,21 +101,21 @@ class Audience:
                 next(telling)
             except MemoryError as exc:
                 _put_back(exc, waiter, untold)
-                waiter.event.set()  # in its middle: let it look, rather than wait for ever
+                waiter.event.set()  # the call was interrupted halfway: wake the thread, lest it wait for ever
                 raise
 
 
 def _taken(things: list[Any]) -> Iterator[Any]:
-    """Takes the first of the things off the list at each step. For `map` to call what is taken, or something with it.
+    """Take the first of the things off the list at each step, so that `map` can call it, or call something with it.
 
-    There is no bytecode in between: wherever a step of that map is interrupted, either the thing is on the list still,
-    or the call was made. Where there was no memory for the call, `_put_back` sees to that.
+    There is no bytecode between the two: wherever a step of that map is interrupted, either the thing is still on the
+    list or the call was made. If there was no memory for the call, `_put_back` corrects that.
     """
     return map(things.pop, repeat(0))
 
 
 def _put_back(exc: BaseException, thing: Any, things: list[Any]) -> None:
-    """A step ended with that exception: if it could not make its call, the thing is the first of the list again.
+    """A step ended with this exception: if it could not make its call, put the thing back at the front of the list.
 
     Context: the function that took the step.
     """
@@ -124,21 +125,21 @@ def _put_back(exc: BaseException, thing: Any, things: list[Any]) -> None:
 
 
 CONDITION = 0.25
-"""Seconds for which who announces a result waits for its condition."""
+"""Seconds that `announce` waits at most for the future's condition."""
 
 
 class _Holding:
-    """The condition held, if it can be had within `CONDITION`. Written twice in one `with`, see `surely`.
+    """Holds the condition, if it can be taken within `CONDITION`. It is written twice in one `with`: see `surely`.
 
-    `concurrent.futures.wait` holds it for microseconds. But one Ctrl-C in its loop that takes the conditions of many
-    futures, and it never lets go of those it had; nobody who announces is to hang for that.
+    `concurrent.futures.wait` holds the condition for microseconds. But if a Ctrl-C hits its loop that takes the
+    conditions of many futures, those it has taken are never released, and `announce` must not hang for that.
     """
 
     __slots__ = ("_condition", "_theirs")
 
     def __init__(self, condition: Condition) -> None:
         self._condition = condition  # S
-        self._theirs = condition._is_owned()  # type: ignore[attr-defined]  # S: by a frame of this thread that we interrupt
+        self._theirs = condition._is_owned()  # type: ignore[attr-defined]  # S: by a frame that this one interrupts
 
     def __enter__(self) -> None:
         pass
@@ -154,7 +155,7 @@ class _Holding:
 
 
 def is_to_be_raised(exc: BaseException, future: Any) -> bool:
-    """Of what a callback raised: Ctrl-C in the main thread, say. Whatever else it is is nobody's but the log's (B4)."""
+    """Must this exception of a callback be raised, as Ctrl-C in the main thread? All others are only logged (B4)."""
     if not isinstance(exc, Exception) and current_worker() is None:
         return True
     _log.error("exception calling callback for %r", future, exc_info=exc)

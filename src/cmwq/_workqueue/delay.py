@@ -1,8 +1,8 @@
-"""Delay: one wait of a work for its time.
+"""Delay: a work waits for its time.
 
-Guarantees: it fires no earlier than its time (F9); its work is pending with it until that is queued, so that there is
-no moment in which another could queue the work in between; if the queue doesn't take the work when the time has come,
-whoever waits for a result is told. The letters are those of `pool`; W: work._lock.
+Guarantees: a delay fires no earlier than its time (F9). Its work stays pending until it is queued, so that no other
+thread can queue it in between. If the queue does not take the work when its time has come, threads that wait for its
+result are told. The letters are those of `pool`; W: work._lock.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Delay:
     """One wait of a DelayedWork for its time."""
 
     repeats = False
-    """There is a next time: there is none to lose."""
+    """Does it fire again and again? Then a flush leaves it alone, and closing the queue reports no loss."""
 
     __slots__ = ("_context", "_fired", "_made", "_pwq", "_seconds", "_timer", "futures", "work", "wq")
 
@@ -39,16 +39,16 @@ class Delay:
         self.wq = wq  # I
         self.work = work  # I
         self._seconds = seconds  # I
-        self._pwq = pwq  # A: where it will go; another place once that CPU has left
+        self._pwq = pwq  # A: where the work will go; changed once that CPU has left
         self._context: Context | None = wq.new_context()  # W
         self._timer: Timer | None = None  # W
         self._fired = False  # T
-        self._made: Queued | None = None  # W: what came of it
-        self.futures: list[WorkFuture] = []  # W: who wants the result
+        self._made: Queued | None = None  # W: the queueing that it led to
+        self.futures: list[WorkFuture] = []  # W: those that get the result
 
     @holding("self.work._lock")
     def go(self) -> None:
-        """Begin to wait; or, without a delay, be queued at once. Harmless if that has happened.
+        """Start the delay, or queue the work at once if there is none. Harmless if that has been done.
 
         Raises ThreadLimit, QueueClosed.
         """
@@ -62,10 +62,10 @@ class Delay:
 
     @holding("self.work._lock")
     def come(self) -> Queued:
-        """The time has come: its work is queued. It doesn't wait for its delay any more by then, for it may begin at
-        once, and may be queued again by its own function (E4); should this be interrupted, `Work.mend` queues it.
+        """The time has come: queue the work, and return the queueing.
 
-        Raises QueueClosed.
+        The work stops waiting for its delay before it is queued, because it may begin at once and be queued again by
+        its own function (E4). If this is interrupted in between, `Work.mend` queues it. Raises QueueClosed.
         """
         work, self._fired = self.work, True
         work._moving = self
@@ -81,19 +81,19 @@ class Delay:
         return item
 
     def has_begun(self) -> bool:
-        """What came of it, if anything did, begins or is over."""
+        """Has the queueing that it led to, if any, begun or been taken back?"""
         made = self._made
         return made is not None and (made.begun or made.over)
 
     @holding("self.work._lock")
     def start(self) -> None:
-        """Raises ThreadLimit, QueueClosed; and is not started then."""
+        """Set the timer. Raises ThreadLimit and QueueClosed: then it is not set."""
         self.wq.check_takes_delays()
         self._timer = self.wq.runtime.host.call_later(self._seconds, self.fire)
         self.wq._delays.add(self)
         self.work._delay = self
         try:
-            self.wq.check_takes_delays()  # `close` may have listed the delays already
+            self.wq.check_takes_delays()  # `close` may have gone through the delays already
         except CmwqError:
             self.work._delay = None
             self.stop()
@@ -101,24 +101,24 @@ class Delay:
 
     @holding("self.work._lock")
     def settle(self, item: Queued | None) -> None:
-        """Something was raised while W was held. item: where the work is pending by now."""
-        if item is not None:  # its time had come
+        """Something was raised while W was held. item: the queueing with which the work is pending, if any."""
+        if item is not None:  # its time had come, and it was queued
             self.work._delay = None
             self.stop()
-        elif self._fired:  # in vain
+        elif self._fired:  # its time had come, and it was not queued: try again
             self._timer = self.wq.runtime.host.call_later(0.0, self.fire)
 
     @holding("self.work._lock")
     def stop(self) -> None:
-        """It won't fire.  Context: work._delay changed already."""
+        """Cancel the timer.  Context: work._delay changed already."""
         self.wq._delays.discard(self)
         if self._timer is not None:
             self._timer.cancel()
 
     @outside
     def hasten(self) -> Queued | None:
-        """Let its time have come. Returns the queueing that came of it, which may be over already; None: its work
-        doesn't wait for it any more. Raises QueueClosed: its work is not taken, and was taken back.
+        """End the delay now. Returns the queueing that it led to, which may be over already; None: the work does not
+        wait for this delay any more. Raises QueueClosed: the queue refused the work, which was taken back.
         """
         work, refusal = self.work, None
         self.choose_place()
@@ -135,7 +135,7 @@ class Delay:
 
     @outside
     def cancel(self) -> bool:
-        """Take its work back, whatever else of it is pending. False: that doesn't wait for it any more."""
+        """Take the delay back, but no other queueing of the work. False: the work did not wait for this delay."""
         work = self.work
         with work._here():
             was = not self.is_over() and work._take_back_delay() is not None
@@ -144,7 +144,9 @@ class Delay:
 
     @holding("self.work._lock")
     def is_over(self) -> bool:
-        """Its work does not wait for it. It may be noted all the same, if interrupted as it began: then no more."""
+        """Has the work stopped waiting for this delay? Then stop it, in case an interrupted `start` left it on the
+        list.
+        """
         if self.work._delay is self:
             return False
         self.stop()
@@ -158,20 +160,22 @@ class Delay:
             future.cancel()
 
     def take_futures(self) -> list[WorkFuture]:
-        """They are to be another's."""
+        """Return its futures, which are another's from now on."""
         futures, self.futures = self.futures, []
         return futures
 
     @outside
     def choose_place(self) -> None:
-        """D3: if its CPU has left, it goes where works go now. Before W is taken, for that may start a pool."""
+        """If its CPU has left, choose the place where works go now (D3). Called before W is taken, as it may start a
+        pool.
+        """
         if self._pwq.pool.disassociated and self.work._delay is self:
-            with suppress(CmwqError):  # the old place will do where no other can be had: the queue drains, say
+            with suppress(CmwqError):  # keep the old place if there is no other, e.g. while the queue drains
                 self._pwq = self.wq.place_here()
 
     @outside
     def fire(self) -> None:
-        """The time has come, whatever was raised while a place was sought.  Context: the timer's thread."""
+        """The time has come. The work is queued even if choosing a place raises.  Context: the timer's thread."""
         try:
             self.choose_place()
         finally:
@@ -179,11 +183,12 @@ class Delay:
 
     @outside
     def _be_due(self) -> None:
+        """Queue the work, if it still waits for this delay; log it if the queue refuses."""
         work, refusal = self.work, None
         self._fired = True
         with work._lock:
             if work._delay is not self:
-                return  # taken back, or moved, in this very moment
+                return  # it was taken back or moved at this very moment
             try:
                 self.come()
             except CmwqError as exc:
@@ -193,11 +198,12 @@ class Delay:
             self.drop()
 
     def _next_context(self) -> Context | None:
+        """The context in which the work is to run."""
         return self._context
 
     @holding("self.work._lock")
     def insert(self, *, accepted: bool = True) -> Queued:
-        """Queue its work. Raises QueueClosed."""
+        """Queue the work. Raises QueueClosed."""
         pwq = self._pwq
         self._made = item = Queued(self.work, pwq.outside, self._next_context())
         item.accepted = accepted

@@ -1,8 +1,9 @@
-"""Future: the result to come of one submitted call. It *is* the queued item: one object per `submit`.
+"""Future: the result of one submitted call. It is also the queued item: `submit` makes one object.
 
-A future's lock is its pool's lock, which the worker takes anyway between two items; so no lock and no condition
-variable is made until somebody waits (`Audience`). Guarantees: a `concurrent.futures.Future` to every consumer; whoever
-waits hears of the end once, after `done()` is true; a flush returns only then. The letters are those of `pool`.
+A future is guarded by its pool's lock, which the worker takes between two items anyway, so no lock and no condition
+variable is made until a thread waits (`Audience`). Guarantees: to its users it is a `concurrent.futures.Future`; each
+thread that waits is told of the end once, after `done()` is true, and a flush returns only then. The letters are those
+of `pool`.
 """
 
 from __future__ import annotations
@@ -43,22 +44,25 @@ _DONE = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
 
 
 class Future(cf.Future[T]):
-    """The result to come of one submitted call. A `concurrent.futures.Future` to every consumer; lighter inside.
+    """The result of one submitted call. Use it as a `concurrent.futures.Future`; it is only lighter inside.
 
-    Thread-safe. Cancelling takes back a call that has not begun. A worker that waits in `result()` is known to be
-    blocked at once and lends its place under `max_active`, so nested submit-and-wait does not deadlock; where it would
-    wait for itself (a later call of its own ordered queue, say) it gets FlushDeadlock, and ThreadLimit where no thread
-    can be had to begin what it waits for, and all who could wait likewise. Outside workers, `result()` of a
-    call that runs already while others wait may return up to a millisecond after its end: who takes many results in a
-    row is not woken for each.
+    Thread-safe. `cancel` takes back a call that has not begun. Timeouts are in seconds; `result` and `exception` raise
+    TimeoutError after one, CancelledError if the call was cancelled, Abandoned if the runtime ended first, and, in the
+    child of a fork, ForeignProcess if the parent's call had not ended. A worker that waits in `result()` counts as
+    blocked at once and lends its place under `max_active`, so nested submit-and-wait does not deadlock. If it would
+    wait for itself (for a later call of its own ordered queue, say) it gets FlushDeadlock. If no thread can be created
+    to begin what it waits for, and every thread that could begin it waits in the same way, it gets ThreadLimit.
+
+    Outside workers, `result()` of a call that runs while other calls wait may return up to a millisecond after its end:
+    a thread that takes many results in a row is not woken for each.
     """
 
-    # Class attributes are the state of a future nobody has touched: creating one stores only what differs.
+    # Class attributes hold the state of a new future, so that creating one stores only what differs.
     _state: str = PENDING  # L to change; read freely
-    _result: T | None = None  # the running worker, before _state becomes FINISHED
-    _exception: BaseException | None = None  # likewise
+    _result: T | None = None  # S: set by the worker that runs it, before _state becomes FINISHED
+    _exception: BaseException | None = None  # S: likewise
     _audience: Audience | None = None  # L
-    _call: tuple[Any, ...] | None = None  # dropped when run or cancelled, and what it refers to with it
+    _call: tuple[Any, ...] | None = None  # dropped when run or cancelled, so that nothing is kept alive
     _kwargs: dict[str, Any] | None = None  # likewise
     _context: Context | None = None  # likewise
     follower = None
@@ -84,7 +88,7 @@ class Future(cf.Future[T]):
 
     @property
     def function(self) -> object:
-        call = self._call  # it may end at any moment
+        call = self._call  # read once: the call may end at any moment
         return None if call is None else call[0]
 
     # ------------------------------------------------------------------------------- item
@@ -110,7 +114,7 @@ class Future(cf.Future[T]):
                 self._result = self._context.run(*self._call, **self._kwargs)  # type: ignore
                 self._kwargs = None
         except BaseException as exc:
-            if self._exception is None:  # else it was left behind, and whoever waits has been told so
+            if self._exception is None:  # else the call was abandoned, and the threads that wait have been told
                 self._exception = exc
                 if self.phase.pwq.wq.runtime.on_unfetched is not None:
                     self._note_unfetched(exc)
@@ -133,7 +137,7 @@ class Future(cf.Future[T]):
         if audience is not None:
             if audience.callbacks or audience.condition is not None:
                 return audience
-            self._state = FINISHED  # first: who wakes looks at it without the lock, and the lock may wake at once
+            self._state = FINISHED  # first: `wake` may unpark at once, and that thread reads it without the lock
             lock = self.phase.pwq.pool.lock
             for parker in audience.parkers:
                 lock.wake(parker)
@@ -168,7 +172,9 @@ class Future(cf.Future[T]):
 
     @outside
     def be_abandoned(self, exc: BaseException) -> None:
-        """Its runtime has ended and left it behind: whoever waits is told this, whatever becomes of the call."""
+        """The runtime has ended while the call runs: the threads that wait get this exception, whatever the call does
+        later.
+        """
         with self.phase.pwq.pool.lock:
             if self._state != RUNNING:
                 return
@@ -181,7 +187,7 @@ class Future(cf.Future[T]):
 
     @outside
     def refuse(self, exc: BaseException) -> None:
-        """It was to be queued later, and could not: that is its end."""
+        """The call was to be queued later and could not be: this exception is its outcome."""
         with self.phase.pwq.pool.lock:
             if self._state != PENDING:
                 return
@@ -196,11 +202,12 @@ class Future(cf.Future[T]):
         return f"call {name_of(self.function)} of queue {self.queue.name!r}"
 
     def _note_unfetched(self, exc: BaseException) -> None:
-        """There is a hook that wants to know if nobody looks."""
+        """Remember the exception for `on_unfetched`, which is called if nobody looks at it."""
         unfetched = Unfetched(self.phase.pwq.wq.runtime, self.describe(), exc)
-        self._result = unfetched  # type: ignore[assignment]  # a place that is free: it failed
+        self._result = unfetched  # type: ignore[assignment]  # the attribute is free, because the call failed
         audience = self._audience
-        # Looked at last; who adds a callback says so first, and looks for the other then: one of the two sees it.
+        # Read last. `add_done_callback` sets `calls_back` before it looks for the `Unfetched`, so one of the two sees
+        # what the other did.
         if audience is not None and audience.calls_back:
             unfetched.seen = True
 
@@ -241,7 +248,7 @@ class Future(cf.Future[T]):
         return self._audience
 
     @property
-    def _condition(self) -> Condition:  # type: ignore[override]  # typeshed: an attribute; here made when first asked for
+    def _condition(self) -> Condition:  # type: ignore[override]  # an attribute in typeshed; here made when needed
         with self.phase.pwq.pool.lock:
             audience = self._listeners()
             if audience.condition is None:
@@ -257,10 +264,10 @@ class Future(cf.Future[T]):
             return audience.waiters
 
     def cancel(self) -> bool:
-        """Take the call back if it has not begun. True: it won't run; False: it runs, or has ended.
+        """Take the call back if it has not begun. True: it will not run. False: it runs, or has ended. Does not wait.
 
-        Called by a finaliser or a signal handler in the middle of cmwq's own code on this thread, it is carried out
-        when that is over, and True means: it had not begun yet.
+        If a finaliser or a signal handler calls this in the middle of cmwq's own code on this thread, the cancelling is
+        deferred until that code is done, and True means only that the call had not begun yet.
         """
         me = object()
         try:
@@ -271,7 +278,7 @@ class Future(cf.Future[T]):
                 self.phase.pwq.pool.host.defer(self.cancel)
             return self._state not in (RUNNING, FINISHED)
         except BaseException:
-            self._announce_cancelled(me)  # if it was decided here: to the end
+            self._announce_cancelled(me)  # if this call decided, it finishes the job
             raise
         return cancelled
 
@@ -286,7 +293,7 @@ class Future(cf.Future[T]):
                 audience.canceller = canceller
             self._state = CANCELLED_AND_NOTIFIED if audience is None else CANCELLED
             self._withdraw()
-            held = self._call, self._kwargs, self._context  # dropped outside the lock: finalisers are user code
+            held = self._call, self._kwargs, self._context  # dropped without the lock: finalisers are user code
             self._call = self._kwargs = self._context = None
         del held
         return True
@@ -352,7 +359,7 @@ class Future(cf.Future[T]):
             self._be_fetched()
         return self._exception
 
-    # Not one of these may be called by others: the state would say what the call and its worker don't know.
+    # Users may not call these: they would change the state behind the back of the call and its worker.
 
     def set_running_or_notify_cancel(self) -> bool:
         raise cf.InvalidStateError(f"{self!r} is run by a worker, which alone says that it has begun")
@@ -364,9 +371,9 @@ class Future(cf.Future[T]):
         raise cf.InvalidStateError(f"{self!r} gets what its call raises; make a concurrent.futures.Future to set one")
 
     def _wait(self, timeout: float | None) -> None:
-        """Return once done.
+        """Return once the call is done.
 
-        Raises TimeoutError after `timeout` seconds, ForeignProcess if it can never be done here.
+        Raises TimeoutError after `timeout` seconds, and ForeignProcess if the call can never be done in this process.
         """
         timeout = checks.timeout(timeout)
         pwq = self.phase.pwq
@@ -375,7 +382,7 @@ class Future(cf.Future[T]):
         host = runtime.host
         check_may_wait(host)
         parker = host.parker()
-        if timeout is None and current_worker() is None:  # nobody's work waits: the short way
+        if timeout is None and current_worker() is None:  # no work waits here, so this is the fast path
             try:
                 if self._state == RUNNING and pwq.pool.worklist:
                     pwq.pool.nap(parker)
@@ -394,13 +401,13 @@ class Future(cf.Future[T]):
 
 
 ATTRIBUTES = "phase", "_call", "_context", "_state", "_result", "_kwargs", "_exception", "_audience"
-"""What any of them may have: see `lay_out`."""
+"""The attributes that any future may have: see `lay_out`."""
 
 lay_out(Future, *ATTRIBUTES)
 
 
 class BoundedFuture(Future[T]):
-    """A future of a queue with `max_pending`: it has a place in the queue's room until it begins."""
+    """A future of a queue with `max_pending`: until it begins, it has a place in the queue's room."""
 
     _room: Room
 

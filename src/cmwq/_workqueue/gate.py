@@ -1,9 +1,9 @@
-"""Gate: whether a queue takes work, and from whom (F3). What `WorkQueue` inherits of it is about that alone.
+"""Gate: whether a queue takes works, and from whom (F3). `WorkQueue` inherits this, and nothing else, from it.
 
-Guarantees: a closed queue accepts nothing, and nothing accepted is lost; while it drains only its own works may add to
-it, and works that it had accepted before, with a delay; each change is known to all places of the queue at once, under
-their pools' locks, so that each work is either seen by who drains, or refused. The letters are those of `pool`; Q is
-`WorkQueue._lock`.
+Guarantees: a closed queue accepts nothing, and nothing that was accepted is lost. While the queue drains, only its own
+works, and delayed works that it accepted before, may be added to it. Each change of state reaches every place of the
+queue under the lock of that place's pool, so that each work is either seen by the thread that drains, or refused. The
+letters are those of `pool`; Q is `WorkQueue._lock`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 class State(Enum):
     OPEN = "open"
-    DRAINING = "draining"  # works of the queue's own works are still accepted, unless it is sealed
+    DRAINING = "draining"  # the queue's own works may still queue to it, unless it is sealed
     CLOSED = "closed"
 
 
 class Gate:
-    """The part of a queue that refuses."""
+    """The part of a queue that accepts and refuses works."""
 
     name: str
     runtime: Runtime
@@ -38,42 +38,42 @@ class Gate:
     _pwqs: dict[WorkerPool, PoolWorkQueue]  # Q to change
 
     _chains = True
-    """At exit its own works may queue to it for a while. An executor's may not: as the standard library's."""
+    """At exit the queue's own works may queue to it for a while. An executor's may not, as in the standard library."""
 
     def __init__(self) -> None:
-        self._state = State.OPEN  # Q and L to change; read under either
-        self._shut = False  # Q to change: it is not open
+        self._state = State.OPEN  # Q to change, read freely; each place has its `gate` beside it
+        self._shut = False  # Q to change: the queue is not open
         self._drainers: tuple[object, ...] = ()  # Q: drain() calls in progress
-        self._closing = False  # Q: DRAINING is for good
-        self._sealed = False  # Q to change: its own works are refused, too
-        self._servings: tuple[Serving, ...] = ()  # Q to change: the sources that it is served from
+        self._closing = False  # Q to change: it is closing for good
+        self._sealed = False  # Q to change: its own works are refused too
+        self._servings: tuple[Serving, ...] = ()  # Q to change: the sources served to it
 
     @property
     def is_open(self) -> bool:
-        """It takes work from outside."""
+        """The queue takes works from outside."""
         return self._state is State.OPEN
 
     @property
     def is_closed(self) -> bool:
-        """It never takes work again."""
+        """The queue will never take works again."""
         return self._state is State.CLOSED
 
     @property
     def drains(self) -> bool:
-        """It takes no work from outside for now, and will be open again."""
+        """The queue takes no works from outside for now, but will be open again."""
         return self._state is State.DRAINING and not self._closing
 
     # ------------------------------------------------------------------------------- opened and shut
 
     def begin_drain(self, drain: object) -> None:
-        """From now on only its own works may queue to it, until all who drain have ended (F3)."""
+        """From now on only the queue's own works may queue to it, until every drain has ended (F3)."""
         with self._lock:
             self._drainers = (*self._drainers, drain)
             self._change_state()
         self._tell_servings()
 
     def end_drain(self, drain: object) -> None:
-        """That drain is over. May be called again."""
+        """That drain is over. May be called more than once."""
         with self._lock:
             self._drainers = tuple(other for other in self._drainers if other is not drain)
             self._change_state()
@@ -87,7 +87,7 @@ class Gate:
             self._change_state()
 
     def refuse(self) -> None:
-        """Accept nothing from outside any more; do not wait. `close` may follow."""
+        """Accept nothing from outside any more, without waiting. `close` may follow."""
         try:
             with self._lock:
                 self._closing = True
@@ -98,17 +98,17 @@ class Gate:
 
     @outside
     def _tell_servings(self) -> None:
-        """Its state changed: it takes works from its sources, or does not. Raises Reentered."""
+        """The state changed: tell the sources whether the queue takes their works. Raises Reentered."""
         for serving in self._servings:
             serving.heed()
 
     def stop_servings(self) -> None:
-        """It closes: no source is asked any more."""
+        """The queue closes: no source is asked any more."""
         for serving in self._servings:
             serving.stop()
 
     def seal(self) -> bool:
-        """It closes, and accepts nothing from its own works either. True: they had queued to it since it closes."""
+        """Refuse the closing queue's own works too. True: some of them had queued to it since it began to close."""
         try:
             with self._lock:
                 news, self._sealed = not self._sealed, True
@@ -119,13 +119,13 @@ class Gate:
             return False
 
     def shut_down(self) -> None:
-        """Accept nothing any more, from its own works neither; do not wait. `close` may follow."""
+        """Accept nothing any more, from the queue's own works either, without waiting. `close` may follow."""
         self.refuse()
         self.seal()
 
     @holding("self._lock")
     def _change_state(self) -> None:
-        """The gates of all places agree with the state from now on: a work is either seen by who drains, or refused."""
+        """Compute the state anew and set the gate of every place to match it."""
         if self._state is not State.CLOSED:
             self._state = State.DRAINING if self._drainers or self._closing else State.OPEN
         self._shut = self._state is not State.OPEN
@@ -134,7 +134,7 @@ class Gate:
                 pwq.gate = self._shut or pwq.pool.closing or pwq.observed
 
     def _forget_drains(self) -> None:
-        """In the child of a fork: nobody drains it, and what closes it is closed."""
+        """In the child of a fork: nobody drains the queue any more. If it was closing, it is closed."""
         self._drainers = ()
         self._servings = ()
         self._shut = self._closing
@@ -146,17 +146,20 @@ class Gate:
     # ------------------------------------------------------------------------------- asked
 
     def _check_open(self) -> None:
-        """Raise QueueClosed where a new work may not be queued. For one that is not to be listed yet."""
+        """Raise QueueClosed if a new work may not be queued. For works that will be put in a list only later."""
         if self._shut:
             self._check_admitted(None)
 
     def check_takes_delays(self) -> None:
-        """Raise QueueClosed if it is being closed, or its runtime is: nobody would wait for the delay."""
+        """Raise QueueClosed if the queue or its runtime is closing: then nobody would wait for the delay."""
         if self._closing or self.runtime.closed:
             raise QueueClosed(self._why_refused(None))
 
     def _check_admitted(self, pool: WorkerPool | None, *, accepted: bool = False) -> None:
-        """The gate is shut. A draining queue lets its own works queue to it, and what it had accepted before."""
+        """Called while the gate is shut: raise QueueClosed unless the work is let through.
+
+        A draining queue lets in its own works, and those that it accepted before.
+        """
         outside = self.runtime.exiting and not accepted and own_item(self) is None
         if not (outside or (pool is not None and pool.closing)):
             if self._state is State.OPEN:
@@ -166,7 +169,7 @@ class Gate:
         raise QueueClosed(self._why_refused(pool))
 
     def _why_refused(self, pool: WorkerPool | None) -> str:
-        """An executor's in the standard library's words, too, which programs look for."""
+        """The message of QueueClosed. An executor's also has the standard library's words, which programs look for."""
         runtime = self.runtime
         after = "interpreter shutdown" if runtime.exiting else "shutdown"
         words = "" if self._chains else f"cannot schedule new futures after {after}: "

@@ -1,4 +1,4 @@
-"""ItemEnd: what one waits for who waits for a queueing of a work to end (F2, F5). The letters are those of `pool`."""
+"""ItemEnd: the end of one queueing of a work, as something to wait for (F2, F5). The letters are those of `pool`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ItemEnd:
-    """One queueing of a work has ended, or was taken back."""
+    """One queueing of a work ends, or is taken back. `verb` names the wait in messages."""
 
     __slots__ = ("item", "verb")
 

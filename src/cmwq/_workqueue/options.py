@@ -1,4 +1,4 @@
-"""What a queue can be made with, and whether it is sound: checked where the queue is made, before anything is begun."""
+"""The options of a queue. They are checked where the queue is made, before anything is started."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 SCOPES = ("cpu", "smt", "cache", "numa", "system")
 DELAYED = ("cancel", "run")
-"""What becomes, when a queue closes, of works whose time has not come."""
+"""What can happen, when a queue closes, to works whose time has not come."""
 
 
 @dataclass(slots=True)
 class QueueOptions:
-    """`WorkQueue` says what they mean. Making one raises TypeError or ValueError for what can't be had."""
+    """The options of a queue, as explained in `WorkQueue`, checked. Raises TypeError or ValueError for a bad value."""
 
     name: str
     max_active: int | None
@@ -63,12 +63,12 @@ class QueueOptions:
 
 
 def checked_delayed(name: str, delayed: str | None) -> str | None:
-    """Raises ValueError."""
+    """The option `delayed`, checked; None: not given. Raises TypeError, ValueError."""
     return None if delayed is None else checks.choice(f"queue {name!r}: delayed", delayed, DELAYED)
 
 
 def checked_runtime(runtime: Runtime | None) -> Runtime:
-    """The default one if none is given. Raises TypeError."""
+    """The runtime given, or the process's default one. Raises TypeError."""
     if runtime is None:
         from cmwq._workqueue.runtime import default_runtime
 

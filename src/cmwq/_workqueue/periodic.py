@@ -1,13 +1,13 @@
-"""PeriodicWork: a work that is carried out again and again, at a fixed rate (E13).
+"""PeriodicWork: a work that is executed again and again at a fixed rate (E13).
 
-Guarantees: the nth execution is due n periods after the first, however long each takes and however late one began: due
-times are computed from the first, never from the last, so nothing drifts. Where an execution is still to begin or to
-end when the next is due, or the process was stopped and several were due, each time that led to no execution is counted
-as missed, and not made up for. It never runs twice at once (E3); what it raises ends that execution only.
+Guarantees: the nth execution is due n periods after the first, however long each one takes and however late one began:
+due times are computed from the first, never from the last, so nothing drifts. A due time is missed if the previous
+execution has still to begin or to end, or if several came while the process was stopped. Missed times are counted, and
+not made up for. The work never runs twice at once (E3). What it raises ends that execution only.
 
-How: `FixedRate` is a `Delay` that stays. When it fires it queues the work, if that is neither queued nor running, and
-sets the timer for the next time. So a periodic work may have a delay and an item at once; to take it back takes both.
-The letters are those of `pool`; W: work._lock.
+How: `FixedRate` is a `Delay` that stays. When it fires it queues the work, unless that is queued or running, and sets
+the timer for the next time. So a periodic work may have a delay and an item at once; to take it back is to take both
+back. The letters are those of `pool`; W: work._lock.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 
 
 class PeriodicWork(Work):
-    """A `Work` that is carried out at a fixed rate: `wq.queue_periodic(work, period)`.
+    """A `Work` that is executed at a fixed rate: `wq.queue_periodic(work, period)`.
 
-    From then on it is pending, until `cancel`, `cancel_sync`, `disable`, `disable_sync`, or the end of its queue, its
-    runtime or the process stops it; its own function may do so, too, but for the two that wait. In the child of a fork
-    it is idle. `flush` waits for the execution that runs or is about to, and for no later one. `queue` of one that is
-    pending is False, for an execution is to come; of one that is not, it is carried out once. Otherwise as `Work`:
-    thread-safe; what it raises goes to the queue's `on_error`, or to the log, and it goes on.
+    From then on it is pending, until it is stopped by `cancel`, `cancel_sync`, `disable` or `disable_sync`, or by the
+    end of its queue, its runtime or the process. Its own function may stop it too, but not by the two that wait. In the
+    child of a fork it is idle. `flush` waits for the execution that runs or is about to, and for no later one. `queue`
+    returns False while it is pending, and otherwise executes it once. The rest is as in `Work`: it is thread-safe; what
+    it raises goes to the queue's `on_error` or to the log, and it goes on.
     """
 
     __slots__ = ("_missed", "_stopping")
 
     def _begin(self) -> None:
         self._missed = 0  # W to change, read freely
-        self._stopping = False  # W: it is being taken back, wherever it is
+        self._stopping = False  # W: its delay and its item are being taken back
         super()._begin()
 
     @property
     def missed(self) -> int:
-        """How many times that it was due led to no execution since `queue_periodic`: the last one was still to begin or
-        to end, or the process didn't run, or its queue was drained. They are not made up for.
+        """How many due times since `queue_periodic` led to no execution, because the last one had still to begin or to
+        end, the process did not run, or the queue was draining. They are not made up for.
         """
         return self._missed if self._born == Work.generation else 0
 
@@ -67,7 +67,7 @@ class PeriodicWork(Work):
 
 
 class FixedRate(Delay):
-    """When a periodic work is due."""
+    """The due times of a periodic work."""
 
     repeats = True
 
@@ -77,8 +77,8 @@ class FixedRate(Delay):
         super().__init__(wq, pwq, work, first)
         self._period = period  # I
         self._begins = wq.runtime.host.monotonic() + first  # I: on the host's clock
-        self._beat = 0  # W: the number of the next time
-        self._queued = 0  # W: so many times led to a queueing
+        self._beat = 0  # W: the number of the next due time
+        self._queued = 0  # W: how many due times led to a queueing
 
     def settle(self, item: Queued | None) -> None:
         if self._fired:
@@ -89,14 +89,14 @@ class FixedRate(Delay):
         work = self.work
         with work._lock:
             if work._delay is not self:
-                return  # stopped in this very moment
-            self._fired = True  # until the next timer is set: `settle`
+                return  # it was stopped at this very moment
+            self._fired = True  # until the next timer is set; `settle` sets it after an interruption
             self._beat = self._latest_due() + 1
             goes_on = work._item is not None or work.running or self._try_to_queue()
             work._missed = self._beat - self._queued  # type: ignore[attr-defined]
             if goes_on:
                 self._wait_for_next()
-            else:  # not a word: whoever closes the queue is about to stop it (`WorkQueue.end_delays`), and was outrun
+            else:  # nothing is logged: the closing of the queue is about to stop it (`drain.end_delays`)
                 work._taken.append(self)
                 work._delay = None
                 self.stop()
@@ -105,7 +105,7 @@ class FixedRate(Delay):
 
     @holding("self.work._lock")
     def _try_to_queue(self) -> bool:
-        """False: its queue is being closed. A queue that drains has none of these times; it comes back."""
+        """Queue the work. False: its queue is being closed. A queue that drains refuses it, but only for now."""
         try:
             self.insert(accepted=False)
         except CmwqError:
@@ -115,7 +115,7 @@ class FixedRate(Delay):
                 return False
         else:
             self._queued += 1
-            self.futures = []  # they are this execution's
+            self.futures = []  # they belong to this execution
         return True
 
     def _due(self, beat: int) -> float:
@@ -123,7 +123,7 @@ class FixedRate(Delay):
 
     @holding("self.work._lock")
     def _latest_due(self) -> int:
-        """The number of the last time that has come; the timer says that one has."""
+        """The number of the latest due time that has come. At least one has, as the timer has fired."""
         now = self.wq.runtime.host.monotonic()
         beat = max(self._beat, int((now - self._begins) / self._period))
         while beat > self._beat and self._due(beat) > now:  # the division was rounded
@@ -134,18 +134,18 @@ class FixedRate(Delay):
 
     @holding("self.work._lock")
     def _wait_for_next(self) -> None:
-        """Raises ThreadLimit, QueueClosed: at the end of the runtime."""
+        """Set the timer for the next due time. Raises ThreadLimit and QueueClosed at the end of the runtime."""
         host = self.wq.runtime.host
         self._timer = host.call_later(self._due(self._beat) - host.monotonic(), self.fire)
         self._fired = False
 
     def _next_context(self) -> Any:
-        """Each execution has its own: what one changes the next doesn't see."""
+        """A context of its own for each execution: what one changes the next does not see."""
         return None if self._context is None else self._context.copy()
 
 
 def begin(wq: WorkQueue, work: PeriodicWork, period: float, first: float | None) -> bool:
-    """`WorkQueue.queue_periodic`, which says what it promises."""
+    """`WorkQueue.queue_periodic`, where the promises are stated."""
     checks.instance("what is queued periodically", work, PeriodicWork)
     period = checks.seconds("period", period, checks.MIN_PERIOD, checks.ENDLESS)
     first = period if first is None else checks.seconds("first", first, most=checks.ENDLESS)

@@ -1,8 +1,9 @@
 """Phase: how a flush knows that the works queued before it have ended (F1).
 
-The works of one queue on one pool are counted in phases. A flush seals the current phase, a new one begins, and the
-flush has happened when the sealed one and all before it have counted down to zero. (The kernel colours works for the
-same purpose; a number of phases has no limit and needs no overflow list.) The letters are those of `pool`.
+The works of one queue on one pool are counted in phases. A flush seals the current phase, and a new one begins. The
+flush is over when the counts of the sealed phase and of all phases before it have reached zero. (The kernel colours
+works for the same purpose; phases are numbered without limit, so they need no overflow list.) The letters are those of
+`pool`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from cmwq._workqueue.pwq import PoolWorkQueue
 
 PURGE = 64
-"""So many withdrawn items may be passed over later; beyond, and beyond half of what is listed, they are removed."""
+"""Up to this many withdrawn items stay in their lists, to be passed over. If there are more, and they are more than
+half of what is listed, they are removed.
+"""
 
 
 class Phase:
@@ -26,14 +29,14 @@ class Phase:
 
     def __init__(self, pwq: PoolWorkQueue, number: int) -> None:
         self.pwq = pwq  # I
-        self.number = number  # I: later phases have higher ones
-        self.count = 0  # L: queued, not ended and not taken back
-        self.done = False  # L: sealed, and it and all before it have ended
-        self.parkers: list[Parker] = []  # L: who flushes
-        self.into: Phase | None = None  # L, once: all of its own works ended; what it waits for is the end of this one
+        self.number = number  # I: later phases have higher numbers
+        self.count = 0  # L: works queued and neither ended nor taken back
+        self.done = False  # L: it is sealed, and its works and those of all phases before it have ended
+        self.parkers: list[Parker] = []  # L: the threads that flush
+        self.into: Phase | None = None  # L, once: its own works have ended, and its end is now that of this phase
 
     def which(self) -> Phase:
-        """That whose end is its own."""
+        """The phase whose end is this one's end: itself, or the one that it was merged into."""
         phase = self
         while phase.into is not None:
             phase = phase.into
@@ -41,17 +44,17 @@ class Phase:
 
     @holding("self.pwq.pool.lock")
     def retire(self) -> None:
-        """One of its works ended, and gives its place up."""
+        """One of its works ended: count it off, and give its place under max_active to the next."""
         pwq = self.pwq
-        # `leave`, `lend_place` and `_list_next` in one, for this is the end of every work.
+        # `leave` and `lend_place` in one, because every work ends here.
         self.count -= 1
         if not pwq.attends:
             pwq.nr_active -= 1
         elif pwq.nr_withdrawn or pwq.careful or pwq.nr_active > pwq.max_active:
             pwq.nr_active -= 1
             pwq.attend()
-        else:  # as in any flood: the next takes its place
-            pwq.pool.worklist.append(pwq.inactive[0])  # in both lists for a moment, never in none: see `mend`
+        else:  # the usual case while works wait: the next one takes the place
+            pwq.pool.worklist.append(pwq.inactive[0])  # for a moment in both lists, never in neither: see `mend`
             del pwq.inactive[0]
             if not pwq.inactive:
                 pwq.attends = False
@@ -60,7 +63,7 @@ class Phase:
 
     @holding("self.pwq.pool.lock")
     def leave(self) -> None:
-        """One of its works was taken back, and is in no list."""
+        """One of its works was taken back and is in no list any more."""
         self.count -= 1
         if not self.count and self is not self.pwq.phase:
             self.pwq.complete_phases(self)
@@ -77,7 +80,7 @@ class Phase:
 
 
 class Outside(Phase):
-    """Where a work counts that is not queued yet. It may be taken back, and nobody waits for it with a flush."""
+    """The phase of works that are not queued yet. They may be taken back, and no flush waits for them."""
 
     __slots__ = ()
 

@@ -1,8 +1,9 @@
-"""PoolWorkQueue: a queue's place on one pool. How many of its works are active there, which wait, who waits for them.
+"""PoolWorkQueue: a queue's place on one pool. It knows which of the queue's works are active there, which wait for a
+place under `max_active`, and who waits for them to end.
 
-Guarantees: at most `max_active` works of the queue are listed or executing on the pool, the rest wait in order (E1),
-and nothing waits while there is room; a flush waits for exactly what was queued before it, at O(1) cost per work (F1);
-a work taken back is gone at once for all who wait, though its place in a list is passed over only later.
+Guarantees: at most `max_active` works of the queue are listed or executing on the pool, and the rest wait in order
+(E1). No work waits while there is room. A flush waits for exactly what was queued before it, at O(1) cost per work
+(F1). A work that was taken back is gone at once for all who wait, though its place in a list is passed over only later.
 
 The letters are those of `pool`.
 """
@@ -42,29 +43,29 @@ class PoolWorkQueue:
         self.wq = wq  # I
         self.pool = pool  # I
         self.exempt = wq.cpu_intensive  # I
-        self.lends = not wq.ordered  # I: a work that waits lends its place to another
+        self.lends = not wq.ordered  # I: a work that waits lends its place to another work
         self.max_active = wq._max_active  # L: the queue's, as this pool knows it
         self.nr_active = 0  # L: listed or executing, and not lent
         self.inactive: deque[Item] = deque()  # L: beyond max_active, in order
-        self.nr_withdrawn = 0  # L: in `inactive` or the pool's worklist, to be passed over
+        self.nr_withdrawn = 0  # L: works in `inactive` or on the pool's worklist, to be passed over
         self.phase = Phase(self, 0)  # L: where new works are counted
         self.outside = Outside(self, -1)  # I
-        self.sealed: deque[Phase] = deque()  # L: phases that somebody flushes, oldest first
+        self.sealed: deque[Phase] = deque()  # L: phases that are being flushed, oldest first
         self.frozen = frozen  # L: nothing is started (E8)
-        self.freezers: list[Parker] = []  # L: who waits until nothing runs
+        self.freezers: list[Parker] = []  # L: threads that wait until nothing runs
         self.nr_thaws = 0  # L
-        self.gate = gate  # L: whoever queues must ask `check_admitted`
+        self.gate = gate  # L: each new work has to pass `check_admitted`
         self.nr_admitted = 0  # L: works let through the shut gate
-        self.called = False  # L: its queue's rescuer was asked to help here, and has not come yet (C2)
-        self.observed = False  # L to change, read freely: somebody hears of its works (`events`)
-        self.careful = frozen  # L: frozen or observed: no work takes the short way
-        self.attends = frozen  # L: careful, or works wait inactive: something is to be done when a work ends
+        self.called = False  # L: the queue's rescuer was asked to help here and has not come yet (C2)
+        self.observed = False  # L to change, read freely: its works are reported to observers (`events`)
+        self.careful = frozen  # L: frozen or observed: no work takes the fast path
+        self.attends = frozen  # L: careful, or works are inactive: the end of a work needs more than a decrement
 
     @holding("self.pool.lock")
     def check_admitted(self, item: Item) -> None:
-        """The gate is shut: raise QueueClosed unless this item is let through."""
+        """Called while the gate is shut: raise QueueClosed unless this item is let through."""
         if self.wq.is_open and not self.pool.closing:
-            return  # it is shut because somebody observes
+            return  # the gate is shut only because the queue is observed
         self.wq._check_admitted(self.pool, accepted=item.accepted)
         self.nr_admitted += 1
 
@@ -98,12 +99,13 @@ class PoolWorkQueue:
         self.wq.nr_rescued += 1
 
     # ------------------------------------------------------------------------------- active and inactive (E1)
-    # Every change of `nr_active` and of the two lists is one of these, but for `insert` and `Phase.retire`, which spell
-    # them out, and for who takes an item off the worklist to run it. Who calls them wakes whom that needs.
+    # `nr_active` and the two lists are changed by these methods alone, except for `insert` and `Phase.retire`, which
+    # repeat their code, and for a thread that takes an item off the worklist to run it. The caller wakes the workers
+    # that are then needed.
 
     @holding("self.pool.lock")
     def place(self, item: Item) -> None:
-        """List a new item, or let it wait for a place."""
+        """List a new item, or add it to the inactive ones if there is no room."""
         if self.nr_active >= self.max_active or self.inactive or self.frozen:
             self.inactive.append(item)
             self._attend_to_inactive()
@@ -115,13 +117,15 @@ class PoolWorkQueue:
 
     @holding("self.pool.lock")
     def place_many(self, items: Sequence[Item]) -> None:
-        """`place` for each, all or none (F10): in one step they wait, and those that may be active are so at once."""
+        """`place` for each item, all or none (F10): one step makes them all inactive, then those that have room are
+        listed.
+        """
         self.inactive.extend(items)
         self.activate()
 
     @holding("self.pool.lock")
     def activate(self) -> None:
-        """List waiting works while there is room."""
+        """List inactive items while there is room."""
         inactive, listed = self.inactive, len(self.pool.worklist)
         while inactive and self.nr_active < self.max_active and not self.frozen:
             item = inactive[0]
@@ -137,32 +141,35 @@ class PoolWorkQueue:
 
     @holding("self.pool.lock")
     def _attend_to_inactive(self) -> None:
+        """Update `attends`, and have the pool look for works that wait for inactive ones (`lending.watch`)."""
         self.attends = self.careful or bool(self.inactive)
         if self.inactive and self.lends and self.pool.lending.timer is None:
             lending.watch(self.pool)
 
     @holding("self.pool.lock")
     def attend(self) -> None:
-        """A place became free, or a work ended while frozen."""
+        """Called when a place became free, or a work ended while frozen."""
         self.activate()
         for parker in self.freezers:
             parker.unpark()
 
     @holding("self.pool.lock")
     def lend_place(self) -> None:
-        """One that was active is not, for a while or for good: the next may have its place."""
+        """An active item gives up its place, for a while or for good; the next inactive item may have it."""
         self.nr_active -= 1
         if self.attends:
             self.activate()
 
     @holding("self.pool.lock")
     def take_place(self) -> None:
-        """One that lent its place goes on, even if that makes one too many: to wait for it could be for ever."""
+        """An item that lent its place goes on, even if that makes one too many: waiting for a place could take for
+        ever.
+        """
         self.nr_active += 1
 
     @holding("self.pool.lock")
     def list_first(self, item: Item) -> None:
-        """An active item that is in no list, and has been before all that are: it is the next to run."""
+        """List an active item that is in no list and comes before all that are: it is the next to run."""
         self.pool.worklist.appendleft(item)
 
     @holding("self.pool.lock")
@@ -173,18 +180,20 @@ class PoolWorkQueue:
 
     @holding("self.pool.lock")
     def take_out(self, item: Item, *, listed: bool) -> None:
-        """An item that has not begun is another's from now on, who took it off the worklist or off the inactive."""
+        """Forget an item that has not begun. The caller owns it from now on, and has removed it from the worklist
+        (listed) or from the inactive items.
+        """
         if self.observed:
             events.cancelled(item)
         item.phase.leave()
         if listed:
             self.lend_place()
         else:
-            self.activate()  # it may have been the last that waits
+            self.activate()  # it may have been the last inactive item
 
     @holding("self.pool.lock")
     def put_back(self, item: Item) -> None:
-        """An active item may not start, for the queue was frozen meanwhile: it is the next to be activated."""
+        """An active item may not start, because the queue was frozen meanwhile. It is the next to be activated."""
         self.nr_active -= 1
         self.inactive.appendleft(item)
         self.attends = True
@@ -193,7 +202,7 @@ class PoolWorkQueue:
 
     @holding("self.pool.lock")
     def purge(self) -> None:
-        """Remove withdrawn items where they have become the larger part."""
+        """Remove withdrawn items once they are the larger part of the lists."""
         worklist = self.pool.worklist
         if self.nr_withdrawn * 2 <= len(self.inactive) + len(worklist):
             return
@@ -207,6 +216,7 @@ class PoolWorkQueue:
         self.pool.settle()
 
     def set_max_active(self, limit: int) -> None:
+        """Adopt the queue's new limit, and list the inactive items that have room now."""
         with self.pool.lock:
             self.max_active = limit
             self.activate()
@@ -214,11 +224,11 @@ class PoolWorkQueue:
 
     @holding("self.pool.lock")
     def has_listed(self, item: Item) -> bool:
-        """It is in a list here. Costs a search."""
+        """Is the item in one of the lists? Costs a search."""
         return item in self.inactive or item in self.pool.worklist
 
     def has(self, item: Item) -> bool:
-        """It is in a list here, or executes. Costs a search."""
+        """Is the item in one of the lists, or executing? Costs a search."""
         with self.pool.lock:
             return any(worker.item is item for worker in self.pool.workers) or self.has_listed(item)
 
@@ -226,7 +236,9 @@ class PoolWorkQueue:
 
     @holding("self.pool.lock")
     def seal(self) -> Phase | None:
-        """Begin a new phase. Returns what to wait for so that all queued before has ended, or None: nothing."""
+        """Begin a new phase. Returns the phase to wait for until all works queued before have ended, or None if there
+        are none.
+        """
         if self.phase.count:
             sealed = self.phase
             self.sealed.append(sealed)
@@ -236,26 +248,29 @@ class PoolWorkQueue:
 
     @holding("self.pool.lock")
     def new_phase(self) -> None:
-        """The current one was sealed."""
+        """Begin the phase after the current one, which was sealed."""
         self.phase = Phase(self, self.phase.number + 1)
 
     @holding("self.pool.lock")
     def complete_phases(self, empty: Phase | None = None) -> None:
-        """empty: the sealed one of which all works have ended now; None: any of them."""
+        """Mark the oldest sealed phases as done if they are empty, and merge those that are empty further on.
+
+        empty: the sealed phase that has just become empty; None: any of them may be.
+        """
         while self.sealed and not self.sealed[0].count:
             phase = self.sealed[0]
             phase.done = True
             for parker in phase.parkers:
                 self.pool.lock.wake(parker)
-            del self.sealed[0]  # last: whoever was to be told has been told
+            del self.sealed[0]  # last: an interruption before this leaves it to be done again
         if len(self.sealed) > 1:
             for phase in [each for each in self.sealed if not each.count] if empty is None else [empty]:
                 self.merge(phase)
 
     @holding("self.pool.lock")
     def merge(self, phase: Phase) -> None:
-        """Nothing of it is left to wait for but the phases before. So it is one with the last of those, and there are
-        never more sealed phases than works in them, however often a stuck queue is flushed.
+        """Merge an empty sealed phase into the one before it, which is all that it still waits for. So there are never
+        more sealed phases than works in them, however often a stuck queue is flushed.
         """
         if phase.done or phase not in self.sealed:
             return
@@ -267,23 +282,23 @@ class PoolWorkQueue:
 
     @holding("self.pool.lock")
     def nr_unfinished(self) -> int:
-        """Works that were queued here, and have neither ended nor been taken back."""
+        """How many works were queued here and have neither ended nor been taken back."""
         return self.phase.count + sum(phase.count for phase in self.sealed)
 
     def count_unfinished(self, *, begun: bool = True) -> int:
-        """The same; begun: those that have begun are among them."""
+        """As `nr_unfinished`. begun=False: works that have begun are not counted."""
         with self.pool.lock:
-            phases = (*self.sealed, self.phase)  # one that asks a source is in none, and is no work yet
+            phases = (*self.sealed, self.phase)  # an item that asks a source is in none of them, and is no work yet
             running = 0 if begun else sum(worker.item.phase in phases for worker in self.executing())  # type: ignore
             return self.nr_unfinished() - running
 
     @holding("self.pool.lock")
     def executing(self) -> list[Worker]:
-        """Those that execute a work of the queue here, or tell who waits for it."""
+        """The workers that execute a work of the queue here, or announce its end."""
         return [worker for worker in self.pool.workers if worker.item is not None and worker.item.pwq is self]
 
     def has_works_waiting(self, last: int | None = None) -> bool:
-        """Some, of the phases up to that number, have not begun."""
+        """Has any work, of the phases up to that number, not begun yet?"""
         with self.pool.lock:
             phases = [p for p in (*self.sealed, self.phase) if last is None or p.number <= last]
             begun = [w.item for w in self.pool.workers if w.item is not None and w.item.phase in phases]
@@ -292,7 +307,7 @@ class PoolWorkQueue:
     # ------------------------------------------------------------------------------- freezer (E8)
 
     def freeze(self) -> None:
-        """Nothing of the queue starts here until `thaw`. What is listed waits again, in order."""
+        """Start no work of the queue here until `thaw`. Listed works become inactive again, in order."""
         with self.pool.lock:
             if self.frozen:
                 return
@@ -308,6 +323,7 @@ class PoolWorkQueue:
                 self.pool.settle()
 
     def thaw(self) -> None:
+        """Undo `freeze`: list inactive items again, and wake the threads that wait for the freezing."""
         with self.pool.lock:
             self.frozen = False
             self.careful = self.observed
@@ -319,15 +335,15 @@ class PoolWorkQueue:
             self.pool.kick_or_settle()
 
     def is_executing(self) -> bool:
-        """A work of the queue runs here, or waits within."""
+        """Does a work of the queue run here, or wait within its call?"""
         with self.pool.lock:
             return bool(self.executing())
 
 
 def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
-    """Hand an item to the pool: listed if `max_active` allows it (E1), a worker woken if one is needed (A4).
+    """Hand an item to the pool: list it if `max_active` allows (E1), and wake a worker if one is needed (A4).
 
-    Raises QueueClosed, and Reentered: this thread is in the middle of a critical section.
+    Raises QueueClosed. Raises Reentered if this thread is in the middle of a critical section.
     """
     pool = pwq.pool
     with pool.lock:
@@ -337,7 +353,7 @@ def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
                 events.queued(pwq, item)
         item.phase = phase = pwq.phase
         phase.count += 1
-        # `place`, spelled out, for every work comes this way.
+        # The code of `place` is repeated here, because every work comes this way.
         if pwq.inactive:
             pwq.inactive.append(item)
             return
@@ -349,12 +365,14 @@ def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
             pwq.nr_active += 1
             pool.worklist.append(item)
         if pool.armed_with is not None and pool.nr_running >= pool.target:
-            return  # A3; and the sensor is armed already
+            return  # A3: nobody is woken, and the sensor is armed already
         pool.kick_or_settle()
 
 
 def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
-    """As `insert`, in one critical section, all or none. The wake chain (A6) wakes as many workers as are needed."""
+    """As `insert`, for all items or none, in one critical section. The wake chain (A6) wakes as many workers as are
+    needed.
+    """
     pool = pwq.pool
     with pool.lock:
         if pwq.gate:
@@ -372,18 +390,17 @@ def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
 
 
 def insert_later(pwq: PoolWorkQueue, item: Future[Any]) -> None:
-    """Insert it as soon as this thread is out of the critical section in which it was called anew (F10).
+    """Insert the item as soon as this thread has left the critical section that its call has interrupted (F10).
 
-    If the queue does not take it now, QueueClosed is raised now. If it doesn't then, there is nobody to be told except
-    by the future.
+    Raises QueueClosed if the queue does not take the item now. If the queue refuses it later, only its future can tell.
     """
     if pwq.gate:
         pwq.check_admitted(item)
-    item.accepted = True  # should it drain or close by then
+    item.accepted = True  # let it in even if the queue drains or closes by then
 
     def insert_now() -> None:
         if item.phase is not pwq.outside or item.withdrawn:
-            return  # done, in a try that was interrupted; or taken back meanwhile
+            return  # it was inserted by a call that was interrupted, or taken back meanwhile
         try:
             insert(pwq, item)
         except CmwqError as exc:

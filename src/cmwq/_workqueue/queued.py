@@ -1,22 +1,22 @@
 """Queued: one queueing of a `Work` on one pool, from its being listed to its end.
 
-Guarantees: the work never runs twice at the same time (E3); wherever a queueing is when it is taken back, its place
-under `max_active` is given back once; whoever waits for its end hears of it. Where it is says `stage` alone, in one of
-these words (`Stage`), and each of them is entered by one method:
+Guarantees: the work never runs twice at the same time (E3). Wherever a queueing is when it is taken back, its place
+under `max_active` is given back exactly once. Threads that wait for its end are told. `stage` alone says where a
+queueing is. It changes as follows:
 
-    LISTED ── claim ──> BEGUN ── end ──> ENDED         listed: in the pool's worklist, or inactive at its queue's place
+    LISTED ── claim ──> BEGUN ── end ──> ENDED         listed: on the pool's worklist, or inactive in its queue's place
       │ its work still runs here
       └── follow ──> BEHIND or LENT ── claim or relist ──> as LISTED
 
     ON_HOLD ── let_go ──> LISTED                       its work still runs on another pool
-      │ its turn comes before that
+      │ its turn comes before that ends
       └── detain ──> DETAINED ── let_go ──> LISTED
 
-    LISTED, ON_HOLD ── withdraw ──> WITHDRAWN          taken back, and its place in a list is to be passed over
+    LISTED, ON_HOLD ── withdraw ──> WITHDRAWN          taken back; its place in a list is to be passed over
     BEHIND, LENT, DETAINED ── withdraw ──> GONE        taken back, and in no list
 
-An interruption (F10) may leave one in a place that its stage does not name: on the worklist though it is BEHIND, say.
-`settle_place` says which of the two counts. The letters are those of `pool`.
+An interruption (F10) may leave a queueing where its stage does not say: on the worklist though it is BEHIND, for
+example. `settle_place` decides which of the two counts. The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Stage(Enum):
     GONE = "it was taken back, and is in no list"
 
 
-# Looked up once: to ask an enumeration's class for a member takes longer than the comparison.
+# Looked up once: getting a member from an enumeration's class takes longer than the comparison.
 LISTED, ON_HOLD, DETAINED, BEHIND, LENT = Stage.LISTED, Stage.ON_HOLD, Stage.DETAINED, Stage.BEHIND, Stage.LENT
 BEGUN, ENDED, WITHDRAWN, GONE = Stage.BEGUN, Stage.ENDED, Stage.WITHDRAWN, Stage.GONE
 
@@ -69,19 +69,19 @@ BEGUN, ENDED, WITHDRAWN, GONE = Stage.BEGUN, Stage.ENDED, Stage.WITHDRAWN, Stage
 class Queued:
     """One queueing of a Work."""
 
-    # Class attributes are the state of one that nothing has happened to: creating one stores only what differs.
+    # Class attributes hold the state of a new queueing, so that creating one stores only what differs.
     work: Work | None  # L: None once taken back
     stage = LISTED  # L: where it is
     phase: Phase  # I once queued
     _context: Context | None  # L: dropped when taken back
     accepted = False  # I: its queue took it earlier, as a delayed work
-    room: Room | None = None  # L: where it has a place, if its queue has a `max_pending`
-    parkers: list[Parker] | None = None  # L: who waits for its end
+    room: Room | None = None  # L: the room in which it has a place, if its queue has a `max_pending`
+    parkers: list[Parker] | None = None  # L: threads that wait for its end
     follower: Queued | None = None  # L: the next queueing, which collided with this execution (E3)
-    futures: list[WorkFuture] | None = None  # L: who wants the result
-    outcome: tuple[Any, BaseException | None] = (None, None)  # S: the running worker's
-    raised: type[BaseException] | None = None  # S: the running worker's: what its function raised
-    held: list[Queued] | None = None  # L of the pool where this one runs: those on hold for it
+    futures: list[WorkFuture] | None = None  # L: those that get the result
+    outcome: tuple[Any, BaseException | None] = (None, None)  # S: the running worker's; result and exception
+    raised: type[BaseException] | None = None  # S: the running worker's; what its function raised
+    held: list[Queued] | None = None  # L of the pool where it runs: the queueings on hold for it
 
     def __init__(self, work: Work, phase: Phase, context: Context | None) -> None:
         self.work = work  # L
@@ -98,7 +98,7 @@ class Queued:
 
     @property
     def function(self) -> object:
-        work = self.work  # it may be taken back at any moment
+        work = self.work  # read once: it may be taken back at any moment
         return None if work is None else work._fn
 
     # ------------------------------------------------------------------------------- where it is
@@ -113,7 +113,7 @@ class Queued:
 
     @property
     def over(self) -> bool:
-        """It ended, or was taken back."""
+        """It has ended, or was taken back."""
         return self.stage is ENDED or self.withdrawn
 
     @property
@@ -128,7 +128,7 @@ class Queued:
 
     @not_holding("self.pwq.pool.lock")
     def is_pending(self) -> bool:
-        """It is in some list, or will be. Costs a search: for who mends."""
+        """Is it in a list, or about to be? Costs a search; for `Work.mend`."""
         pwq, pool = self.phase.pwq, self.phase.pwq.pool
         with pool.lock:
             running = None if self.work is None else self.work._execution
@@ -139,11 +139,11 @@ class Queued:
 
     @holding("self.work._lock")
     def hand_over(self, pwq: PoolWorkQueue) -> None:
-        """List it, behind an execution of its work on another pool if there is one (E3): its work is pending.
+        """List it, behind an execution of its work on another pool if there is one (E3). Then its work is pending.
 
-        Only where the work ran last can it still run: nobody else can have begun it since, for it is not pending before
-        this. The item then goes to that pool, whose worker runs it next; that of an ordered queue has its place in the
-        order, here, and is on hold there. Raises QueueClosed.
+        Only the pool where the work ran last can still run it: as the work is not pending before this, no other thread
+        can have begun it since. The item goes to that pool, whose worker runs it next. An ordered queue's item stays
+        here, where it has its place in the order, and is on hold. Raises QueueClosed.
         """
         work = self.work
         assert work is not None
@@ -153,12 +153,12 @@ class Queued:
         work._item = self
         try:
             insert(pwq, self)
-        except CmwqError:  # whatever else is raised, `Work.mend` looks whether it was listed
+        except CmwqError:  # after any other exception `Work.mend` finds out whether it was listed
             work._item = None
             raise
 
     def _go_to(self, last: WorkerPool, pwq: PoolWorkQueue) -> PoolWorkQueue:
-        """Where it is to be listed, now that its work may still run on the pool `last`, which is not that of `pwq`."""
+        """Where to list it: its work ran last on the pool `last`, not that of `pwq`, and may still run there."""
         work = self.work
         assert work is not None
         with last.lock:
@@ -197,7 +197,7 @@ class Queued:
 
     @holding("self.pwq.pool.lock")
     def _comes_back(self) -> bool:
-        """Its turn has come, and it is not simply listed. False: it can't begin, and is dealt with."""
+        """Its turn has come, and it is not simply listed. False: it cannot begin, and has been dealt with."""
         stage = self.stage
         if stage is ON_HOLD:
             self.detain()
@@ -210,13 +210,13 @@ class Queued:
 
     @holding("self.pwq.pool.lock")
     def detain(self) -> None:
-        """Its turn came while it is on hold: it keeps its place under max_active, and an ordered queue its order."""
-        self.phase.pwq.pool.detained.add(self)  # first in its new place: see `settle_place`
+        """Its turn came while it is on hold. It keeps its place under max_active, and an ordered queue its order."""
+        self.phase.pwq.pool.detained.add(self)  # its new place first: see `settle_place`
         self.stage = DETAINED
 
     @outside
     def let_go(self) -> None:
-        """The execution elsewhere that it was on hold for has ended. May be called again."""
+        """The execution on another pool for which it was on hold has ended. May be called more than once."""
         pwq, pool = self.phase.pwq, self.phase.pwq.pool
         with pool.lock:
             if self.stage is ON_HOLD:
@@ -229,14 +229,14 @@ class Queued:
 
     @holding("self.pwq.pool.lock")
     def follow(self, running: Queued) -> None:
-        """Its turn came while its work runs here: that worker runs it next.
+        """Its turn came while its work runs here: the worker that runs it runs this one next.
 
-        (A follower that was taken back may still hang there. One that is pending can't: this one is.)
+        (A follower that was taken back may still be noted there, but not one that is pending, because this one is.)
         """
         pwq = self.phase.pwq
         running.follower = self
         if pwq.lends:
-            # It can't go on before its running self, which may wait for another work of this queue.
+            # It has to wait for the running one, which may itself wait for another work of this queue.
             self.stage = LENT
             pwq.lend_place()
         else:
@@ -251,23 +251,24 @@ class Queued:
 
     @holding("self.pwq.pool.lock")
     def relist(self) -> None:
-        """The execution that it followed has ended, and that worker won't run it: whoever comes does, before all
-        others. The caller wakes whom that needs.
+        """The execution that it followed has ended, and that worker will not run it: list it before all others.
+
+        The caller wakes the workers that are needed then.
         """
         if self.over:
             return  # taken back meanwhile, and its place with it
-        self._forget_execution()  # it was claimed, and its worker interrupted before it knew
-        self.phase.pwq.list_first(self)  # first in its new place: see `settle_place`
+        self._forget_execution()  # it was claimed, and its worker was interrupted before it began
+        self.phase.pwq.list_first(self)  # its new place first: see `settle_place`
         self._stop_following()
 
     @holding("self.pwq.pool.lock")
     def settle_place(self, *, listed: bool, follows: bool) -> bool:
-        """An interruption may have come between two steps of a method that moves it: let its stage agree with where it
-        is found. False: it follows its running self, and is not to be on a list as well.
+        """An interruption may have come between two steps of a method that moves it: make its stage agree with the
+        place where it was found. False: it follows the execution of its work, and must not be on a list as well.
 
-        Found on a list, its turn has not come, for the worker that was interrupted has put it back. Found among the
-        detained: `detain` adds it to them before it changes the stage, and `let_go` changes the stage before it lists
-        it; so the stage tells which of the two was interrupted. Context: who mends, nobody executes it.
+        If it is on a list, its turn has not come, because the interrupted worker has put it back. If it is among the
+        detained, its stage tells which method was interrupted: `detain` adds it to them before it changes the stage,
+        and `let_go` changes the stage before it lists it. Context: `mend`; no worker executes it.
         """
         pwq, detained = self.phase.pwq, self.phase.pwq.pool.detained
         if self.withdrawn:
@@ -289,9 +290,9 @@ class Queued:
 
     @holding("self.pwq.pool.lock")
     def be_executing(self) -> None:
-        """Its work knows that it runs here, unless it has begun elsewhere since this one ended.
+        """Note in its work that it runs here, unless another queueing has begun elsewhere since this one ended.
 
-        Context: who mends.
+        Context: `mend`.
         """
         work = self.work
         if work is not None and work._execution is None and self.stage is BEGUN:
@@ -316,7 +317,7 @@ class Queued:
     @holding("self.pwq.pool.lock")
     def end(self) -> Queued | None:
         work = self.work
-        if work._execution is self:  # type: ignore[union-attr]  # else it is the parent's, in the child of a fork
+        if work._execution is self:  # type: ignore[union-attr]  # else it was the parent's, before a fork
             work._execution = None  # type: ignore[union-attr]
         if self.held is not None or self.futures is not None or self.follower is not None:
             return self
@@ -325,7 +326,7 @@ class Queued:
 
     @outside
     def announce(self, item: Item) -> None:
-        """Whoever waits hears of the result; those on hold for this execution may go."""
+        """Hand the outcome to its futures, and let go of the queueings on hold for this execution."""
         for future in self.futures or ():
             future.settle(*self.outcome)
         self.futures, self.outcome = None, (None, None)
@@ -381,7 +382,7 @@ class Queued:
 
     @holding("self.pwq.pool.lock")
     def withdraw(self) -> None:
-        """Context: it is pending, `drop` to be called after."""
+        """Take it back.  Context: it is pending; the caller calls `drop` afterwards."""
         pwq, stage = self.phase.pwq, self.stage
         if pwq.observed:
             events.cancelled(self)
@@ -399,7 +400,9 @@ class Queued:
         self._tell_end()
 
     def drop(self) -> None:
-        """It was withdrawn: let go of what it refers to. Outside the lock: finalisers and callbacks are user code."""
+        """It was withdrawn: let go of what it refers to. No lock may be held, as finalisers and callbacks are user
+        code.
+        """
         if self.room is not None:
             self.room.give(self)
         self._context = None
@@ -407,12 +410,12 @@ class Queued:
             future.cancel()
 
     def take_futures(self) -> list[WorkFuture]:
-        """They are to be another's."""
+        """Return its futures, which are another's from now on."""
         futures, self.futures = self.futures, None
         return futures or []
 
     def add_future(self, future: WorkFuture) -> None:
-        """Context: lock held, or not queued yet."""
+        """Give the future the result of this execution.  Context: lock held, or not queued yet."""
         future.of(self)
         self.futures = [*(self.futures or ()), future]
 
@@ -421,7 +424,7 @@ lay_out(Queued, "work", "phase", "_context", "stage")
 
 
 def current_work() -> Any:
-    """What this thread is executing: a `Work`, the `Future` of a submitted call, or None outside a worker."""
+    """What this thread executes: a `Work`, the `Future` of a submitted call, or None outside a worker. Thread-safe."""
     worker = current_worker()
     item = worker.item if worker is not None else None
     return item.work if isinstance(item, Queued) else item

@@ -1,8 +1,8 @@
-"""What it is to queue a work: `WorkQueue.queue`, `queue_on`, `queue_delayed`, `mod_delayed`, and `submit` of a work.
+"""How a work is queued: `WorkQueue.queue`, `queue_on`, `queue_delayed`, `mod_delayed`, and `submit` of a work.
 
-Guarantees: a work that is pending or blocked is left as it is (E4, F6); whatever else is raised, the work is pending
-with this queueing, or as it was (F10). What pending means is told in `work`: with `queued` and `delay` these are the
-modules that change it. The letters are those of `pool`; W: work._lock.
+Guarantees: a work that is pending or blocked is left as it is (E4, F6). Whatever else is raised, the work is either
+pending with this queueing, or as it was (F10). `work` says what pending means; only it, `queued`, `delay` and this
+module change that. The letters are those of `pool`; W: work._lock.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 
 def queue(wq: WorkQueue, /, work: Work) -> bool:
-    """Queue a work.
+    """Queue a work. True: it was queued. Thread-safe; does not wait, unless for room (`max_pending`).
 
-    False: it was pending already, and this call is one with the earlier (E4), or it is disabled.
+    False: it was pending already, and this call is coalesced with the earlier one (E4), or it is disabled. Raises
+    QueueClosed, QueueFull, ThreadLimit, TypeError.
     """
-    # The hot path: what `queue_specially` does where nothing is special.
+    # The hot path: what `queue_specially` does in the usual case.
     try:
         born = work._born
     except AttributeError:
@@ -41,7 +42,7 @@ def queue(wq: WorkQueue, /, work: Work) -> bool:
     try:
         pwq = wq._only or wq.place_here()
         with work._lock:
-            # `is_idle`, spelled out.
+            # `is_idle`, inlined.
             if work._item is not None or work._delay is not None or work._disables or work._cancels:
                 return False
             Queued(work, pwq.outside, copy_context()).hand_over(pwq)
@@ -59,15 +60,15 @@ def queue_specially(
     future: WorkFuture | None = None,
     accepted: bool = False,
 ) -> bool:
-    """Everything that may take time, or be refused, comes before W is taken.
+    """`queue` with all options. Everything that may take time, or be refused, is done before W is taken.
 
-    With a future it raises Reentered, for the caller to see to it. accepted: it was said to be queued, in a call that
-    was put off. Meanwhile the queue may have begun to drain, or may be full: neither matters to this one.
+    With a future it raises Reentered, which the caller handles. accepted: an earlier call was deferred and has returned
+    True. If the queue drains or is full by now, the work is let in all the same.
     """
     if work._born != Work.generation:
         work.begin_anew()
     if wq._shut:
-        wq._check_admitted(None, accepted=accepted)  # first: somebody else's queueing must not be one with this
+        wq._check_admitted(None, accepted=accepted)  # first: if refused, it must not be coalesced with another's
     if not work.is_idle:
         return False
     item: Queued | None = None
@@ -104,7 +105,7 @@ def queue_specially(
 
 
 def queue_or_join(wq: WorkQueue, work: Work, future: WorkFuture, *, accepted: bool = False) -> None:
-    """Queue it, or let the future have the result of the execution to come. Raises QueueClosed, WorkDisabled."""
+    """Queue the work, or give the future the result of the execution to come. Raises QueueClosed, WorkDisabled."""
     try:
         while not (queue_specially(wq, work, future=future, accepted=accepted) or work.add_future(future)):
             if work.is_blocked:
@@ -114,7 +115,7 @@ def queue_or_join(wq: WorkQueue, work: Work, future: WorkFuture, *, accepted: bo
 
 
 def _join_later(wq: WorkQueue, work: Work, future: WorkFuture) -> None:
-    """`queue_or_join`, where nobody but those who have the future can be told if it fails."""
+    """`queue_or_join`, deferred: if it fails, only the future can tell."""
     try:
         queue_or_join(wq, work, future, accepted=True)
     except CmwqError as exc:
@@ -122,7 +123,7 @@ def _join_later(wq: WorkQueue, work: Work, future: WorkFuture) -> None:
 
 
 def mod_delayed(wq: WorkQueue, work: DelayedWork, delay: float) -> bool:
-    """`WorkQueue.mod_delayed`, which says what it promises."""
+    """`WorkQueue.mod_delayed`, where the promises are stated."""
     delay = checked_delay(work, delay)
     wq._check_open()  # before anything is changed
     if delay > 0:
@@ -142,7 +143,7 @@ def mod_delayed(wq: WorkQueue, work: DelayedWork, delay: float) -> bool:
 
 
 def checked_delay(work: DelayedWork, delay: float) -> float:
-    """Raises TypeError, ValueError."""
+    """The delay in seconds, 0 or more. Raises TypeError, ValueError."""
     if not isinstance(work, DelayedWork):
         raise TypeError(f"only a DelayedWork can be delayed, not {checks.shown(work)}")
     delay = checks.seconds("delay", delay)

@@ -1,7 +1,8 @@
-"""Room: how many works of a queue may wait (E9, `max_pending`).
+"""Room: how many works of a queue may wait to begin (E9, `max_pending`).
 
-Guarantees: never more than `limit` works have a place; who waits for one gets it in order of arrival; a place given up
-by a waiter that was interrupted goes to the next. The letters are those of `pool`; M: `Room._lock`.
+Guarantees: never more than `limit` works have a place; deferred calls and delayed works are let in without one. Threads
+that wait for a place get one in order of arrival. If a thread is interrupted while it waits, a place that it had got
+goes to the next. The letters are those of `pool`; M: `Room._lock`.
 """
 
 from __future__ import annotations
@@ -36,16 +37,17 @@ class Room:
         self.limit = limit  # I
         self.full = full  # I
         self._holders: set[object] = set()  # M: the works that have a place
-        self._waiting: deque[_Turn] = deque()  # M: who waits, the first in front
+        self._waiting: deque[_Turn] = deque()  # M: the threads that wait, the first in front
 
     @property
     def taken(self) -> int:
-        """Places that are taken."""
+        """How many places are taken."""
         return len(self._holders)
 
     def take(self, item: object) -> None:
-        """Take a place for this work; wait for one if the queue was made to. Raises QueueFull. If it is interrupted the
-        work may have one or not; the caller gives it back.
+        """Take a place for this work; if the queue was made with full="block", wait for one. Raises QueueFull.
+
+        If this is interrupted, the work may have a place or not; the caller gives it back.
         """
         with self._lock:
             if len(self._holders) < self.limit and not self._waiting:
@@ -62,7 +64,7 @@ class Room:
         run_steps(self.steps(item), self._queue.runtime, None, lambda: f"queue {name!r} is full: no room for one more")
 
     def steps(self, item: object) -> Steps[None]:
-        """Wait for a place, as a waiting call."""
+        """Wait for a place, as steps."""
         turn = _Turn(self, item)
 
         def leave() -> None:
@@ -77,23 +79,25 @@ class Room:
             yield turn
 
     def give(self, item: object) -> None:
-        """A work began, or was taken back. Its place goes to who waited longest. Harmless if it has none."""
+        """A work began, or was taken back: give its place to the thread that has waited longest. Harmless if it has
+        none.
+        """
         with self._lock:
             self._holders.discard(item)
             self._grant()
 
     def give_later(self, item: object) -> None:
-        """`give`, as soon as this thread is in the middle of nothing."""
+        """`give`, as soon as this thread is out of all critical sections."""
         self._queue.runtime.host.defer(partial(self.give, item))
 
     @holding("self._lock")
     def mend(self) -> None:
-        """Whoever has a place waits no more."""
+        """Called after something was raised while M was held: grant what can be granted."""
         self._grant()
 
     @holding("self._lock")
     def _grant(self) -> None:
-        """If it is interrupted, it is done again."""
+        """Give free places to those who wait. If this is interrupted, it is done again."""
         while self._waiting and (self._waiting[0].item in self._holders or len(self._holders) < self.limit):
             turn = self._waiting[0]
             self._holders.add(turn.item)
@@ -104,7 +108,7 @@ class Room:
 
 
 class _Turn:
-    """One who waits for a place."""
+    """The wait of one thread for a place."""
 
     def __init__(self, room: Room, item: object) -> None:
         self.room = room  # I

@@ -1,4 +1,4 @@
-"""What it is to submit where something is special: a work instead of a function, a queue with a context or a room."""
+"""`submit` in the special cases: a work instead of a function, or a queue with a context or a room of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def submit_specially(wq: WorkQueue, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
-    """`WorkQueue.submit`, which says what it promises."""
+    """`WorkQueue.submit`, where the promises are stated."""
     if isinstance(fn, Work):
         if args or kwargs:
             raise TypeError(f"{fn!r} has its arguments already")
@@ -39,7 +39,7 @@ def submit_specially(wq: WorkQueue, fn: Any, args: tuple[Any, ...], kwargs: dict
 def _submit_bounded(
     wq: WorkQueue, room: Room, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> BoundedFuture[Any]:
-    """Where it may have to wait for room first."""
+    """Submit to a queue with `max_pending`, which may mean waiting for room first."""
     context = wq.new_context()
     pwq = wq._only or wq.place_here()
     future: BoundedFuture[Any] = BoundedFuture(pwq.outside, (fn, *args), kwargs, context)
@@ -48,7 +48,7 @@ def _submit_bounded(
         room.take(future)
         insert(pwq, future)
     except Reentered:
-        # It is let in later, full or not: nobody is there to wait, or to be told.
+        # It is let in later, even if the queue is full: by then no caller can wait or get an exception.
         room.give_later(future)
         insert_later(pwq, future)
     except BaseException:

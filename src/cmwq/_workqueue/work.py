@@ -1,24 +1,24 @@
-"""Work: a call made once and queued many times. DelayedWork: the same, with a timer.
+"""Work: a call that is made once and queued many times. DelayedWork: the same, with a timer.
 
-Guarantees: queueing a pending work again is one with the earlier queueing (E4); a work never runs twice at the same
-time, wherever it is queued (E3); what was done before `queue()` is visible to the execution it leads to (E6); after
-`cancel_sync` the work is neither pending nor running (F5); a disabled work can't be queued (F6).
+Guarantees: queueing a work that is pending is coalesced with the earlier queueing (E4). A work never runs twice at the
+same time, wherever it is queued (E3). What was done before `queue()` is visible to the execution that it leads to (E6).
+After `cancel_sync` the work is neither pending nor running (F5). A disabled work cannot be queued (F6).
 
 # What pending means
 
-A work is pending while it has a timer (`_delay`) or an item on some pool (`_item`); the kernel's pending bit follows
-from that. Both are set under the work's own lock, W, by whoever found neither and no block (`_disables`, `_cancels`).
-So there is no moment in which a work is half queued, except for the one who holds W. `_item` is cleared under L, just
-before the function runs (E4).
+A work is pending while it has a timer (`_delay`) or an item on some pool (`_item`); there is no separate pending bit as
+in the kernel. Either is set under the work's own lock, W, by a thread that found neither of them and no block
+(`_disables`, `_cancels`). So only the thread that holds W ever sees a work half queued. `_item` is cleared under L,
+just before the function runs (E4).
 
-`queue` looks at them without W first: a work found pending was so at that moment, and its execution had not begun.
-What the caller did before is visible to that execution (E6): with a GIL by handing that over; without one because every
-store into a Python object takes that object's lock, and letting go of it is a full barrier between the store and the
+`queue` first looks at both without W: a work found pending was so at that moment, and its execution had not begun. What
+the caller did before is visible to that execution (E6). With a GIL, handing over the GIL ensures that; without one,
+every store into a Python object takes that object's lock, and releasing it is a full barrier between the store and the
 look.
 
-If something is raised while W is held, `mend` settles what was begun before anybody else has it (F10): an item that is
-in no list is none; a move that was decided (`_moving`) is made; who is blocked is not pending; and what was taken back
-(`_taken`) is dropped, so that whoever waits for its result hears of it.
+If something is raised while W is held, then before any other thread has W `mend` completes what was begun (F10): an
+item that is in no list is dropped; a move that was decided (`_moving`) is made; a blocked work is taken back; and what
+was taken back (`_taken`) is let go of, so that threads that wait for its result are told.
 
 The letters are those of `pool`; W: work._lock. The order of locks is in `ranks`.
 """
@@ -54,15 +54,17 @@ MAX_DISABLED = 65_535
 
 
 class Work:
-    """A call made once and queued many times: `wq.queue(work)`. Also a decorator: `@cmwq.Work def refresh(): ...`.
+    """A call that is made once and queued many times: `wq.queue(work)`. Also a decorator: `@cmwq.Work def refresh():
+    ...`.
 
-    From queueing until just before the call it is pending, and queueing it again is coalesced (E4). It never runs twice
-    at the same time, wherever it is queued (E3). It may be requeued, cancelled or dropped by its own function (E5).
-    `fn(*args, **kwargs)` runs in a copy of the context of whoever queued it; its exception is logged, or handed to the
+    From queueing until just before the call the work is pending, and queueing it again does nothing (E4). It never runs
+    twice at the same time, wherever it is queued (E3). Its own function may queue, cancel or drop it (E5). `fn(*args,
+    **kwargs)` runs in a copy of the context of the thread that queued it; its exception is logged, or handed to the
     queue's `on_error`.
 
-    Thread-safe. In the child of a fork it is idle, and as disabled as its owner made it (G2). Waiting methods take a
-    timeout in seconds and raise CmwqTimeout after it, and FlushDeadlock where a work would wait for itself (F7).
+    Thread-safe. In the child of a fork it is idle, and disabled as often as it was in the parent (G2). Methods that
+    wait take a timeout in seconds and then raise CmwqTimeout; they raise FlushDeadlock where a work would wait for
+    itself (F7).
     """
 
     __slots__ = (
@@ -71,8 +73,8 @@ class Work:
     )  # fmt: skip
 
     generation = 0
-    """F: bumped in the child of a fork: works born before may hold locks of threads that are not there."""
-    _renewal: ports.Lock  # F: works become the child's one at a time
+    """F: counted up in the child of a fork. Older works may hold locks of threads that do not exist there."""
+    _renewal: ports.Lock  # F: held while a work of the parent is begun anew in the child
 
     def __init__(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> None:
         self._fn = checks.function(f"the function of a {type(self).__name__}", fn)  # I
@@ -82,30 +84,30 @@ class Work:
         self._begin()
 
     def _begin(self) -> None:
-        self._cancels: tuple[object, ...] = ()  # W: cancel_sync()s in progress
-        self._item: Queued | None = None  # W before it is listed, L to None: where it is pending
+        self._cancels: tuple[object, ...] = ()  # W: calls of cancel_sync in progress
+        self._item: Queued | None = None  # W until it is listed, then L to clear: its pending queueing
         self._delay: Delay | None = None  # W: its timer
-        self._moving: Delay | None = None  # W: in place of what was pending this is to be
-        self._taken: list[Queued | Delay] = []  # W to add: taken back, and to be dropped without a lock
-        self._last: WorkerPool | None = None  # L: where it ran last: only there can it still be running (E3)
-        self._execution: Queued | None = None  # L of that pool: which of its queueings runs there
+        self._moving: Delay | None = None  # W: replaces what was pending, once that is taken back
+        self._taken: list[Queued | Delay] = []  # W to add: taken back; to be dropped with no lock held
+        self._last: WorkerPool | None = None  # L: where it ran last; it can still run only there (E3)
+        self._execution: Queued | None = None  # L of that pool: the queueing that runs there
         self._lock = host_here().lock(Rank.WORK, mending(self))  # I
-        self._born = Work.generation  # I: last: until then nobody else touches it
+        self._born = Work.generation  # I: set last, when the rest is ready for other threads
 
     @classmethod
     def process_forked(cls) -> None:
-        """In the child of a fork, while it has one thread: see `generation`."""
+        """In the child of a fork, while it has one thread: make all existing works old (see `generation`)."""
         Work.generation += 1
         Work._renewal = host_here().lock(Rank.WORK)
 
     def begin_anew(self) -> None:
-        """It was the parent's before a fork: here it is idle, and as disabled as it was (G2)."""
+        """The work was the parent's before a fork: make it idle here, and leave it as disabled as it was (G2)."""
         with Work._renewal:
             if self._born != Work.generation:
                 self._begin()
 
     def _here(self) -> ports.Lock:
-        """W."""
+        """The lock W, of a work that belongs to this process."""
         if self._born != Work.generation:
             self.begin_anew()
         return self._lock
@@ -114,15 +116,16 @@ class Work:
 
     @property
     def pending(self) -> bool:
-        """Queued or waiting for its delay, and not begun since."""
+        """It was queued, or waits for its delay, and has not begun since."""
         if self._born != Work.generation:
             return False
         return self._item is not None or self._delay is not None or self._is_on_its_way()
 
     def _is_on_its_way(self) -> bool:
-        """From its delay to a queueing, or back: that was noted before it left the one, and until it was in the other.
+        """Called when the work was found neither delayed nor queued: is it moving from one to the other?
 
-        It was found in neither. So if it isn't on its way by now, it has either arrived, or it is not pending.
+        `_moving` is set before the work leaves the one, until it has reached the other. So if it is not moving by now,
+        it has either arrived, or is not pending.
         """
         moving = self._moving
         if moving is not None:
@@ -131,16 +134,16 @@ class Work:
 
     @property
     def running(self) -> bool:
-        """Being executed right now."""
+        """It is being executed right now."""
         return self.execution() is not None
 
     @property
     def is_blocked(self) -> bool:
-        """It can't be queued: it is disabled, or somebody is cancelling it and waits."""
+        """It cannot be queued: it is disabled, or a `cancel_sync` is in progress."""
         return self._disables > 0 or self._cancels != ()
 
     def add_future(self, future: WorkFuture) -> bool:
-        """Let it have the result of the execution to come. False: it is not pending."""
+        """Give the future the result of the execution to come. False: the work is not pending."""
         with self._here():
             item = self._item
             if item is not None:
@@ -155,18 +158,18 @@ class Work:
 
     @property
     def disabled(self) -> bool:
-        """It can't be queued: `disable` was called more often than `enable`."""
+        """It cannot be queued: `disable` was called more often than `enable`."""
         return self._disables > 0
 
     def execution(self) -> Queued | None:
-        """The queueing that runs now."""
+        """The queueing that runs now, or None."""
         pool = self._last
         if pool is None or pool.lost:
             return None
         try:
             with pool.lock:
                 return self._execution
-        except Reentered:  # to look at it is enough
+        except Reentered:  # the lock is not needed to read it
             return self._execution
 
     def __repr__(self) -> str:
@@ -176,10 +179,11 @@ class Work:
     # ------------------------------------------------------------------------------- taking back
 
     def cancel(self) -> bool:
-        """Take it back if it is pending (F4). True: it was. Does not wait: an execution that has begun goes on.
+        """Take the work back if it is pending (F4). True: it was. Does not wait: an execution that has begun goes on.
 
-        Called by a finaliser or a signal handler in the middle of cmwq's own code on this thread, it is carried out
-        when that is over, and True means: it was pending when asked. The same holds for `disable` and `enable`.
+        If a finaliser or a signal handler calls this in the middle of cmwq's own code on this thread, it is deferred
+        until that code is done, and True means that the work was pending when asked. The same holds for `disable` and
+        `enable`.
         """
         try:
             with self._here():
@@ -194,10 +198,10 @@ class Work:
         return was
 
     def cancel_sync(self, timeout: float | None = None) -> bool:
-        """Take it back, and wait until it doesn't run either (F5). True: it was pending.
+        """Take the work back, and wait until it does not run either (F5). True: it was pending.
 
-        Meanwhile nobody can queue it, itself included: `queue` returns False. After a CmwqTimeout it is taken back all
-        the same, and can be queued again.
+        Meanwhile nobody can queue it, its own function included: `queue` returns False. After a CmwqTimeout the work
+        has been taken back all the same, and can be queued again. timeout: seconds.
         """
         timeout = checks.timeout(timeout)
         runtime = self._runtime()
@@ -206,10 +210,9 @@ class Work:
         return run_steps(self.cancel_steps(), runtime, timeout, lambda: f"cancel_sync: {self!r} did not end")
 
     def disable(self) -> bool:
-        """From now on it can't be queued, until `enable` was called as often (F6). True: it was pending, and is no
-        more.
+        """Take the work back, and refuse to queue it until `enable` was called as often (F6). True: it was pending.
 
-        Does not wait for an execution. Raises OverflowError beyond 65,535.
+        Does not wait for an execution that has begun. Raises OverflowError beyond 65,535.
         """
         if self._disables >= MAX_DISABLED:
             raise OverflowError(f"{self!r} is disabled {MAX_DISABLED} times already")
@@ -227,7 +230,7 @@ class Work:
         return was
 
     def disable_sync(self, timeout: float | None = None) -> bool:
-        """`disable`, and wait for an execution to end. After a CmwqTimeout it stays disabled."""
+        """`disable`, then wait until it does not run. After a CmwqTimeout it stays disabled. timeout: seconds."""
         timeout = checks.timeout(timeout)
         was = self.disable()
         runtime = self._runtime()
@@ -236,7 +239,7 @@ class Work:
         return was
 
     def enable(self) -> bool:
-        """Undo one `disable`. True: it can be queued again. Raises ValueError if it is not disabled."""
+        """Undo one `disable`. True: the work can be queued again. Raises ValueError if it is not disabled."""
         try:
             with self._here():
                 disables = self._disables
@@ -250,9 +253,9 @@ class Work:
         return disables == 1
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait for its last queueing before this call to end (F2).
+        """Wait until its last queueing before this call has ended (F2). timeout: seconds.
 
-        False: it was idle, there was nothing to wait for.
+        False: it was idle, and there was nothing to wait for.
         """
         timeout = checks.timeout(timeout)
         runtime = self._runtime()
@@ -263,7 +266,7 @@ class Work:
     # ------------------------------------------------------------------------------- the same, as steps
 
     def cancel_steps(self) -> Steps[bool]:
-        """`cancel_sync`, for whoever drives it."""
+        """`cancel_sync` as steps."""
         block = object()
 
         def unblock() -> None:
@@ -283,21 +286,21 @@ class Work:
         return was
 
     def end_steps(self) -> Steps[None]:
-        """Until it doesn't run. For a blocked work: else it may run again at once."""
+        """Wait until it does not run. For a blocked work, as any other may run again at once."""
         while (execution := self.execution()) is not None:
             yield ItemEnd(execution, "waits for the end of")
 
     def flush_steps(self) -> Steps[bool]:
-        """`flush`, for whoever drives it."""
+        """`flush` as steps."""
         worker = current_worker()
         own = None if worker is None else worker.item
         if isinstance(own, Queued) and own.work is self:
-            yield ItemEnd(own, "flushes")  # refused: it would wait for itself. Its delay, if it has one, goes on
+            yield ItemEnd(own, "flushes")  # refused: it would wait for itself. A delay of it goes on
         delay, item = self._delay, None
         if delay is not None and not delay.repeats and self.pending:
             item = delay.hasten()
         item = item or self._item
-        execution = self.execution()  # after that: it may begin in between
+        execution = self.execution()  # read after the item, which may begin in between
         item = item or execution
         if item is None:
             return False
@@ -309,7 +312,7 @@ class Work:
     # ------------------------------------------------------------------------------- inside
 
     def _runtime(self) -> Runtime | None:
-        """The runtime in which it is pending or ran last. None: never queued."""
+        """The runtime in which it is pending or ran last. None: it was never queued."""
         item, delay, pool = self._item, self._delay, self._last
         if self._born != Work.generation:
             return None
@@ -321,11 +324,11 @@ class Work:
 
     @property
     def is_idle(self) -> bool:
-        """Neither pending nor blocked: it can be queued."""
+        """It is neither pending nor blocked, so it can be queued."""
         return self._item is None and self._delay is None and not self.is_blocked
 
     def _take_back_delay(self) -> Delay | None:
-        """Its time won't come. As `_take_back`."""
+        """Take back its delay and return it; None: there was none. The rest is as in `_take_back`."""
         delay = self._delay
         if delay is not None:
             self._taken.append(delay)
@@ -335,9 +338,9 @@ class Work:
 
     @holding("self._lock")
     def _take_back(self) -> Queued | Delay | None:
-        """What was pending: it is so no more.
+        """Take the work back. Returns what it was pending with, or None.
 
-        The caller calls `_drop_taken`, without W: that calls callbacks and finalisers, which are user code.
+        The caller then calls `_drop_taken` without W, because that runs callbacks and finalisers, which are user code.
         """
         delay = self._take_back_delay()
         if delay is not None:
@@ -352,17 +355,17 @@ class Work:
             self._taken.append(item)
             item.withdraw()
             self._item = None
-            pool.kick_or_settle()  # its place may have gone to another
+            pool.kick_or_settle()  # another work may have got its place
         return item
 
     @holding("self._lock")
     def move_to(self, new: Delay) -> bool:
-        """What was pending is moved to that delay. False: nothing was, and it begins now. Raises ThreadLimit,
-        QueueClosed: then it is not pending any more.
+        """Let the work be pending with that delay, in place of what it was pending with. False: it was not pending.
 
-        Context: it is not blocked. The caller calls `_drop_taken`, without W, even if something is raised.
+        Raises ThreadLimit and QueueClosed: then the work is not pending any more. Context: it is not blocked. The
+        caller calls `_drop_taken` without W, even if something is raised.
         """
-        self._moving = new  # from here on it is moved, even if this is interrupted
+        self._moving = new  # from here on `mend` completes the move if this is interrupted
         taken = self._take_back()
         if taken is not None:
             new.futures = taken.take_futures()
@@ -377,17 +380,17 @@ class Work:
 
     @outside
     def _drop_taken(self) -> None:
-        """Let go of what was taken back. If that is interrupted, it may be called again."""
+        """Let go of what was taken back. If this is interrupted, it may be called again."""
         taken = self._taken
         for what in tuple(taken):
             if what is not self._item and what is not self._delay:
                 what.drop()
-            with suppress(ValueError):  # another was quicker, a signal's handler maybe
+            with suppress(ValueError):  # another call was quicker, maybe of a signal handler
                 taken.remove(what)
 
     @holding("self._lock")
     def mend(self) -> None:
-        """Something was raised while W was held: settle what had been begun."""
+        """Called after something was raised while W was held: complete what had been begun."""
         item, delay, moving = self._item, self._delay, self._moving
         if item is not None and not item.is_pending():
             self._item = item = None
@@ -410,8 +413,8 @@ class Work:
 class DelayedWork(Work):
     """A Work with a timer: `wq.queue_delayed(dwork, delay)`, `wq.mod_delayed(dwork, delay)`.
 
-    It fires no earlier than its delay, in seconds on the monotonic clock; from queueing until it begins it is pending.
-    `flush` does not wait for the delay: it ends it now (as the kernel's flush_delayed_work). Otherwise as `Work`.
+    It begins no earlier than its delay, in seconds on the monotonic clock. It is pending from queueing until it begins.
+    `flush` does not wait for the delay but ends it now (as the kernel's flush_delayed_work). Otherwise it is as `Work`.
     """
 
     __slots__ = ()

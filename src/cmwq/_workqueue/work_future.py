@@ -1,4 +1,4 @@
-"""WorkFuture: the result of one execution of a queued `Work`, for who submitted it. The letters are those of `pool`."""
+"""WorkFuture: the result of one execution of a queued `Work`. The letters are those of `pool`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class WorkFuture(Future[Any]):
-    """The result of a queued `Work`'s execution to come.
+    """The result of the execution of a queued `Work` that is to come.
 
-    Not an item: the work's is. Cancelling it leaves the work alone.
+    It is not the queued item. Cancelling it leaves the work alone.
     """
 
     _item: Queued | None = None
@@ -33,12 +33,12 @@ class WorkFuture(Future[Any]):
         self._work = work  # I
 
     def of(self, item: Queued) -> None:
-        """It is to be the result of that execution.  Context: lock of the item's pool held, or not queued yet."""
+        """It gets the result of this item.  Context: lock of the item's pool held, or not queued yet."""
         self._item = item
 
     @outside
     def settle(self, result: Any, exception: BaseException | None) -> None:
-        """Context: the worker."""
+        """Set the outcome, unless the future was cancelled.  Context: the worker."""
         with self.phase.pwq.pool.lock:
             if self._state != PENDING:
                 return
@@ -59,7 +59,7 @@ class WorkFuture(Future[Any]):
         item = self._item
         if item is not None:
             yield from needs_of(item, waiting)
-        else:  # delayed: it will run behind an execution that waits now
+        else:  # delayed: it runs after the current execution of its work, which may be waiting
             yield from (other for other in list(waiting) if other.work is self._work)
 
     def lacks_workers(self) -> Collection[WorkerPool]:
