@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 import cmwq
+from cmwq._pool.blocking import SAID
 from cmwq._pool.pool import WorkerPool
 from cmwq._pool.worker import Worker, current_worker
 from cmwq.testing import Simulation
@@ -118,3 +119,48 @@ def test_A4_a_sensor_that_gave_a_false_alarm_is_armed_again() -> None:
         assert order == ["quick", "slow"]
 
     simulate(scenario, marks=True)
+
+
+def test_A4_one_object_is_entered_again_while_it_is_entered() -> None:
+    """The work blocks until the outermost is left, and runs from then on, while it goes on."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq, hint = cmwq.WorkQueue("q", runtime=runtime), cmwq.blocking()
+        seen: list[object] = []
+
+        def work() -> None:
+            worker = current_worker()
+            assert worker is not None
+            for _ in range(2):
+                with hint:
+                    with hint:
+                        seen.append(worker.blocked)
+                    seen.append(worker.blocked)
+                seen.append(worker.blocked)
+
+        wq.submit(work).result()
+        assert seen == [SAID, SAID, None] * 2
+
+    simulate(scenario)
+
+
+def test_F10_a_hint_in_the_middle_of_a_critical_section_is_none() -> None:
+    """A finaliser may give it there, on the thread that has the lock. It is left out, and the next one counts."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        seen: list[object] = []
+
+        def work() -> None:
+            worker = current_worker()
+            assert worker is not None
+            with worker.pool.lock, cmwq.blocking():
+                seen.append(worker.blocked)
+            with cmwq.blocking():
+                seen.append(worker.blocked)
+            seen.append((worker.blocked, worker.nr_hints))
+
+        wq.submit(work).result()
+        assert seen == [None, SAID, (None, 0)]
+
+    simulate(scenario)

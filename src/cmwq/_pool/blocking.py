@@ -23,10 +23,12 @@ The letters are those of `pool`.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, not_holding
+from cmwq._errors import Reentered
 from cmwq._pool import events
 from cmwq._pool.worker import Worker, current_worker
 
@@ -150,36 +152,42 @@ class blocking:
 
     A context manager for code that knows it will wait: `with cmwq.blocking(): ...`. It is exact, takes effect at once,
     and works on every platform. Outside a worker it does nothing. It lasts until it is left, or until the work ends.
-    Calls nest, but each needs an object of its own. An object may be used again after it was left; threads must not
-    share it while it is entered. It never waits for anything, so cancellation and shutdown do not affect it. In a
-    finaliser or signal handler that interrupts cmwq's own code it may raise Reentered.
+    Calls nest, also of one object; threads must not share an object while it is entered. It never waits for anything,
+    so cancellation and shutdown do not affect it. In a finaliser or signal handler that interrupts cmwq's own code it
+    does nothing.
     """
 
-    __slots__ = ("_item", "_worker")
+    __slots__ = ("_depth", "_item", "_worker")
 
     def __init__(self) -> None:
         self._worker: Worker | None = None  # S
         self._item: Item | None = None  # S
+        self._depth = 0  # S: so often it is entered and not left
 
     def __enter__(self) -> None:
-        self._worker = worker = current_worker()
+        worker = current_worker()
         if worker is None:
             return
-        self._item = worker.item
+        if worker.item is not self._item:
+            self._worker, self._item, self._depth = worker, worker.item, 0
+        if not worker.nr_hints and worker.counted:
+            with suppress(Reentered), worker.pool.lock:
+                _say(worker)
+                worker.pool.kick()
         worker.nr_hints += 1
-        if worker.nr_hints > 1 or not worker.counted:
-            return
-        pool = worker.pool
-        with pool.lock:
-            _say(worker)
-            pool.kick()
+        self._depth += 1
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        worker, item, self._item = self._worker, self._item, None
+        if not self._depth:
+            return  # not a worker
+        worker, item = self._worker, self._item
+        self._depth -= 1
+        if not self._depth:
+            self._item = None  # a work is not kept alive by this
         if worker is None or worker.item is not item or not worker.nr_hints:
-            return  # not a worker, or left only after its item had ended
+            return  # left only after its item had ended
         worker.nr_hints -= 1
         if not worker.nr_hints and worker.blocked is SAID:
             with worker.pool.lock:
