@@ -22,7 +22,7 @@ class WorkDisabled(CmwqError, RuntimeError):
 
 
 class FlushDeadlock(CmwqError, RuntimeError):
-    """A work would wait for itself: it waits for something that, directly or through other waits, needs this work (F7)."""
+    """A work would wait for itself: what it waits for needs this very work, directly or through other waits (F7)."""
 
 
 class CmwqTimeout(CmwqError, TimeoutError):

@@ -179,7 +179,7 @@ class PreparedQueue(LeaseQueue):
         raise TypeError(f"{self.name!r} makes calls on threads prepared for them: serve {source!r} to a WorkQueue")
 
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make the call, after the initializer if this thread needs it.  Context: the thread that is to make the call."""
+        """Make the call, after the initializer if this thread needs it.  Context: the thread that makes the call."""
         if self._initializer is not None:
             self._initializer.prepare_thread()
         return fn(*args, **kwargs)

@@ -75,7 +75,9 @@ class OwnThread:
         return loop.thread
 
     def forget(self) -> None:
-        """Drop the thread, in the child of a fork. If the fork happened within a call, this very thread ends after it."""
+        """Drop the thread in the child of a fork. If the fork happened within a call, this very thread ends after
+        it.
+        """
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.end()
