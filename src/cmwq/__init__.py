@@ -64,8 +64,8 @@ def configure(**settings: Unpack[Settings]) -> None:
         each (G3).
     on_stall: see `Runtime.on_stall`.
     on_unfetched: see `Runtime.on_unfetched`.
-    every field of `Config`; durations are in seconds. Example: `idle_worker_timeout=10` ends idle workers 10 s after a
-        burst.
+    each field of `Config`, durations in seconds: `idle_worker_timeout=10` ends idle workers 10 s after a burst, for
+        example.
 
     It may be called several times; a setting that is not given stays as it was. The children of a fork have the same
     settings. Raises RuntimeError once a work was queued or a queue with a rescuer was made; TypeError for a setting
@@ -86,9 +86,7 @@ def freeze(timeout: float | None = None) -> None:
 
 
 def thaw() -> None:
-    """Let the freezable queues of the default runtime go on, in order. It does no harm if nothing is frozen.
-    Thread-safe.
-    """
+    """Let the freezable queues of the default runtime go on, in order. Harmless if nothing is frozen. Thread-safe."""
     default_runtime().thaw()
 
 
@@ -103,9 +101,7 @@ def cpu_online(cpu: int) -> None:
 
 
 def snapshot() -> Snapshot:
-    """Return a typed picture of the default runtime, ready for JSON: pools, queues, sensor. Starts nothing.
-    Thread-safe.
-    """
+    """Return a typed picture of the default runtime's pools, queues and sensor. Starts nothing. Thread-safe."""
     return default_runtime().snapshot()
 
 

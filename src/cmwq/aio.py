@@ -51,9 +51,7 @@ class _LoopParker:
 
 
 async def drive(steps: Steps[T], timeout: float | None = None, what: str = "it did not end") -> T:
-    """Wait for each target of a waiting call in turn. Raises CmwqTimeout after `timeout` seconds; its message begins
-    with `what`.
-    """
+    """Wait for each target of a waiting call in turn. Raises CmwqTimeout, saying `what`, after `timeout` seconds."""
     timeout = checks.timeout(timeout)
     parker = _LoopParker()
     try:

@@ -3,8 +3,7 @@
     with cmwq.events.subscribe(print, kinds=["started", "ended"], queue=queue):
         ...
 
-`docs/events.md` describes the events. Importing this module starts nothing, and events cost nothing while nobody
-subscribes.
+`docs/events.md` describes the events. Importing this module starts nothing. Without a subscriber events cost nothing.
 """
 
 from __future__ import annotations

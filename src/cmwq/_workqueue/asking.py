@@ -103,8 +103,8 @@ class Ask(Future[None]):
         super().abort(exc)
 
     def cancel(self) -> bool:
-        """Take the place out of line. If it has a call and waits because its queue was frozen, that call is lost, and
-        reported.
+        """Take the place out of line. If it has a call, and waits in a frozen queue, the call is reported as not
+        run.
         """
         cancelled = super().cancel()
         if self.cancelled() and self.answers and not self.over:  # else it is still to run, or was never given
@@ -140,9 +140,7 @@ class ServingEnd:
                 self._serving._parkers.remove(parker)
 
     def _items(self) -> list[Ask]:
-        """Each copy is made in one step, without V: a thread that follows a chain of waits holds a lock of the highest
-        rank.
-        """
+        """Each copy is one step, without V: a thread that follows a chain of waits holds a lock of the highest rank."""
         serving, asker = self._serving, self._serving._asker
         return [*serving._asks.copy().values(), *serving._calls.copy(), *([] if asker is None else [asker])]
 

@@ -56,7 +56,7 @@ def close_steps(queue: WorkQueue, delayed: str | None = None) -> Steps[None]:
     while True:
         yield from _empty_steps(queue, "close")
         queue.be_closed()
-        if not queue.has_works():  # else a delay ended in between, and queued its work
+        if not queue.has_works():  # a delay may have ended in between, and queued its work
             break
     for pwq in queue.places():
         with pwq.pool.lock:
@@ -91,8 +91,7 @@ def end_delays(queue: WorkQueue, delayed: str | None = None) -> None:
 def _empty_steps(queue: WorkQueue, what: str) -> Steps[None]:
     """Wait until the queue is empty on all pools at the same time.
 
-    A look at one pool after the other could miss a work that moves. But such a work passed a gate meanwhile, and was
-    counted there.
+    A look at one pool after the other could miss a work that moves. But that work is counted when it moves.
     """
     rounds = 0
     while True:

@@ -187,7 +187,7 @@ def _end_threads(runtime: Runtime, workers: list[Worker], deadline: float | None
 
 
 def _abandon(runtime: Runtime, seconds: float) -> None:
-    """Leave behind what has not ended, and tell whoever waits for it: the time is over. Then log a warning for each."""
+    """Leave behind what has not ended, and tell the threads that wait for it. Then log the warnings."""
     report: dict[Item | str, str] = {}
     leave = partial(_leave, runtime, seconds, report)
     with surely(leave), surely(leave):

@@ -81,9 +81,7 @@ class _Rest(Generic[T]):
 
 
 def _result_of(ahead: deque[cf.Future[T]], limit: _Limit | None) -> T:
-    """Remove the first future and return its result. If that fails the future is cancelled; the caller cancels the
-    rest.
-    """
+    """Remove the first future and return its result; if that fails, cancel it. The caller cancels the rest."""
     future = ahead.popleft()
     try:
         return future.result() if limit is None else limit.result_of(future)

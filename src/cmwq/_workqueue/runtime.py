@@ -180,15 +180,16 @@ class Runtime:
         self.hotplug.give_back(checks.cpu(cpu))
 
     def check_cpus(self) -> bool:
-        """Look at once whether CPUs or the CPU quota changed, which is else noticed within a second. True: they did."""
+        """Look at once whether CPUs or the CPU quota changed; without this call it is noticed within a second. True:
+        they did.
+        """
         return self.hotplug.check()
 
     @property
     def on_stall(self) -> Callable[[Stall], object] | None:
         """Called as on_stall(stall) on the timer thread when a pool or a queue stalls, and when it goes on (H3).
-        Settable.
 
-        It must not wait for works: retries, maydays and delayed works need that thread.
+        It may be set at any time. It must not wait for works: retries, maydays and delayed works need that thread.
         """
         return self.watchdog.on_stall
 
@@ -208,7 +209,9 @@ class Runtime:
         return self._pools.get((scope, first, highpri)) or self._pools.start((scope, first, highpri))
 
     def pool_at(self, scope: str, cpu: int, *, highpri: bool = False) -> WorkerPool:
-        """The pool that serves this CPU; `pool_here` if the runtime does not use this CPU. Raises the same."""
+        """The pool that serves this CPU, or `pool_here` if the runtime does not use the CPU. Raises ThreadLimit,
+        QueueClosed.
+        """
         if scope == "system" or not self.hotplug.uses(cpu):
             return self.pool_here(scope, highpri=highpri)
         first = self.hotplug.home(scope, cpu)
@@ -257,8 +260,8 @@ class Runtime:
         with surely(undo), surely(undo):
             with self._freezer:
                 self.frozen = True
-                # A place that is made from now on is frozen from the start: its maker holds Q, and looks at `frozen`
-                # after we have released Q.
+                # A place that is made from now on is frozen from the start: its maker holds Q, and reads `frozen` after
+                # we have released Q.
                 pwqs = [pwq for queue in self.queues() if queue.freezable for pwq in queue.places()]
                 targets = [Quiet(pwq) for pwq in pwqs]
                 for pwq in pwqs:

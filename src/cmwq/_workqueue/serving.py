@@ -133,9 +133,9 @@ class Serving:
 
     def stop(self) -> None:
         """Stop asking the source. Does not wait for works: everything that the source gave is run, also what an ask
-        under way still brings. `on_stop` is called before this returns.
+        under way still brings. `on_stop` is called before this returns, unless the source had no more.
 
-        Does no harm if this has ended or was stopped. In a signal handler or a finaliser that interrupted cmwq's own
+        Does no harm if this has ended or was stopped. In a finaliser or a signal handler that interrupted cmwq's own
         code it is deferred until that code is done.
         """
         if self._is_foreign():
@@ -188,12 +188,12 @@ class Serving:
         return self._born != Work.generation
 
     def _may_ask(self) -> bool:
-        """Whether neither the source nor the queue speaks against asking."""
+        """True unless the state of the source or of the queue forbids asking."""
         return self._wq.is_open and not (self._stopped or self._exhausted or self._dry or self._wq.runtime.closed)
 
     @outside
     def arrange(self) -> None:
-        """Put the source in line on each of the queue's pools, if it is to be asked. May be called at any time. Raises
+        """Put the source in line on each of the queue's pools, if it is to be asked. May be called any time. Raises
         Reentered.
         """
         if self._is_foreign() or self._asker is not None or not self._may_ask():
@@ -204,7 +204,7 @@ class Serving:
             return
         with self._lock:
             if self._asker is not None or not self._may_ask():
-                return  # whoever asks arranges things afterwards
+                return  # the worker that asks arranges things afterwards
             for pwq in places:
                 standing = self._asks.get(pwq)
                 if standing is None or standing.done():
@@ -215,7 +215,7 @@ class Serving:
                         self._asks[pwq] = ask
 
     def _places(self) -> Collection[PoolWorkQueue]:
-        """Raises QueueClosed, and ThreadLimit if a pool has to be started and cannot be."""
+        """This queue's place on each of its pools. Raises QueueClosed, and ThreadLimit if a pool can't be started."""
         wq = self._wq
         if wq.scope == "system":
             return (wq._only or wq.place_here(),)
@@ -359,7 +359,7 @@ class Serving:
 
     @outside
     def call_ended(self, ask: Ask) -> None:
-        """The call is over: note that, and wake who waits.  Context: its worker."""
+        """Note that the call is over, and wake the threads that wait for the end.  Context: its worker."""
         if self._is_foreign():
             return
         with self._lock:

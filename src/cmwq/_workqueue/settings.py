@@ -1,6 +1,4 @@
-"""The settings of `cmwq.configure`. They are checked where they are given, because a wrong one would fail far from
-there.
-"""
+"""The settings of `cmwq.configure`, checked where they are given, because a wrong one would fail far from there."""
 
 from __future__ import annotations
 
@@ -25,9 +23,7 @@ class Settings(TypedDict, total=False):
     max_workers: int
     """The cap on the workers of one pool (B6); at least 2. Default: 1024."""
     sensor: Sensor | str | None
-    """What notices blocked workers: "sentinel", "procfs", "hints", or a `Sensor`. Default: CMWQ_SENSOR, or the best
-    here.
-    """
+    """What notices blocked workers: "sentinel", "procfs", "hints", or a `Sensor`. Default: CMWQ_SENSOR, or the best."""
     cpus: Iterable[int] | None
     """Which CPUs to use, by number. Default: those the process may use."""
     exit_timeout: float | None

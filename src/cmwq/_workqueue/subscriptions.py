@@ -225,9 +225,7 @@ class Subscription:
             self.buffer.clear()
 
     def _run(self) -> None:
-        """The body of the callback's thread. An exception raised outside of the callback is logged, and the thread goes
-        on.
-        """
+        """The body of the callback's thread. It logs an exception raised outside of the callback, and goes on."""
         self._ident = get_ident()
         with suppress(Exception):  # the name is dispensable
             self._host.set_thread_name("cmwq/events")
@@ -346,9 +344,7 @@ class Events:
         subscription.wake()
 
     def end(self) -> None:
-        """End all subscriptions with the runtime. Their callbacks hear of what was noted, within `LAST_CALL` for all
-        together.
-        """
+        """End all subscriptions. Their callbacks hear of what was noted, within `LAST_CALL` seconds altogether."""
         host = self.runtime.host
         with self.runtime._pools.lock:
             self._ended = True

@@ -69,9 +69,7 @@ class Target(Protocol):
         ...
 
     def lacks_workers(self) -> Collection[WorkerPool]:
-        """The pools of which one must supply a worker for what has not begun yet. Empty: everything runs, or is
-        over.
-        """
+        """The pools that must supply a worker for what has not begun yet: any of them. Empty: all runs, or is over."""
         ...
 
     def describe_wait(self) -> str:
@@ -84,9 +82,7 @@ Steps: TypeAlias = Generator[Target, None, T]
 
 
 MAX_WARNED = 1_000
-"""The most pairs of queues of which `Waits` warns. A program with more makes queues by the dozen, and was warned
-enough.
-"""
+"""The most pairs of queues of which `Waits` warns. A program with more has been warned enough."""
 
 
 class Waits:
@@ -107,9 +103,7 @@ class Waits:
         self._vain: dict[Item, str] = {}  # why a work waits in vain; each change is atomic
 
     def begin(self, item: Item, target: Target, *, limited: bool) -> None:
-        """Note that the work waits from now on. Raises FlushDeadlock if it would wait for itself; then nothing is
-        noted.
-        """
+        """Note that the work waits. Raises FlushDeadlock if it would wait for itself; then nothing is noted."""
         waiting = self._waiting
         if limited:
             self._limited.add(item)
@@ -190,9 +184,7 @@ class Waits:
         self._vain.pop(item, None)
 
     def _warn(self, item: Item, target: Target) -> None:
-        """Warn that a queue that moves whatever happens relies on one that may not (F7); once for each pair of
-        queues.
-        """
+        """Warn, once for each two queues, that one that moves whatever happens relies on one that may not (F7)."""
         pair = item.queue.name, target.queue.name
         if pair not in self._warned and len(self._warned) < MAX_WARNED:
             self._warned.add(pair)
@@ -224,9 +216,7 @@ _shared: dict[str, Waits] = {}
 
 
 def waits_of(host: Host) -> Waits:
-    """The `Waits` that this host's works share with all works on the same kind of threads: these may wait for each
-    other.
-    """
+    """The `Waits` of all hosts whose works run on the same kind of threads: these may wait for each other."""
     universe = host.universe
     if universe is None:
         return Waits(host)
@@ -247,9 +237,7 @@ def needs_of(item: Item, waiting: dict[Item, Target]) -> Iterator[Item]:
 
 
 def pending_of(item: Item, queue: WorkQueue) -> Item | None:
-    """The pending queueing of a running item's work, if it is in that queue. It can't begin before the running one
-    ends.
-    """
+    """The pending queueing of a running item's work, if in that queue. It can't begin before the item ends."""
     work = getattr(item, "work", None)
     pending: Item | None = None if work is None else work._item
     return pending if pending is not None and pending.queue is queue else None
@@ -288,8 +276,7 @@ class surely:
 
 @outside
 def wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float | None) -> bool:
-    """Park until the target is done or its runtime is abandoned. False: the deadline, on the host's clock, passed
-    before.
+    """Park until the target is done or its runtime abandoned. False: the deadline, on the host's clock, passed before.
 
     Raises FlushDeadlock, ThreadLimit, Reentered.
     """
@@ -334,7 +321,7 @@ def _wait_hopefully(worker: Worker, item: Item, target: Target, parker: Parker, 
     """Park without a deadline. Raises ThreadLimit where the wait would last for ever (C4, B6).
 
     A rescuer looks again and again, because it was called when something was amiss. A worker looks once, if its pool is
-    then known to get no more threads. A work that waits already when this becomes known is told by whoever finds out.
+    then known to get no more threads. If that becomes known during the wait, `tell` ends the wait.
     """
     rescues = worker.is_rescuer
     looks = rescues or gets_no_threads(worker.pool)

@@ -63,9 +63,7 @@ class StalledWorker:
     stack: tuple[str, ...]
     """In the form of `traceback.format_stack`."""
     alike: int = 1
-    """How many workers, including this one, execute a work of the same name, wait for the same and have the same
-    stack.
-    """
+    """How many workers, including this one, execute a work of the same name, wait alike and have the same stack."""
 
     def _lines(self, most: int) -> list[str]:
         """The entry in words, in at most so many lines: the innermost calls are kept."""
@@ -95,7 +93,7 @@ class Stall:
     workers: tuple[StalledWorker, ...]
     """The workers, one entry for those at the same point; the largest entries first."""
     queue: str = ""
-    """The queue whose works wait for a place, under `max_active` or in the order. Empty: the pool's works wait for a
+    """The queue whose works wait for a place, under `max_active` or in the order. Empty: the pool's wait for a
     worker.
     """
     left_out: int = 0
@@ -131,9 +129,7 @@ class Progress:
         self.reported = False  # T
 
     def look(self, waits: bool, started: int, elapsed: float) -> None:
-        """Note a look. waits: works are listed. started: how many began so far. elapsed: seconds since the last
-        look.
-        """
+        """Note a look. waits: works are listed. started: how many began so far. elapsed: seconds since the last."""
         still = waits and self.waited and started == self.started
         self.stalled_for = self.stalled_for + elapsed if still else 0.0
         self.waited, self.started = waits, started

@@ -199,8 +199,7 @@ class Executor(cf.ThreadPoolExecutor):
     def _work_queue(self, queue: object) -> None:
         """Accept a queue by which a subclass bounds the waiting calls, such as `queue.Queue(maxsize)`.
 
-        The queue stays empty; its `maxsize` becomes `max_pending`. A queue with an order of its own is refused with
-        TypeError.
+        The queue stays empty; its `maxsize` becomes `max_pending`. Raises TypeError if it has an order of its own.
         """
         if type(queue) not in (Queue, SimpleQueue):
             raise TypeError(f"an Executor runs its calls in order of submission, and can't take them from {queue!r}")

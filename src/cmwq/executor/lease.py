@@ -44,9 +44,7 @@ class LeaseQueue(WorkQueue):
         return f"{self._thread_name_prefix}_{worker.index}" if self._thread_name_prefix else worker.name
 
     def own_thread(self) -> OwnThread | None:
-        """The thread of `one_thread`, made if need be. It lives as long as somebody keeps this. None: any worker will
-        do.
-        """
+        """The thread of `one_thread`, made if need be; this reference keeps it alive. None: any worker will do."""
         return None
 
     def end_when_done(self, own: OwnThread) -> None:
@@ -85,9 +83,7 @@ class LeaseQueue(WorkQueue):
 
 
 class _Ending:
-    """A parker that no thread waits on: it stands among the parkers of a flush, and when it is unparked, it ends the
-    thread.
-    """
+    """A parker among those of a flush, on which no thread waits: when it is unparked, it ends the thread."""
 
     def __init__(self, own: OwnThread) -> None:
         self._own = own

@@ -75,9 +75,7 @@ class OwnThread:
         return loop.thread
 
     def forget(self) -> None:
-        """Drop the thread in the child of a fork. If the fork happened within a call, this very thread ends after
-        it.
-        """
+        """Drop the thread in the child of a fork. If the fork happened within a call, this thread ends after it."""
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.end()
@@ -138,9 +136,7 @@ class _Handed:
         self._exception: BaseException | None = None
 
     def bind(self, host: Host, cpus: Any) -> Any:
-        """Bind this thread to the CPUs of the worker's pool if they differ from `cpus`. Returns the CPUs it is bound
-        to.
-        """
+        """Bind this thread to the CPUs of the worker's pool, unless these are `cpus`. Returns those it is bound to."""
         if self._worker is None or self._worker.pool.cpus is cpus:
             return cpus
         cpus = self._worker.pool.cpus

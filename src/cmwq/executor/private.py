@@ -52,9 +52,7 @@ class WaitingCalls:
         return self.get(block=False)
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        """Have a worker call `item.run()`. None is ignored; the standard library uses it to make its threads look
-        again.
-        """
+        """Have a worker call `item.run()`. None, with which the standard library wakes its threads, is ignored."""
         if item is not None:
             self._queue.submit(PutItem(item))
 

@@ -1,7 +1,7 @@
-"""Calls that somebody takes out of an executor's queue before they begin, to run or drop them.
+"""Calls that are taken out of an executor's queue before they begin, to be run or dropped by the code that took them.
 
 Guarantees: no worker runs a call that was taken out, and no flush or shutdown waits for it. Its future stays the same
-object; whoever took the call settles it, as with a standard future.
+object; the code that took the call settles it, as with a standard future.
 """
 
 from __future__ import annotations

@@ -795,9 +795,7 @@ class Simulation:
         return runtime
 
     def run(self, main: Callable[[], T]) -> T:
-        """Run main() in the simulation and return its result. Raises what a simulated thread raised first, or
-        SimDeadlock.
-        """
+        """Run main() in the simulation and return its result. Raises SimDeadlock, or what a simulated thread raised."""
         result: list[T] = []
         self.host.run(lambda: result.append(main()))
         return result[0]
