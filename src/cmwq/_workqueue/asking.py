@@ -103,9 +103,7 @@ class Ask(Future[None]):
         super().abort(exc)
 
     def cancel(self) -> bool:
-        """Take the place out of line. If it has a call, and waits in a frozen queue, the call is reported as not
-        run.
-        """
+        """Take the place out of line. If it has a call, and waits in a frozen queue, that call is reported as lost."""
         cancelled = super().cancel()
         if self.cancelled() and self.answers and not self.over:  # else it is still to run, or was never given
             self.over = True

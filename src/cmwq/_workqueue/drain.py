@@ -91,7 +91,8 @@ def end_delays(queue: WorkQueue, delayed: str | None = None) -> None:
 def _empty_steps(queue: WorkQueue, what: str) -> Steps[None]:
     """Wait until the queue is empty on all pools at the same time.
 
-    A look at one pool after the other could miss a work that moves. But that work is counted when it moves.
+    A look at one pool after the other could miss a work that moves. But it then passes the shut gate, where
+    `nr_admitted` counts it.
     """
     rounds = 0
     while True:

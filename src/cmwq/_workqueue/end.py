@@ -197,7 +197,9 @@ def _abandon(runtime: Runtime, seconds: float) -> None:
 
 
 def _leave(runtime: Runtime, seconds: float, report: dict[Item | str, str]) -> None:
-    """Do this twice without harm. A thread that is told finds it complete: nothing is accepted, and no wait goes on."""
+    """Carry out `_abandon`. May be repeated. When a thread is told, nothing is accepted any more, and no wait goes
+    on.
+    """
     after = f"{seconds:g} s after its runtime was to end"
     runtime.begin_to_close()
     runtime.abandoned = True

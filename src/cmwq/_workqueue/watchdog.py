@@ -93,9 +93,7 @@ class Stall:
     workers: tuple[StalledWorker, ...]
     """The workers, one entry for those at the same point; the largest entries first."""
     queue: str = ""
-    """The queue whose works wait for a place, under `max_active` or in the order. Empty: the pool's wait for a
-    worker.
-    """
+    """The queue whose works wait for a place, under `max_active` or in the order. Empty: the stall is the pool's."""
     left_out: int = 0
     """How many more workers are in no entry."""
 
