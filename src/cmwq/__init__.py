@@ -3,7 +3,7 @@
     with cmwq.Executor() as pool:
         for page in pool.map(fetch, urls): ...
 
-Importing it starts nothing.
+Importing this package starts no thread.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ __version__ = "0.1.0"
 serve_process(default_runtime().host)
 
 system = WorkQueue("system")
-"""The process's own queue, always there."""
+"""The default queue of this process. It always exists."""
 system_percpu = WorkQueue("system_percpu", scope="cpu")
-"""The same, on per-CPU pools: a work runs on the CPU it was queued on."""
+"""As `system`, on per-CPU pools: a work runs on the CPU on which it was queued."""
 system_highpri = WorkQueue("system_highpri", highpri=True)
-"""For what normal works must not delay: it has pools of its own (E7)."""
+"""For works that normal works must not delay: it has pools of its own, whose workers ask for a higher priority (E7)."""
 system_long = WorkQueue("system_long")
 """For works that take long, so that a flush of `system` need not wait for them."""
 
@@ -57,45 +57,51 @@ system_long = WorkQueue("system_long")
 def configure(**settings: Unpack[Settings]) -> None:
     """Set how the default runtime works, before its first use: `cmwq.configure(exit_timeout=10, max_workers=64)`.
 
-    max_workers: cap on the workers of a pool; at least 2. sensor: "sentinel", "procfs", "hints" or a `Sensor`. cpus:
-    which CPUs to use, by number. exit_timeout: seconds after which the interpreter's end leaves behind the works that
-    have not ended, with a warning for each (G3). on_stall: as `Runtime.on_stall`. on_unfetched: as
-    `Runtime.on_unfetched`. And each field of `Config`, durations in seconds: `idle_worker_timeout=10` after a burst,
-    say.
+    max_workers: the cap on the workers of one pool; at least 2.
+    sensor: "sentinel", "procfs", "hints" or a `Sensor`.
+    cpus: which CPUs to use, by number.
+    exit_timeout: seconds. At interpreter exit, works that have not ended by then are left behind, with a warning for
+        each (G3).
+    on_stall: see `Runtime.on_stall`.
+    on_unfetched: see `Runtime.on_unfetched`.
+    each field of `Config`, durations in seconds: `idle_worker_timeout=10` ends idle workers 10 s after a burst, for
+        example.
 
-    May be called several times; what is not given stays as it was. The children of a fork have the same settings.
-    Raises RuntimeError once a work was queued, or a queue with a rescuer made; TypeError or ValueError for a setting
-    that doesn't exist or can't be had, and then nothing is changed. Starts nothing. Thread-safe.
+    It may be called several times; a setting that is not given stays as it was. The children of a fork have the same
+    settings. Raises RuntimeError once a work was queued or a queue with a rescuer was made; TypeError for a setting
+    that does not exist, TypeError or ValueError for a value that is not allowed. If it raises, nothing is changed. It
+    starts nothing. Thread-safe.
     """
     default_runtime().configure(**settings)
 
 
 def freeze(timeout: float | None = None) -> None:
-    """Freezable queues of the default runtime finish what runs and start nothing until `thaw()` (E8).
+    """Freeze the default runtime: its freezable queues finish the works that run, and start none until `thaw()` (E8).
 
-    Returns when none of their works runs. timeout: seconds. Raises CmwqTimeout (and nothing is frozen then),
-    FlushDeadlock from a freezable queue's own work. Thread-safe.
+    Returns when none of their works runs. timeout: seconds; None waits for ever. Raises CmwqTimeout (then nothing is
+    frozen), FlushDeadlock if a work of a freezable queue calls it, Reentered in a finaliser or a signal handler that
+    interrupted cmwq's own code. Thread-safe.
     """
     default_runtime().freeze(timeout)
 
 
 def thaw() -> None:
-    """Let freezable queues of the default runtime go on, in order. Harmless if nothing is frozen. Thread-safe."""
+    """Let the freezable queues of the default runtime go on, in order. Harmless if nothing is frozen. Thread-safe."""
     default_runtime().thaw()
 
 
 def cpu_offline(cpu: int) -> None:
-    """Let the default runtime use this CPU no more, as if it had been taken offline: `Runtime.cpu_offline`."""
+    """Stop using this CPU in the default runtime, as if it had been taken offline: see `Runtime.cpu_offline`."""
     default_runtime().cpu_offline(cpu)
 
 
 def cpu_online(cpu: int) -> None:
-    """Let the default runtime use this CPU again: `Runtime.cpu_online`."""
+    """Let the default runtime use this CPU again: see `Runtime.cpu_online`."""
     default_runtime().cpu_online(cpu)
 
 
 def snapshot() -> Snapshot:
-    """A typed, JSON-able picture of the default runtime: pools, queues, sensor. Starts nothing. Thread-safe."""
+    """Return a typed picture of the default runtime's pools, queues and sensor. Starts nothing. Thread-safe."""
     return default_runtime().snapshot()
 
 

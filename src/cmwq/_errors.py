@@ -1,4 +1,4 @@
-"""What cmwq raises. Every error is a `CmwqError` and also the standard exception a caller would catch."""
+"""The errors that cmwq raises. Each is a `CmwqError`, and also the standard exception that a caller would catch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import queue as _queue
 
 
 class CmwqError(Exception):
-    """Base of all errors of this package."""
+    """The base class of all errors of this package."""
 
 
 class QueueClosed(CmwqError, RuntimeError):
-    """Work was offered to a queue, lease or runtime that takes none any more."""
+    """A work was offered to a queue, an executor or a runtime that accepts none any more."""
 
 
 class QueueFull(CmwqError, _queue.Full):
@@ -18,11 +18,11 @@ class QueueFull(CmwqError, _queue.Full):
 
 
 class WorkDisabled(CmwqError, RuntimeError):
-    """The work is disabled (F6)."""
+    """The work is disabled, and cannot be submitted until it is enabled (F6)."""
 
 
 class FlushDeadlock(CmwqError, RuntimeError):
-    """A work waits for something that waits for this work (F7)."""
+    """A work would wait for itself: what it waits for needs this very work, directly or through other waits (F7)."""
 
 
 class CmwqTimeout(CmwqError, TimeoutError):
@@ -30,21 +30,22 @@ class CmwqTimeout(CmwqError, TimeoutError):
 
 
 class ThreadLimit(CmwqError, RuntimeError):
-    """No thread can be had: the system refused one, or a cap is reached (B6)."""
+    """No thread can be created: the system refused one, or a cap is reached (B6)."""
 
 
 class Reentered(CmwqError, RuntimeError):
-    """Called by a finaliser or a signal handler in the middle of cmwq's own code on the same thread: it would have to
-    wait for itself."""
+    """A finaliser or a signal handler made this call while the same thread was inside cmwq's own code. The call would
+    have to wait for the thread that it interrupted.
+    """
 
 
 class ForeignProcess(CmwqError, RuntimeError):
-    """What this would wait for happens in the process that forked this one, and never here (G2)."""
+    """The call would wait for something that happens only in the process that forked this one (G2)."""
 
 
 class Abandoned(CmwqError, RuntimeError):
-    """The runtime ended, and what this would wait for did not: a limit of time was set, and it was left behind (G3)."""
+    """The runtime ended at its time limit and left behind what the caller waits for (G3)."""
 
 
 class InvariantError(CmwqError, AssertionError):
-    """A rule of the pool does not hold: a bug of cmwq. Raised by `check_invariants()`, in tests only."""
+    """A rule of the pool does not hold: a bug in cmwq. Only `check_invariants()` raises it, in tests."""

@@ -1,12 +1,12 @@
-"""aio: the waiting calls of cmwq, as awaitables. For asyncio; importing this imports it.
+"""aio: the waiting calls of cmwq as coroutines, for asyncio. Importing this module imports asyncio.
 
     await cmwq.aio.flush(queue)
     was_pending = await cmwq.aio.cancel_sync(work)
 
-Each keeps the promise of the method of that name; the event loop runs meanwhile. A future needs no such twin:
-`asyncio.wrap_future(queue.submit(...))`. timeout: seconds, raises CmwqTimeout. Cancelling the task that awaits gives
-the wait up and undoes what the call did for its time: a queue that was to be drained is open again, a work can be
-queued again.
+Each coroutine promises what the method of the same name promises, and the event loop runs meanwhile. A future needs no
+coroutine of its own: use `asyncio.wrap_future(queue.submit(...))`. timeout: seconds; after it CmwqTimeout is raised. If
+the awaiting task is cancelled, the wait is given up, and what the call had changed for its duration is undone: a queue
+that was to be drained is open again, a work that was being cancelled can be queued again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class _LoopParker:
-    """A parker in which no thread sleeps, but a task of an event loop."""
+    """A parker on which a task of an event loop waits, instead of a thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -42,7 +42,7 @@ class _LoopParker:
         raise RuntimeError("a task waits, it does not park")
 
     def unpark(self, *_: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+        with suppress(RuntimeError):  # the loop is closed: no task waits there any more
             self._loop.call_soon_threadsafe(self._told.set)
 
     async def wait(self) -> None:
@@ -51,7 +51,7 @@ class _LoopParker:
 
 
 async def drive(steps: Steps[T], timeout: float | None = None, what: str = "it did not end") -> T:
-    """Wait for one thing after the other. Raises CmwqTimeout, saying `what`, after `timeout` seconds."""
+    """Wait for each target of a waiting call in turn. Raises CmwqTimeout, saying `what`, after `timeout` seconds."""
     timeout = checks.timeout(timeout)
     parker = _LoopParker()
     try:
@@ -86,29 +86,29 @@ async def _wait_for(target: Target, parker: _LoopParker) -> None:
 
 
 async def flush(what: WorkQueue | Work, timeout: float | None = None) -> bool | None:
-    """`WorkQueue.flush` or `Work.flush`."""
+    """Do what `WorkQueue.flush` or `Work.flush` does."""
     return await drive(
         what.flush_steps() if isinstance(what, Work) else flush_steps(what), timeout, f"flush of {what!r} was not done"
     )
 
 
 async def drain(queue: WorkQueue, timeout: float | None = None) -> None:
-    """`WorkQueue.drain`."""
+    """Do what `WorkQueue.drain` does."""
     await drive(drain_steps(queue), timeout, f"drain of {queue!r} was not done")
 
 
 async def close(queue: WorkQueue, timeout: float | None = None, *, delayed: str | None = None) -> None:
-    """`WorkQueue.close`."""
+    """Do what `WorkQueue.close` does."""
     await drive(close_steps(queue, delayed), timeout, f"close of {queue!r} was not done")
 
 
 async def cancel_sync(work: Work, timeout: float | None = None) -> bool:
-    """`Work.cancel_sync`."""
+    """Do what `Work.cancel_sync` does."""
     return await drive(work.cancel_steps(), timeout, f"{work!r} did not end")
 
 
 async def disable_sync(work: Work, timeout: float | None = None) -> bool:
-    """`Work.disable_sync`. It stays disabled, also if this is given up."""
+    """Do what `Work.disable_sync` does. The work stays disabled, even if this wait is given up."""
     timeout = checks.timeout(timeout)
     was = work.disable()
     await drive(work.end_steps(), timeout, f"{work!r} did not end")
@@ -116,10 +116,10 @@ async def disable_sync(work: Work, timeout: float | None = None) -> bool:
 
 
 async def wait(batch: Batch, timeout: float | None = None) -> None:
-    """`Batch.wait`."""
+    """Do what `Batch.wait` does."""
     await drive(batch.wait_steps(), timeout, f"a batch of {len(batch)} calls did not end")
 
 
 async def freeze(timeout: float | None = None, runtime: Runtime | None = None) -> None:
-    """`cmwq.freeze`."""
+    """Do what `cmwq.freeze` does; runtime: freeze this one instead of the default runtime."""
     await drive((runtime or default_runtime()).freeze_steps(), timeout, "freezable queues still run works")

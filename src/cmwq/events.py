@@ -1,9 +1,9 @@
-"""What happens in the pools, to be observed: works queued, started and ended; workers woken, blocked, created.
+"""Observe what happens in the pools: works are queued, started and ended; workers are woken, blocked and created.
 
     with cmwq.events.subscribe(print, kinds=["started", "ended"], queue=queue):
         ...
 
-`docs/events.md` tells more. Importing it starts nothing, and where nobody subscribes nothing is paid for it.
+`docs/events.md` describes the events. Importing this module starts nothing. Without a subscriber events cost nothing.
 """
 
 from __future__ import annotations
@@ -32,20 +32,22 @@ def subscribe(
     limit: int = LIMIT,
     where: bool = False,
 ) -> Subscription:
-    """Hear of what happens from now on: in a runtime (default: the process's own), or with the works of one queue.
+    """Subscribe to what happens from now on: in a runtime (default: the process's own), or with the works of one queue.
 
-    callback: called as callback(event), on a thread of its own, so it may do anything: queue works, wait for them,
-    close this subscription, close the runtime. What it raises is logged; after 10 times in a row it is called no more.
-    Without one, events are taken by `get`, `take`, or by iterating.
+    callback: called as callback(event) on a thread of its own, so it may do anything: queue works, wait for them, close
+        this subscription, close the runtime. What it raises is logged; after 10 failures in a row it is not called any
+        more. Without a callback, take events by `get`, by `take`, or by iterating.
+    kinds: deliver only these, given as `Kind` or by name (default: all).
+    queue: deliver only what happens with the works of this queue and with the workers that run them, not what happens
+        to the pools: no `COUNTS`, `CREATED` and the like.
+    limit: how many events are kept until they are taken. An event that comes when so many are kept is lost, and an
+        event `LOST` reports that.
+    where: look up in the system what a blocked worker waits for, at the moment the event is taken. This reads two files
+        for each such event.
 
-    kinds: only those, by `Kind` or by name (default: all). queue: only what happens with its works and their workers,
-    not what happens to the pools: no `COUNTS`, `CREATED` and the like. limit: events that are kept until they are
-    taken; those that come when so many are there are lost, and an event `LOST` says so. where: look up what a blocked
-    worker waits for in the system, when the event is taken; that costs two files read for each.
-
-    While somebody hears of its works, a queue's works cost a few microseconds more each. An observer that queues works
-    to what it observes hears of those, too. Starts no pool. Raises ThreadLimit if a callback can't have its thread;
-    TypeError, ValueError for what can't be subscribed to. Thread-safe.
+    While somebody observes the works of a queue, each of them costs a few microseconds more. An observer that queues
+    works to the queue it observes also receives their events. It starts no pool. Raises ThreadLimit if no thread can be
+    had for the callback; TypeError or ValueError for an argument of the wrong type or value. Thread-safe.
     """
     if callback is not None:
         checks.function("callback", callback)

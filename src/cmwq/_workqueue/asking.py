@@ -1,13 +1,13 @@
-"""Asking: a source's place in line, and then the call that the source gave: one item of the pool (E12, `serving`).
-And what one waits for who waits for the end of all that.
+"""Asking: one item of the pool that is a source's place in line first, and then the call that the source gave (E12,
+`serving`). Also `ServingEnd`, by which a thread waits for the end of a serving.
 
-Guarantees: the answer goes from the source into `Ask.answers` within one call of a C function, with no bytecode in
-between; from there on the item has it, and whoever ends that item, `abort` included, looks there.
+Guarantees: the answer passes from the source into `Ask.answers` within one call of a C function, with no bytecode in
+between. From then on the item has it, and whatever ends the item, `abort` included, looks there.
 
-A place in line is no work that a flush waits for: what the source still has was not queued. So it is counted in a phase
-of its own (`Asking`), which nobody seals. When the source has answered, the item moves to the queue's current phase,
-and is a work like others; and so does one that asks at the moment when its queue begins to drain or close, for after
-that nothing of the queue may run. (`mend` counts by `phase`, so the move is one step.)
+A flush does not wait for a place in line, because what the source still has was not queued. So a place is counted in a
+phase of its own (`Asking`), which is never sealed. When the source has answered, the item moves to the queue's current
+phase, and is a work like others. An item that asks at the moment when its queue begins to drain or close moves too,
+because nothing of the queue may run after that. (`mend` counts by `phase`, so the move is a single step.)
 
 The letters are those of `pool`.
 """
@@ -37,27 +37,27 @@ if TYPE_CHECKING:
 
 
 class Asking(Phase):
-    """Where a place in line counts: no flush waits for it."""
+    """The phase in which a place in line is counted. No flush waits for it."""
 
     __slots__ = ()
 
     def __init__(self, pwq: PoolWorkQueue) -> None:
-        super().__init__(pwq, sys.maxsize)  # later than whatever is flushed
+        super().__init__(pwq, sys.maxsize)  # later than any phase that is flushed
 
 
 class Ask(Future[None]):
-    """A place in line of one call that the source may give; then that call.
+    """A place in line, of one call that the source may give; then that call.
 
-    It is a future so that it is taken back, counted, and seen as all others are. Nobody waits for it.
+    It is a future so that it is taken back, counted and shown like all others. No caller waits for it.
     """
 
     _serving: Serving
-    answers: list[Any]  # the running worker's: empty, or what the source gave
-    news: object = None  # V: the last when the source was asked
-    number: int = 0  # V: the how manieth call of the source it has; 0: none
-    begins: bool = False  # S: its call is about to begin, so what is raised from now on is the call's
-    over: bool = False  # S: and has ended
-    heir: Ask | None = None  # V: what runs its call instead of it
+    answers: list[Any]  # the running worker's own: empty, or what the source gave
+    news: object = None  # V: the last news when the source was asked
+    number: int = 0  # V: which call of the source it has, counted from 1; 0: none
+    begins: bool = False  # S: its call is about to begin, so whatever is raised from now on is the call's
+    over: bool = False  # S: its call has ended, or will never run
+    heir: Ask | None = None  # V: the item that runs its call in its stead
 
     def __init__(self, serving: Serving, pwq: PoolWorkQueue) -> None:
         self._serving = serving  # I
@@ -75,7 +75,8 @@ class Ask(Future[None]):
                 return
             error: BaseException | None = None
             try:
-                # The one call in which the source is asked and its answer is ours: see above. StopIteration ends it.
+                # This single call asks the source and stores its answer: see the module's docstring. StopIteration ends
+                # it.
                 self._context.run(self.answers.extend, starmap(serving.source, ((),)))  # type: ignore[union-attr]
             except BaseException as exc:
                 error = exc
@@ -86,7 +87,7 @@ class Ask(Future[None]):
             if not runs:
                 return
         call = self.answers[0]
-        self._call = (call,)  # what it is called in messages
+        self._call = (call,)  # the name for messages
         self.begins = True
         try:
             self._context.run(call)  # type: ignore[union-attr]
@@ -102,9 +103,9 @@ class Ask(Future[None]):
         super().abort(exc)
 
     def cancel(self) -> bool:
-        """Take the place out of line. One that has its call, and waits because its queue was frozen, loses that."""
+        """Take the place out of line. If it has a call, and waits in a frozen queue, that call is reported as lost."""
         cancelled = super().cancel()
-        if self.cancelled() and self.answers and not self.over:  # else it is still to be, or was never given
+        if self.cancelled() and self.answers and not self.over:  # else it is still to run, or was never given
             self.over = True
             self._serving.lose(self, "it was cancelled")
         return cancelled
@@ -118,7 +119,7 @@ lay_out(Ask, "phase", "_call", "_context", "_state", "_serving", "answers", "new
 
 
 class ServingEnd:
-    """A serving is over: what is waited for."""
+    """The target of a wait for the end of a serving."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving  # I
@@ -137,7 +138,7 @@ class ServingEnd:
                 self._serving._parkers.remove(parker)
 
     def _items(self) -> list[Ask]:
-        """Copies are made in one step: whoever follows a chain of waits has a lock of the highest rank."""
+        """Each copy is one step, without V: a thread that follows a chain of waits holds a lock of the highest rank."""
         serving, asker = self._serving, self._serving._asker
         return [*serving._asks.copy().values(), *serving._calls.copy(), *([] if asker is None else [asker])]
 
@@ -160,7 +161,7 @@ class ServingEnd:
 
 
 def stand_in_line(pwq: PoolWorkQueue, ask: Ask) -> bool:
-    """`insert`, for what no flush counts. False: the queue takes nothing now."""
+    """Insert a place in line, which no flush counts. False: the queue takes nothing now."""
     with pwq.pool.lock:
         if pwq.gate or pwq.pool.closing:
             return False
@@ -170,7 +171,7 @@ def stand_in_line(pwq: PoolWorkQueue, ask: Ask) -> bool:
 
 
 def stand_first(pwq: PoolWorkQueue, ask: Ask) -> bool:
-    """It is the queue's next, before all that waits. False: nothing is run there any more."""
+    """Make it the queue's next work, before all that wait. False: the pool is closing and runs nothing any more."""
     with pwq.pool.lock:
         if pwq.pool.closing:
             return False
@@ -183,7 +184,7 @@ def stand_first(pwq: PoolWorkQueue, ask: Ask) -> bool:
 
 
 def count(ask: Ask) -> None:
-    """From now on it is a work that whoever flushes, drains or closes waits for."""
+    """Count it from now on as a work that a flush, a drain or a close waits for."""
     pwq = ask.pwq
     with pwq.pool.lock:
         if type(ask.phase) is Asking:
@@ -192,7 +193,7 @@ def count(ask: Ask) -> None:
 
 
 def accept(ask: Ask) -> bool:
-    """It has a call, and is a work of its queue. False: it is not to begin here and now."""
+    """Make it a work of its queue: it has a call. False: the call must not begin here and now."""
     pwq = ask.pwq
     with pwq.pool.lock:
         if pwq.frozen or pwq.pool.closing:

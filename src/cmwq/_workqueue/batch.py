@@ -1,4 +1,4 @@
-"""Batch: a set of submitted calls to wait for together."""
+"""Batch: a set of submitted calls that are waited for together."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ T = TypeVar("T")
 
 
 class Batch:
-    """Calls submitted to one queue, waited for as one: nobody else's matter, as they would with `flush`.
+    """Calls submitted to one queue and waited for together. Unlike `flush`, it waits for no other works of the queue.
 
         with cmwq.Batch(queue) as batch:
             for path in paths:
                 batch.submit(convert, path)
         sizes = batch.results()
 
-    As a context manager it waits at the end; if the block raised, what has not begun is cancelled first. Thread-safe:
-    several threads, its own calls among them, may submit to it. Iterating gives the futures in order of submission.
+    As a context manager it waits at the end; if the block raised, calls that have not begun are cancelled first.
+    Iterating gives the futures in order of submission. Thread-safe: several threads may submit to it, its own calls
+    among them.
     """
 
     def __init__(self, queue: WorkQueue) -> None:
@@ -38,35 +39,37 @@ class Batch:
         self._futures: list[Future[Any]] = []  # A: only ever appended to
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """As `WorkQueue.submit`, and part of this batch."""
+        """Submit a call as `WorkQueue.submit` does, and add it to this batch. Raises what that raises."""
         future = self.queue.submit(fn, *args, **kwargs)
         self._futures.append(future)
         return future
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return when all have ended, those submitted meanwhile too. What they raised is in their futures.
+        """Return when all calls have ended, including those submitted meanwhile. What they raised is in their futures.
 
-        timeout: seconds. Raises CmwqTimeout (they go on), FlushDeadlock from one of its own calls.
+        timeout: seconds; then CmwqTimeout is raised, and the calls go on. Raises FlushDeadlock in one of its own calls,
+        Abandoned if the queue's runtime has ended and left some behind.
         """
         run_steps(self.wait_steps(), self.queue.runtime, timeout, lambda: f"a batch of {len(self)} calls did not end")
 
     def wait_steps(self) -> Steps[None]:
-        """`wait`, for whoever drives it."""
+        """The steps of `wait`, for `run_steps` or `aio`."""
         done = 0
         while done < len(self._futures):
             yield self._futures[done]
             done += 1
 
     def results(self, timeout: float | None = None) -> list[Any]:
-        """Their results, in order of submission, when all have ended. Raises the first exception in that order.
+        """Wait until all calls have ended, and return their results in order of submission.
 
-        timeout: seconds; raises CmwqTimeout after it.
+        timeout: seconds; then CmwqTimeout is raised. Raises the exception of the first call in that order that failed
+        or was cancelled, and what `wait` raises.
         """
         self.wait(timeout)
         return [future.result() for future in self._futures]
 
     def cancel(self) -> int:
-        """Cancel what has not begun. Returns how many that were."""
+        """Cancel the calls that have not begun. Returns how many these were."""
         return sum(future.cancel() for future in list(self._futures) if not future.done())
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
-"""How a queue is flushed, drained and closed (F1, F3), as steps: `wait` says what that is.
+"""How a queue is flushed, drained and closed (F1, F3), each as steps (see `wait`).
 
-Guarantees: a flush waits for what was queued before it, on all pools, and for nothing later; after a drain the queue
-was empty on all its pools at one moment; nothing that a closing queue accepted is lost.
+Guarantees: a flush waits for everything that was queued before it, on all pools, and for nothing later. After a drain
+the queue was empty on all its pools at one moment. Nothing that a closing queue accepted is lost.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("cmwq")
 
 DRAIN_ROUNDS = 10
-"""F3: a drain complains after so many rounds, and then every hundred."""
+"""F3: a drain logs a warning after so many rounds, and then at every hundredth."""
 
 
 def flush_steps(queue: WorkQueue) -> Steps[None]:
-    """All places are sealed before the first is waited for."""
+    """Flush: seal the queue's places on all pools, and only then wait for the first."""
     queue.refuse_own_work("flushes")
     phases = []
     for pwq in queue.places():
@@ -56,7 +56,7 @@ def close_steps(queue: WorkQueue, delayed: str | None = None) -> Steps[None]:
     while True:
         yield from _empty_steps(queue, "close")
         queue.be_closed()
-        if not queue.has_works():  # a delay may have ended in between
+        if not queue.has_works():  # a delay may have ended in between, and queued its work
             break
     for pwq in queue.places():
         with pwq.pool.lock:
@@ -67,7 +67,7 @@ def close_steps(queue: WorkQueue, delayed: str | None = None) -> Steps[None]:
 
 
 def end_delays(queue: WorkQueue, delayed: str | None = None) -> None:
-    """It closes, and takes no delayed work any more: those whose time has not come run now, or never."""
+    """Run or cancel the delayed works whose time has not come: the queue closes and accepts none any more."""
     queue.stop_servings()
     delayed = delayed or queue.delayed
     lost = []
@@ -77,7 +77,7 @@ def end_delays(queue: WorkQueue, delayed: str | None = None) -> None:
                 delay.hasten()
             except CmwqError:
                 lost.append(name_of(delay.work._fn))
-        elif delay.cancel() and not delay.repeats:  # of a periodic one what is queued already runs
+        elif delay.cancel() and not delay.repeats:  # what a periodic work has queued already runs
             lost.append(name_of(delay.work._fn))
     if lost and delayed != "cancel":
         _log.warning(
@@ -89,9 +89,10 @@ def end_delays(queue: WorkQueue, delayed: str | None = None) -> None:
 
 
 def _empty_steps(queue: WorkQueue, what: str) -> Steps[None]:
-    """Until it is empty, on all pools at the same time.
+    """Wait until the queue is empty on all pools at the same time.
 
-    Looking at one after the other could miss a work that moves; but then it went through a gate meanwhile.
+    A look at one pool after the other could miss a work that moves. But it then passes the shut gate, where
+    `nr_admitted` counts it.
     """
     rounds = 0
     while True:
@@ -109,7 +110,7 @@ def _empty_steps(queue: WorkQueue, what: str) -> Steps[None]:
 
 
 def few(names: list[str]) -> str:
-    """For messages: how many of what, and no more than a line of it."""
+    """The names for a message, each with its number, in no more than about a line."""
     counted = Counter(names)
     shown = [name if number == 1 else f"{number} times {name}" for name, number in counted.most_common(MAX_FEW)]
     rest = f" and {len(counted) - MAX_FEW} others" if len(counted) > MAX_FEW else ""
@@ -117,4 +118,4 @@ def few(names: list[str]) -> str:
 
 
 MAX_FEW = 5
-"""Names in a message."""
+"""How many names a message shows."""

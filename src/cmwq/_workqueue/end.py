@@ -1,16 +1,16 @@
-"""How a runtime ends: by `close`, or with the interpreter (G3).
+"""How a runtime ends: by `close`, or at interpreter exit (G3).
 
 Guarantees: what was accepted is done first, delayed works as their queue says; then every thread ends. At interpreter
-exit nothing new is taken from outside, and works of named queues may queue further ones for `Config.exit_grace` seconds
-only: so no work that queues itself again keeps a process alive. Who limits the time has an end then, whatever works do:
-those that have not begun are cancelled, those that run are left behind, each with a warning that names it and what it
-waits for, and whoever waits for any of them is told (`Abandoned`).
+exit nothing new is accepted from outside, and works of named queues may queue further works for `Config.exit_grace`
+seconds only. So no work that queues itself again keeps a process alive. With a time limit the end comes in time,
+whatever works do: works that have not begun are cancelled; works that run are left behind, each with a warning that
+names it and what it waits for; and threads that wait for any of them get `Abandoned`.
 
-Why a grace at exit, and not none, nor for ever. A work that splits into others, or writes what another collected, has
-begun something that its user expects to be done; the standard library refuses that, and the work fails at its last
-step. A work that polls queues itself again for ever, and nothing tells the two apart but time. 5 s is much to a chain
-that has an end, and less than the 10 s after which a container's runtime kills. Executors don't chain at exit: who uses
-them expects what the standard library does.
+Why a grace at exit, and not none, nor an endless one. A work that splits into others, or that writes what another one
+collected, has begun something that its user expects to be done. The standard library refuses the further works, so such
+a work fails at its last step. A work that polls, however, queues itself again for ever, and only time tells the two
+apart. 5 s is much for a chain that ends, and less than the 10 s after which a container's runtime kills. Calls of
+executors cannot queue others at exit, because their users expect what the standard library does.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("cmwq")
 
 LAST_CALL = 1.0
-"""Seconds for which threads without work may take to end, where time is limited."""
+"""Seconds that threads without work may take to end, where time is limited."""
 
 
 def close(runtime: Runtime, timeout: float | None, *, abandon: bool) -> None:
-    """`Runtime.close`, which says what it promises."""
+    """Do what `Runtime.close` promises."""
     timeout = checks.timeout(timeout)
     worker = current_worker()
     if worker is not None and worker.pool.runtime is runtime:
@@ -65,7 +65,7 @@ def close(runtime: Runtime, timeout: float | None, *, abandon: bool) -> None:
 
 
 def close_at_exit(runtime: Runtime) -> None:
-    """The interpreter ends."""
+    """Close a runtime at interpreter exit, within its `exit_timeout`."""
     runtime.exiting = True
     for queue in runtime.queues():
         if queue._chains:
@@ -79,9 +79,9 @@ def close_at_exit(runtime: Runtime) -> None:
 
 
 def _finish(runtime: Runtime, deadline: float | None, chains_until: float | None) -> bool:
-    """Do what there is, then end every thread. False: the deadline passed before all was done.
+    """Do all works, then end every thread. False: the deadline passed before all works were done.
 
-    chains_until: when works may no longer queue others.
+    chains_until: when works may no longer queue others; None: no limit. Both are times on the host's clock.
     """
     runtime.thaw()
     while True:
@@ -114,8 +114,8 @@ def _seal(runtime: Runtime) -> None:
 
 
 def _drain(runtime: Runtime, deadline: float | None) -> bool:
-    """Until every pool was found quiet in one round, in which nothing began. False: the deadline passed, or another
-    closes the runtime and gave up.
+    """Wait until every pool was quiet in one round in which no work began. False: the deadline passed, or another
+    thread that closes the runtime gave up.
     """
     host = runtime.host
     parker = host.parker()
@@ -140,7 +140,9 @@ def _drain(runtime: Runtime, deadline: float | None) -> bool:
 
 
 def _close_pools(runtime: Runtime) -> list[Worker] | None:
-    """None: there is something yet to be done first. Pools that were closed before that was found stay so."""
+    """Close all pools and return their workers. None: something must be done first. Pools that were closed before that
+    was found stay closed.
+    """
     runtime.begin_to_close()
     if any(queue.delays() for queue in runtime.queues()):
         return None
@@ -154,13 +156,13 @@ def _close_pools(runtime: Runtime) -> list[Worker] | None:
 
 
 def _reopen(runtime: Runtime) -> None:
-    """The time was over. A runtime that has all its pools goes on taking work."""
+    """Accept works again after the time was over, unless a pool was closed already."""
     if not (runtime.exiting or any(pool.closing for pool in runtime.pools())):
         runtime.reopen()
 
 
 def _end_threads(runtime: Runtime, workers: list[Worker], deadline: float | None) -> None:
-    """Context: no work is there any more. The deadline matters to who can't wait for a thread-local's finaliser."""
+    """Join all threads. The deadline limits the wait for finalisers of thread-locals.  Context: no work is left."""
     host = runtime.host
     runtime.watchdog.stop()
     until = None if deadline is None else max(deadline, host.monotonic() + LAST_CALL)
@@ -172,12 +174,12 @@ def _end_threads(runtime: Runtime, workers: list[Worker], deadline: float | None
         thread = queue.end_rescuer()
         if thread is not None:
             thread.join(left())
-    # The last a manager was just creating may have no thread noted yet: it has once the manager has ended.
+    # A worker that a manager was just creating may have no thread noted yet: it has one once the manager has ended.
     for worker in sorted(workers, key=lambda worker: worker.thread is None):
         if worker.thread is not None:
             worker.thread.join(left())
     if until is not None and any(pool.workers for pool in runtime.pools()):
-        return  # they are left behind, with what serves them
+        return  # they are left behind, with the services that they need
     runtime.stop_services()
 
 
@@ -185,7 +187,7 @@ def _end_threads(runtime: Runtime, workers: list[Worker], deadline: float | None
 
 
 def _abandon(runtime: Runtime, seconds: float) -> None:
-    """The time is over: what has not ended is left behind, and whoever waits for it is told."""
+    """Leave behind what has not ended, and tell the threads that wait for it. Then log the warnings."""
     report: dict[Item | str, str] = {}
     leave = partial(_leave, runtime, seconds, report)
     with surely(leave), surely(leave):
@@ -195,7 +197,9 @@ def _abandon(runtime: Runtime, seconds: float) -> None:
 
 
 def _leave(runtime: Runtime, seconds: float, report: dict[Item | str, str]) -> None:
-    """May be done again. Whoever is told finds all of it: nothing is taken, and nobody waits any more."""
+    """Carry out `_abandon`. May be repeated. When a thread is told, nothing is accepted any more, and no wait goes
+    on.
+    """
     after = f"{seconds:g} s after its runtime was to end"
     runtime.begin_to_close()
     runtime.abandoned = True
@@ -221,7 +225,7 @@ def _leave(runtime: Runtime, seconds: float, report: dict[Item | str, str]) -> N
 
 
 def _take_back(pools: list[WorkerPool], after: str, report: dict[Item | str, str]) -> None:
-    """What has not begun never will. What begins in this very moment is found running."""
+    """Cancel what has not begun. A work that begins at this very moment is found running afterwards."""
     dropped: dict[str, list[str]] = {}
     for pool in pools:
         with pool.lock:
@@ -249,7 +253,7 @@ def _leave_running(pools: list[WorkerPool], after: str, report: dict[Item | str,
     for pool in pools:
         with pool.lock:
             running += [(worker, worker.item) for worker in pool.workers if worker.item is not None]
-    for worker, item in running:  # all, before the first who waits for another is told, and waits no more
+    for worker, item in running:  # report all, before the first that waits for another one is told, and stops waiting
         if item not in report:
             what = item.describe()
             report[item] = f"{what} is abandoned: it had not ended {after}; {_what_it_does(worker, item)}"

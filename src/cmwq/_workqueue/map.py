@@ -1,4 +1,4 @@
-"""map: calls submitted ahead of those who take their results, as far as a buffer allows."""
+"""map: calls are submitted ahead of the thread that takes their results, as far as a buffer allows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def map_calls(
     *,
     submit: Callable[..., cf.Future[T]] | None = None,
 ) -> Iterator[T]:
-    """`WorkQueue.map`, which says what it promises. submit: that of whoever offers it, if not the queue's."""
+    """Do what `WorkQueue.map` promises. submit: called instead of the queue's own method, if given."""
     if buffersize is not None:
         buffersize = checks.integer("buffersize", buffersize, 1)
     timeout = checks.timeout(timeout)
@@ -39,16 +39,16 @@ def map_calls(
     return _results(ahead, rest, limit)
 
 
-# Submitting begins at the call, not when the first result is asked for: hence a generator of its own.
+# A generator of its own, so that submitting begins at the call of `map_calls` and not at the first result.
 def _results(ahead: deque[cf.Future[T]], rest: _Rest[T] | None, limit: _Limit | None) -> Iterator[T]:
     try:
         while ahead:
             result = [_result_of(ahead, limit)]
-            # The next is submitted only when a result is there to be taken, so that no more than the buffer's size are
-            # ever waited for; and before it is taken, so that all of them go on meanwhile.
+            # The next call is submitted when a result is there, so that no more than `buffersize` calls are waited for;
+            # and before that result is yielded, so that all of them go on meanwhile.
             if rest is not None:
                 rest.submit_next(ahead)
-            yield result.pop()  # not kept: it lives as long as its taker wants
+            yield result.pop()  # not kept here: it lives as long as the caller wants
         if rest is not None and rest.error is not None:
             raise rest.error
     finally:
@@ -64,8 +64,9 @@ class _Rest(Generic[T]):
         self._fn = fn  # S
         self._submit = submit  # S
         self.error: Exception | None = None  # S
-        """Why there are no more: the iterable's, or that of a queue that takes none. As with `map()`, the results of
-        what came before it come before it."""
+        """Why there are no more: what the iterable raised, or the queue when it refused a call. As with `map()`, it is
+        raised after the results of all earlier calls.
+        """
 
     def submit_next(self, ahead: deque[cf.Future[T]]) -> None:
         if self._calls is None:
@@ -80,7 +81,7 @@ class _Rest(Generic[T]):
 
 
 def _result_of(ahead: deque[cf.Future[T]], limit: _Limit | None) -> T:
-    """The first one's result, removed; if that fails it is cancelled, the rest left to the caller."""
+    """Remove the first future and return its result; if that fails, cancel it. The caller cancels the rest."""
     future = ahead.popleft()
     try:
         return future.result() if limit is None else limit.result_of(future)
@@ -90,7 +91,7 @@ def _result_of(ahead: deque[cf.Future[T]], limit: _Limit | None) -> T:
 
 
 class _Limit:
-    """So long from now, and no longer."""
+    """A deadline, `timeout` seconds from when this is made."""
 
     def __init__(self, timeout: float, host: Host) -> None:
         self._timeout = timeout  # S
@@ -102,5 +103,5 @@ class _Limit:
             return future.result(max(0.0, self._deadline - self._host.monotonic()))
         except TimeoutError as exc:
             if future.done() and not future.cancelled() and future.exception() is exc:
-                raise  # the call's own
+                raise  # the call itself raised it
         raise CmwqTimeout(f"map: no result within {self._timeout:g} s of the call: {future!r}")

@@ -1,4 +1,4 @@
-"""What one waits for at a queue's place on one pool: PhaseEnd, by who flushes (F1); Quiet, by who freezes (E8).
+"""What a thread waits for at a queue's place on one pool: PhaseEnd in a flush (F1), Quiet in a freeze (E8).
 
 The letters are those of `pool`.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PhaseEnd:
-    """Everything queued to a queue's place on one pool before a flush has ended (F1)."""
+    """Done when everything has ended that was queued to a queue's place on one pool before a flush (F1)."""
 
     def __init__(self, phase: Phase) -> None:
         self.phase = phase  # I
@@ -61,7 +61,7 @@ class PhaseEnd:
 
 
 class Quiet:
-    """No work of a queue executes on one pool (E8)."""
+    """Done when no work of a queue executes on one pool, or when the queue was thawed (E8)."""
 
     def __init__(self, pwq: PoolWorkQueue) -> None:
         self.pwq = pwq  # I

@@ -1,9 +1,9 @@
-"""Runtime: a universe of pools.
+"""Runtime: a set of pools, and everything that belongs to them.
 
-It owns all state; the process has a default one, tests and libraries may have their own.
+It owns all state. The process has a default one; tests and libraries may have their own.
 
-Guarantees: nothing starts before the first work (G1); a forked child begins anew, without a trace of the parent's works
-(G2). How it ends is in `end` (G3).
+Guarantees: nothing is started before the first work (G1). The child of a fork begins anew, without a trace of the
+parent's works (G2). `end` says how a runtime ends (G3).
 
 The letters are those of `pool`; R is `Pools.lock`.
 """
@@ -48,13 +48,15 @@ if TYPE_CHECKING:
 
 
 class Runtime:
-    """A private universe of pools, with its own CPUs, sensor, clock and caps.
+    """A private set of pools, with its own CPUs, sensor, clock and caps.
 
-    host: threads, locks, time (default: the real ones). sensor: who notices blocking: a `Sensor`, or a name as in
-    CMWQ_SENSOR (default: the best that works here). cpus: which CPUs to use (default: those the process may use).
-    max_workers: cap on the workers of a pool (B6). config: the constants of the rules. exit_timeout: seconds after
-    which the interpreter's end does not wait for works any more (`close` says what becomes of them); None: it waits for
-    all.
+    host: supplies threads, locks and time (default: the real ones).
+    sensor: notices blocked workers; a `Sensor`, or a name as in CMWQ_SENSOR (default: the best that works here).
+    cpus: which CPUs to use (default: those the process may use).
+    max_workers: the cap on the workers of one pool (B6); at least 2.
+    config: the constants of the rules.
+    exit_timeout: seconds. At interpreter exit, works that have not ended by then are left behind, as by `close` with
+        `abandon`; None: exit waits for all.
 
     Thread-safe. Close it, or use it as a context manager; else it is closed at interpreter exit.
     """
@@ -69,12 +71,12 @@ class Runtime:
         config: Config | None = None,
         exit_timeout: float | None = None,
     ) -> None:
-        max_workers = checks.integer("max_workers", max_workers, 2, checks.MAX_THREADS)  # one to work, one in reserve
+        max_workers = checks.integer("max_workers", max_workers, 2, checks.MAX_THREADS)  # one works, one is in reserve
         wanted = None if cpus is None else checks.cpus(cpus)
         if config is not None:
             checks.instance("config", config, Config)
         self._owns_host = host is None  # I
-        # Whatever will be needed is imported now: a fork in the middle of an import leaves that module's lock taken in
+        # Import now whatever will be needed: a fork in the middle of an import leaves the lock of that module taken in
         # the child, for good (G2).
         if host is None:
             from cmwq._host import ThreadHost
@@ -92,35 +94,37 @@ class Runtime:
         self.exit_timeout = checked_exit_timeout(exit_timeout)  # ~
         self.on_unfetched: Callable[[str, BaseException], object] | None = None  # A
         """Called as on_unfetched(name, exception) when the future of a failed call is dropped and nobody has seen the
-        exception: by `result()`, by `exception()`, or through a callback. name: in words, which call of which queue.
-        Settable at any time, and applies to calls that fail from then on; None, the default: nobody is told, as in the
-        standard library. It is called wherever the last reference goes, on any thread, between any two steps of a
-        program: it must not wait, nor take a lock that might be held there. What it raises is logged."""
+        exception: by `result()`, by `exception()`, or through a callback. name: says in words which call of which queue
+        failed. It can be set at any time, and applies to calls that fail from then on; None, the default: nobody is
+        told, as in the standard library. It is called on whichever thread drops the last reference, between any two
+        steps of its program. So it must not wait, nor take a lock that this thread may hold. What it raises is logged.
+        """
         self._pools = Pools(self, host)  # I
         self.hotplug = Hotplug(self._pools, wanted)  # R
         self.events = Events(self)  # I
         self.watchdog = Watchdog(self)  # I
         self.events.clients[Kind.STALL] = self.watchdog.hear
-        self._queues: Weakly[WorkQueue] = Weakly()  # A: those that somebody has
+        self._queues: Weakly[WorkQueue] = Weakly()  # A: those that somebody still references
         self._freezer = host.lock(Rank.FREEZER)  # F: freezing and thawing exclude each other
         self.frozen = False  # E to change; a queue's new place looks at it with Q held (E8)
         self.waits = waits_of(host)  # I
         self.hogs = HogReports()  # I
         self.events.clients[Kind.HOG] = self._hear_of_hog
-        self.leaks: set[tuple[str, str]] = set()  # A: what works of which queue left behind
-        self._turn = itertools.count()  # A: where the next per-CPU work goes when nobody knows this thread's CPU
-        self.exiting = False  # ~: the interpreter's end closes it, or did
+        self.leaks: set[tuple[str, str]] = set()  # A: what works of which queue left behind on a thread
+        self._turn = itertools.count()  # A: where the next per-CPU work goes if this thread's CPU is unknown
+        self.exiting = False  # ~: interpreter exit closes it, or did
         self.abandoned = False  # ~: it is closed, and works may still run
         self.waiters: set[Parker] = set()  # A: threads in a waiting call
-        host.watch_process(self)  # last, for it may be told at once
+        host.watch_process(self)  # last: the host may call back at once
 
     # ------------------------------------------------------------------------------- settings
 
     def configure(self, **settings: Unpack[Settings]) -> None:
-        """Other settings than it was made with: all that are given, or none. The others stay as they are.
+        """Change the given settings: all of them or, if it raises, none. The others stay as they are.
 
-        In the child of a fork they are the parent's, until the child's own first use. Raises RuntimeError after the
-        first use, TypeError or ValueError for a setting that doesn't exist or can't be had. Thread-safe.
+        The child of a fork has the parent's settings, and may change them until its own first use. Raises RuntimeError
+        after the first use, TypeError for a setting that does not exist, TypeError or ValueError for a value that is
+        not allowed. Thread-safe.
         """
         given: dict[str, Any] = dict(settings)
         unknown = sorted(given.keys() - Settings.__annotations__.keys())
@@ -148,42 +152,44 @@ class Runtime:
                     "configure it before its first use, or make a Runtime of your own"
                 )
             changes["config"] = replace(self.config, **constants)
-            vars(self).update(changes)  # one step, so all or none (F10)
+            vars(self).update(changes)  # a single step, so all or none (F10)
             self.watchdog.on_stall = on_stall
 
     # ------------------------------------------------------------------------------- pools
 
     @property
     def closed(self) -> bool:
-        """It takes no work any more."""
+        """True once the runtime accepts no work any more; False again if a `close` times out and leaves it open."""
         return self._pools.closed
 
     def cpus(self) -> tuple[int, ...]:
-        """Those in use: there, not taken offline by hand, and wanted. As far as noticed: see `check_cpus`."""
+        """The CPUs in use: present, wanted, not taken offline by `cpu_offline`; as noticed last (`check_cpus`)."""
         return self.hotplug.cpus()
 
     def cpu_offline(self, cpu: int) -> None:
-        """Use this CPU no more (D2): works queued from now on go elsewhere, those there are done elsewhere, and nobody
-        is bound to it. Returns at once. Harmless if that was said before.
+        """Stop using this CPU (D2). Works queued from now on go elsewhere, works that wait there are done elsewhere,
+        and no worker stays bound to it. Returns at once. Does no harm if it was called before.
 
-        CPUs that really leave are noticed without it, within a second while work is unfinished (D1). Raises ValueError:
-        it is none of those in use, or the last. Thread-safe.
+        A CPU that really leaves is noticed without this call, within a second while work is unfinished (D1). Raises
+        ValueError if this CPU is not in use, or is the last one. Thread-safe.
         """
         self.hotplug.take(checks.cpu(cpu))
 
     def cpu_online(self, cpu: int) -> None:
-        """Use it again (D4). Harmless if it is in use. Raises ValueError if the process may not. Thread-safe."""
+        """Use this CPU again (D4). Does no harm if it is in use. Raises ValueError if it can't be used. Thread-safe."""
         self.hotplug.give_back(checks.cpu(cpu))
 
     def check_cpus(self) -> bool:
-        """Notice at once what else is noticed within a second: CPUs or a CPU quota that changed. True: they did."""
+        """Look at once whether CPUs or the CPU quota changed; without this call it is noticed within a second. True:
+        they did.
+        """
         return self.hotplug.check()
 
     @property
     def on_stall(self) -> Callable[[Stall], object] | None:
-        """Called as on_stall(stall), on the timer thread, when a pool stalls, and when it goes on (H3). Settable.
+        """Called as on_stall(stall) on the timer thread when a pool or a queue stalls, and when it goes on (H3).
 
-        It must not wait for works: retries, maydays and delayed works need that thread.
+        It may be set at any time. It must not wait for works: retries, maydays and delayed works need that thread.
         """
         return self.watchdog.on_stall
 
@@ -194,18 +200,17 @@ class Runtime:
         self.watchdog.on_stall = call
 
     def adopt(self, queue: WorkQueue) -> None:
-        """It is one of this runtime's, as long as somebody has it."""
+        """Count the queue among this runtime's, as long as somebody references it."""
         self._queues.add(queue)
 
     def pool_here(self, scope: str, *, highpri: bool = False) -> WorkerPool:
-        """The pool for a work queued by the calling thread. Starts it if need be: raises ThreadLimit, QueueClosed."""
+        """The pool for a work that this thread queues; started if need be. Raises ThreadLimit, QueueClosed."""
         first = -1 if scope == "system" else self.hotplug.home(scope, self._cpu_here())
         return self._pools.get((scope, first, highpri)) or self._pools.start((scope, first, highpri))
 
     def pool_at(self, scope: str, cpu: int, *, highpri: bool = False) -> WorkerPool:
-        """The pool that serves this CPU;
-
-        of a CPU that is not there, the one for the calling thread. Raises as `pool_here`.
+        """The pool that serves this CPU, or `pool_here` if the runtime does not use the CPU. Raises ThreadLimit,
+        QueueClosed.
         """
         if scope == "system" or not self.hotplug.uses(cpu):
             return self.pool_here(scope, highpri=highpri)
@@ -213,7 +218,7 @@ class Runtime:
         return self._pools.get((scope, first, highpri)) or self._pools.start((scope, first, highpri))
 
     def pools(self) -> list[WorkerPool]:
-        """Those that were started so far."""
+        """The pools that were started so far."""
         return list(self._pools.values())
 
     def _cpu_here(self) -> int:
@@ -229,22 +234,23 @@ class Runtime:
         return cpus[next(self._turn) % len(cpus)]
 
     def begin(self) -> None:
-        """Have what every pool relies on, before anything can go wrong. Raises ThreadLimit, QueueClosed."""
+        """Start what every pool relies on, before anything can go wrong. Raises ThreadLimit, QueueClosed."""
         with self._pools.lock:
             self._pools.begin()
 
     # ------------------------------------------------------------------------------- freezer (E8)
 
     def freeze(self, timeout: float | None = None) -> None:
-        """Freezable queues finish what runs and start nothing until `thaw`; returns when nothing of them runs.
+        """Let freezable queues finish the works that run, and start none until `thaw`. Returns when none of them runs.
 
-        timeout: seconds. Raises CmwqTimeout (and nothing is frozen then), FlushDeadlock from a freezable queue's own
-        work. Freezing twice is freezing once. Works may be queued meanwhile; they wait, in order.
+        timeout: seconds. Raises CmwqTimeout (then nothing is frozen), FlushDeadlock if a work of a freezable queue
+        calls it, Reentered in a finaliser or a signal handler that interrupted cmwq's own code. Freezing twice is
+        freezing once. Works may be queued meanwhile; they wait, in order.
         """
         run_steps(self.freeze_steps(), self, timeout, lambda: "freeze: works of freezable queues still run")
 
     def freeze_steps(self) -> Steps[None]:
-        """`freeze`, for whoever drives it."""
+        """The steps of `freeze`, for `run_steps` or `aio`. If they are closed early, the queues are thawed."""
         done = False
 
         def undo() -> None:
@@ -254,8 +260,8 @@ class Runtime:
         with surely(undo), surely(undo):
             with self._freezer:
                 self.frozen = True
-                # A place made from now on is frozen from the start: who makes it holds Q, and looks after we let go of
-                # it.
+                # A place that is made from now on is frozen from the start: its maker holds Q, and reads `frozen` after
+                # we have released Q.
                 pwqs = [pwq for queue in self.queues() if queue.freezable for pwq in queue.places()]
                 targets = [Quiet(pwq) for pwq in pwqs]
                 for pwq in pwqs:
@@ -264,7 +270,9 @@ class Runtime:
             done = True
 
     def thaw(self) -> None:
-        """Let freezable queues go on, in order and under their `max_active`. Harmless if nothing is frozen."""
+        """Let freezable queues go on, in order and under their `max_active`. Does no harm if nothing is frozen. In a
+        finaliser or a signal handler that interrupted cmwq's own code it is deferred until that code is done.
+        """
         try:
             with self._freezer:
                 self.frozen = False
@@ -276,13 +284,13 @@ class Runtime:
             self.host.defer(self.thaw)
 
     def queues(self) -> list[WorkQueue]:
-        """Its queues, as far as somebody has them."""
+        """The queues of this runtime that somebody still references."""
         return list(self._queues)
 
     # ------------------------------------------------------------------------------- to be seen
 
     def snapshot(self) -> Snapshot:
-        """A picture of pools, queues and sensor. Each pool's part is consistent in itself. Starts nothing."""
+        """Return a picture of pools, queues and sensor; each pool's part is consistent. Starts nothing. Thread-safe."""
         with self._pools.lock:
             pools = list(self._pools.values())
             queues = self.queues()
@@ -310,29 +318,32 @@ class Runtime:
     # ------------------------------------------------------------------------------- end
 
     def close(self, timeout: float | None = None, *, abandon: bool = False) -> None:
-        """Do what is pending, then end every thread. Works queued meanwhile by running ones are done too, delayed
-        ones run or are cancelled as their queues were made to.
+        """Do all pending works, then end every thread. Works that running works queue meanwhile are done too. Delayed
+        works run or are cancelled, as their queues were made to do.
 
-        timeout: seconds for the works. Raises CmwqTimeout (the runtime stays open), FlushDeadlock on one of its own
-        workers. abandon: instead of CmwqTimeout, leave behind what has not ended by then: what has not begun is
-        cancelled; each work that runs is named in a warning, with what it waits for, and its thread goes on for as long
-        as it does; whoever waits for it gets `Abandoned`.
+        timeout: seconds for the works. Raises CmwqTimeout after it: the runtime stays open, unless some of its pools
+        had ended by then. Raises FlushDeadlock on one of its own workers, Abandoned if another thread abandoned it
+        meanwhile, Reentered in a finaliser or a signal handler that interrupted cmwq's own code.
+
+        abandon: do not raise CmwqTimeout, but leave behind what has not ended by then. Works that have not begun are
+        cancelled. Each work that runs is named in a warning, with what it waits for; its thread goes on for as long as
+        the work does, and threads that wait for it get `Abandoned`.
         """
         close(self, timeout, abandon=abandon)
         self.events.end()
 
     def begin_to_close(self) -> None:
-        """From now on no pool is started, and no delay."""
+        """From now on start no pool, and accept no delayed work."""
         with self._pools.lock:
             self._pools.closed = True
 
     def reopen(self) -> None:
-        """It takes work again."""
+        """Accept works again."""
         with self._pools.lock:
             self._pools.closed = False
 
     def stop_services(self) -> None:
-        """Context: every worker has ended."""
+        """Stop the sensor and the timers.  Context: every worker has ended."""
         if self._pools.sensor is not None:
             self._pools.sensor.stop()
         self.stop_timers()
@@ -350,7 +361,7 @@ class Runtime:
         self.close()
 
     def check_alive(self, pool: WorkerPool, what: object) -> None:
-        """Raise ForeignProcess if the pool was the parent's, Abandoned if this was left behind."""
+        """Raise ForeignProcess if the pool was the parent process's, Abandoned if works were left behind."""
         if pool.lost:
             raise ForeignProcess(
                 f"{what!r} was queued before this process was forked, or by a hook of the fork that came before cmwq's "
@@ -360,22 +371,24 @@ class Runtime:
             raise Abandoned(f"{what!r} had not ended when its runtime did, and is not waited for any more")
 
     def process_exits(self) -> None:
-        """Do what is pending, take nothing new from outside, end every thread; within `exit_timeout`, if set (G3)."""
+        """At interpreter exit: do what is pending, accept nothing from outside, end every thread; within `exit_timeout`
+        if it is set (G3).
+        """
         close_at_exit(self)
         self.events.end()
 
     def why_closed(self) -> str:
-        """What to say of it once it takes no work, after its name."""
-        if self.exiting:  # in the standard library's words, which programs look for
+        """Why it accepts no work, in words that follow its name."""
+        if self.exiting:  # the standard library's words, which programs look for
             return "ended with the interpreter: cannot schedule new futures after interpreter shutdown"
         return "is closed and takes no more work"
 
     def process_forked(self) -> None:
-        """In the child: nothing was ever started or queued (G2)."""
+        """Begin anew in the child of a fork, as if nothing was ever started or queued (G2)."""
         Work.process_forked()
         worker = current_worker()
         if worker is not None and worker.pool.runtime is self:
-            self.host.bind(self.cpus())  # to be the main thread, free of what it was bound to
+            self.host.bind(self.cpus())  # it becomes the main thread, so it loses its worker's binding
             be_worker(None)
         self.hotplug.forget()
         self.events.forget()
@@ -391,7 +404,7 @@ class Runtime:
 
 
 def _chooser(host: Host, sensor: Sensor | str | None) -> Callable[[], Sensor]:
-    """What gives the sensor, when it is needed. Raises ValueError for a name that none has."""
+    """A function that returns the sensor when it is needed. Raises ValueError for an unknown name."""
     if sensor is not None and not isinstance(sensor, str):
         checks.port("sensor", sensor, "lookout")
         return partial(_given, sensor)
@@ -410,9 +423,9 @@ _default: dict[str, Runtime] = {}
 
 
 def default_runtime() -> Runtime:
-    """The process's runtime, made when first asked for. Making it starts nothing."""
+    """The default runtime of this process, made at the first call. Making it starts nothing. Thread-safe."""
     runtime = _default.get("runtime")
     if runtime is None:
-        # Of two that are made at the same time one is kept. The other has started nothing, and is forgotten.
+        # Of two that are made at the same time one is kept. The other has started nothing, and is dropped.
         runtime = _default.setdefault("runtime", Runtime())
     return runtime

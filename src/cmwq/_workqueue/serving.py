@@ -1,31 +1,31 @@
-"""Serving: a queue's works are pulled from a source, when the pool could run one more (E12).
+"""Serving: works of a queue are pulled from a source, whenever the pool could run one more (E12).
 
-A pool knows what waits in its own list. Where a scheduler or a broker keeps the works back, that list is empty: nobody
-looks whether a worker blocks, and nobody is woken if one does. So the source has a *place in line*: an item in the
-worklist, as any work is. As long as it stands there work waits, as far as everybody is concerned, and every rule holds
-as it does for works: max_active, order, freezing, the wake chain, the sensor, rescuers, CPUs that leave. A worker that
-comes to it asks the source, and what the source gives is run as that very item.
+A pool sees only what waits in its own list. If a scheduler or a broker keeps the works back, that list is empty: no
+sensor watches for workers that block, and nobody is woken when one does. So the source has a *place in line*: an item
+in the worklist, like any work. As long as it stands there, work waits, and every rule applies as it does to works:
+max_active, order, freezing, the wake chain, the sensor, rescuers, CPUs that leave. A worker that takes this item asks
+the source, and runs what the source gives as this very item.
 
 Guarantees
 - The source is asked when, and only when, a worker would otherwise have begun a work of the queue.
-- One asks at a time. The next place is put in line only when the source has answered, and before its call begins: so a
-  source that blocks keeps one worker, and no second one comes in to block behind it. Meanwhile nothing of the source
-  stands in the list, and the pool goes on with what else there is. Where a queue has several pools each has a place;
-  who comes to one while another asks steps aside, and the one who asks puts it in line again.
-- A `notify` is never lost. The source's "nothing now" counts only if no `notify` came since it was asked. Let A be who
-  asks, N who notifies, after something was put into the source:
+- Only one worker asks at a time. The next place is put in line after the source has answered and before its call
+  begins. So a source that blocks keeps one worker, and no second one comes to block behind it. Meanwhile nothing of the
+  source is in the list, and the pool goes on with other works. A queue with several pools has a place on each. A worker
+  that takes one while another asks drops it, and the one that asks puts it in line again.
+- A `notify` is never lost. The source's "nothing now" counts only if no `notify` came since it was asked. Let A be the
+  worker that asks, and N the thread that notifies after it has put something into the source:
 
       A1 note the last news                N1 (something is in the source)
-      A2 ask the source: nothing now       N2 that is news
+      A2 ask the source: nothing now       N2 make news
       A3 with the lock held: no news since N3 with the lock held: the source may have more;
          A1? The source is dry                put it in line
 
-  N2 before A1: so N1 comes before A2, and the ask has seen it. N2 between A1 and A3: A3 finds news, and the place goes
-  in line again. N2 after A3's look: N3 has the lock after A3, and undoes what that has decided.
-- What the source gave is run, or said not to be (`lose`): it isn't lost by an exception in the middle of ours (F10).
-  `Ask.answers` has it from the first moment, and whoever ends that item looks there.
+  If N2 precedes A1, N1 precedes A2, and the ask has seen it. If N2 falls between A1 and A3, A3 finds news, and the
+  place goes in line again. If N2 follows A3's look, N3 has the lock after A3, and undoes what A3 decided.
+- What the source gave is run, or reported as not run (`lose`): an exception in cmwq's own code cannot lose it (F10).
+  `Ask.answers` has it from the first moment, and whatever ends that item looks there.
 
-The place in line itself is in `asking`. The letters are those of `pool`; V is `Serving._lock`, of the rank of a
+The place in line itself is in `asking`. The letters are those of `pool`; V is `Serving._lock`, which has the rank of a
 work's lock.
 """
 
@@ -60,19 +60,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger("cmwq")
 
 BACKOFF = 0.1
-"""Seconds until a source that raised is asked again; twice as many each time it raises again."""
+"""Seconds until a source that raised is asked again; doubled each time it raises again."""
 MAX_BACKOFF = 30.0
-"""Seconds at most."""
+"""The longest such pause, in seconds."""
 
 
 class Serving:
-    """What `WorkQueue.serve` returns: a queue's works are pulled from a source for as long as this goes on.
+    """A source from which the works of a queue are pulled, until this ends. `WorkQueue.serve` returns it.
 
-    It ends when the source has no more, by `stop` or `close`, or when the queue or its runtime closes or the
-    interpreter exits. As a context manager it is closed at the end. Thread-safe.
+    It ends when the source has no more, by `stop` or `close`, when the queue or its runtime closes, or at interpreter
+    exit. As a context manager it is closed at the end of the block. Thread-safe.
 
-    asked, given, ended, failures: how often the source was asked, how many calls it gave, how many of those are over,
-    and how often it raised or answered with what is no call. To be read at any time.
+    asked, given, ended, failures: how often the source was asked; how many calls it gave; how many of those are over;
+    how often it raised, or answered with something that is no call. They may be read at any time.
     """
 
     def __init__(self, wq: WorkQueue, source: Source, on_stop: Call | None) -> None:
@@ -80,20 +80,20 @@ class Serving:
         self.asked = self.failures = 0  # ~
         self.given = 0  # V to change, read freely: the highest number of a call
         self.source = source  # I
-        self.context = wq.new_context()  # I: asks and calls run in a copy of it each
+        self.context = wq.new_context()  # I: each ask and each call runs in a copy of it
         self._wq = wq  # I
         self._on_stop = on_stop  # V to change: None once it was called
-        self._born = Work.generation  # I: in which process
-        self._news: object = None  # A: another with each `notify`
+        self._born = Work.generation  # I: the process in which this was begun
+        self._news: object = None  # A: replaced by each `notify`
         self._dry = False  # V: it has nothing now
         self._exhausted = False  # V: it has no more
-        self._stopped = False  # V to change: it isn't asked any more
+        self._stopped = False  # V to change: it is not asked any more
         self._asks: dict[PoolWorkQueue, Ask] = {}  # V: the places that stand in line
-        self._asker: Ask | None = None  # V: who asks
-        self._calls: set[Ask] = set()  # V: who has a call that is not over
+        self._asker: Ask | None = None  # V: the place whose worker asks now
+        self._calls: set[Ask] = set()  # V: those whose call is not over
         self._nr_failures = 0  # V: in a row
         self._retry: Timer | None = None  # V: the source raised, and will be asked again
-        self._parkers: list[Parker] = []  # V: who waits for the end
+        self._parkers: list[Parker] = []  # V: of threads that wait for the end
         self._lock = host.lock(Rank.WORK, mending(self))  # I
 
     def __repr__(self) -> str:
@@ -104,22 +104,22 @@ class Serving:
 
     @property
     def ended(self) -> int:
-        """Calls that have ended, or were said not to be run."""
+        """How many calls have ended, or were reported as not run."""
         return self.given - len(self._calls)
 
     @property
     def over(self) -> bool:
-        """The source is not asked any more, and each call that it gave has ended."""
+        """True once the source is not asked any more, and every call that it gave has ended."""
         asks = self._asker is not None or not (self._stopped or self._exhausted)
         return self._is_foreign() or not (asks or self._calls)
 
     def notify(self) -> None:
-        """The source that had "nothing now" may have something: ask it again, as soon as a worker has time.
+        """Have the source asked again, as soon as a worker has time: it said "nothing now", but may have something.
 
-        Call it after something was put into the source. Once is enough for any number of things, and once too often
-        does no harm. From any thread, from a work, from the source itself, from a signal handler or a finaliser: it
-        never waits for a work. One that raised is asked at once. Nothing happens when it is over, or in the child of a
-        fork.
+        Call this after putting something into the source. One call is enough for any number of things, and a needless
+        one does no harm. A source that raised is asked at once, without its pause. It never waits for a work, and may
+        be called from any thread, a work, the source itself, a signal handler or a finaliser. Does nothing once this is
+        over, or in the child of a fork.
         """
         if self._is_foreign():
             return
@@ -132,11 +132,11 @@ class Serving:
             self._wq.runtime.host.defer(self.notify)
 
     def stop(self) -> None:
-        """Ask the source no more. Does not wait: an ask that is under way comes back some time, and the call that it
-        brings is run, for it was given; so is all that was given before. `on_stop` is called before this returns.
+        """Stop asking the source. Does not wait for works: everything that the source gave is run, also what an ask
+        under way still brings. `on_stop` is called before this returns, unless the source had no more.
 
-        Harmless if it has ended, or was stopped. In a signal handler or a finaliser in the middle of cmwq's own code it
-        is carried out when that is over.
+        Does no harm if this has ended or was stopped. In a finaliser or a signal handler that interrupted cmwq's own
+        code it is deferred until that code is done.
         """
         if self._is_foreign():
             return
@@ -153,20 +153,20 @@ class Serving:
                 on_stop()
             except Exception:
                 _log.exception("on_stop of a source of queue %r raised", self._wq.name)
-        self._on_stop = None  # after the call: should that be interrupted, the next to stop makes it
+        self._on_stop = None  # after the call: if that is interrupted, the next `stop` repeats it
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return when it is over: the source has no more, or was stopped, and all its calls have ended.
+        """Return when this is over: the source has no more or was stopped, and all its calls have ended.
 
-        timeout: seconds. Raises CmwqTimeout (it goes on), FlushDeadlock from one of its own calls, ForeignProcess in
-        the child of a fork, Abandoned if its runtime has ended and left calls behind.
+        timeout: seconds; then CmwqTimeout is raised, and the serving goes on. Raises FlushDeadlock in one of its own
+        calls, ForeignProcess in the child of a fork, Abandoned if its runtime has ended and left calls behind.
         """
         if self._is_foreign():
             raise ForeignProcess(f"{self!r} was begun before this process was forked; it is over here")
         run_steps(self._wait_steps(), self._wq.runtime, timeout, lambda: f"{self!r} is not over")
 
     def close(self, timeout: float | None = None) -> None:
-        """`stop`, then `wait` for so many seconds at most."""
+        """`stop`, then `wait` for at most `timeout` seconds. Raises what `wait` raises."""
         self.stop()
         self.wait(timeout)
 
@@ -184,17 +184,17 @@ class Serving:
     # ------------------------------------------------------------------------------- the place in line
 
     def _is_foreign(self) -> bool:
-        """It was the parent's before a fork, and so is the source (G2). Its lock may be held by nobody who is here."""
+        """Whether the parent began it before a fork (G2). Then its lock may be held by a thread that is not here."""
         return self._born != Work.generation
 
     def _may_ask(self) -> bool:
-        """As far as the source goes, and its queue takes works."""
+        """True unless the state of the source or of the queue forbids asking."""
         return self._wq.is_open and not (self._stopped or self._exhausted or self._dry or self._wq.runtime.closed)
 
     @outside
     def arrange(self) -> None:
-        """If the source is to be asked, it has its place in line, on each of the queue's pools. May be called at any
-        time. Raises Reentered.
+        """Put the source in line on each of the queue's pools, if it is to be asked. May be called any time. Raises
+        Reentered.
         """
         if self._is_foreign() or self._asker is not None or not self._may_ask():
             return
@@ -204,18 +204,18 @@ class Serving:
             return
         with self._lock:
             if self._asker is not None or not self._may_ask():
-                return  # whoever asks arranges things then
+                return  # the worker that asks arranges things afterwards
             for pwq in places:
                 standing = self._asks.get(pwq)
                 if standing is None or standing.done():
                     ask = Ask(self, pwq)
                     if stand_in_line(pwq, ask):
-                        # Noted last. One that stands there and isn't noted finds out, when its turn comes, whether the
-                        # source is to be asked.
+                        # Noted last. A place that stands in line without being noted finds out, when its turn comes,
+                        # whether the source is to be asked.
                         self._asks[pwq] = ask
 
     def _places(self) -> Collection[PoolWorkQueue]:
-        """Raises QueueClosed, ThreadLimit where a pool has to be started."""
+        """This queue's place on each of its pools. Raises QueueClosed, and ThreadLimit if a pool can't be started."""
         wq = self._wq
         if wq.scope == "system":
             return (wq._only or wq.place_here(),)
@@ -223,8 +223,8 @@ class Serving:
 
     @outside
     def heed(self) -> None:
-        """The queue's state changed, or its own: stand in line, or do not. Then whoever drains or closes need not look
-        at places in line, but waits for the one who asks. Raises Reentered.
+        """Adapt to a change of the queue's state or of its own: stand in line, or leave it. So a drain or a close need
+        not look at places in line; it waits only for the one that asks. Raises Reentered.
         """
         if self._is_foreign():
             return
@@ -250,7 +250,7 @@ class Serving:
 
     @outside
     def take_turn(self, ask: Ask) -> bool:
-        """Its worker is here. True: it asks now.  Context: the worker."""
+        """A worker has taken this place. True: it is to ask the source now.  Context: the worker."""
         if self._is_foreign():
             return False
         with self._lock:
@@ -268,9 +268,9 @@ class Serving:
 
     @outside
     def settle(self, ask: Ask, error: BaseException | None) -> bool:
-        """The source has answered, or raised. True: its call is to be run now.  Context: the worker."""
+        """The source has answered or raised. True: the worker is to run the call now.  Context: the worker."""
         if self._is_foreign():
-            return False  # the source forked: what it answers is for the parent
+            return False  # the source forked: its answer is for the parent
         answer = ask.answers[0] if ask.answers else None
         if answer is not None and not callable(answer):
             what = "a source gives calls without arguments (functools.partial makes one), or None"
@@ -289,7 +289,7 @@ class Serving:
                 self.failures += 1
                 if self._news is ask.news:
                     self._retry = self._wq.runtime.host.call_later(self._pause(), self.notify)
-                    self._dry = True  # as if it had nothing; last, for never without a retry that is due
+                    self._dry = True  # as if it had nothing. Last: it is never dry without a retry that is due
             elif ask.answers:
                 self._nr_failures = 0
                 self._dry = self._news is ask.news  # A3
@@ -317,15 +317,15 @@ class Serving:
 
     @holding("self._lock")
     def _pause(self) -> float:
-        """Until a source that raised is asked again."""
+        """Seconds until a source that raised is asked again."""
         return min(BACKOFF * 2.0 ** min(self._nr_failures - 1, 20), MAX_BACKOFF)
 
     # ------------------------------------------------------------------------------- its calls
 
     @outside
     def _hand_on(self, ask: Ask) -> None:
-        """Its call can't begin here and now: the queue is frozen, or its worker was interrupted. It is the next of the
-        queue then, as an item of its own. May be done twice.
+        """Make the call the next work of the queue, as an item of its own: it can't begin here and now, for the queue
+        is frozen or its worker was interrupted. May be repeated.
         """
         pwq = ask.pwq
         with self._lock:
@@ -347,19 +347,19 @@ class Serving:
 
     @holding("self._lock")
     def _number(self, ask: Ask) -> None:
-        """It has a call: that makes one more given, once. May be done twice."""
+        """Count the call that `ask` has as given, once. May be repeated."""
         if not ask.number:
             ask.number = self.given + 1
         self.given = max(self.given, ask.number)
 
     @outside
     def call_failed(self, call: Call, exc: BaseException) -> None:
-        """As if it had been a queued work (B4).  Context: its worker."""
+        """Report the failure as for a queued work (B4).  Context: its worker."""
         self._wq.work_failed(Work(call), exc)
 
     @outside
     def call_ended(self, ask: Ask) -> None:
-        """Context: its worker."""
+        """Note that the call is over, and wake the threads that wait for the end.  Context: its worker."""
         if self._is_foreign():
             return
         with self._lock:
@@ -369,7 +369,7 @@ class Serving:
 
     @outside
     def lose(self, ask: Ask, why: str) -> None:
-        """What the source gave is not run. Said, so that somebody may give it back."""
+        """Report that what the source gave is not run, so that somebody may give it back."""
         name = name_of(ask.answers[0])
         _log.error("call %s that a source gave to queue %r is not run: %s", name, self._wq.name, why)
         with self._lock:
@@ -379,7 +379,7 @@ class Serving:
 
     @outside
     def recover(self, ask: Ask, exc: BaseException) -> None:
-        """Its worker was interrupted in the middle of ours: everything is as if it had not come, or had gone on.
+        """Restore order after its worker was interrupted in cmwq's own code: as if it had not come, or had gone on.
 
         Context: the worker.
         """
@@ -403,8 +403,8 @@ class Serving:
 
     @holding("self._lock")
     def mend(self) -> None:
-        """Something was raised while V was held. What is noted may be less than what stands in line, and does no harm;
-        whether that is enough is looked at again.
+        """Something was raised while V was held. Fewer places may be noted than stand in line. That does no harm, and
+        whether those suffice is looked at again.
         """
         for ask in self._calls:
             self._number(ask)
@@ -413,21 +413,21 @@ class Serving:
 
     @holding("self._lock")
     def _tell(self) -> None:
-        """Whoever waits for the end looks whether it has come."""
+        """Wake the threads that wait for the end, if it has come."""
         if self._parkers and self.over:
             for parker in self._parkers:
                 parker.unpark()
 
     @outside
     def _leave_if_over(self) -> None:
-        """Its queue need not know of it any more."""
+        """Have the queue forget it once it is over."""
         if self.over and self in self._wq._servings:
             with self._wq._lock:
                 self._wq._servings = tuple(other for other in self._wq._servings if other is not self)
 
 
 def begin(wq: WorkQueue, source: Any, on_stop: Any) -> Serving:
-    """`WorkQueue.serve`, which says what it promises."""
+    """Do what `WorkQueue.serve` promises."""
     if not callable(source):
         try:
             source = iter(source).__next__
@@ -438,7 +438,7 @@ def begin(wq: WorkQueue, source: Any, on_stop: Any) -> Serving:
         checks.function(f"queue {wq.name!r}: on_stop", on_stop)
     wq._check_open()
     serving = Serving(wq, source, on_stop)
-    serving._places()  # what can be refused is refused here
+    serving._places()  # refuse here whatever can be refused
     try:
         with wq._lock:
             wq._servings = (*wq._servings, serving)

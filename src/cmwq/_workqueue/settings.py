@@ -1,4 +1,4 @@
-"""What `cmwq.configure` takes, and whether it is sound: looked at where it is given, for it would fail far away."""
+"""The settings of `cmwq.configure`, checked where they are given, because a wrong one would fail far from there."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ FIELDS = frozenset(field.name for field in fields(Config))
 
 
 class Settings(TypedDict, total=False):
-    """Settings of the default runtime, by name."""
+    """The settings of the default runtime, by name."""
 
     max_workers: int
-    """Cap on the workers of a pool (B6); at least 2. Default: 1024."""
+    """The cap on the workers of one pool (B6); at least 2. Default: 1024."""
     sensor: Sensor | str | None
-    """Who notices blocking: "sentinel", "procfs", "hints", or a `Sensor`. Default: CMWQ_SENSOR, or the best."""
+    """What notices blocked workers: "sentinel", "procfs", "hints", or a `Sensor`. Default: CMWQ_SENSOR, or the best."""
     cpus: Iterable[int] | None
-    """Which CPUs to use, by their numbers. Default: those the process may use."""
+    """Which CPUs to use, by number. Default: those the process may use."""
     exit_timeout: float | None
-    """Seconds after which the interpreter's end does not wait for works any more (G3). Default: it waits for all."""
+    """Seconds after which interpreter exit does not wait for works any more (G3). Default: it waits for all."""
     on_stall: Callable[[Stall], object] | None
-    """Called on the timer thread when a pool stalls, and when it goes on (H3)."""
+    """Called on the timer thread when a pool or a queue stalls, and when it goes on (H3)."""
     on_unfetched: Callable[[str, BaseException], object] | None
-    """Called when a failed call's exception is lost, for nobody fetched it: see `Runtime.on_unfetched`."""
+    """Called when the exception of a failed call is lost because nobody fetched it: see `Runtime.on_unfetched`."""
 
-    # Those of `Config`, which describes them. Durations in seconds.
+    # These are fields of `Config`, which describes them. Durations are in seconds.
     idle_worker_timeout: float
     max_idle_workers_ratio: int
     create_cooldown: float

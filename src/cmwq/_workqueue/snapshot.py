@@ -1,6 +1,6 @@
-"""Snapshot: a typed picture of a runtime, to look at and to turn into JSON.
+"""Snapshot: a typed picture of a runtime, for looking at and for JSON.
 
-Each pool's and queue's part is consistent in itself (H4).
+The part of each pool, and of each queue on a pool, is consistent in itself (H4).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """One pool. Counters count from the pool's start."""
+    """One pool. Its counters begin with the pool."""
 
     name: str
     cpus: tuple[int, ...]
     target: int
     disassociated: bool
-    """Its CPU left: its works are done elsewhere, and all of them may run (D2)."""
+    """True: its CPU left. Its works are done elsewhere, and all of its workers may run (D2)."""
     workers: int
     idle: int
     running: int
@@ -36,12 +36,12 @@ class PoolView:
     completed: int
     wakeups: int
     nice: int
-    """At which its workers run: 0, or what a highpri pool was granted (E7)."""
+    """The nice value of its workers: 0, or what a highpri pool was granted (E7)."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """One queue, over all its pools. `pending` waits for a worker, `inactive` for a place under max_active."""
+    """One queue, over all its pools. `active` and `inactive` count works with and without a place under max_active."""
 
     name: str
     scope: str
@@ -51,12 +51,12 @@ class QueueView:
     inactive: int
     unfinished: int
     hogs: int
-    """Works that used the CPU for long without blocking, while others waited (A9)."""
+    """How many works used the CPU for long without blocking, while others waited (A9)."""
     rescuer: bool
     maydays: int
-    """How often its rescuer was called, for each pool (C2)."""
+    """How often its rescuer was called, once for each pool (C2)."""
     rescued: int
-    """Works that its rescuer began (C3)."""
+    """How many works its rescuer began (C3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Snapshot:
     pid: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Nothing but dicts, lists, strings and numbers: ready for JSON."""
+        """The same as dicts, lists, strings and numbers, ready for JSON."""
         plain = asdict(self)
         plain["pools"], plain["queues"] = list(plain["pools"]), list(plain["queues"])
         return plain

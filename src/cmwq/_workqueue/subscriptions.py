@@ -1,11 +1,11 @@
-"""Subscriptions: who hears of events, from which buffer, on which thread, and when that ends.
+"""Subscriptions: who receives events, from which buffer, on which thread, and when that ends.
 
-Guarantees: an observer is woken when an event is there, and never misses one that is in its buffer; what it raises ends
-neither its thread nor anything of ours; what was noted before the end of a subscription, or of its runtime, is
-delivered within a limit of time. See `events`, of which this is the other side; the letters are those there.
+Guarantees: an observer is woken when an event is there, and never misses one that is in its buffer. What its callback
+raises ends neither its thread nor anything else of cmwq. What was noted before a subscription or its runtime ended is
+delivered within a limit of time. `_pool.events` is the side that notes the events; the letters are those there.
 
-R (`Pools.lock`) is held while a subscription is made known to all pools, or taken off them, and while a pool is
-started: so none is missed.
+R (`Pools.lock`) is held while a subscription is attached to all pools or detached from them, and while a pool is
+started. So no pool is missed.
 """
 
 from __future__ import annotations
@@ -36,26 +36,28 @@ if TYPE_CHECKING:
 _log = logging.getLogger("cmwq")
 
 LIMIT = 10_000
-"""Events that a subscription holds until they are taken, where nothing else is asked for."""
+"""How many events a subscription keeps until they are taken, by default."""
 PATIENCE = 10.0
-"""Seconds for which the end of a subscription waits until its callback has heard of everything, if not told otherwise.
-A limit, for the callback may wait for just what whoever ends the subscription is to do next."""
+"""Seconds that `Subscription.close` waits by default until the callback has heard of everything. There is a limit
+because the callback may wait for the very thing that the closing thread is to do next.
+"""
 LAST_CALL = 5.0
-"""Seconds for which the end of a runtime waits likewise, for all callbacks together."""
+"""Seconds that the end of a runtime waits likewise, for all callbacks together."""
 MAX_FAILURES = 10
-"""A callback that raised so many times in a row is called no more."""
+"""A callback that raised so many times in a row is not called any more."""
 REST = 0.005
-"""Seconds for which a callback's thread lets events gather before it looks again: a wake-up for each would cost more
-than the events."""
+"""Seconds for which a callback's thread lets events gather before it looks again. A wake-up for each event would cost
+more than the events.
+"""
 ALWAYS = frozenset({Kind.LOST})
-"""Those that nobody can do without."""
+"""Kinds that every subscription receives."""
 
 
 class Subscription:
-    """Who wants to hear of events, and what is kept for it until it does.
+    """An observer of events, and the buffer in which its events are kept until they are taken.
 
-    Made by `subscribe`. It ends with `close`, as a context manager, or with its runtime. Thread-safe; several threads
-    may take events from it, each of which goes to one of them.
+    `subscribe` makes it. It ends by `close`, at the end of a `with` block, or with its runtime. Thread-safe: several
+    threads may take events from it; each event goes to one of them.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Subscription:
         self.queue = queue  # I
         self.limit = limit  # I
         self.buffer: deque[Note] = deque()  # A
-        self.asleep = False  # ~: set by who is about to sleep, taken back by who wakes
+        self.asleep = False  # ~: set by a thread that is about to sleep, cleared by the one that wakes it
         self.over = False  # ~: nothing is noted any more; only ever set
         self.taps: list[Tap] = []  # R to change: one for each pool that it has seen
         self._sleepers: set[Parker] = set()  # A: threads that wait for an event
@@ -80,7 +82,7 @@ class Subscription:
         self._callback = callback  # I
         self._where = where  # I
         self._ident = 0  # I once its thread runs
-        self._failures = 0  # S: the callback's, in a row
+        self._failures = 0  # S: of the callback, in a row
         self.thread: Thread | None = None  # I once it is started
 
     def __repr__(self) -> str:
@@ -89,13 +91,16 @@ class Subscription:
 
     @property
     def dropped(self) -> int:
-        """Events that were lost so far, for its buffer was full."""
+        """How many events were lost so far because the buffer was full."""
         return sum(tap.lost for tap in list(self.taps))
 
     def get(self, timeout: float | None = None) -> Event | None:
-        """The next event, waiting for it if need be. None: `timeout` seconds have passed; or it is over, and no event
-        is left. Raises TypeError if it has a callback, which gets them; Reentered where it would wait in the middle of
-        cmwq's own code, as in a finaliser that was called there."""
+        """Take the next event, and wait for it if need be.
+
+        timeout: seconds; None waits for ever. Returns None if it has passed, or if the subscription is over and no
+        event is left. Raises TypeError if there is a callback, which gets the events; Reentered if it would have to
+        wait in a finaliser or a signal handler that interrupted cmwq's own code.
+        """
         self._check_pulls()
         timeout = checks.timeout(timeout)
         deadline = None if timeout is None else self._host.monotonic() + timeout
@@ -107,7 +112,7 @@ class Subscription:
         return found
 
     def take(self) -> list[Event]:
-        """All events that are there, without waiting. Raises TypeError if it has a callback."""
+        """Take all events that are there, without waiting. Raises TypeError if there is a callback."""
         self._check_pulls()
         found = []
         for _ in range(len(self.buffer)):
@@ -118,14 +123,17 @@ class Subscription:
         return found
 
     def __iter__(self) -> Iterator[Event]:
-        """Events as they come, until it is over."""
+        """Iterate over events as they come, until the subscription is over. Raises TypeError if there is a callback."""
         self._check_pulls()
         return iter(self.get, None)
 
     def close(self, timeout: float = PATIENCE) -> None:
-        """Note nothing any more. Returns when its callback has heard of everything that was noted before, after
-        `timeout` seconds at most (it goes on hearing of it then); at once if the callback itself calls this. Without a
-        callback, what was noted can still be taken. Harmless if it is over."""
+        """End the subscription: no event is noted any more.
+
+        Returns when the callback has heard of everything that was noted before, or after `timeout` seconds; then it
+        goes on hearing of it. If the callback itself calls this, it returns at once. Without a callback, events that
+        were noted can still be taken. Does no harm if the subscription is over.
+        """
         timeout = checks.seconds("timeout", timeout, 0, checks.ENDLESS)
         self._events.drop(self)
         self.join(timeout)
@@ -147,8 +155,10 @@ class Subscription:
             )
 
     def wake(self, lock: Lock | None = None) -> None:
-        """An event is there, or it is over. lock: is held, and does it as soon as it is free."""
-        self.asleep = False  # first: who begins to sleep after this is found by the next
+        """Wake the threads that wait for an event: one is there, or it is over. lock: held by this thread, and wakes
+        them as soon as it is released.
+        """
+        self.asleep = False  # first: a thread that begins to sleep after this is found by the next call
         for parker in tuple(self._sleepers):
             if lock is None:
                 parker.unpark()
@@ -169,16 +179,17 @@ class Subscription:
         return replace(Event(*noted[:-1]), where=place)
 
     def _await(self, parker: Parker, deadline: float | None) -> Event | None:
-        """The next event; None: the deadline, on the host's clock, has passed, or it is over and nothing is left.
+        """Take the next event, and wait for it. None: the deadline, on the host's clock, has passed, or the
+        subscription is over and no event is left.
 
-        No wake-up is lost: who sleeps says so, and looks once more; who notes has put the event there before it asks
-        whether anybody sleeps.
+        No wake-up is lost: a thread that is about to sleep sets `asleep`, then looks once more; a thread that notes an
+        event puts it into the buffer, then reads `asleep`.
         """
         self._sleepers.add(parker)
         try:
             while True:
                 self.asleep = True
-                over = self.over  # before the look: what was noted before it was over is seen
+                over = self.over  # before the look: whatever was noted before the end is seen
                 event = self._pop()
                 if event is not None or over:
                     return event
@@ -190,7 +201,7 @@ class Subscription:
             self._sleepers.discard(parker)
 
     def start(self) -> None:
-        """Raises ThreadLimit."""
+        """Start the callback's thread, if there is a callback. Raises ThreadLimit."""
         if self._callback is not None:
             self._host.spawn("cmwq/events", self._run, self._began)
 
@@ -198,23 +209,25 @@ class Subscription:
         self.thread = thread
 
     def join(self, timeout: float) -> None:
-        """Wait until the callback has heard of everything; so many seconds at most."""
+        """Wait until the callback has heard of everything, for at most `timeout` seconds."""
         thread = self.thread
         if thread is None or self._ident == get_ident() or self._host.inside():
             return
         thread.join(timeout)
 
     def give_up(self) -> None:
-        """The runtime has ended, and nobody waits for the callback any more, unless it is that which ended it."""
+        """Drop undelivered events with a warning: the runtime has ended, and the callback was too slow. Does nothing if
+        the callback itself ended the runtime.
+        """
         thread = self.thread
         if thread is not None and thread.is_alive() and self.buffer and self._ident != get_ident():
             _log.warning("%r: its callback is too slow, and %d events are not told", self, len(self.buffer))
             self.buffer.clear()
 
     def _run(self) -> None:
-        """Its own thread. What is raised at it, outside of the callback, is logged, and it goes on."""
+        """The body of the callback's thread. It logs an exception raised outside of the callback, and goes on."""
         self._ident = get_ident()
-        with suppress(Exception):  # it can do without
+        with suppress(Exception):  # the name is dispensable
             self._host.set_thread_name("cmwq/events")
         parker = self._host.parker()
         ended = False
@@ -253,7 +266,7 @@ class Subscription:
             self._failures = 0
 
     def forget(self) -> None:
-        """In the child of a fork: it is the parent's."""
+        """End it in the child of a fork, where it belongs to the parent."""
         self.over = True
         self.buffer.clear()
         self._sleepers.clear()
@@ -261,16 +274,18 @@ class Subscription:
 
 
 class Events:
-    """One runtime's: who subscribes, and who is told of reports in any case."""
+    """The subscriptions of one runtime, and its clients, which receive reports in any case."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime  # I
         self.subscriptions: tuple[Subscription, ...] = ()  # R to change
         self.clients: dict[Kind, Callable[[Event], None]] = {}  # I once the runtime is made: see `tell`
-        self._ended = False  # R: nothing will happen any more
+        self._ended = False  # R: the runtime has ended, so nothing will happen any more
 
     def add(self, subscription: Subscription) -> None:
-        """Raises ThreadLimit: its callback can't have a thread. All or nothing."""
+        """Attach the subscription to all pools, present and future; or, if it raises, to none. Raises ThreadLimit if
+        its callback can't have a thread.
+        """
         runtime = self.runtime
         try:
             subscription.start()
@@ -298,19 +313,20 @@ class Events:
 
     @holding("self.runtime._pools.lock")
     def adopt(self, pool: WorkerPool) -> None:
-        """A new pool, which nobody else knows yet."""
+        """Attach all subscriptions to a new pool, which is not published yet."""
         for subscription in self.subscriptions:
             self._attach(subscription, pool)
 
     def drop(self, subscription: Subscription) -> None:
-        """It hears of nothing that happens from now on. May be said twice; in the middle of a critical section of this
-        thread it is done when that is over."""
+        """Detach the subscription: it receives nothing that happens from now on. May be repeated. In the middle of a
+        critical section of this thread it is deferred until that is over.
+        """
         try:
             self._detach(subscription)
         except Reentered:
             self.runtime.host.defer(partial(self.drop, subscription))
         except BaseException:
-            self._detach(subscription)  # from the beginning: a pool it was taken off knows nothing of it any more
+            self._detach(subscription)  # from the beginning: detaching from a pool twice does no harm
             raise
 
     def _detach(self, subscription: Subscription) -> None:
@@ -328,7 +344,7 @@ class Events:
         subscription.wake()
 
     def end(self) -> None:
-        """The runtime has ended: everybody hears of what was noted, within `LAST_CALL` for all together."""
+        """End all subscriptions. Their callbacks hear of what was noted, within `LAST_CALL` seconds altogether."""
         host = self.runtime.host
         with self.runtime._pools.lock:
             self._ended = True
@@ -341,7 +357,7 @@ class Events:
             subscription.give_up()
 
     def forget(self) -> None:
-        """In the child of a fork. No lock is taken: who held it may not be here."""
+        """Drop all subscriptions in the child of a fork. No lock is taken: its holder may not exist here."""
         for subscription in self.subscriptions:
             subscription.forget()
         self.subscriptions = ()
@@ -352,8 +368,9 @@ class Events:
 
     @outside
     def tell(self, noted: Iterable[Note]) -> None:
-        """Reports go to those who are told whether anybody subscribed or not: the log, and `Runtime.on_stall`. They
-        hear of it on the thread that found out, for where no thread can be had is just what they report.
+        """Pass reports to the clients, which receive them whether anybody subscribed or not: the log, and
+        `Runtime.on_stall`. They are called on the thread that found out, because what they report may be just that no
+        thread can be had.
 
         Context: the timer.
         """
@@ -364,7 +381,7 @@ class Events:
 
     @outside
     def report_stall(self, pool: WorkerPool, stall: Stall, wq: WorkQueue | None = None) -> None:
-        """H3.  Context: the timer."""
+        """Note a stall for the subscribers, and pass it to the clients (H3).  Context: the timer."""
         with pool.lock:
             noted = note(pool, Kind.STALL, wq=wq, why=stall.reason, seconds=stall.seconds, stall=stall)
         self.tell([noted])

@@ -1,14 +1,14 @@
-"""Unfetched: the exception of a submitted call, until somebody looks at it (`Runtime.on_unfetched`).
+"""Unfetched: holds the exception of a failed call until somebody looks at it (`Runtime.on_unfetched`).
 
-Guarantees: where a hook is set when a call fails, and the call's future is dropped although neither `result()` nor
-`exception()` has shown the exception to anybody, and no callback was added, the hook is called with it, once. Where no
-hook is set it costs a comparison per failed call, and none per other call.
+Guarantees: if a hook is set when a call fails, and the future of the call is dropped without that `result()` or
+`exception()` has shown the exception to anybody or a callback was added, the hook is called with the exception, once.
+Without a hook this costs one comparison for each failed call, and nothing for others.
 
-How: a failed future has no result, so its place is free. There this object is kept, by the future alone; it dies with
-the future, and its finaliser tells, unless it was told that somebody looked. A finaliser may run anywhere, in the
-middle of our critical sections too; so what it calls is deferred until this thread has left them (`Host.defer`).
-Without a GIL that comes later: there an object that another thread drops last dies when the thread that made it goes
-on, here the worker with its next work, or at the next collection.
+How: a failed future has no result, so the place of the result is free. It holds this object, which nothing else
+references. So the object dies with the future, and its finaliser calls the hook, unless it was noted that somebody
+looked. A finaliser may run anywhere, also in the middle of our critical sections; so the call is deferred until this
+thread has left them (`Host.defer`). Without a GIL that may be later: if another thread drops the last reference, the
+object dies when the thread that made it goes on (here the worker, with its next work), or at the next collection.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = logging.getLogger("cmwq")
 
 
 class Unfetched:
-    """Kept by one failed future."""
+    """The exception of one failed future, which holds this object."""
 
     __slots__ = ("_exception", "_name", "_runtime", "seen")
 
@@ -37,14 +37,14 @@ class Unfetched:
         self._name = name  # I
         self._exception = exception  # I
 
-    # Bound here, for at the very end the module's own names are gone.
+    # Bound here, because at interpreter exit the module's own names may be gone.
     def __del__(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
         if self.seen or self._runtime.on_unfetched is None:
             return
         if is_finalizing():
-            self._tell()  # modules may be gone, and what defers with them; and no section of ours is in progress
+            self._tell()  # now: modules may be gone, and deferring with them; and no section of ours is in progress
         else:
-            self._runtime.host.defer(self._tell)  # the object goes on until then
+            self._runtime.host.defer(self._tell)  # keeps this object alive until then
 
     @outside
     def _tell(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
@@ -55,5 +55,5 @@ class Unfetched:
         try:
             hook(self._name, self._exception)
         except BaseException:
-            if not is_finalizing():  # else what it needs may be gone
+            if not is_finalizing():  # else what the hook needs may be gone
                 _log.exception("on_unfetched raised while it dealt with %s", self._name)

@@ -1,24 +1,23 @@
-"""How a thread waits for something to end, whether it is a worker or not; and how a wait that can never end is refused
-(F7).
+"""How a thread, worker or not, waits for something to end; and how a wait that can never end is refused (F7).
 
 Guarantees: a worker that waits is known to be blocked at once (A4), and lends its work's place under `max_active`, so
-waits nested to any depth do not deadlock for want of places. A work that would wait for itself, through however many
-other waiting works, gets `FlushDeadlock` with the chain in words. Every wait takes a timeout, and Ctrl-C interrupts it
-in the main thread (F8).
+waits nested to any depth do not deadlock for want of places. A work that would wait for itself, directly or through
+other waiting works, gets `FlushDeadlock`, with the chain in words. Every wait takes a timeout, and in the main thread
+Ctrl-C interrupts it (F8).
 
-A call that waits is written once, as a generator of what it waits for (`Steps`): `run_steps` drives it on a thread,
-`cmwq.aio` on an event loop. Closing the generator early undoes what it did meanwhile.
+A waiting call is written once, as a generator that yields what to wait for (`Steps`). `run_steps` drives it on a
+thread, `cmwq.aio` on an event loop. Closing the generator early undoes what it did meanwhile.
 
-How a deadlock is found: `Waits` knows of each work that waits what it waits for. Before a work begins to wait, the
-chain from what it would wait for is followed: a work that waits leads to what that one waits for. If it leads back to
-the work itself, nobody in that circle can ever go on. Each notes itself before it looks, so of two works that begin to
-wait for each other one is second. A work that waits only for a time goes on some time, and so closes no circle for
-others; itself it is told all the same, for it would wait in vain. Runtimes whose works run on the same threads have
-one `Waits` in common, for a chain may lead through several of them.
+How a deadlock is found: `Waits` notes for each waiting work what it waits for. Before a work begins to wait, the chain
+from its target is followed: from each waiting work in it to what that work waits for. If the chain leads back to the
+work itself, nobody in that circle can ever go on. Each work notes itself before it looks, so of two works that begin to
+wait for each other at least one sees the other. A work whose wait has a timeout goes on at some time, so it closes no
+circle for others. But it is refused itself if it closes one, because it would wait in vain. Runtimes whose works run on
+the same threads share one `Waits`, because a chain may lead through several runtimes.
 
-Where no more threads are to be had a work may wait for one that nobody can begin, for all who could wait likewise. It
-is told (`ThreadLimit`): as it begins to wait, if its pool is known then to get no thread; else by the timer that tries
-to create one, each time it is refused. See `rescuer.hopeless`.
+When no more threads can be had, a work may wait for another one that no worker can begin, because all workers wait
+likewise. It then gets `ThreadLimit`: as it begins to wait, if its pool is already known to get no thread; else from the
+timer that tries to create a thread, each time that is refused. See `rescuer.hopeless`.
 """
 
 from __future__ import annotations
@@ -49,70 +48,69 @@ T = TypeVar("T")
 
 
 class Target(Protocol):
-    """What can be waited for. Thread-safe."""
+    """Something that can be waited for. Thread-safe."""
 
     def done(self) -> bool: ...
     def attach(self, parker: Parker) -> bool:
-        """From now on `parker` is unparked when it may be done. False: it is done already."""
+        """Have `parker` unparked from now on when this may be done. False: it is done already."""
         ...
 
     def detach(self, parker: Parker) -> None:
-        """Nobody waits with it any more."""
+        """Forget the parker: nobody waits with it any more."""
         ...
 
     def needs(self, waiting: dict[Item, Target]) -> Iterator[Item]:
-        """The waiting works without which it can't be done."""
+        """The waiting works without which this can't be done."""
         ...
 
     @property
     def queue(self) -> WorkQueue:
-        """Whose works it waits for."""
+        """The queue whose works it waits for."""
         ...
 
     def lacks_workers(self) -> Collection[WorkerPool]:
-        """Where a worker is needed for what has not begun yet; on one of these pools. Empty: all runs, or is over."""
+        """The pools that must supply a worker for what has not begun yet: any of them. Empty: all runs, or is over."""
         ...
 
     def describe_wait(self) -> str:
-        """What one does who waits for it: "flushes queue 'q1'"."""
+        """The wait in words, as a predicate: "flushes queue 'q1'"."""
         ...
 
 
 Steps: TypeAlias = Generator[Target, None, T]
-"""A waiting call: yields what to wait for next, is resumed when that is done."""
+"""A waiting call: it yields what to wait for next, and is resumed when that is done."""
 
 
 MAX_WARNED = 1_000
-"""So many pairs of queues are warned of. Who has more makes queues by the dozen, and has read it."""
+"""The most pairs of queues of which `Waits` warns. A program with more has been warned enough."""
 
 
 class Waits:
-    """Which works wait, and for what: those of all runtimes that share their threads."""
+    """Which works wait, and for what, in all runtimes that share their threads."""
 
     def __init__(self, host: Host) -> None:
         self._host = host  # I
         self.forget()
 
     def forget(self) -> None:
-        """Nobody waits. Also in the child of a fork."""
+        """Drop everything: nobody waits. Also called in the child of a fork."""
         self._lock: Lock = self._host.lock(Rank.WAITS)
         self._warned: set[tuple[str, str]] = set()  # each change is atomic
-        self._waiting: dict[Item, Target] = {}  # each change is atomic; taken back by who is refused with the lock held
-        self._limited: set[Item] = set()  # those of them that wait only for a time; each change is atomic
+        self._waiting: dict[Item, Target] = {}  # each change is atomic; a refused work takes it back with the lock held
+        self._limited: set[Item] = set()  # the works that wait only for a time; each change is atomic
         self._awaited: dict[Item, list[Target]] = {}  # by tasks of a loop within the work; its own thread's
-        self._parkers: dict[Item, Parker] = {}  # of those that can be told to give up; each change is atomic
-        self._vain: dict[Item, str] = {}  # those of them that are, and why; each change is atomic
+        self._parkers: dict[Item, Parker] = {}  # of the works that can be told to give up; each change is atomic
+        self._vain: dict[Item, str] = {}  # why a work waits in vain; each change is atomic
 
     def begin(self, item: Item, target: Target, *, limited: bool) -> None:
-        """Raises FlushDeadlock if the work would wait for itself."""
+        """Note that the work waits. Raises FlushDeadlock if it would wait for itself; then nothing is noted."""
         waiting = self._waiting
         if limited:
             self._limited.add(item)
         waiting[item] = target
         if item.queue.rescuer is not None and target.queue.rescuer is None:
             self._warn(item, target)
-        # Noted first, looked at then: of two that begin at the same time one sees the other. Mostly there is nobody to
-        # see.
+        # Note first, look then: of two that begin at the same time one sees the other. Mostly there is nobody to see.
         if next(target.needs(waiting), None) is None:
             return
         with self._lock:
@@ -128,11 +126,11 @@ class Waits:
         return dict(self._waiting)
 
     def for_ever(self) -> dict[Item, Target]:
-        """Without those that go on by themselves some time."""
+        """The waits without a timeout."""
         return {item: target for item, target in self.all().items() if item not in self._limited}
 
     def begin_await(self, item: Item, target: Target) -> None:
-        """A task of an event loop within the work waits for it. Others go on, so it is no endless wait.
+        """Note that a task of an event loop within the work waits. Other tasks go on, so it is no endless wait.
 
         Raises FlushDeadlock.  Context: the work's own thread; `end_await` follows.
         """
@@ -148,7 +146,7 @@ class Waits:
         self.end(item)
 
     def target_of(self, item: Item) -> Target | None:
-        """What it waits for, as far as it said so."""
+        """What the work waits for, as far as it is noted. None: nothing."""
         return self._waiting.get(item)
 
     def is_waiting(self, item: Item) -> bool:
@@ -163,11 +161,11 @@ class Waits:
             self._waiting[item] = awaited[-1]
 
     def may_be_told(self, item: Item, parker: Parker) -> None:
-        """It looks, whenever it is unparked, whether it waits `in_vain`; until `end_vain`."""
+        """From now on until `end_vain` the work asks `in_vain` whenever it is unparked, so `tell` can reach it."""
         self._parkers[item] = parker
 
     def tell(self, item: Item, reason: str) -> bool:
-        """It will never be done what it waits for. False: it can't be told, or doesn't wait any more."""
+        """Tell the work that its target will never be done. False: it can't be told, or does not wait any more."""
         parker = self._parkers.get(item)
         if parker is None:
             return False
@@ -186,7 +184,7 @@ class Waits:
         self._vain.pop(item, None)
 
     def _warn(self, item: Item, target: Target) -> None:
-        """F7: a queue that moves whatever happens relies on one that may not. Said once for each two queues."""
+        """Warn, once for each two queues, that one that moves whatever happens relies on one that may not (F7)."""
         pair = item.queue.name, target.queue.name
         if pair not in self._warned and len(self._warned) < MAX_WARNED:
             self._warned.add(pair)
@@ -198,7 +196,7 @@ class Waits:
             )
 
     def _chain(self, item: Item, target: Target) -> list[tuple[Item, Target]] | None:
-        """How target depends on item: the works between them. None: it doesn't."""
+        """The works through which target depends on item, in order. None: it does not."""
         waiting = self._waiting
         seen: set[Item] = set()
         paths: list[tuple[Target, list[tuple[Item, Target]]]] = [(target, [])]
@@ -218,7 +216,7 @@ _shared: dict[str, Waits] = {}
 
 
 def waits_of(host: Host) -> Waits:
-    """Works of two runtimes may wait for each other, if they run on the same kind of threads."""
+    """The `Waits` of all hosts whose works run on the same kind of threads: these may wait for each other."""
     universe = host.universe
     if universe is None:
         return Waits(host)
@@ -226,7 +224,7 @@ def waits_of(host: Host) -> Waits:
 
 
 def needs_of(item: Item, waiting: dict[Item, Target]) -> Iterator[Item]:
-    """The waiting works without which this item can't end: itself, and those it must run behind (E2, E3)."""
+    """The waiting works without which this item can't end: itself, or those it must run behind (E2, E3)."""
     if item in waiting:
         yield item
         return
@@ -239,18 +237,15 @@ def needs_of(item: Item, waiting: dict[Item, Target]) -> Iterator[Item]:
 
 
 def pending_of(item: Item, queue: WorkQueue) -> Item | None:
-    """The pending queueing of a running item's work, if it is in that queue:
-
-    it can't begin before the running one ends.
-    """
+    """The pending queueing of a running item's work, if in that queue. It can't begin before the item ends."""
     work = getattr(item, "work", None)
     pending: Item | None = None if work is None else work._item
     return pending if pending is not None and pending.queue is queue else None
 
 
 def check_may_wait(host: Host) -> None:
-    """Raises Reentered if this thread is in the middle of a critical section: a signal handler or a finaliser runs
-    there, and what it would wait for may need the very lock (F10).
+    """Raise Reentered if this thread is in the middle of a critical section: a signal handler or a finaliser runs
+    there, and what it would wait for may need the very lock that this thread holds (F10).
     """
     if host.inside():
         raise Reentered(
@@ -260,10 +255,11 @@ def check_may_wait(host: Host) -> None:
 
 
 class surely:
-    """A context manager that calls `undo` at the end, whatever happens. It may be called twice: that must do no harm.
+    """A context manager that calls `undo` at the end, whatever happens. It may call it twice, so that must do no harm.
 
-    An interruption may come before the first step of `__exit__`; so who must be sure writes it twice:
-    `with surely(undo), surely(undo):`. Then one interruption, wherever it comes, meets one of the two at most (F10).
+    An interruption may come before the first step of `__exit__`. So where `undo` must be called for sure, write it
+    twice: `with surely(undo), surely(undo):`. Then one interruption, wherever it comes, prevents at most one of the
+    calls (F10).
     """
 
     __slots__ = ("_undo",)
@@ -280,9 +276,9 @@ class surely:
 
 @outside
 def wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float | None) -> bool:
-    """Park until the target is done, or its runtime abandoned. False: the deadline, on the host's clock, passed before.
+    """Park until the target is done or its runtime abandoned. False: the deadline, on the host's clock, passed before.
 
-    Raises FlushDeadlock.
+    Raises FlushDeadlock, ThreadLimit, Reentered.
     """
     if not target.attach(parker):
         return True
@@ -322,10 +318,10 @@ def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float 
 
 
 def _wait_hopefully(worker: Worker, item: Item, target: Target, parker: Parker, waits: Waits) -> bool:
-    """Raises ThreadLimit where it would be for ever (C4, B6).
+    """Park without a deadline. Raises ThreadLimit where the wait would last for ever (C4, B6).
 
-    A rescuer looks again and again, for it was called because something is amiss; a worker once, if it is known by then
-    that its pool gets no more threads. Whoever waits already as that comes true is told by who found out.
+    A rescuer looks again and again, because it was called when something was amiss. A worker looks once, if its pool is
+    then known to get no more threads. If that becomes known during the wait, `tell` ends the wait.
     """
     rescues = worker.is_rescuer
     looks = rescues or gets_no_threads(worker.pool)
@@ -342,7 +338,11 @@ def _wait_hopefully(worker: Worker, item: Item, target: Target, parker: Parker, 
 
 
 def run_steps(steps: Steps[T], runtime: Runtime, timeout: float | None, what: Callable[[], str]) -> T:
-    """Drive a waiting call on this thread. Raises CmwqTimeout after `timeout` seconds, saying `what` was not done."""
+    """Drive a waiting call on this thread, and return its result.
+
+    timeout: seconds; then CmwqTimeout is raised, and its message begins with what() in words. Also raises
+    FlushDeadlock, ThreadLimit, Reentered, and Abandoned if the runtime is abandoned meanwhile.
+    """
     timeout = checks.timeout(timeout)
     host = runtime.host
     check_may_wait(host)
@@ -368,7 +368,7 @@ def run_steps(steps: Steps[T], runtime: Runtime, timeout: float | None, what: Ca
 def park_until(
     done: Callable[[], bool], parker: Parker, host: Host, deadline: float | None, *, spins: bool = False
 ) -> bool:
-    """False: the deadline passed."""
+    """Park until `done()`. False: the deadline passed before."""
     while not done():
         if deadline is None:
             parker.park(-1, spins)
@@ -381,7 +381,7 @@ def park_until(
 
 
 def own_item(queue: Any) -> Item | None:
-    """The work of that queue that this thread executes, if it does."""
+    """The work of that queue that this thread executes. None: it executes none."""
     worker = current_worker()
     item = worker.item if worker is not None else None
     return item if item is not None and item.queue is queue else None

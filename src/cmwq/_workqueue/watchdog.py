@@ -1,15 +1,16 @@
-"""Watchdog: looks once a second, while work is unfinished, whether CPUs came or went (D1) and whether works stall (H3).
+"""Watchdog: it looks once a second, while work is unfinished, whether CPUs came or went (D1) and whether works stall
+(H3).
 
-Guarantees: a pool with works on its list of which none began for `watchdog_thresh` is reported, once until one begins;
-then that is reported too. So is a queue whose works wait for a place under `max_active` (or in the order) while all
-that hold one rest: none began or ended in that time, and none used the CPU. To the log, and to the runtime's
-`on_stall`. A report is short, however many workers there are: those at the same point are one entry. While everything
-is quiet nobody looks (G4).
+Guarantees: a pool is reported if works are on its list and none began for `watchdog_thresh` seconds; once, until one
+begins, and then that is reported too. A queue is reported likewise if its works wait for a place under `max_active` (or
+in the order) while all works that hold a place rest: in that time none began or ended, and none used the CPU. Reports
+go to the log and to the runtime's `on_stall`. A report is short, however many workers there are: those at the same
+point make one entry. While everything is quiet the watchdog does not look (G4).
 
-Time in which the process itself was stopped is no stall: a pause between two looks counts for two periods at most.
+Time for which the process itself was stopped is no stall: a pause between two looks counts for at most two periods.
 
-No race at the end of work: the flag is cleared before the pools are looked at. Whoever wakes a worker after that begins
-anew; what was woken before is seen. Letters as in `pool`; D: `Watchdog._lock`.
+There is no race at the end of work: `on` is cleared before the pools are looked at. A thread that wakes a worker after
+that calls `begin` anew; a worker that was woken before is seen. The letters are those of `pool`; D is `Watchdog._lock`.
 """
 
 from __future__ import annotations
@@ -41,31 +42,31 @@ SOON = 0.05
 
 
 MAX_ENTRIES = 20
-"""Points at which workers are, in one report. More are counted only."""
+"""The most entries of one report. Workers at further points are only counted."""
 MAX_LINES = 50
-"""Of a report in words."""
+"""The most lines of a report in words."""
 GOOD_LINES = 12
-"""For one entry, where there are many."""
+"""How many lines an entry gets at least if many entries share a report, as far as there is room."""
 
 
 @dataclass(frozen=True, slots=True)
 class StalledWorker:
-    """A worker of a pool that stalls, or of a queue that does; and so many others at the same point."""
+    """A worker of a pool or of a queue that stalls. It stands for all workers at the same point."""
 
     name: str
     tid: int
-    """The system's name for its thread."""
+    """The system's identifier of its thread."""
     work: str
-    """What it executes; empty: nothing."""
+    """The work that it executes; empty: none."""
     waits_for: str
-    """What that waits for, as far as is known."""
+    """What that work waits for, as far as is known."""
     stack: tuple[str, ...]
-    """As `traceback.format_stack`."""
+    """In the form of `traceback.format_stack`."""
     alike: int = 1
-    """So many workers, this one among them, execute the like, wait for the like, and have the same stack."""
+    """How many workers, including this one, execute a work of the same name, wait alike and have the same stack."""
 
     def _lines(self, most: int) -> list[str]:
-        """In words, the innermost calls at least."""
+        """The entry in words, in at most so many lines: the innermost calls are kept."""
         who = f"{self.name} (thread {self.tid})"
         if self.alike > 1:
             who = f"{self.alike} workers, {who} and others"
@@ -78,23 +79,23 @@ class StalledWorker:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """Works wait, and none of them began for long (H3): those of a pool, or those of one queue on it."""
+    """A report: works wait, and none of them began for long (H3). They are those of a pool, or of one queue on it."""
 
     pool: str
     seconds: float
-    """For how long."""
+    """For how long none began."""
     pending: int
-    """Works that wait: for a worker of the pool; or, of a queue, for their place."""
+    """How many works wait: for a worker of the pool; or, for a queue, for their place."""
     over: bool
-    """One began again."""
+    """True: the stall is over, one began again."""
     reason: str
     """What is missing, as far as is known, and what helps."""
     workers: tuple[StalledWorker, ...]
-    """Those at the same point are one entry; the most first."""
+    """The workers, one entry for those at the same point; the largest entries first."""
     queue: str = ""
-    """Whose works wait for their place, under `max_active` or in the order. Empty: the pool's wait for a worker."""
+    """The queue whose works wait for a place, under `max_active` or in the order. Empty: the stall is the pool's."""
     left_out: int = 0
-    """So many workers more are in no entry."""
+    """How many more workers are in no entry."""
 
     def __str__(self) -> str:
         where = f"queue {self.queue!r} on pool {self.pool}" if self.queue else f"pool {self.pool}"
@@ -104,7 +105,7 @@ class Stall:
         left_out = self.left_out
         for index, worker in enumerate(self.workers):
             room, left = MAX_LINES - 1 - len(lines), len(self.workers) - index
-            if room:  # for a line of each that is left, and more of the first, where the most are
+            if room:  # one line for each entry left, and more for the first ones, which stand for most workers
                 lines += worker._lines(max(min(room - left + 1, max(room // left, GOOD_LINES)), 1))
             else:
                 left_out += worker.alike
@@ -114,7 +115,7 @@ class Stall:
 
 
 class Progress:
-    """What was last seen of a pool. Touched by the timer alone."""
+    """What was last seen of a pool. Touched by the timer thread alone."""
 
     __slots__ = ("reported", "rescuers", "stalled_for", "started", "waited")
 
@@ -126,14 +127,14 @@ class Progress:
         self.reported = False  # T
 
     def look(self, waits: bool, started: int, elapsed: float) -> None:
-        """waits: works are listed. started: how many began so far. elapsed: since the last look."""
+        """Note a look. waits: works are listed. started: how many began so far. elapsed: seconds since the last."""
         still = waits and self.waited and started == self.started
         self.stalled_for = self.stalled_for + elapsed if still else 0.0
         self.waited, self.started = waits, started
 
 
 class Rest:
-    """What was last seen of a queue's place where works wait inactive. Touched by the timer alone."""
+    """What was last seen of a queue's place where works wait inactive. Touched by the timer thread alone."""
 
     __slots__ = ("reported", "rested_for", "sight")
 
@@ -148,16 +149,16 @@ class Rest:
 
 
 class Watchdog:
-    """One runtime's."""
+    """The watchdog of one runtime."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self.on = False  # D to change, read freely: it will look, or shall not
+        self.on = False  # D to change, read freely: a look is due, or none is ever to be
         self._stopped = False  # D
         self.on_stall: Callable[[Stall], object] | None = None  # A
         self._runtime = runtime  # I
         self._report = runtime.events.report_stall  # I
         self._lock = runtime.host.lock(Rank.WATCHDOG)  # F
-        self._last = float("-inf")  # D: when it looked
+        self._last = float("-inf")  # D: when it looked last
         self._progress: WeakKeyDictionary[WorkerPool, Progress] = WeakKeyDictionary()  # T
         self._rests: WeakKeyDictionary[Source, Rest] = WeakKeyDictionary()  # T
 
@@ -166,9 +167,9 @@ class Watchdog:
         return self._runtime.config.watch_period
 
     def begin(self) -> None:
-        """There is work.  Context: any lock may be held."""
+        """Look from now on: there is work.  Context: any lock may be held."""
         if self._period <= 0:
-            self.on = True  # nobody ever looks
+            self.on = True  # the watchdog is disabled: nobody need call `begin` again
             return
         with self._lock:
             if self.on:
@@ -182,22 +183,22 @@ class Watchdog:
             self.on = True
 
     def stop(self) -> None:
-        """At the end of the runtime. A look in progress begins no other: the timer thread may have ended."""
+        """Stop at the end of the runtime. A look in progress begins no other: the timer thread may have ended."""
         with self._lock:
             self.on = self._stopped = True
 
     def forget(self) -> None:
-        """In the child of a fork."""
+        """Begin anew in the child of a fork: no look is due."""
         self._lock = self._runtime.host.lock(Rank.WATCHDOG)
         self.on = False
 
     def progress(self, pool: WorkerPool) -> Progress:
-        """What was last seen of it."""
+        """What was last seen of this pool."""
         return self._progress.setdefault(pool, Progress())
 
     @outside
     def _look(self) -> None:
-        """Context: the timer."""
+        """Look at the CPUs and at each pool, and again later if one is busy.  Context: the timer."""
         runtime = self._runtime
         with self._lock:
             if self._stopped:
@@ -207,7 +208,7 @@ class Watchdog:
             elapsed = min(now - self._last, 2 * self._period)
             self._last = now
         busy = False
-        # Whatever is raised here: a pool that stalls wakes nobody, so nobody else would begin the next look.
+        # Go on whatever is raised here: a pool that stalls wakes nobody, so nobody else would begin the next look.
         try:
             runtime.hotplug.check()
         except Exception:
@@ -223,7 +224,7 @@ class Watchdog:
             self.begin()
 
     def _look_at(self, pool: WorkerPool, elapsed: float) -> bool:
-        """Whether it has work to do."""
+        """Look at one pool, and report what stalls or goes on. Returns whether the pool has work to do."""
         bury_the_dead(pool)
         progress, threshold = self.progress(pool), pool.config.watchdog_thresh
         before = progress.stalled_for
@@ -268,7 +269,7 @@ class Watchdog:
             self._report(pwq.pool, stall, pwq.wq)
 
     def hear(self, event: Event) -> None:
-        """The first to hear of a stall: it goes to the log, and to `on_stall`."""
+        """Receive a stall before any subscriber: pass it to the log and to `on_stall`."""
         stall = event.stall
         assert stall is not None
         _log.warning("%s", stall)
@@ -281,7 +282,7 @@ class Watchdog:
 
 @holding("pool.lock")
 def _cpu_of_rescuers(pool: WorkerPool) -> dict[Worker, float | None]:
-    """Of those that help here."""
+    """The CPU time of each rescuer that helps in this pool."""
     return {worker: worker.cpu_time() for worker in pool.workers if worker.is_rescuer}
 
 
@@ -290,7 +291,7 @@ def _rested(before: float | None, now: float | None, elapsed: float) -> bool:
 
 
 def _describe(pool: WorkerPool, seconds: float, resting: set[Worker]) -> Stall:
-    """resting: the rescuers that used no CPU since the last look."""
+    """The report on a pool. resting: the rescuers that used no CPU since the last look."""
     with pool.lock:
         pending = len(pool.worklist)
         stranded = sorted({repr(item.pwq.name) for item in pool.worklist if item.pwq.rescuer is None})
@@ -329,7 +330,7 @@ def _describe_place(pwq: Source, seconds: float, resting: set[Worker]) -> Stall:
 
 
 def _executed(workers: Iterable[Worker]) -> list[tuple[Worker, Item | None, int]]:
-    """Each with what it executes, and its thread's name in the system.  Context: lock held."""
+    """Each worker with what it executes and the system's identifier of its thread.  Context: lock held."""
     ordered = sorted(workers, key=lambda worker: worker.index)
     return [(worker, worker.item, worker.tid) for worker in ordered if worker.thread is not None]
 
@@ -337,7 +338,7 @@ def _executed(workers: Iterable[Worker]) -> list[tuple[Worker, Item | None, int]
 def _grouped(
     pool: WorkerPool, found: list[tuple[Worker, Item | None, int]], waiting: dict[Item, Target]
 ) -> tuple[tuple[StalledWorker, ...], int]:
-    """Those at the same point are one, the most first; and how many are in none."""
+    """One entry for the workers at the same point, the largest first; and how many workers are in no entry."""
     entries: dict[tuple[str, str, tuple[str, ...]], StalledWorker] = {}
     for worker, item, tid in found:
         target = None if item is None else waiting.get(item)
@@ -354,7 +355,7 @@ def _grouped(
 def _words_on_rescuers(
     found: list[tuple[Worker, Item | None, int]], waiting: dict[Item, Target], resting: set[Worker]
 ) -> str:
-    """A rescuer that rests within a work, and not in a wait of ours, which would be told: who reads this must act."""
+    """Name the works within which a rescuer rests, unless in a wait of ours, which is told: the reader must act."""
     stuck = [
         _words(item.describe)
         for worker, item, _ in found
@@ -369,13 +370,13 @@ def _words_on_rescuers(
 
 
 def _some(words: list[str]) -> str:
-    """No more than a line of them."""
+    """The words in no more than a line."""
     more = f" and {len(words) - 5} more" if len(words) > 5 else ""
     return ", ".join(words[:5]) + more
 
 
 def _words(describe: Callable[[], str]) -> str:
-    """To name a callable may mean to ask its repr(), which is the user's."""
+    """What describe() returns. It may call the repr() of a user's callable, which may raise."""
     try:
         return describe()
     except Exception as exc:

@@ -1,7 +1,7 @@
-"""The command `cmwq`: one module per subcommand; here are the parser and the way out.
+"""The command `cmwq`: its parser and its way out. Each subcommand is a module of its own.
 
-Guarantees: whatever a user can cause ends in one line on stderr and an exit status, never in a traceback: 2 for what
-could not be done, 130 after Ctrl-C, 141 where the reader of stdout went away.
+Guarantees: whatever a user can cause ends in one line on stderr and an exit status, never in a traceback. The status is
+2 for what could not be done, 130 after Ctrl-C, 141 if the reader of stdout went away.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ STDOUT_CLOSED = "standard output is closed"
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line."""
+    """An argument parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         say(f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)")
         raise SystemExit(FAILED)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """argparse's own hides that it could not write."""
+        """Raise what writing raises; argparse's own method hides it."""
         if file is None:
             raise Refusal(STDOUT_CLOSED)
         file.write(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with those arguments (default: the process's), return the exit status.
+    """Run the command with these arguments (default: those of the process), and return the exit status.
 
-    It is the process's own: standard streams stay as it arranged them, and where it is stopped it may leave the process
-    instead of returning (nobody can take a thread out of a function).
+    The process must be the command's own. Its standard streams stay as the command arranged them. A command that is
+    stopped may leave the process instead of returning, because a thread cannot be taken out of a function that it runs.
     """
     prog = "cmwq"
     try:
@@ -74,27 +74,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if sys.stdout is None:
         raise Refusal(STDOUT_CLOSED)
-    # Imported here: `cmwq map` should not pay for the others, nor `--help` for any.
+    # Imported here: `cmwq map` should not pay for the other commands, nor `--help` for any.
     status: int = import_module(f"cmwq.cli.{options.command}").run(options)
     return status
 
 
 def _fill_standard_descriptors() -> None:
-    """A standard stream that was closed leaves its number to the next file opened, which everybody who writes to
-    standard error, down to libc, would then write into: a log, or the results."""
+    """Open the null device for each standard stream that is closed. Otherwise the next file opened would get its
+    number, and all that write to standard error, even libc, would write into that file: a log, or the results.
+    """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
 
 
 def _print_anything() -> None:
-    """A character that stdout's encoding lacks is no reason to fail."""
+    """Escape characters that stdout's encoding lacks, instead of failing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _drop_stdout() -> None:
-    """What stdout still buffers can't be written: without this the interpreter would try at exit, and complain."""
+    """Discard what stdout still buffers. Otherwise the interpreter would try to write it at exit, and complain."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -106,7 +107,7 @@ def _drop_stdout() -> None:
 def _options(args: list[str]) -> argparse.Namespace:
     parser, mapping = _parsers()
     if args[:1] == ["map"]:
-        # Options may stand between items, which argparse can do for a command alone, but without knowing about "--".
+        # Options may stand between items. argparse supports that for a single command only, and without regard to "--".
         mark = args.index("--") if "--" in args else len(args)
         options = mapping.parse_intermixed_args(args[1:mark])
         options.command = "map"
@@ -120,7 +121,7 @@ def _options(args: list[str]) -> argparse.Namespace:
 
 
 def _parsers() -> tuple[_Parser, _Parser]:
-    """For everything, and for `cmwq map` alone."""
+    """The parser of the whole command, and that of `cmwq map` alone."""
     about = "Concurrency-managed work queues: a thread pool nobody has to size."
     parser = _Parser(prog="cmwq", description=about)
     parser.add_argument("--version", action="version", version=f"cmwq {_version()}")

@@ -1,8 +1,8 @@
-"""`cmwq bench`: this machine, this interpreter: cmwq against ThreadPoolExecutor swept over sizes.
+"""`cmwq bench`: cmwq against ThreadPoolExecutor at several sizes, on this machine and interpreter.
 
-How it is fair: all pools are made and warmed before the clock starts; the contestants take turns, in an order that
-moves on every time; a figure is the median of its repeats. Sizes are set by counts, not by the clock, so that all do
-the same work. Where the machine is so slow that time runs out, there are fewer repeats, and the table says so.
+How it is fair: all pools are made and warmed before the clock starts. The contestants take turns, in an order that is
+rotated each time. A figure is the median of its repeats. The size of a workload is a number of items, not a time, so
+all do the same work. If the machine is so slow that time runs out, there are fewer repeats, and the table says so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import cmwq
 from cmwq.cli.output import Refusal, reason, say
 
 REPEATS = 5
-BUDGET = 45.0  # seconds for all of it; --quick: a quarter
+BUDGET = 45.0  # seconds for everything; a quarter of it with --quick
 TEXT = bytes(range(256)) * 64
 
 
@@ -39,7 +39,7 @@ class Workload:
 
 @dataclass
 class Result:
-    """Seconds of every repeat, by contestant; "cmwq" is one of them."""
+    """The seconds of each repeat, by contestant. "cmwq" is one of these."""
 
     workload: str
     items: int
@@ -49,11 +49,11 @@ class Result:
         return statistics.median(self.seconds[contestant])
 
     def best(self) -> str:
-        """The hand-tuned size."""
+        """The fastest size of ThreadPoolExecutor."""
         return min((name for name in self.seconds if name != "cmwq"), key=self.median)
 
     def ratio(self) -> float:
-        """Over 1: cmwq is faster than the best size."""
+        """How many times as fast as the best size cmwq is."""
         return self.median(self.best()) / self.median("cmwq")
 
 
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def sizes() -> list[int]:
-    """2, the default, 32, 128."""
+    """The sizes of ThreadPoolExecutor: 2, its default, 32, 128."""
     return sorted({2, min(32, (os.cpu_count() or 1) + 4), 32, 128})
 
 
@@ -173,7 +173,7 @@ def as_dict(results: list[Result]) -> dict[str, object]:
 
 
 def rows(results: list[Result]) -> list[list[str]]:
-    """The table, headings first."""
+    """The rows of the table, the headings first."""
     swept = [name for name in results[0].seconds if name != "cmwq"]
     table = [["workload", "items", "cmwq", *(f"TPE {size}" for size in swept), "best", "best/cmwq"]]
     for result in results:
@@ -218,7 +218,7 @@ def _print_rich(heads: list[str], body: list[list[str]]) -> bool:
 
 
 def draw(results: list[Result], path: str) -> None:
-    """Bars: each contestant's time relative to the best size's, by workload."""
+    """Draw bars: the time of each contestant relative to the best size, by workload."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -243,7 +243,7 @@ def draw(results: list[Result], path: str) -> None:
 
 
 def _writable(path: str) -> None:
-    """Known before the minute is spent, not after."""
+    """Refuse a file that cannot be written, before a minute is spent on measuring."""
     try:
         open(path, "ab").close()
     except OSError as error:

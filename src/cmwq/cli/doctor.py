@@ -1,7 +1,7 @@
 """`cmwq doctor`: what works on this machine, how fast, and what limits it.
 
-Every fact comes with the place it was read from. Measuring takes a few seconds and needs the CPUs for itself: on a
-busy machine the latency is that of the busy machine, which is the truth about it.
+Each fact comes with the place it was read from. Measuring takes a few seconds and needs the CPUs for itself. On a busy
+machine it measures the latency of a busy machine, which is what a program would get there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cmwq.cli.output import Refusal, one_line
 
 ROUNDS = 50
 WARM_UP = 5
-NAP = 0.05  # seconds; a sensor that has noticed nothing by then is said not to notice
+NAP = 0.05  # seconds; a sensor that has noticed nothing by then counts as not noticing
 Report = dict[str, Any]
 
 
@@ -35,12 +35,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def examine() -> Report:
-    """All of it, ready for JSON."""
+    """Examine everything. The report is ready for JSON."""
     with cmwq.Executor("cmwq doctor") as pool:
         try:
             pool.submit(int).result()
             cmwq.system_highpri.submit(int).result()
-        except (ValueError, RuntimeError) as error:  # CMWQ_SENSOR asks for what isn't there; no thread to be had
+        except (ValueError, RuntimeError) as error:  # CMWQ_SENSOR asks for what isn't there, or no thread can be had
             raise Refusal(str(error)) from error
         seen = cmwq.snapshot()
         target = max((view.target for view in seen.pools), default=seen.cpu_limit)
@@ -94,10 +94,10 @@ def examine() -> Report:
 
 
 def measure(pool: Executor, sleepers: int, rounds: int = ROUNDS) -> tuple[list[float], int]:
-    """Latencies in seconds, and the number of rounds in which nobody noticed.
+    """Return the latencies in seconds, and the number of rounds in which the sensor did not notice.
 
-    In a round every CPU's worker computes (without the GIL, long enough that all have begun), then sleeps. The item
-    after them can start only once one of them is known to sleep: the first who went to sleep is what it waited for.
+    In a round the worker of every CPU computes (without the GIL, long enough that all have begun), then sleeps. The
+    next item can start only when one of them is known to sleep. The latency counts from the first to fall asleep.
     """
     chunk = _burn_size()
     latencies: list[float] = []
@@ -111,7 +111,7 @@ def measure(pool: Executor, sleepers: int, rounds: int = ROUNDS) -> tuple[list[f
         latency = started - min(begun for begun, _ in slept)
         if started >= min(ended for _, ended in slept):
             missed += 1
-        elif latency >= 0:  # less: the machine gave a sleeper's CPU away before it could fall asleep
+        elif latency >= 0:  # if negative, the machine gave a sleeper's CPU away before it fell asleep
             latencies.append(latency)
     return latencies, missed
 
@@ -185,7 +185,7 @@ def _latency_line(latency: Report) -> str:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2,5", as the kernel writes it."""
+    """The numbers in the kernel's notation: [0, 1, 2, 5] -> "0-2,5"."""
     ranges: list[list[int]] = []
     for number in numbers:
         if ranges and number == ranges[-1][1] + 1:

@@ -1,8 +1,8 @@
-"""Where items come from: lines of a descriptor, read as they are needed.
+"""Where items come from: the lines of a descriptor, read as they are needed.
 
-Guarantees: a line is handed out as soon as its end has been read; at most one line and one chunk are in memory.
-Descriptors are read without Python's buffered files, whose lock a thread blocked in `read` would take to the
-interpreter's exit.
+Guarantees: a line is handed out as soon as its end has been read. At most one line and one chunk are in memory.
+Descriptors are read without Python's buffered files: a thread blocked in their `read` would keep their lock until the
+interpreter exits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from cmwq.cli.output import Refusal, wait_for
 
 CHUNK = 1 << 16
-LONGEST = 64 << 20  # an endless line (/dev/zero) must not eat the machine
+LONGEST = 64 << 20  # bytes; an endless line (/dev/zero) must not use up the memory
 
 
 def lines(fd: int, end: bytes = b"\n") -> Iterator[str]:

@@ -1,11 +1,11 @@
-"""The log of `cmwq map --resume`: one JSON line per completed item, after a first line that names the target.
+"""The log of `cmwq map --resume`: a first line that names the target, then one JSON line for each completed item.
 
-Guarantees: `record` returns when the kernel has the line, so it survives the death of the process (not of the
-machine). A last line without its end was cut and is dropped. Nothing is changed in a file that is no log of this
-target. Two runs cannot share a log at the same time; where a file cannot be locked, it is refused. Once a write failed,
-none is tried again: a line after a cut one would spoil both.
+Guarantees: `record` returns when the kernel has the line, so the line survives the death of the process (not of the
+machine). A last line without an end was cut short and is dropped. A file that is no log of this target is left
+unchanged. Two runs cannot share a log at the same time; a regular file that cannot be locked is refused. After a failed
+write no other is tried, because a line after a cut one would spoil both.
 
-Assumes: POSIX `O_APPEND`. In memory: four numbers per logged item, neither results nor items.
+Assumes POSIX `O_APPEND`. Memory holds four numbers for each logged item, and neither results nor items.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class Entry(NamedTuple):
     offset: int
     length: int
     ok: bool
-    item: int  # hash
+    item: int  # its hash
 
 
 class Log:
-    """Opened for this target, and locked; raises Refusal where it is unusable or not this target's."""
+    """The log of this target, open and locked. Raises Refusal if it is unusable or another target's. Thread-safe."""
 
     def __init__(self, path: str, target: str) -> None:
         self.path = path
         self.entries: dict[int, Entry] = {}
-        self._lock = threading.Lock()  # one line at a time
+        self._lock = threading.Lock()  # one line is written at a time
         self._failure: OSError | None = None
         try:
             self._fd = _open(path)
@@ -47,9 +47,9 @@ class Log:
             raise Refusal(f"log {path!r}: {reason(error).removeprefix(path + ': ')}") from error
 
     def checked(self, items: Iterator[str]) -> Iterator[str | None]:
-        """The items, None for each that succeeded; after all of the log was compared with them. Raises Refusal.
+        """The items, but None for each that succeeded. First all of the log is compared with them. Raises Refusal.
 
-        Of those that had to be read for this, only what the log lacks is kept meanwhile: it has the others.
+        Of the items that have to be read for this, only those that the log lacks are kept; the others are read from it.
         """
         other = f"log {self.path!r} belongs to other items"
         end = max(self.entries, default=-1) + 1
@@ -79,11 +79,11 @@ class Log:
         return item
 
     def result(self, index: int) -> bytes:
-        """The result of an item that succeeded, as JSON."""
+        """The result, as JSON, of an item that succeeded."""
         return json.dumps(self._read(self.entries[index])["result"]).encode("ascii")
 
     def record(self, index: int, item: str, result: bytes | None, error: str | None) -> None:
-        """Append one completed item; `result` is JSON. Raises OSError, and from then on always, for the same reason."""
+        """Append one completed item; `result` is JSON. Raises OSError; after that every call raises it again."""
         head = json.dumps({"index": index, "item": item, "ok": error is None})[:-1]
         name, value = ("result", result or b"null") if error is None else ("error", json.dumps(error).encode("ascii"))
         with self._lock:
@@ -96,24 +96,24 @@ class Log:
                 raise
 
     def stop(self, timeout: float) -> None:
-        """Let the line that is being written end, and no other begin."""
-        self._lock.acquire(timeout=timeout)  # never released: for a process about to leave
+        """Let the line that is being written end, for at most `timeout` seconds, and no other begin."""
+        self._lock.acquire(timeout=timeout)  # never released: the process is about to leave
 
     def close(self) -> None:
         os.close(self._fd)
 
     def is_file(self, fd: int) -> bool:
-        """Does that descriptor mean the log's own file?"""
+        """Whether that descriptor refers to the log's own file."""
         own, other = os.fstat(self._fd), os.fstat(fd)
         return stat.S_ISREG(own.st_mode) and os.path.samestat(own, other)
 
     def _begin(self, header: bytes) -> None:
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # /dev/null, a pipe: nothing to go on from
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # /dev/null or a pipe: there is nothing to go on from
             write_all(self._fd, header)
             return
         end = 0
         with open(self._fd, "rb", closefd=False) as file:
-            first = file.readline(len(header))  # no more: a file of another kind may be one huge line
+            first = file.readline(len(header))  # no more: another kind of file may be one huge line
             if first == header:
                 end = len(first)
             elif not header.startswith(first):
@@ -146,7 +146,7 @@ class Log:
 def _open(path: str) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:
-        if stat.S_ISREG(os.fstat(fd).st_mode):  # in others nothing is found again that two runs could spoil
+        if stat.S_ISREG(os.fstat(fd).st_mode):  # in others a run finds nothing again that another could spoil
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)

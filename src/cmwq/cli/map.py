@@ -1,16 +1,16 @@
 """`cmwq map`: call a function on every item, with as much concurrency as pays.
 
-Three parties: the *workers* (cmwq's) read the next item when one of them could run it (`WorkQueue.serve`), call the
-target, and note the outcome in the log; the *writer* (a thread) puts outcomes in order, prints and counts; the *main
-thread* waits for the writer's news or a signal, and decides when it is over. It is the only one who may do so, because
-it alone never reads, writes or runs what is not ours: whatever a full pipe, a terminal or a target holds up, a signal
-is heard.
+There are three parties. The *workers* of cmwq read the next item when one of them could run it (`WorkQueue.serve`),
+call the target, and record the outcome in the log. The *writer*, a thread, puts outcomes in order, prints and counts.
+The *main thread* waits for news of the writer or for a signal, and decides when the run is over. It alone may decide
+that, because it never reads, writes or runs foreign code: whatever a full pipe, a terminal or a target holds up, a
+signal is noticed.
 
 Guarantees: an outcome is in the log before its result is on stdout. Nothing is read before it can be run. How much is
 between being read and being printed is bounded (`window`), whatever the input's length and the results' size. An item
-is called at most once per run. When the run ends early, no new item starts, the log has all that completed, and stdout
-what was in turn, but for what ends after the last moment's grace. What runs out of memory ends the run; a MemoryError
-of the target's fails its item.
+is called at most once per run. When the run ends early, no new item starts; the log has all items that completed, and
+stdout those that were in turn, except for items that end after the grace. If cmwq runs out of memory the run ends; a
+MemoryError of the target fails its item.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from cmwq.cli.target import load
 from cmwq.cli.window import Window, weight
 
 GRACE = 0.5  # seconds that running items get when the run is stopped
-AT_ONCE = 1 << 20  # bytes printed before their room is given to others
+AT_ONCE = 1 << 20  # bytes that are printed before their room is given to other items
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one item. `result` is JSON. All None: it succeeded in an earlier run, and the log has it."""
+    """The outcome of an item. `result` is JSON. All None: the item succeeded in an earlier run, and the log has it."""
 
     index: int
     item: str | None
@@ -66,7 +66,7 @@ class Outcome:
 
     @property
     def size(self) -> int:
-        """Of what came of it."""
+        """Bytes of the result, or characters of the error."""
         return len(self.result or b"") + len(self.error or "")
 
 
@@ -78,14 +78,14 @@ class InputEnded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Of the run, not of an item."""
+    """The run failed, not just an item."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class LookAgain:
-    """Something changed that is no outcome: a worker ended, the run was stopped."""
+    """Something changed without an outcome: a worker ended, or the run was stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,22 +95,22 @@ class Signalled:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Who was asked has no more to say; `trouble`: what is wrong with the input."""
+    """The writer will send no more news. `trouble`: what is wrong with the input."""
 
     trouble: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """The last words are out."""
+    """The last words are written."""
 
 
 class OutOfMemory(Exception):
-    """Of ours, not of the target's."""
+    """cmwq ran out of memory, not the target."""
 
 
 class Stopped(Exception):
-    """The run ends now, with that status."""
+    """The run ends now, with this exit status."""
 
     def __init__(self, status: int, message: str | None = None) -> None:
         super().__init__(status, message)
@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
         total = len(options.items) or None
         shown = display(options.progress, options.quiet, total)
         stack.callback(shown.close)
-        # From here on the current directory can be imported from. Nothing of ours may be looked for there.
+        # From here on the current directory can be imported from. None of our own modules may be looked for there.
         call = load(options.target)
         log = None
         if options.resume is not None:
@@ -141,13 +141,13 @@ def run(options: argparse.Namespace) -> int:
         if source_fd is not None and _same_file(source_fd, out):
             raise Refusal("the input is standard output as well: it would never end")
         mapping = Mapping(options, call, source, out, log, shown, Tally(total))
-        # As news: an exception in the middle of a submit or a write could lose an item.
+        # A signal becomes news: an exception in the middle of a submit or a write could lose an item.
         with caught((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), lambda number: mapping.news.put(Signalled(number))):
             return mapping.run()
 
 
 class Mapping:
-    """One run."""
+    """One run of the command."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class Mapping:
     ) -> None:
         self.options = options
         self.call = call
-        self.items: Iterator[str | None] | None = None  # an item that is None succeeded in an earlier run
+        self.items: Iterator[str | None] | None = None  # None for an item that succeeded in an earlier run
         self.source = source
         self.out = out
         self.log = log
@@ -169,22 +169,22 @@ class Mapping:
         self.tally = tally
         self.queue = cmwq.WorkQueue("cmwq map")
         self.serving: cmwq.Serving | None = None
-        self.nr_read = 0  # the one who reads
+        self.nr_read = 0  # touched by the worker that reads
         self.news: queue.SimpleQueue[News] = queue.SimpleQueue()  # to the main thread
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()  # to the writer
         self.window = Window()
         self.stopped = False
-        self.early: dict[int, Outcome] = {}  # not their turn yet
+        self.early: dict[int, Outcome] = {}  # those whose turn has not come
         self.next_index = 0
-        self.count: int | None = None  # of items, known at the input's end
+        self.count: int | None = None  # how many items there are; known at the input's end
 
     def run(self) -> int:
-        # Never left by an exception: stopping leaves the process, and must not wait for what still runs.
+        # No exception leaves this: the way out leaves the process, and must not wait for what still runs.
         try:
             threading.Thread(target=self.write, name="cmwq map output", daemon=True).start()
             self.serving = self.queue.serve(self.next_call)
-            self.serving.notify()  # it may have been asked before it was known here
-        except RuntimeError as error:  # no thread to be had
+            self.serving.notify()  # the source may have been asked before `self.serving` was set
+        except RuntimeError as error:  # no thread can be had
             raise Refusal(one_line(str(error))) from None
         except Exception as error:
             raise Refusal(describe(error)) from None
@@ -201,7 +201,7 @@ class Mapping:
     # The workers: one of them reads
 
     def next_call(self) -> Callable[[], object] | None:
-        """The source of works. None: nothing is to be read now; whoever makes room says so."""
+        """The source of works. None: nothing is to be read now; `read_on` notifies when there is room."""
         if self.serving is None:
             return None
         trouble: Exception | None = None
@@ -232,15 +232,15 @@ class Mapping:
         raise StopIteration
 
     def read_on(self) -> None:
-        """There may be room."""
+        """Have the next item read if there is room again."""
         if self.window.room_again() and self.serving is not None:
             self.serving.notify()
 
     # The workers: all of them run
 
     def carry_out(self, index: int, item: str) -> None:
-        # First it counts as running, then it looks at `stopped`; who stops does it the other way round, so one sees
-        # the other. And first the event, then the end: who sees that none runs has all events.
+        # An item counts as running before `stopped` is read; the thread that stops sets it before it counts. So one
+        # sees the other. The event is put before the item ends, so a thread that sees none running has all events.
         try:
             if not self.stopped:
                 event = self.outcome(index, item)
@@ -261,7 +261,7 @@ class Mapping:
             result = self.encoded(self.call(item))
         except OutOfMemory:
             return Failed(OUT_OF_MEMORY)
-        except BaseException as raised:  # a target may raise SystemExit: that item's failure, not ours
+        except BaseException as raised:  # a target may raise SystemExit: that fails its item, not the run
             error = describe(raised)
         if self.log is not None:
             try:
@@ -283,7 +283,7 @@ class Mapping:
     # The writer
 
     def write(self) -> None:
-        """Until nothing more will come. Whatever holds this thread up, the main thread doesn't wait for it."""
+        """The body of the writer: work until nothing more comes. Even if this is held up, a signal ends the run."""
         trouble = None
         try:
             trouble = self.report()
@@ -302,7 +302,7 @@ class Mapping:
         self.news.put(Finished(trouble))
 
     def report(self) -> Exception | None:
-        """Print until the input's end and the last outcome. What is wrong with the input is returned, at the end."""
+        """Print until the input has ended and the last outcome is out. Returns what is wrong with the input."""
         trouble: Exception | None = None
         due = time.monotonic()
         while not self.is_over():
@@ -327,14 +327,14 @@ class Mapping:
         return self.count is not None and self.tally.done >= self.count
 
     def give_up(self, stop: Stopped) -> None:
-        """Print nothing more. What runs may end all the same."""
+        """Print nothing more, but let what runs end."""
         self.stopped = True
         self.news.put(stop)
         while not self.is_over():
             self.events.get()
 
     def arrived(self) -> Iterator[Event]:
-        """All that is there; waits for the first, as long as the display allows."""
+        """All events that are there. Waits for the first one, as long as the display allows."""
         try:
             yield self.events.get(timeout=self.shown.tick)
             for _ in range(self.window.most):
@@ -353,7 +353,7 @@ class Mapping:
         return turn
 
     def emit(self, ready: deque[Outcome]) -> None:
-        """Print them all, some at once, none kept longer than needed."""
+        """Print these outcomes, several at once, and keep none for longer than needed."""
         while ready:
             parts: list[bytes] = []
             printed: list[Outcome] = []
@@ -401,8 +401,9 @@ class Mapping:
     # The early end
 
     def leave(self, stop: Stopped, number: int | None = None) -> NoReturn:
-        """Start nothing more, let what runs end and be printed if that is quick, and leave the process: threads cannot
-        be taken back. `number`: of the signal that asked for it. Another one, and it is over at once."""
+        """Start nothing more, let what runs end and be printed if that is quick, and leave the process, because threads
+        cannot be stopped. number: of the signal that asked for it; after another one the process leaves at once.
+        """
         self.stopped = True
         self.events.put(LookAgain())
         hurried = self.asked_again(Finished, GRACE)
@@ -412,9 +413,9 @@ class Mapping:
             words = threading.Thread(target=self.last_words, args=(stop.message,), name="cmwq map end", daemon=True)
             try:
                 words.start()
-                # Why it failed is said, however long it takes to be heard.
+                # The reason of a failure is written, however long the reader takes.
                 self.asked_again(Said, GRACE if stop.message is None else None)
-            except RuntimeError:  # no thread to be had
+            except RuntimeError:  # no thread can be had
                 self.last_words(stop.message)
         if number is not None:
             end_by(number)
@@ -430,7 +431,7 @@ class Mapping:
         self.news.put(Said())
 
     def asked_again(self, awaited: type[Finished | Said], seconds: float | None) -> bool:
-        """Wait for that news, no longer than that. True as soon as a signal comes instead."""
+        """Wait for that news, for at most so many seconds. True: a signal came instead."""
         last = None if seconds is None else time.monotonic() + seconds
         while True:
             try:
@@ -449,7 +450,7 @@ def _shown(item: str | None) -> str:
 
 
 def _source(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Iterator[str], int | None]:
-    """The items, and the descriptor they come from."""
+    """The items, and the descriptor that they come from. None: they are arguments."""
     end = b"\0" if options.null else b"\n"
     if options.items:
         return iter(options.items), None
@@ -459,7 +460,7 @@ def _source(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[I
         except OSError as error:
             raise Refusal(reason(error)) from error
     else:
-        # For us alone: a child process of the target that reads standard input would take items away.
+        # For the command alone: a child process of the target that reads standard input would take items away.
         if sys.stdin is None:
             raise Refusal("standard input is closed, and no items are given")
         fd = _moved(0, os.open(os.devnull, os.O_RDONLY))
@@ -468,8 +469,9 @@ def _source(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[I
 
 
 def _own_stdout(stack: contextlib.ExitStack) -> int:
-    """Standard output for results alone: what the target and its child processes print goes to stderr. For good: a
-    library may keep in a buffer what it prints until the process ends."""
+    """Reserve standard output for results, for good: what the target and its child processes print goes to stderr. A
+    library may buffer what it prints until the process ends.
+    """
     sys.stdout.flush()
     elsewhere = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else os.dup(2)
     fd = _moved(1, elsewhere)
@@ -479,7 +481,7 @@ def _own_stdout(stack: contextlib.ExitStack) -> int:
 
 
 def _moved(fd: int, replacement: int) -> int:
-    """The file of a standard descriptor under another number; from now on the descriptor means something else."""
+    """Give a standard descriptor's file another number, which is returned; the descriptor now means `replacement`."""
     own = os.dup(fd)
     os.dup2(replacement, fd)
     os.close(replacement)
@@ -487,6 +489,6 @@ def _moved(fd: int, replacement: int) -> int:
 
 
 def _same_file(one: int, other: int) -> bool:
-    """Pipes and terminals may be both; a regular file can't."""
+    """Whether both refer to one regular file. Pipes and terminals may be input and output at the same time."""
     status = os.fstat(one)
     return stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.fstat(other))

@@ -1,6 +1,6 @@
 """What commands say and how they end: exit statuses, one-line messages, writes that leave nothing in a buffer.
 
-Guarantees: `say` never raises, and whatever it says is one line of bounded length. `write_all` returns when the kernel
+Guarantees: `say` never raises, and what it writes is one line of bounded length. `write_all` returns when the kernel
 has every byte.
 """
 
@@ -15,39 +15,38 @@ from itertools import islice
 FAILED = 2
 CLOSED = 141  # 128 + SIGPIPE: what a shell shows for a program that SIGPIPE ended
 OUT_OF_MEMORY = "out of memory"
-LONGEST = 10_000  # characters of what somebody else wrote: an exception may quote all it was given
+LONGEST = 10_000  # characters of foreign text: an exception may quote everything it was given
 _AT_ONCE = 1024  # IOV_MAX
 
 
 class Refusal(Exception):
-    """The command cannot go on; its text is the one line to show."""
+    """The command cannot go on. The text is the one line to show."""
 
 
 def say(line: str) -> None:
-    """One line on stderr. Straight to the descriptor: what stayed in Python's buffer would change the exit status."""
+    """Write one line to stderr, straight to the descriptor: text in Python's buffer would change the exit status."""
     try:
         sys.stderr.flush()
         write_all(sys.stderr.fileno(), line.encode("utf-8", "backslashreplace") + b"\n")
-    except (OSError, ValueError, AttributeError):  # full, closed, replaced by something without a descriptor, None
+    except (OSError, ValueError, AttributeError):  # full, closed, None, or replaced by something without a descriptor
         pass
 
 
 def one_line(text: str) -> str:
-    """The text with everything that would break, move or colour a line shown as an escape, and its end left out where
-    it is very long."""
+    """The text as one line: whatever would break, move or colour it is escaped, and a very long text is cut."""
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}... ({len(text):,} characters)"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def reason(error: OSError) -> str:
-    """As "name: No such file or directory", without the number that only programmers read."""
+    """The error in the form "name: No such file or directory", without its number."""
     what = error.strerror or str(error) or type(error).__name__
     return one_line(f"{os.fsdecode(error.filename)}: {what}" if isinstance(error.filename, str | bytes) else what)
 
 
 def describe(error: BaseException) -> str:
-    """Type and message, on one line, whatever the exception's __str__ does."""
+    """Type and message on one line, whatever the exception's __str__ does."""
     try:
         message = str(error)
     except BaseException as worse:
@@ -56,12 +55,12 @@ def describe(error: BaseException) -> str:
 
 
 def write_all(fd: int, *parts: bytes) -> None:
-    """All parts, one after the other; never joined, since they may be large."""
+    """Write all parts, one after the other. They are never joined, because they may be large. Raises OSError."""
     left = deque(memoryview(part) for part in parts if part)
     while left:
         try:
             written = os.writev(fd, list(islice(left, _AT_ONCE)))
-        except BlockingIOError:  # the descriptor's other owner made it non-blocking
+        except BlockingIOError:  # another process that has the file made it non-blocking
             wait_for(fd, select.POLLOUT)
             continue
         while left and written >= len(left[0]):
@@ -71,7 +70,7 @@ def write_all(fd: int, *parts: bytes) -> None:
 
 
 def wait_for(fd: int, event: int) -> None:
-    """Until a non-blocking descriptor is ready, or broken. Not `select`, which knows the first 1,024 only."""
+    """Wait until a non-blocking descriptor is ready or broken. `select` would not do: it knows only the first 1,024."""
     poll = select.poll()
     poll.register(fd, event)
     poll.poll()

@@ -1,7 +1,7 @@
-"""What `cmwq map` shows while it runs, on stderr: with rich on a terminal if it is installed, else as plain text.
+"""What `cmwq map` shows on stderr while it runs: with rich on a terminal if it is installed, else as plain text.
 
-Guarantees: stdout is never touched; rich is imported only if it will be used; a display that cannot be written is no
-error.
+Guarantees: stdout is never touched. rich is imported only if it will be used. A display that cannot be written causes
+no error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cmwq.cli.output import say, write_all
 
 @dataclass
 class Tally:
-    """The run in numbers. `again`: succeeded in an earlier run, printed again."""
+    """The run in numbers. `again` counts items that succeeded in an earlier run and were printed again."""
 
     total: int | None = None
     done: int = 0
@@ -38,19 +38,19 @@ class Tally:
 class Display(Protocol):
     @property
     def tick(self) -> float | None:
-        """Seconds between updates; None: wants none."""
+        """Seconds between updates; None: it wants none."""
         ...
 
     def update(self, tally: Tally) -> None: ...
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Write a line that stays."""
         ...
 
     def close(self) -> None: ...
 
 
 def display(wanted: bool, quiet: bool, total: int | None) -> Display:
-    """The best one for this stderr."""
+    """The best display for this stderr."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
     if quiet or not (terminal or wanted):
         return Silent()
@@ -59,7 +59,7 @@ def display(wanted: bool, quiet: bool, total: int | None) -> Display:
     if os.environ.get("TERM", "dumb") != "dumb":
         try:
             return Rich(total)
-        except Exception:  # absent, or broken: no reason not to run
+        except Exception:  # absent or broken: no reason not to run
             pass
     return Redrawn()
 
@@ -86,7 +86,7 @@ class Silent:
 
 
 class Lines(Silent):
-    """For a file or a pipe: a new line every second."""
+    """A display for a file or a pipe: a new line every second."""
 
     tick: float | None = 1.0
 
@@ -95,7 +95,7 @@ class Lines(Silent):
 
 
 class Redrawn(Silent):
-    """For a terminal: the same line again and again."""
+    """A display for a terminal: one line that is redrawn."""
 
     tick: float | None = 0.1
 
@@ -115,8 +115,11 @@ class Redrawn(Silent):
 
 
 class Rich(Silent):
-    """For a terminal, with rich: the same with a bar. No refresh thread: the run's own ticks draw. Nothing is shown
-    before the first: it is made before the target is imported, so that rich is not looked for in its folder."""
+    """A display for a terminal, with rich: one line with a bar. The ticks of the run draw, not rich's refresh thread.
+
+    Nothing is shown before the first tick. It is made before the target is imported, so that rich is not looked for in
+    the target's folder.
+    """
 
     tick: float | None = 0.1
 

@@ -1,11 +1,11 @@
 """Signals as bytes in a pipe, read by a thread of their own, so that none is lost.
 
-A Python handler runs in the main thread, between two bytecodes: a signal that arrives just before that thread goes to
-sleep on a lock is seen only when something else wakes it. What the interpreter's C handler writes to the wake-up
-descriptor has no such gap.
+A Python handler runs in the main thread, between two bytecodes. So a signal that arrives just before that thread goes
+to sleep on a lock is noticed only when something else wakes the thread. The interpreter's C handler writes to the
+wake-up descriptor at once, without such a gap.
 
-Guarantees: while `caught`, each signal reaches `tell` (on the reading thread) and has no other effect in this process;
-children made by `os.fork` have the handlers from before. Signals that were ignored stay ignored (`nohup`).
+Guarantees: within `caught` each signal reaches `tell` (on the reading thread) and has no other effect in this process.
+Children made by `os.fork` have the handlers from before. Signals that were ignored stay ignored (`nohup`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ _STOP = 0  # no signal has this number
 
 @contextlib.contextmanager
 def caught(numbers: Iterable[int], tell: Callable[[int], object]) -> Iterator[None]:
-    """Within this, `tell(number)` instead of those signals. Only the main thread can: elsewhere it does nothing."""
+    """Within this context call `tell(number)` for each of those signals, in place of its effect. In a thread other than
+    the main thread it does nothing. Raises Refusal if no thread can be had.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -35,7 +37,7 @@ def caught(numbers: Iterable[int], tell: Callable[[int], object]) -> Iterator[No
     before_fd: list[int] = []
 
     def restore() -> None:
-        # Once: the hook for children of a fork cannot be taken back, and outlives this.
+        # Only once: the hook for children of a fork cannot be removed, and outlives this context.
         while before_fd:
             signal.set_wakeup_fd(before_fd.pop())
         while before:
@@ -49,7 +51,7 @@ def caught(numbers: Iterable[int], tell: Callable[[int], object]) -> Iterator[No
                 if number in wanted:
                     tell(number)
 
-    # Before any handler is changed: if there is no thread to be had, nothing is to be undone.
+    # Started before any handler is changed: if no thread can be had, nothing has to be undone.
     reader = threading.Thread(target=read, name="cmwq signals", daemon=True)
     try:
         reader.start()
@@ -69,13 +71,16 @@ def caught(numbers: Iterable[int], tell: Callable[[int], object]) -> Iterator[No
 
 
 def end_by(number: int) -> NoReturn:
-    """Leave the process as if that signal had never been caught. A shell shows the same status (128 + number), but
-    stops its loop after Ctrl-C only then; and a service manager knows that it was asked for."""
+    """Leave the process as if that signal had never been caught.
+
+    A shell shows the status 128 + number for an exit as well. But only a process that a signal ended makes it stop its
+    loop after Ctrl-C, and tells a service manager that the end was asked for.
+    """
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-    os._exit(128 + number)  # blocked, or the first process of a container, which no signal ends by default
+    os._exit(128 + number)  # it is blocked, or this is a container's first process, which no signal ends by default
 
 
 def _nothing(number: int, frame: object) -> None:
-    """Handled by the reader. There must be a handler in Python for the wake-up descriptor to be written."""
+    """Do nothing; the reader handles it. The wake-up descriptor is written only if there is a handler in Python."""

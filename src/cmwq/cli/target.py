@@ -1,9 +1,9 @@
 """From "module:attribute.path" to the function. Everything that can go wrong is a `Refusal`.
 
-Guarantees: no import of ours or of the standard library's, however late, is answered from the current directory: it
-comes after the standard library on the path. (`python -m cmwq` is Python's own doing: there it comes first.) With
-PYTHONSAFEPATH or `python -P` it is not on the path at all. The target's module is the one of that name in the current
-directory, or there is none there.
+Guarantees: no import by cmwq or the standard library, however late, is answered from the current directory, because
+that comes after the standard library on the path. (`python -m cmwq` is Python's own doing: there it comes first.) With
+PYTHONSAFEPATH or `python -P` it is not on the path at all. If the current directory has a module of the target's name,
+that one is taken.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cmwq.cli.output import Refusal, describe
 
 
 def load(name: str) -> Callable[[str], Any]:
-    """The callable of that name. Its module is imported, also from the current directory."""
+    """The callable of that name. Its module is imported, also from the current directory. Raises Refusal."""
     module_name, colon, path = name.partition(":")
     if not colon or not all(part.isidentifier() for part in [*module_name.split("."), *path.split(".")]):
         raise Refusal(f"target {name!r} is not of the form module:function")
@@ -45,14 +45,14 @@ def load(name: str) -> Callable[[str], Any]:
 def _import(name: str) -> object:
     here = _here()
     if here is not None:
-        if "" not in sys.path and here not in sys.path:  # a console script's path starts with the script's folder
+        if "" not in sys.path and here not in sys.path:  # the path of a console script starts with the script's folder
             sys.path.insert(_after_the_standard_library(), here)
         _refuse_a_namesake(name.partition(".")[0], here)
     try:
         return importlib.import_module(name)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a module may raise anything: SystemExit where it is a script
+    except BaseException as error:  # a module may raise anything: a script may raise SystemExit
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             why = " (safe path: the current directory is not searched)" if sys.flags.safe_path else ""
             raise Refusal(f"no module named {error.name!r}{why}") from None
@@ -65,21 +65,21 @@ def _here() -> str | None:
         return None
     try:
         return os.getcwd()
-    except OSError:  # removed, or not to be reached
+    except OSError:  # removed, or not accessible
         return None
 
 
 def _after_the_standard_library() -> int:
-    """Where the current directory goes: before installed packages, as everywhere; after what Python itself imports."""
+    """The index on the path for the current directory: before installed packages, as usual; after Python's own."""
     standard = os.path.dirname(os.__file__)
     own = {standard, os.path.join(standard, "lib-dynload")}
     return max((place for place, folder in enumerate(sys.path, 1) if folder in own), default=0)
 
 
 def _refuse_a_namesake(top: str, here: str) -> None:
-    """Another module of that name would be taken in place of the one that lies here: who looks here means this one."""
+    """Refuse to import another module of that name than the one in the current directory, which the user means."""
     mine = PathFinder.find_spec(top, [here])
-    if mine is None or mine.origin is None:  # nothing, or a folder without __init__.py, which yields to every module
+    if mine is None or mine.origin is None:  # none, or a folder without __init__.py, which yields to every module
         return
     taken = getattr(sys.modules.get(top), "__file__", None)
     if top not in sys.modules:

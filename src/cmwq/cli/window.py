@@ -1,14 +1,14 @@
 """How far `cmwq map` may run ahead of what it has printed: so many items, so many bytes.
 
-An item is read only when a worker could begin it, and only if what waits to be printed, and what those that run will
-probably add, leave room for it. Else the input is left alone until there is room. What a result weighs is known only
-when it is there, so those that run are reckoned with what results weighed lately.
+An item is read only when a worker could begin it, and only if there is room for it beside the results that wait to be
+printed and those that the running items will probably add. Otherwise the input is left alone until there is room. The
+size of a result is known only when it is there; until then it is estimated by the sizes of recent results.
 
 Guarantees: at most `count` items are between being read and being printed. Their bytes, and those of their results,
-exceed `room` by no more than what ran when the room was used up, and one item. Nothing waits for ever: whatever was
-read has begun, so it ends and is printed in its turn; and where nothing is left, one more is read, however large.
+exceed `room` by no more than one item and what ran when the room was used up. Nothing waits for ever: whatever was read
+has begun, so it ends and is printed in its turn; and if none is left, one more is read, however large.
 
-Assumes: whoever calls `end` or `leave` then asks `room_again`, and sees to it that reading goes on.
+Assumes that each caller of `end` or `leave` then calls `room_again`, and sees to it that reading goes on.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def weight(text: str | None) -> int:
 
 
 class Window:
-    """W: guarded by `_lock`."""
+    """The items that were read and not yet printed, and their bytes. Thread-safe. W: guarded by `_lock`."""
 
     def __init__(self, count: int = COUNT, room: int = ROOM) -> None:
         self.most, self.room = count, room
         self._lock = threading.Lock()
         self._count = 0  # W: items
-        self._size = 0  # W: bytes of these items, and of the results that wait
+        self._size = 0  # W: bytes of these items, and of their results that wait
         self._running = 0  # W
-        self._usual = 0.0  # W: bytes of a result; recent ones count most
-        self._refused = False  # W: somebody asked for room, and there was none
+        self._usual = 0.0  # W: usual bytes of a result; recent ones count most
+        self._refused = False  # W: room was asked for, and there was none
 
     @property
     def running(self) -> int:
@@ -45,13 +45,13 @@ class Window:
         return self._refused
 
     def has_room(self) -> bool:
-        """May one more be read? If not, `room_again` says when."""
+        """Whether one more item may be read. If not, `room_again` says when."""
         with self._lock:
             self._refused = not self._has_room()
             return not self._refused
 
     def room_again(self) -> bool:
-        """There was no room, and now there is. Said once."""
+        """True, once, when there was no room and now there is."""
         with self._lock:
             again = self._refused and self._has_room()
             if again:
@@ -59,26 +59,26 @@ class Window:
             return again
 
     def enter(self, size: int) -> None:
-        """An item was read, and runs."""
+        """Note that an item of so many bytes was read, and runs."""
         with self._lock:
             self._count += 1
             self._size += size
             self._running += 1
 
     def result(self, size: int, ran: bool = True) -> None:
-        """It is there, and waits to be printed. ran: it counts among those that tell what results weigh."""
+        """Add a result that waits to be printed. ran: it counts for the estimate of the usual size."""
         with self._lock:
             self._size += size
             if ran:
                 self._usual += (size - self._usual) / 8
 
     def end(self) -> None:
-        """One that ran has ended."""
+        """Note that an item that ran has ended."""
         with self._lock:
             self._running -= 1
 
     def leave(self, results: int, size: int) -> None:
-        """So many were printed; `size`: what was said when they entered, and of their results."""
+        """Note that so many items were printed. size: the bytes given to `enter` and `result` for them."""
         with self._lock:
             self._count -= results
             self._size -= size

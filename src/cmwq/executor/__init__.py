@@ -1,8 +1,9 @@
-"""Executor: a `concurrent.futures.ThreadPoolExecutor` to everybody who insists on one, that owns no threads.
+"""Executor: a `concurrent.futures.ThreadPoolExecutor` that owns no threads.
 
-It is a lease on the process's pools: a work queue of its own (`lease`). Shutting it down drains this lease and touches
-nobody else's work. Guarantees: whoever calls it, `map` and asyncio included, calls `submit` as its class or a subclass
-defines it; what other projects read of a ThreadPoolExecutor's private parts is there and means the same (`private`).
+It is a lease on the process's pools: a work queue of its own (`lease`). Shutting it down drains this queue and leaves
+the works of everybody else alone. Guarantees: `map` and asyncio, like any caller, submit through `submit` as the class
+or its subclass defines it; the private parts of a ThreadPoolExecutor that other projects read exist here and mean the
+same (`private`).
 """
 
 from __future__ import annotations
@@ -33,31 +34,33 @@ _numbers = itertools.count()
 
 
 class Executor(cf.ThreadPoolExecutor):
-    """Run calls with as much concurrency as pays. No number to choose.
+    """Run calls with as much concurrency as pays. There is no number to choose.
 
-    name: for snapshots and thread names.
-    thread_name_prefix: while a call runs, `threading.current_thread().name` begins with it; also the name, if none is
-        given.
-    initializer, initargs: `initializer(*initargs)` is called once on each thread that serves this executor, before its
-        first call there. The threads are the process's, so it must not change what others rely on. Context variables
-        that it sets are set for the calls, too, unless whoever submits one has set them. If it raises, the executor is
-        broken: calls that wait, and later ones, get `concurrent.futures.thread.BrokenThreadPool`.
-    max_active: how many of its calls may be active at once (default 256). A call that waits for another call's result
-        doesn't count meanwhile; without a number, nor does one that rests while no other call makes progress.
-    max_workers: where a caller insists on it, it means the same; but `max_workers=1` means one thread: every call runs
-        on the same one, in order, as code with thread-bound objects (sqlite3, Django) relies on. It is started at the
-        first call and ends at shutdown, at exit, or when nobody has the executor any more. There, a call that waits for
-        a later one gets FlushDeadlock. For no more than a limit of one say `max_active=1`.
-    cancel_on_error: if the `with` block is left by an exception (Ctrl-C is one), calls that haven't begun are
-        cancelled, and only those that run are waited for. By default all are waited for, as the standard library does.
+    name: shown in snapshots and thread names.
+    thread_name_prefix: while a call runs, `threading.current_thread().name` begins with it. It is also the executor's
+        name if none is given.
+    initializer, initargs: `initializer(*initargs)` is called once on each thread that serves this executor, before the
+        first call there. The threads belong to the process, so it must not change anything that others rely on. The
+        context variables that it sets are also set for the calls, unless the submitter has set them. If it raises, the
+        executor is broken: waiting and later calls get `concurrent.futures.thread.BrokenThreadPool`.
+    max_active: how many calls of this executor may be active at once (default 256). A call that waits for the result of
+        another one does not count meanwhile. Without a number, neither does a call that rests while no other makes
+        progress.
+    max_workers: the same as max_active, for callers that insist on this name. But `max_workers=1` means one thread: all
+        calls run on the same thread, in order, as code with thread-bound objects (sqlite3, Django) requires. That
+        thread is started at the first call, and ends at shutdown, at interpreter exit, or when nothing refers to the
+        executor any more. There, a call that waits for a later one gets FlushDeadlock. For nothing but a limit of one,
+        use `max_active=1`.
+    cancel_on_error: if an exception (including Ctrl-C) leaves the `with` block, cancel the calls that have not begun
+        and wait only for those that run. By default all are waited for, as in the standard library.
     scope, context: as for `WorkQueue`.
-    runtime: where the pools are; the process's default runtime if not given.
+    runtime: whose pools are used; by default those of the process's default runtime.
 
-    Thread-safe. `submit` raises QueueClosed, a RuntimeError, after shutdown; a fork's child may go on using it. As a
-    context manager it waits for its calls at the end.
+    Thread-safe. After shutdown `submit` raises QueueClosed, which is a RuntimeError. The child of a fork may go on
+    using the executor. As a context manager it waits for its calls at the end.
     """
 
-    # Not calling super().__init__ is the point: it would make a queue and a set of threads.
+    # super().__init__ is deliberately not called: it would make a queue and a set of threads.
     def __init__(
         self,
         name: str | int | None = None,
@@ -86,10 +89,10 @@ class Executor(cf.ThreadPoolExecutor):
         self._name = name or thread_name_prefix or f"executor-{next(_numbers)}"  # I
         self._thread_name_prefix = thread_name_prefix or self._name  # I
         self._cancel_on_error = cancel_on_error  # I
-        self._initializer = initializer  # type: ignore[assignment]  # I: to be read by others, as is the next
+        self._initializer = initializer  # type: ignore[assignment]  # I: other projects read it, and the next one
         self._initargs = initargs  # I
-        self._shutdown_lock = threading.Lock()  # for those who take it; nothing here needs it
-        self._idle_semaphore = threading.Semaphore(0)  # likewise: nobody is ever known to be idle
+        self._shutdown_lock = threading.Lock()  # for code that takes it; nothing here needs it
+        self._idle_semaphore = threading.Semaphore(0)  # likewise: no worker is ever reported idle
         options: dict[str, Any] = {
             "max_active": limit,
             "scope": scope,
@@ -108,22 +111,22 @@ class Executor(cf.ThreadPoolExecutor):
 
     def _use(self, queue: LeaseQueue) -> None:
         self._queue = queue
-        self._submit = queue.submit_call  # looked up once: it is on the hot path
-        self._own = queue.own_thread()  # kept alive by this, and by the calls that will need it
+        self._submit = queue.submit_call  # looked up once, for the hot path
+        self._own = queue.own_thread()  # keeps the thread alive, as do the calls that will need it
 
     def __repr__(self) -> str:
         return f"<cmwq.Executor {self._queue.name!r} {self._queue._state.value}>"
 
     @property
     def queue(self) -> WorkQueue:
-        """The lease's work queue."""
+        """The work queue of this executor."""
         return self._queue
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """One call, one result: fn(*args, **kwargs) on a worker, in a copy of the caller's context.
+        """Schedule fn(*args, **kwargs) on a worker, in a copy of the caller's context. Returns its future.
 
-        Raises QueueClosed after shutdown, BrokenThreadPool after an initializer's failure, ThreadLimit if not even the
-        runtime's own thread can be had.
+        Raises QueueClosed after shutdown, BrokenThreadPool after an initializer failed, ThreadLimit if not even the
+        runtime's own thread can be created. Cancelling the future has an effect only until the call begins.
         """
         return self._submit(fn, args, kwargs)
 
@@ -135,22 +138,25 @@ class Executor(cf.ThreadPoolExecutor):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[T]:
-        """Like `map(fn, *iterables)`, concurrently, results in order.
+        """Like `map(fn, *iterables)`, but concurrent. The results come in the order of the arguments.
 
-        timeout: seconds from this call until each result must be there, else TimeoutError. buffersize: at most so many
-        calls are submitted whose results have not been taken, and the iterables are read only so far; None: all at
-        once. chunksize has no effect, as with threads; below 1 it raises ValueError. A call's exception is raised when
-        its result is taken; leaving the iterator early cancels what hasn't begun.
+        timeout: seconds from this call within which every result must be there; else TimeoutError is raised.
+        buffersize: how many calls may be submitted whose results have not been taken; the iterables are read no
+            further. None submits all at once.
+        chunksize has no effect, as with threads; below 1 it raises ValueError.
+
+        The exception of a call is raised when its result is taken. Leaving the iterator early cancels the calls that
+        have not begun.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         return map_calls(self._queue, fn, iterables, timeout, buffersize, submit=self.submit)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls, from its own calls neither. cancel_futures: cancel those that haven't begun. wait: return
-        when the others have ended.
+        """Accept no more calls, not even from this executor's own calls.
 
-        May be called again, and by several threads. Raises FlushDeadlock if one of its own calls waits for it.
+        cancel_futures: cancel the calls that have not begun. wait: return only when the others have ended. It may be
+        called again, and by several threads. Raises FlushDeadlock if one of its own calls waits for it.
         """
         own, self._own = self._own, None
         self._queue.shut_down()
@@ -166,7 +172,7 @@ class Executor(cf.ThreadPoolExecutor):
     ) -> None:
         self.shutdown(cancel_futures=self._cancel_on_error and exc_type is not None)
 
-    # What other projects read of a ThreadPoolExecutor, though it is private.
+    # Private parts of a ThreadPoolExecutor that other projects read.
 
     @property
     def _max_workers(self) -> int:  # type: ignore[override]
@@ -182,7 +188,7 @@ class Executor(cf.ThreadPoolExecutor):
 
     @property
     def _threads(self) -> set[threading.Thread]:  # type: ignore[override]
-        """The threads that run calls of this lease right now. To join one is to wait for that call."""
+        """The threads that run calls of this executor right now. Joining one waits for that call."""
         return threads_of(self._queue)
 
     @property
@@ -191,8 +197,9 @@ class Executor(cf.ThreadPoolExecutor):
 
     @_work_queue.setter
     def _work_queue(self, queue: object) -> None:
-        """Subclasses bound what waits by a queue of their own, `queue.Queue(maxsize)`. It stays empty; its limit is
-        taken as `max_pending`. One with an order of its own can't be honoured.
+        """Accept a queue by which a subclass bounds the waiting calls, such as `queue.Queue(maxsize)`.
+
+        The queue stays empty; its `maxsize` becomes `max_pending`. Raises TypeError if it has an order of its own.
         """
         if type(queue) not in (Queue, SimpleQueue):
             raise TypeError(f"an Executor runs its calls in order of submission, and can't take them from {queue!r}")
@@ -203,10 +210,10 @@ class Executor(cf.ThreadPoolExecutor):
             self._use(self._make_queue(self._name, max_pending=maxsize, **self._options))
 
     def _adjust_thread_count(self) -> None:
-        """Nothing to adjust: that is what the pools do."""
+        """Do nothing: the pools adjust the number of threads."""
 
 
-# Dask and others tell threads from processes by `"ThreadPoolExecutor" in str(type(executor))`. So that is the class's
-# name for who asks it, and a name of this module, where pickle looks for the class.
+# Dask and others tell threads from processes by `"ThreadPoolExecutor" in str(type(executor))`. So the class reports
+# this name, and the module has it too, because pickle looks for the class there.
 ThreadPoolExecutor = Executor
 Executor.__name__ = Executor.__qualname__ = "ThreadPoolExecutor"

@@ -1,9 +1,8 @@
-"""LeaseQueue: the work queue of an `Executor`, and what ThreadPoolExecutor promises of it beyond any other queue's.
+"""LeaseQueue: the work queue of an `Executor`, with what ThreadPoolExecutor promises beyond the promises of any queue.
 
-Guarantees: after shutdown nothing is accepted, not even from the executor's own calls, so that a call that submits
-itself again can't make shutdown endless; a call is made only on a thread on which the initializer has
-succeeded; with `one_thread` all calls are made on the same thread (`own_thread`), in order. The letters are those of
-`pool`.
+Guarantees: after shutdown nothing is accepted, not even from the executor's own calls, so a call that submits itself
+again cannot make shutdown endless. A call is made only on a thread on which the initializer has succeeded. With
+`one_thread` all calls are made on the same thread (`own_thread`), in order. The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -45,16 +44,16 @@ class LeaseQueue(WorkQueue):
         return f"{self._thread_name_prefix}_{worker.index}" if self._thread_name_prefix else worker.name
 
     def own_thread(self) -> OwnThread | None:
-        """For who wants it to live."""
+        """The thread of `one_thread`, made if need be; this reference keeps it alive. None: any worker will do."""
         return None
 
     def end_when_done(self, own: OwnThread) -> None:
-        """The queue takes no more calls: its thread is to end after the last.  Does not wait."""
+        """Have the thread end after the last call. The queue accepts no more calls.  Does not wait."""
         for pwq in self.places():
             with pwq.pool.lock:
                 phase = pwq.seal()
             if phase is not None and PhaseEnd(phase).attach(_Ending(own)):
-                return  # an ordered queue has one place
+                return  # an ordered queue has only one place
         own.end()
 
     def cancel_pending(self) -> None:
@@ -75,7 +74,7 @@ class LeaseQueue(WorkQueue):
             self._refuse(exc)
 
     def _refuse(self, exc: QueueClosed) -> NoReturn:
-        """Tools look for the standard library's words."""
+        """Raise the error in the standard library's words, which tools look for."""
         words = "cannot schedule new futures after "
         if self.drains or str(exc).startswith(words):
             raise exc
@@ -84,7 +83,7 @@ class LeaseQueue(WorkQueue):
 
 
 class _Ending:
-    """Waits with the parkers of those who flush, and is no thread: when it is told, another ends."""
+    """A parker among those of a flush, on which no thread waits: when it is unparked, it ends the thread."""
 
     def __init__(self, own: OwnThread) -> None:
         self._own = own
@@ -101,21 +100,21 @@ def _interpreter_ends() -> bool:
 
 
 class PreparedQueue(LeaseQueue):
-    """The queue of an executor whose calls need a thread that is prepared for them. It takes no `Work`: nothing would
-    prepare its thread.
+    """The queue of an executor whose calls need a prepared thread. It accepts no `Work`, because nothing would prepare
+    the thread for it.
     """
 
     def __init__(self, name: str, *, initializer: Initializer | None, one_thread: bool, **options: Any) -> None:
         self._initializer = initializer  # I
         self._one_thread = one_thread  # I
-        # A weak reference, for futures keep their queue alive, but need no thread.
+        # A weak reference: futures keep their queue alive, but they must not keep the thread alive.
         self._own: Callable[[], OwnThread | None] = _nobody  # Q to change
         if one_thread:
             del options["max_active"]
         super().__init__(name, ordered=one_thread, **options)
 
     def thread_name(self, worker: Worker) -> str:
-        return worker.name if self._one_thread else super().thread_name(worker)  # it only hands over
+        return worker.name if self._one_thread else super().thread_name(worker)  # this worker only hands the call over
 
     @property
     def broken(self) -> bool | str:  # type: ignore[override]
@@ -125,7 +124,7 @@ class PreparedQueue(LeaseQueue):
         if not self._one_thread:
             return None
         own = self._own()
-        if own is None:  # at first, and for who has only the queue
+        if own is None:  # at first, and later if only the queue is still referenced
             new = OwnThread(f"{self._thread_name_prefix or self.name}_0", self.runtime.host)
             with self._lock:
                 own = self._own()
@@ -176,13 +175,13 @@ class PreparedQueue(LeaseQueue):
         raise TypeError(f"{self.name!r} makes calls on threads prepared for them: serve {source!r} to a WorkQueue")
 
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Context: the thread that is to make the call."""
+        """Make the call, after the initializer if this thread needs it.  Context: the thread that makes the call."""
         if self._initializer is not None:
             self._initializer.prepare_thread()
         return fn(*args, **kwargs)
 
     def end_rescuer(self) -> Thread | None:
-        """The queue has no works any more: its thread ends."""
+        """End the queue's thread. The queue has no works any more."""
         own = self._own()
         return None if own is None else own.end()
 
@@ -194,11 +193,11 @@ class PreparedQueue(LeaseQueue):
 
 
 def _nobody() -> None:
-    """No thread has been asked for."""
+    """The initial value of `_own`: no thread has been asked for."""
 
 
 class PreparedCall(StandIn):
-    """What a worker calls instead of the function."""
+    """What a worker calls instead of the submitted function."""
 
     __slots__ = ("_own", "_queue")
 
@@ -219,27 +218,27 @@ class PreparedCall(StandIn):
 
 
 class Initializer:
-    """What is to be called once on each thread, and whether that has failed."""
+    """The call that is to be made once on each thread, and whether it has failed."""
 
     def __init__(self, initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
         self._initializer = initializer  # I
         self._initargs = initargs  # I
-        self._thread = threading.local()  # what it left here: `context`
+        self._thread = threading.local()  # what the initializer left on this thread: `context`
         self.broken: bool | str = False  # set once, for good
 
     def prepare_thread(self) -> None:
-        """Raises BrokenThreadPool."""
+        """Call the initializer unless this thread had it, then set its variables. Raises BrokenThreadPool."""
         if self.broken:
             raise BrokenThreadPool(self.broken)
         context = getattr(self._thread, "context", None)
         if context is None:
-            context = Context()  # a thread's own, as a new thread would have it: nothing of the call's leaks into it
+            context = Context()  # as a new thread would have it: nothing of the call's context leaks into it
             try:
                 context.run(self._initializer, *self._initargs)
             except BaseException:
                 LOGGER.critical("Exception in initializer:", exc_info=True)
                 self.broken = "A thread initializer failed, the thread pool is not usable anymore"
-                raise BrokenThreadPool(self.broken) from None  # and so will what waits: this call leaves it a place
+                raise BrokenThreadPool(self.broken) from None  # waiting calls will raise it too
             self._thread.context = context
         if len(context):
             present = copy_context()

@@ -1,13 +1,15 @@
 """OwnThread: one thread that makes all calls of an executor, for code that is bound to a thread.
 
-Guarantees: every call is made on the same thread, from the first to the last; it exists from the first call until
-nobody can hand it another, and then ends; a fork's child has a new one. To the rules it is no worker: the worker that
-took the call from the list hands it over, and says that it is blocked itself until the call has ended. Meanwhile its
-identity is lent: on this thread `current_work()` is the call, waits are that worker's, so they are known to be blocked,
-and are refused where they would wait for themselves (F7); what shows a worker's thread shows this one.
+Guarantees: every call is made on the same thread. The thread exists from the first call until nobody can hand it
+another one, and then ends. The child of a fork has a new one.
 
-Assumes that its queue is ordered and hands over one call at a time, so there is no lock: one worker at a time is here.
-The letters are those of `pool`.
+To the rules this thread is no worker. The worker that took the call from the list hands it over, and is counted as
+blocked until the call has ended. Meanwhile it lends its identity: on this thread `current_work()` is the call, and a
+wait is a wait of that worker. So the wait is known to block, and is refused where the work would wait for itself (F7).
+Whatever shows a worker's thread shows this one.
+
+Assumes that its queue is ordered and hands over one call at a time. So only one worker at a time is here, and no lock
+is needed. The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class OwnThread:
-    """Whoever has this may hand over calls. When nobody has it any more the thread ends."""
+    """The handle through which calls are handed over. When nobody has it any more, the thread ends."""
 
     def __init__(self, name: str, host: Host) -> None:
         self._name = name  # I
@@ -36,7 +38,10 @@ class OwnThread:
 
     @outside
     def run(self, call: Callable[[], Any]) -> Any:
-        """The call's result or exception.  Context: a worker. Raises ThreadLimit."""
+        """Make the call on the thread, and return its result or raise its exception.
+
+        Raises ThreadLimit if the thread cannot be started.  Context: a worker.
+        """
         handed = _Handed(call, self._host.parker())
         try:
             loop = self._loop or self._start()
@@ -59,7 +64,7 @@ class OwnThread:
         return loop
 
     def end(self) -> Thread | None:
-        """No call is running, and none will come. Returns the thread that ends, for the caller to join.
+        """End the thread. No call is running, and none will come. Returns the thread, for the caller to join, or None.
 
         Takes no lock, and may be called under any.
         """
@@ -70,35 +75,35 @@ class OwnThread:
         return loop.thread
 
     def forget(self) -> None:
-        """In the child of a fork. If the fork was in a call, then this very thread ends after it."""
+        """Drop the thread in the child of a fork. If the fork happened within a call, this thread ends after it."""
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.end()
 
 
 class _Loop:
-    """The thread's life. It knows nothing of who has it."""
+    """The body of the thread. It holds only a weak reference to the `OwnThread`."""
 
     def __init__(self, own: OwnThread, name: str, host: Host) -> None:
         self._parker = host.parker()  # I
-        self._own = ref(own, self._parker.unpark)  # I: nobody can hand it a call any more: it ends
+        self._own = ref(own, self._parker.unpark)  # I: it wakes the thread to end when nobody can hand it a call
         self._handed: deque[_Handed | None] = deque()  # each change is atomic; None: end
         self._name = name  # I
         self._host = host  # I
         try:
             self.thread: Thread = host.spawn(name, self._run)  # I
-        except BaseException:  # Ctrl-C: should it run all the same, it ends
+        except BaseException:  # Ctrl-C: if the thread runs all the same, it ends
             self.end()
             raise
 
     def hand_over(self, handed: _Handed) -> None:
-        """Returns when the call has ended."""
+        """Have the thread make the call, and return when it has ended."""
         self._handed.append(handed)
         self._parker.unpark()
         handed.wait()
 
     def end(self) -> None:
-        """May be called by a finaliser: takes no lock."""
+        """Tell the thread to end. Takes no lock, so a finaliser may call it."""
         self._handed.append(None)
         self._parker.unpark()
 
@@ -115,15 +120,15 @@ class _Loop:
                 return
             cpus = handed.bind(self._host, cpus)
             handed.call()
-            handed = None  # at rest it keeps nothing alive
+            handed = None  # an idle thread keeps no call alive
 
 
 class _Handed:
-    """One call on its way there and back."""
+    """One call on its way to the thread, and its outcome on the way back."""
 
     def __init__(self, call: Callable[[], Any], parker: Parker) -> None:
         self._call: Callable[[], Any] | None = call
-        self._context = copy_context()  # the call's own is entered already, on the worker's thread
+        self._context = copy_context()  # the call's own context is entered already, on the worker's thread
         self._worker = current_worker()
         self._parker = parker
         self._done = False
@@ -131,7 +136,7 @@ class _Handed:
         self._exception: BaseException | None = None
 
     def bind(self, host: Host, cpus: Any) -> Any:
-        """To the CPUs of the worker's pool, if those have changed."""
+        """Bind this thread to the CPUs of the worker's pool, unless these are `cpus`. Returns those it is bound to."""
         if self._worker is None or self._worker.pool.cpus is cpus:
             return cpus
         cpus = self._worker.pool.cpus
@@ -139,7 +144,7 @@ class _Handed:
         return cpus
 
     def call(self) -> None:
-        """Never raises (B4)."""
+        """Make the call on this thread, and note its outcome. Never raises (B4)."""
         parker = self._parker
         try:
             be_worker(self._worker)

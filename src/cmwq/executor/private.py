@@ -1,7 +1,7 @@
-"""What other projects read of a ThreadPoolExecutor's private parts, and what it means here.
+"""The private parts of a ThreadPoolExecutor that other projects read, and what they mean here.
 
-`_work_queue` is the calls that wait: Google Pub/Sub's scheduler drains it, tools read its size, and subclasses put
-items of their own into it. `_threads` is the threads that run calls now: tools count, name and join them.
+`_work_queue` holds the waiting calls: Google Pub/Sub's scheduler drains it, tools read its size, and subclasses put
+items of their own into it. `_threads` holds the threads that run calls now: tools count, name and join them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class WaitingCalls:
-    """An executor's calls that have not begun, as a queue."""
+    """The calls of an executor that have not begun, as a queue. Thread-safe."""
 
     def __init__(self, queue: WorkQueue) -> None:
         self._queue = queue
@@ -33,8 +33,9 @@ class WaitingCalls:
         return not self.qsize()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Take out the first call that waits: from now on it is the caller's, to run, cancel or drop. Raises Empty at
-        once if there is none, even with `block`: calls to come will be the pools'.
+        """Take out the first waiting call. From now on the caller may run, cancel or drop it.
+
+        Raises Empty at once if there is none, even with `block`: later calls are left to the pools.
         """
         future = take_out(self._queue)
         if future is None:
@@ -51,7 +52,7 @@ class WaitingCalls:
         return self.get(block=False)
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        """A worker will call `item.run()`. None, with which threads are told to look again, is nothing."""
+        """Have a worker call `item.run()`. None, with which the standard library wakes its threads, is ignored."""
         if item is not None:
             self._queue.submit(PutItem(item))
 
@@ -60,14 +61,14 @@ class WaitingCalls:
 
 
 class PutItem:
-    """Calls a work item that somebody else made; whatever comes of it is told to that item's own future."""
+    """Runs a work item that somebody else made. The outcome goes to that item's own future."""
 
     def __init__(self, item: Any) -> None:
         self.item = item
 
     def __call__(self) -> None:
         if hasattr(self.item, "task"):
-            self.item.run(self)  # since Python 3.14 it asks for the context that calls its task
+            self.item.run(self)  # since Python 3.14 a work item asks for the context that calls its task
         else:
             self.item.run()
 
@@ -77,12 +78,13 @@ class PutItem:
 
 
 class ServingThread(threading.Thread):
-    """A thread that runs a call of the executor: that thread to who looks at it. But it may go on serving others for
-    long, so what is joined is the call.
+    """A thread that runs a call of the executor, seen from outside as that thread.
+
+    Only `join` and `is_alive` refer to the call: the thread itself may go on serving others for long.
     """
 
     def __init__(self, thread: threading.Thread, call: Future[Any] | None) -> None:
-        # Not super().__init__: it would be a thread not started. This has all the real one has.
+        # super().__init__ is not called: it would make a thread that is not started. This copies all the real one has.
         self.__dict__.update(thread.__dict__)
         self._real = thread
         self._call_of_executor = call
@@ -102,7 +104,7 @@ class ServingThread(threading.Thread):
 
 
 def threads_of(queue: WorkQueue) -> set[threading.Thread]:
-    """The threads that run its calls right now."""
+    """The threads that run calls of this queue right now."""
     found: set[threading.Thread] = set()
     for pwq in queue.places():
         with pwq.pool.lock:

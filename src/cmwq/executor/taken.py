@@ -1,7 +1,7 @@
-"""Calls that somebody takes out of an executor's queue before they begin, to run or drop them himself.
+"""Calls that are taken out of an executor's queue before they begin, to be run or dropped by the code that took them.
 
-Guarantees: what was taken out is not run by a worker, and no flush or shutdown waits for it; its future stays as it
-was, and is settled by whoever took it, as a standard future is.
+Guarantees: no worker runs a call that was taken out, and no flush or shutdown waits for it. Its future stays the same
+object; the code that took the call settles it, as with a standard future.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class TakenFuture(Future[T]):
-    """The future of a call that was taken out. It is in no list, and counted nowhere."""
+    """The future of a call that was taken out. It is in no list, and is counted nowhere."""
 
     def _withdraw(self) -> None:
         pass
@@ -59,7 +59,7 @@ class TakenFuture(Future[T]):
 
 
 class TakenCall:
-    """One call that was taken out, as `concurrent.futures.thread._WorkItem` shows it."""
+    """One call that was taken out, with the attributes of `concurrent.futures.thread._WorkItem`."""
 
     def __init__(self, future: Future[Any], fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.future = future
@@ -70,11 +70,11 @@ class TakenCall:
 
     @property
     def task(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-        """What Python 3.14 has instead of the three."""
+        """What Python 3.14 has instead of the three attributes."""
         return self.fn, self.args, self.kwargs
 
     def run(self, ctx: object = None) -> None:
-        """Make the call, here and now. ctx: what Python 3.14 passes."""
+        """Make the call here and now, and settle its future. ctx: what Python 3.14 passes; it is ignored."""
         if not self.future.set_running_or_notify_cancel():
             return
         try:
@@ -87,7 +87,7 @@ class TakenCall:
 
 
 def take_out(queue: WorkQueue) -> Future[Any] | None:
-    """The first call that has not begun, and is from now on the caller's. None: there is none."""
+    """Take the first call that has not begun out of the queue; from now on it is the caller's. None: there is none."""
     for pwq in queue.places():
         pool = pwq.pool
         with pool.lock:

@@ -1,5 +1,4 @@
-"""A deterministic simulator for the pools: virtual clock, seeded interleavings, threads that are refused, a sensor by
-script.
+"""A deterministic simulator for the pools: a virtual clock, seeded interleavings, refused threads, a scripted sensor.
 
     sim = Simulation(cpus=1, seed=7)
     def main():
@@ -7,9 +6,9 @@ script.
             wq.submit(sim.sleep, 0.010)
     sim.run(main)
 
-The very core that runs in production runs here, on real threads of which exactly one runs at a time. Who runs next is
-decided at the seams (lock, park, unpark, spawn): first come first served, or by the seed. Same seed, same run. Time
-passes only when nobody can run.
+The same core that runs in production runs here, on real threads of which exactly one runs at a time. Which one runs
+next is decided at the seams (lock, park, unpark, spawn): first come, first served, or by the seed. The same seed gives
+the same run. Time passes only when no thread can run.
 """
 
 from cmwq.testing.sim import SimDeadlock, SimHost, SimSensor, Simulation

@@ -1,8 +1,8 @@
 """The simulator: see the package's docstring.
 
-Guarantees: one simulated thread runs at a time, and changes only at seams, so a run is a function of its seed; a state
-in which nobody can run and no time is due is reported as SimDeadlock, with what each thread waits for; after every
-step, or every so many, the invariants of the watched runtimes are checked wherever their lock is free.
+Guarantees: one simulated thread runs at a time, and they change only at seams, so a run is a function of its seed. A
+state in which no thread can run and no timer is due is reported as SimDeadlock, with what each thread waits for. After
+each `check_every`-th step the invariants of the watched runtimes are checked, for each pool whose lock is free.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TIME_BOUND = 60.0  # real seconds a thread may run without reaching a seam
 
 
 class SimDeadlock(AssertionError):
-    """Nobody can run, and no timer is due: a wake-up was lost."""
+    """No thread can run, and no timer is due: a wake-up was lost."""
 
 
 class SimStopped(BaseException):
@@ -59,14 +59,14 @@ class SimThread:
         self._joiners: list[SimThread] = []
         self.holds: list[SimLock] = []
         self.deferred: deque[Callable[[], object]] = deque()
-        self.ready = False  # it is among those who can run
-        self._baton = allocate_lock()  # held; who hands over releases it
+        self.ready = False  # it is among those that can run
+        self._baton = allocate_lock()  # held; the thread that hands over releases it
         self._baton.acquire()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def _run(self) -> None:
         self._baton.acquire()
-        be_of(self._host)  # a real lock of a work's, held across a seam, would stop the simulation
+        be_of(self._host)  # a real lock of a work, held across a seam, would stop the simulation
         try:
             if not self._host.stopped:
                 self._body()
@@ -83,11 +83,11 @@ class SimThread:
         return not self.ended
 
     def cpu_time(self) -> float:
-        """Seconds of simulated CPU it has used."""
+        """Seconds of simulated CPU that this thread has used."""
         return self.burnt + (0.0 if self.burns_since is None else self._host.now - self.burns_since)
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it ended. For simulated threads; `timeout` is not simulated."""
+        """Wait until it has ended. For simulated threads only; `timeout` is ignored."""
         me = self._host.me()
         while not self.ended:
             self._joiners.append(me)
@@ -95,9 +95,9 @@ class SimThread:
 
 
 class SimLock:
-    """As `cmwq._host.locks.Lock`: it knows its rank and its holder, refuses whoever enters again, and mends.
+    """A lock like `cmwq._host.locks.Lock`: it has a rank and a holder, refuses to be entered again, and mends.
 
-    Taking locks out of order is an error always, not only in the debug mode of `cmwq._core.held`.
+    Taking locks out of order is always an error here, not only in the debug mode of `cmwq._core.held`.
     """
 
     def __init__(self, host: SimHost, rank: int, mend: Callable[[], object] | None = None) -> None:
@@ -144,7 +144,7 @@ class SimLock:
     def held(self) -> bool:
         host = self._host
         if host.current is None or host.checking:
-            return True  # nobody else moves: before the run, and while the invariants are looked at
+            return True  # nothing else moves: before the run, and while invariants are checked
         if host.stopped:
             raise SimStopped  # all threads run on to their ends, and none is the current one
         return self.holder is host.current
@@ -177,7 +177,7 @@ class SimParker:
         self._host = host
         self._token = False
         self._sleeper: SimThread | None = None
-        self._wake_up: SimTimer | None = None  # it is on its way
+        self._wake_up: SimTimer | None = None  # of a thread that was woken and does not run yet
 
     def park(self, timeout: float = -1, spins: bool = False) -> bool:
         host = self._host
@@ -201,7 +201,7 @@ class SimParker:
         self._host.seam()
 
     def ring(self) -> None:
-        """`unpark` by who is no simulated thread."""
+        """Unpark, called by code that is not on a simulated thread."""
         self._token = True
         if self._sleeper is not None and self._wake_up is None:
             if self._host.wake_cost:
@@ -219,9 +219,9 @@ class SimTimer:
 
 
 class SimHost:
-    """The core's `Host`, simulated. Not for several tests at a time: one run, one host.
+    """The core's `Host`, simulated. One host serves one run only, and not several tests at a time.
 
-    spawn_cost: seconds that creating a thread takes whoever does it. wake_cost: seconds from an unpark until the
+    spawn_cost: seconds for which creating a thread holds up its creator. wake_cost: seconds from an unpark until the
     sleeper runs. Neither uses a CPU.
     """
 
@@ -235,11 +235,11 @@ class SimHost:
         self.failure: BaseException | None = None
         self.steps = 0
         self.on_step: list[Callable[[], None]] = []
-        self.check_every = 1  # steps between two calls of those
-        self.refuse: Callable[[str], bool] = lambda name: False  # is the thread of that name refused?
+        self.check_every = 1  # steps between two calls of `on_step`
+        self.refuse: Callable[[str], bool] = lambda name: False  # whether the thread of that name is refused
         self.spawn_cost = 0.0
         self.wake_cost = 0.0
-        self.here: int | None = 0  # what it says of where the calling thread runs
+        self.here: int | None = 0  # the CPU that it reports for each calling thread
         self._cpus = tuple(range(cpus))
         self._free_cpus = cpus
         self._cpu_queue: deque[SimThread] = deque()
@@ -252,7 +252,7 @@ class SimHost:
         self._timer_thread: SimThread | None = None
         self._over = threading.Event()
         self.checking = False
-        self._next_check = 0  # the step of the next
+        self._next_check = 0  # at which step
 
     # ------------------------------------------------------------------------------- Host
 
@@ -297,7 +297,7 @@ class SimHost:
         return 1 << 30
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> SimTimer:
-        """fn runs on a simulated thread of its own, which may block."""
+        """Call fn after `delay` seconds on the simulated timer thread. fn may block there."""
         if self._timer_thread is None:
             self._timer_thread = self._start("timers", self._run_timers)
             self.make_ready(self._timer_thread)
@@ -318,7 +318,7 @@ class SimHost:
         return self._threads[tid - 1].cpus
 
     def traits(self) -> None:
-        pass  # works change nothing of simulated threads
+        pass  # works change no simulated thread
 
     def set_mask(self, mask: Iterable[int]) -> None:
         pass
@@ -366,16 +366,16 @@ class SimHost:
         return self.gil
 
     def watch_process(self, runtime: Runtime) -> None:
-        pass  # no process: nothing forks or exits
+        pass  # there is no process that forks or exits
 
     # ------------------------------------------------------------------------------- what a script does
 
     def refuse_during(self, *windows: tuple[float, float]) -> None:
-        """No thread can be had from the first to the second time of each, in seconds."""
+        """Refuse threads within each window, from its first to its second time, in seconds."""
         self.refuse = lambda name: any(begin <= self.now < end for begin, end in windows)
 
     def set_cpus(self, cpus: Iterable[int]) -> None:
-        """From now on there are these CPUs, at least one. Who burns one that left burns it to the end."""
+        """Set the CPUs, at least one. A thread that burns a CPU that leaves burns it to the end."""
         before, self._cpus = len(self._cpus), tuple(sorted(set(cpus)))
         assert self._cpus, "a host without a CPU"
         self._free_cpus += len(self._cpus) - before
@@ -386,17 +386,17 @@ class SimHost:
     # ------------------------------------------------------------------------------- what simulated threads do
 
     def sleep(self, seconds: float) -> None:
-        """Off the CPU for so long. No sensor is told: see `Simulation.sleep`."""
+        """Be off the CPU for so many seconds. No sensor is told: see `Simulation.sleep`."""
         me = self.me()
         self.wake_later(seconds, me)
         self.block(f"{seconds * 1000:g} ms of sleep")
 
     def burn(self, seconds: float) -> None:
-        """Use a CPU for so long. CPUs are handed out first come first served, and not taken away."""
+        """Use a CPU for so many seconds. CPUs are given first come, first served, and not taken away."""
         me = self.me()
         if self._free_cpus <= 0:
             self._cpu_queue.append(me)
-            self.block("a CPU")  # whoever leaves it hands it over
+            self.block("a CPU")  # the thread that leaves it hands it over
         else:
             self._free_cpus -= 1
         self.wake_later(seconds, me)
@@ -417,17 +417,17 @@ class SimHost:
         return self.current
 
     def make_ready(self, thread: SimThread) -> None:
-        """It can run, and does when it is its turn."""
+        """Let the thread run when it is its turn."""
         if not (thread.ready or thread.ended):
             thread.ready = True
             self._ready.append(thread)
 
     def wake_later(self, delay: float, thread: SimThread) -> SimTimer:
-        """`make_ready` in so many seconds."""
+        """Call `make_ready` in so many seconds."""
         return self._at(delay, lambda: self.make_ready(thread))
 
     def seam(self) -> None:
-        """Here another may go first."""
+        """Be a point at which another thread may go first."""
         if self.current is None:
             return
         self._step()
@@ -438,14 +438,14 @@ class SimHost:
             self._hand_over(me, next_)
 
     def pause(self) -> None:
-        """Let those who can run go first, one of them at least."""
+        """Let the threads that can run go first, at least one of them."""
         if self.current is not None and self._ready:
             me, next_ = self.current, self._pick()
             self.make_ready(me)
             self._hand_over(me, next_)
 
     def block(self, waits_for: str) -> None:
-        """The current thread can't go on until make_ready()."""
+        """Stop the current thread until `make_ready`. waits_for: shown in a SimDeadlock."""
         self._step()
         me = self.me()
         me.waits_for = waits_for
@@ -453,7 +453,7 @@ class SimHost:
         me.waits_for = ""
 
     def pass_on(self) -> None:
-        """The current thread has ended."""
+        """Hand over to the next thread: the current one has ended."""
         if self.stopped:
             return
         try:
@@ -464,13 +464,13 @@ class SimHost:
         next_._baton.release()
 
     def fail(self, exc: BaseException) -> None:
-        """The run ends, with the first of these."""
+        """End the run. It raises the first exception that was given here."""
         if self.failure is None:
             self.failure = exc
         self.stop()
 
     def stop(self) -> None:
-        """The run ends, and with it all simulated threads."""
+        """End the run, and with it all simulated threads."""
         if not self.stopped:
             self.stopped = True
             for thread in self._threads:
@@ -493,7 +493,7 @@ class SimHost:
             accounts.remove(self._inside_here)
 
     def _inside_here(self) -> int:
-        """`inside`, if it is a simulated thread that asks, and its turn."""
+        """`inside`, if a simulated thread asks and it is its turn; else 0."""
         me = self.current
         mine = me is not None and me._thread is threading.current_thread()
         return self.inside() if mine and not self.stopped else 0
@@ -508,7 +508,7 @@ class SimHost:
             steps = self.steps
         for thread in self._threads:
             thread._thread.join(_TIME_BOUND)
-        self.current = None  # what a finaliser still does is outside of it
+        self.current = None  # whatever a finaliser still does is outside of the run
         if self.failure is not None:
             raise self.failure
 
@@ -580,11 +580,11 @@ class SimHost:
 
 
 class SimSensor:
-    """Knows of every `Simulation.sleep`, at once, or `late` seconds after when `miss()` says so (a level-triggered
-    sensor's way).
+    """A sensor that notices every `Simulation.sleep`: at once, or `late` seconds later if `miss()` says so, as a
+    level-triggered sensor does.
 
-    marks: it reports in the sentinel's way. It marks what it saw and wakes the reserve it was armed with, once nobody
-    can run: it has the priority of an idle CPU. For simulated threads, of which one runs at a time.
+    marks: it reports as the sentinel does. It marks what it saw, and wakes the reserve with which it was armed when no
+    thread can run, as if it had the priority of an idle CPU. For simulated threads, of which one runs at a time.
     """
 
     name = "scripted"
@@ -608,7 +608,7 @@ class SimSensor:
         pass
 
     def sleeping(self, worker: Worker) -> None:
-        """The script has it sleep from now on."""
+        """The script has this worker sleep from now on."""
         item = worker.item
         if self._miss():
             self._host.call_later(self._late, lambda: self._report(worker, item))
@@ -628,7 +628,7 @@ class SimSensor:
             pool.kick()
 
     def running(self, worker: Worker) -> None:
-        """The script has it run again."""
+        """The script has this worker run again."""
         if isinstance(worker.pool.lookout, MarkingLookout):
             worker.pool.lookout.mark(worker, False)
             return
@@ -678,20 +678,20 @@ class SimLookout:
 
 
 class MarkingLookout(SimLookout):
-    """As the sentinel's: a verdict is a mark until a worker comes to read it."""
+    """A lookout like the sentinel's: a verdict is a mark until a worker reads it."""
 
     def __init__(self, pool: WorkerPool, host: SimHost) -> None:
         super().__init__(pool, host)
         self._pool = pool
         self._host = host
         self._visible: set[Worker] = set()  # attached, and not exempt
-        self._marks: dict[Worker, bool] = {}  # not read yet: does it sleep?
-        self._nr_asleep = 0  # of those marks
-        self._due = False  # a look is
+        self._marks: dict[Worker, bool] = {}  # not read yet: does the worker sleep?
+        self._nr_asleep = 0  # how many of those marks say so
+        self._due = False  # a look is due
 
     def mark(self, worker: Worker, sleeps: bool) -> None:
         if worker not in self._visible:
-            return  # as the sentinel, it doesn't look there
+            return  # the sentinel does not look there either
         self._forget(worker)
         if worker.sleeping != sleeps:
             self._marks[worker] = sleeps
@@ -739,20 +739,21 @@ class MarkingLookout(SimLookout):
             self._host._at(0.0, self._look)
 
     def _look(self) -> None:
-        """Context: nobody can run."""
+        """Wake the reserve if fewer workers run than may.  Context: no thread can run."""
         self._due = False
         reserve, pool = self.armed, self._pool
         if reserve is not None and pool.nr_running - self._nr_asleep < pool.target:
-            self.armed = None  # one arming wakes at most one
+            self.armed = None  # one arming wakes at most one worker
             reserve.parker.ring()  # type: ignore[attr-defined]
 
 
 class Simulation:
     """A host, a sensor, and what works do there: `burn` a CPU, `sleep`, write to the `log`.
 
-    cpus: how many there are. seed: decides who goes first at each seam; None: first come, first served. late: seconds
-    after which a sleep that the sensor missed (half of them, by the seed) is reported. marks: the sensor reports in the
-    sentinel's way. What threads cost is for the host to be told: `SimHost.spawn_cost`, `wake_cost`.
+    cpus: how many there are. seed: decides which thread goes first at each seam; None: first come, first served. late:
+    seconds after which a sleep that the sensor missed (half of them, by the seed) is reported. gil: what the host
+    reports. marks: the sensor reports as the sentinel does. For the costs of threads set `SimHost.spawn_cost` and
+    `wake_cost`.
     """
 
     def __init__(
@@ -772,10 +773,10 @@ class Simulation:
         watchdog: bool = False,
         lends: bool = False,
     ) -> Runtime:
-        """A runtime in this simulation, its invariants checked after each `check_every`-th step and at the end.
+        """A runtime in this simulation. Its invariants are checked after each `check_every`-th step and at the end.
 
-        watchdog: let it run. Without, a state in which nobody can run is a SimDeadlock, for no timer is due either.
-        lends: likewise, of whether works wait for a place that others should lend (`Config.lend_interval`).
+        watchdog: let it run. Without it, a state in which no thread can run is a SimDeadlock, because no timer is due.
+        lends: likewise for the look whether works wait for a place that others should lend (`Config.lend_interval`).
         """
         self.host.check_every = check_every
         config = config or Config()
@@ -794,23 +795,21 @@ class Simulation:
         return runtime
 
     def run(self, main: Callable[[], T]) -> T:
-        """Run main() in the simulation and return what it returns; raise what any simulated thread raised, or
-        SimDeadlock.
-        """
+        """Run main() in the simulation and return its result. Raises SimDeadlock, or what a simulated thread raised."""
         result: list[T] = []
         self.host.run(lambda: result.append(main()))
         return result[0]
 
     def note(self, text: str) -> None:
-        """Add to the log, with the time in milliseconds."""
+        """Add a text to the log, with the time in milliseconds."""
         self.log.append((round(self.host.now * 1000, 6), text))
 
     def burn(self, seconds: float) -> None:
-        """Use a CPU for so long."""
+        """Use a CPU for so many seconds."""
         self.host.burn(seconds)
 
     def sleep(self, seconds: float) -> None:
-        """Block for so long; the sensor notices."""
+        """Block for so many seconds. The sensor notices."""
         worker = current_worker()
         if worker is None:
             self.host.sleep(seconds)
