@@ -27,8 +27,9 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Thread-local, at a fixed place from the thread's pointer: the usual model calls a function to find it, which the lock's
-   every acquire and release would pay for.  Other C libraries than glibc keep no such places for what is loaded late. */
+/* Thread-local, at a fixed place from the thread's pointer: the usual model calls a function to find it, which the
+   lock's every acquire and release would pay for.  Other C libraries than glibc keep no such places for what is loaded
+   late. */
 #if defined __GLIBC__ && defined __GNUC__
 #define THREAD_LOCAL _Thread_local __attribute__((tls_model("initial-exec")))
 #else

@@ -163,17 +163,11 @@ static bool guard_lock(Guard *guard, PyObject *whose)
         return false;
     if (held_by(me) >> guard->rank) {
         PyErr_SetString(guard->state->reentered,
-                        "called by a finaliser or a signal handler in the middle of cmwq's own code on the same thread: "
-                        "it would have to wait for itself");
-        return false;
-    }
-    word_acquire(guard->word);
-    atomic_store_explicit(&guard->owner, me, memory_order_relaxed);
-    note_rank(guard, me);
-    if (guard->stained) {
-        unsigned epoch = guard->epoch;
-        if (!guard_mend(guard)) {
-            if (guard->epoch == epoch)      /* else: it forked, and this is the child */
+                        "called by a finaliser or a signal handler in the middle of cmwq's own code on the same thread:
+                        " "it would have to wait for itself"); return false; } word_acquire(guard->word);
+                        atomic_store_explicit(&guard->owner, me, memory_order_relaxed); note_rank(guard, me); if
+                        (guard->stained) { unsigned epoch = guard->epoch; if (!guard_mend(guard)) { if (guard->epoch ==
+                        epoch)      /* else: it forked, and this is the child */
                 guard_unlock_under_exception(guard, whose);
             return false;
         }
