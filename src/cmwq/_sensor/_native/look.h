@@ -154,8 +154,7 @@ static bool visit_all(Look *look)
     return k == n;
 }
 
-/* Mark the noted worker if it is runnable again.  One per look is enough: a worker that ends its item corrects itself.
-   */
+/* Mark the noted worker if it is runnable again.  There is no hurry: a worker that ends its item corrects itself. */
 static void visit_one_asleep(Look *look)
 {
     long long key;
