@@ -1,4 +1,5 @@
-"""ThreadHost: the core's `Host` on the real machine. Our locks, threading's threads, the kernel's clock and CPUs."""
+"""ThreadHost: the core's `Host` on the real machine, with cmwq's locks, Python's threads, the kernel's clock and
+CPUs."""
 
 from __future__ import annotations
 
@@ -28,22 +29,25 @@ try:
 except ImportError:  # no compiler was there
     _sentinel = None  # type: ignore[assignment]
 
-_HEADROOM_TTL = 0.1  # s: the caps are read again after so long,
-_FEW = 16  # threads: or each time, where there is room for no more than these
+_HEADROOM_TTL = 0.1  # s: after this time the caps are read again
+_FEW = 16  # threads: with room for fewer than this, the caps are read at each call
 
 
 def _clock() -> Callable[[], float]:
-    """The real monotonic clock, also where somebody has replaced it already."""
+    """The real monotonic clock, even if a library has replaced `time.monotonic` already."""
     if isinstance(time.monotonic, BuiltinFunctionType) or not hasattr(time, "clock_gettime"):
         return time.monotonic
     return partial(time.clock_gettime, time.CLOCK_MONOTONIC)
 
 
 class ThreadHost:
-    """Thread-safe. The interpreter doesn't wait for its threads: a runtime does, at exit, unless Ctrl-C says no."""
+    """The `Host` of a process; its methods are explained there. Thread-safe.
+
+    The interpreter doesn't wait for the threads of a host. A runtime does at exit, unless Ctrl-C ends its wait.
+    """
 
     monotonic = staticmethod(_clock())
-    """Bound here, in a class: libraries that stop the clock for a test replace it wherever a module has it by name."""
+    """In seconds. It is bound in a class because libraries that stop the clock for tests replace it in every module."""
 
     universe = "the process"
 
@@ -58,7 +62,7 @@ class ThreadHost:
         self._headroom_until = 0.0
 
     def forget(self) -> None:
-        """In the child of a fork: no timer, and nothing known of the process. The machine is the same."""
+        """In the child of a fork: drop the timers and what was read of the process. The topology stays valid."""
         self._timers.abandon()
         self._know_nothing()
 
@@ -90,7 +94,11 @@ class ThreadHost:
         return thread
 
     def thread_headroom(self, *, needed: bool = False) -> int:
-        """Each call counts as one thread more, until the caps are read again: at each call, where threads are few."""
+        """Each call counts as one more thread until the caps are read again, which is at each call where threads are
+        few.
+
+        Unless `needed`, `caps.SPARE` threads are left to the rest of the process.
+        """
         now = self.monotonic()
         if now >= self._headroom_until or self._headroom < _FEW:
             self._headroom = caps.headroom()
@@ -99,16 +107,16 @@ class ThreadHost:
         return self._headroom + 1 - (0 if needed else caps.SPARE)
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> Timer:
-        """Raises ThreadLimit if the timer thread isn't there yet and can't be had."""
+        """Raises ThreadLimit if the timer thread doesn't exist yet and can't be created."""
         return self._timers.call_later(delay, fn)
 
     def start_timers(self) -> None:
-        """From now on `call_later` needs no thread. Raises ThreadLimit."""
-        interpreters.check()  # a runtime's first thread is this one
+        """Create the timer thread, so that `call_later` needs no further one. Raises ThreadLimit."""
+        interpreters.check()  # here, because this is a runtime's first thread
         self._timers.start()
 
     def stop_timers(self) -> None:
-        """End the timer thread and drop all timers of this host. A later timer starts it anew.
+        """End the timer thread and drop all timers of this host. A later timer starts a new thread.
 
         Context: no lock held that a timer's function may take.
         """
@@ -116,7 +124,7 @@ class ThreadHost:
         timers.close()
 
     def bind(self, cpus: Iterable[int], tid: int = 0) -> bool:
-        """Best effort: a CPU may have gone away between the decision and the call (D6)."""
+        """Best effort, because a CPU may have left between the decision and the call (D6). False: it failed."""
         try:
             os.sched_setaffinity(tid, cpus)
         except (OSError, AttributeError):  # AttributeError: no Linux
@@ -139,16 +147,17 @@ class ThreadHost:
         return threading.get_native_id()
 
     def set_nice(self, nice: int) -> bool:
-        """Of the calling thread alone. False: not permitted, or not to be had here. To undo it may not be permitted.
+        """Set the nice value of the calling thread alone. False: it is not permitted, or not possible here.
 
-        Threads and processes that it starts don't inherit a negative one: it is a worker's, not its works'.
+        Undoing the change may not be permitted. Threads and processes that the thread starts don't inherit a
+        negative value, because it belongs to the worker, not to its works.
         """
-        # Elsewhere niceness is the process's, and a thread's id may be the id of another process.
+        # On other systems niceness belongs to the process, and a thread's id may be the id of another process.
         if not sys.platform.startswith("linux"):
             return False
         try:
             if nice < 0:
-                # First, so that nothing can be started in between; and without it, not at all.
+                # First, so that nothing can be started in between. If it fails, the nice value stays.
                 os.sched_setscheduler(0, os.sched_getscheduler(0) | os.SCHED_RESET_ON_FORK, os.sched_getparam(0))
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
         except (OSError, OverflowError, AttributeError):  # AttributeError: a C library without it
@@ -156,7 +165,7 @@ class ThreadHost:
         return True
 
     def cpu_clock(self) -> Callable[[], float | None]:
-        """Of the calling thread. It may be read after the thread's end: None then."""
+        """A function that reads the calling thread's CPU time in seconds, from any thread. After its end: None."""
         clock_of = getattr(time, "pthread_getcpuclockid", None)
         if clock_of is None:
             return lambda: None
@@ -171,7 +180,7 @@ class ThreadHost:
         return used
 
     def set_thread_name(self, name: str) -> None:
-        name = name.encode("ascii", "replace").decode()  # a queue may be called anything
+        name = name.encode("ascii", "replace").decode()  # a queue's name may have any characters
         if _sentinel is not None:
             _sentinel.set_name(name)
             return
@@ -185,7 +194,7 @@ class ThreadHost:
         return topology.cpus()
 
     def cpu_groups(self, scope: str, cpus: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """By what they share: `topology.SCOPES`. Read from the system once for each set of CPUs."""
+        """The CPUs grouped by what they share (`topology.SCOPES`), read from the system once for each set of CPUs."""
         key = scope, cpus
         groups = self._groups.get(key)
         if groups is None:

@@ -1,8 +1,9 @@
-"""How many threads may be had (B6): RLIMIT_NPROC, the cgroup's pids.max, the kernel's threads-max.
+"""How many threads may be created (B6): RLIMIT_NPROC, the cgroup's pids.max, the kernel's threads-max.
 
-Near a cap the pool goes on with what it has. Asked before a thread is created, because some of these limits fail the
-whole process's other threads too: the last thread of a cgroup should not be ours. Unless nothing would go on without
-it: what `SPARE` leaves to others is not left by a pool's first worker and its reserve.
+Near a cap a pool goes on with the workers it has. The caps are checked before a thread is created, because at some of
+them all other threads of the process are refused too: cmwq should not take the last thread of a cgroup. So `SPARE`
+threads are left to others, except by a pool's first worker and its reserve, without which no work would be executed.
+All functions are thread-safe and read the system anew with each call.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ except ImportError:
     resource = None  # type: ignore[assignment]
 
 SPARE = 4
-"""Threads left to the rest of the process, by whoever can do without one."""
+"""How many threads are left to the rest of the process when the thread to be created is not essential."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """A limit on threads; None: no limit, or not known. `used` counts against the same limit."""
+    """A limit on the number of threads, and how many count against it now. None: no limit, or not known."""
 
     name: str
     limit: int | None
@@ -34,18 +35,18 @@ class Cap:
 
 
 def thread_caps() -> list[Cap]:
-    """Every cap that this machine has, in no order."""
+    """Every cap that applies to this process, in no particular order."""
     caps = [_nproc(), _threads_max()]
     for folder in cgroup_folders("pids"):
         limit = _number(folder / "pids.max")
         if limit is not None:
-            source = os.fsencode(folder).decode("utf-8", "replace")  # to be shown
+            source = os.fsencode(folder).decode("utf-8", "replace")  # for display
             caps.append(Cap("pids.max", limit, _number(folder / "pids.current"), source))
     return caps
 
 
 def headroom() -> int:
-    """How many more threads may be created before the tightest cap is reached."""
+    """How many more threads may be created before the tightest cap is reached; 2**30 if there is none."""
     rooms = [cap.limit - (cap.used or 0) for cap in thread_caps() if cap.limit is not None]
     return min(rooms, default=1 << 30)
 
@@ -58,8 +59,8 @@ def _nproc() -> Cap:
         soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     except (OSError, ValueError):
         return Cap("RLIMIT_NPROC", None, None, source)
-    # Root is exempt from this limit, and others' threads count against it: unknown use is best left to the refusal
-    # itself.
+    # Root is exempt from this limit. Threads of the user's other processes count against it too, but are not known
+    # here; then the system's refusal shows.
     return Cap("RLIMIT_NPROC", None if soft < 0 or os.geteuid() == 0 else soft, _own_threads(), source)
 
 
@@ -74,14 +75,14 @@ def _threads_max() -> Cap:
 
 def _own_threads() -> int | None:
     try:
-        # Bytes: the process's name, which is in it, may be anything.
+        # Bytes, because the process's name, which it contains, may be any.
         return int(Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()[17])
     except (OSError, ValueError, IndexError):
         return None
 
 
 def _number(path: Path) -> int | None:
-    """None for "max" and for files that aren't there."""
+    """The number in a file. None for "max" and for missing files."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Threads that are none: gevent and eventlet can put greenlets in the place of a process's threads.
+"""Refusal of greenlets: gevent and eventlet can replace a process's threads by greenlets.
 
-Then all "threads" take turns on one real thread, whatever waits in C stops them all, and what the system says of a
-thread is said of all. To use the originals behind their backs would be no better: a greenlet that waits for a work
-would stop the others, which the work may need. So whoever would start a thread is told, before anything is half there.
+Then all "threads" take turns on one real thread, a wait in C stops them all, and what the system says of a thread
+applies to all of them. Using the original threads all the same would be no better: a greenlet that waits for a work
+would stop the others, which the work may need. So an error is raised before the first thread is started.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from cmwq._errors import ThreadLimit
 
 
 def refuse_greenlets() -> None:
-    """Raises ThreadLimit."""
-    # Debuggers replace what starts a thread; who one is only those replace for whom it is no thread.
+    """Raises ThreadLimit if greenlets have replaced threads in this process."""
+    # Debuggers replace the function that starts a thread, but only greenlet libraries replace get_ident().
     owner = _thread.get_ident.__module__
     if owner != "_thread":
         raise ThreadLimit(

@@ -1,8 +1,8 @@
-"""Sub-interpreters (G5): cmwq serves the main one, and says so in others where a thread would be started first.
+"""Refusal of sub-interpreters (G5): cmwq works in the main interpreter only. In others, starting a thread raises.
 
-Why they are refused, rather than served apart. What a sensor watches is the process's: CPUs, threads, the main GIL. An
-isolated sub-interpreter may have no thread that outlives its code, and a runtime is made of such; another can't be
-ended while it has any: CPython up to 3.12 ends the process then.
+Why they are refused. What a sensor watches belongs to the process: CPUs, threads, the main GIL. An isolated
+sub-interpreter may have no thread that outlives its code, but a runtime consists of such threads. A sub-interpreter
+that is not isolated can't be ended while it has such threads: CPython up to 3.12 then ends the process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ def _never_asked() -> bool:
 
 
 def _find_out() -> Callable[[], bool]:
-    """Imported now: a fork in the middle of an import leaves that module's lock taken in the child (G2)."""
+    """A function that says whether this is the main interpreter.
+
+    Called at import, because a fork during a later import would leave that module's lock taken in the child (G2).
+    """
     is_main: Callable[[], bool] | None = getattr(_thread, "_is_main_interpreter", None)  # 3.13
     if is_main is not None:
         return is_main

@@ -1,23 +1,24 @@
-"""Fork and interpreter exit: tells every runtime that was made, however far its start has come (G2, G3).
+"""Fork and interpreter exit: notifies every runtime, however far its start has come (G2, G3).
 
-The hooks are installed when this module is imported, which making any runtime on real threads does, so with `cmwq`
-itself. First use would be too late for both: a fork in the middle of it would find no hook, and after the main
+The hooks are installed when this module is imported, which happens when `cmwq` is imported, since any runtime on real
+threads needs it. First use would be too late: a fork in the middle of it would find no hook, and after the main
 thread's end none can be installed any more.
 
-Exit uses threading's own hook, as concurrent.futures does: it runs before the interpreter stops threads from starting,
-and before non-daemon threads are joined. atexit would be too late for both. The last installed runs first, so that of
-concurrent.futures comes before ours: works that are done at exit may use its executors.
+Exit uses threading's own hook, as concurrent.futures does, because it runs before the interpreter refuses new threads
+and before it joins non-daemon threads; atexit runs after both. The hook that was installed last runs first.
+concurrent.futures is imported here before our hook is installed, so ours runs first, and works that are executed at
+exit may still use its executors.
 
-*Why no runtime is missed at exit.* `watch` adds the runtime, then looks whether the end has come; `_at_exit` says that
-it has, then looks which there are. Whichever is first, one of the two sees the other. A runtime made after the end is
-closed from birth: its queues raise QueueClosed, rather than take what nobody would wait for.
+*Why no runtime is missed at exit.* `watch` adds the runtime and then checks whether the end has come; `_at_exit` sets
+that flag and then reads the set of runtimes. Whichever is first, one of the two sees the other. A runtime made after
+the end is closed at once: its queues raise QueueClosed, rather than accept works that nobody would wait for.
 
 *Why a fork in the middle of a start is safe.* In the child `Runtime.process_forked` replaces every lock that the start
-holds, and makes void what the start has written so far. So it need not know how far that came, and nobody has to wait
-for it before the fork. The runtime is known here from its making on, and until then only one thread knows it.
+holds, and discards what the start has written so far. So it need not know how far the start came, and the fork need not
+wait for it. The runtime is in the set from its creation on, and before that only one thread knows it.
 
-*Why not a WeakSet.* To iterate over one runs Python code, in which another thread or a finaliser may make or drop a
-runtime: RuntimeError, in a fork's child of all places. See `_core/weakly.py`.
+*Why not a WeakSet.* Iterating over one runs Python code, in which another thread or a finaliser may make or drop a
+runtime, and then raises RuntimeError, possibly in the child of a fork. See `_core/weakly.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ _over = False
 
 
 def watch(runtime: Runtime) -> None:
-    """From now on it is told. If the end has come already it is told so at once."""
+    """Notify the runtime of fork and exit from now on. If the end has come already, it is notified at once.
+
+    Thread-safe. The runtime is referenced weakly.
+    """
     _runtimes.add(runtime)
     if _over:
         runtime.process_exits()
@@ -48,8 +52,8 @@ def watch(runtime: Runtime) -> None:
 def _at_exit() -> None:
     global _over
     _over = True
-    # Ctrl-C here means now, and is passed on, as by the standard library: the interpreter then leaves behind our
-    # workers and those who wait for them, on threads that it would join, as asyncio's in `shutdown()`.
+    # Ctrl-C here ends the wait and is passed on, as by the standard library. The interpreter then abandons our workers
+    # and the threads that wait for them, which it would otherwise join, such as asyncio's in `shutdown()`.
     for runtime in _runtimes:
         try:
             runtime.process_exits()
@@ -61,7 +65,7 @@ def _after_fork() -> None:
     for runtime in _runtimes:
         try:
             runtime.process_forked()
-        except Exception:  # the next one has a right to be told, too
+        except Exception:  # the other runtimes must still be notified
             _log.exception("%r could not be freed of what its parent had queued", runtime)
 
 

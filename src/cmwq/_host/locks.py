@@ -1,38 +1,39 @@
-"""Locks that no exception leaves behind, and that a thread never waits for twice.
+"""Locks that no exception leaves held, and with which no thread waits for itself.
 
-Its one job: say what is true while a section runs, and after it was left, however it was left. Everything in cmwq that
-is a lock is one of these. This is the readable one; `_sensor/_native/lock.h` has the same in C (`Lock`, `inside`,
-`defer`), which serves where it was built. The two keep separate accounts of what a thread holds: a process uses one.
+All locks of cmwq are of this kind. This module is the readable implementation; `_sensor/_native/lock.h` has the same in
+C (`Lock`, `inside`, `defer`), which is used where it was built. The two keep separate accounts of the locks that a
+thread holds, so a process uses only one of them. A section is the time from taking a lock to releasing it.
 
 Guarantees
-1. *No frame leaves a lock behind.* An exception at any bytecode, as of Ctrl-C, `PyThreadState_SetAsyncExc`, a trace
-   function, or for want of memory, finds the lock free, or held by who is still within the section.
-2. *An exceptional end mends.* After an exception that is no `CmwqError` (those are raised before anything is changed)
-   `mend` is called with the lock still held, to recount what may be half done. If it raises, the lock is stained:
-   whoever takes it next mends first, and gets `mend`'s exception, and not the lock, if that fails again.
-3. *No deadlock.* A thread waits only for locks of a higher rank than all it holds, and what it holds includes what the
-   frames hold that a finaliser or a signal handler interrupted. So among the threads that wait, the one that holds the
-   highest rank waits for somebody who doesn't wait. Anything else is refused (`Reentered`) before it touches anything.
-4. *What is refused can be left for later.* `defer(fn)` calls fn on this thread when it holds none of these locks.
+1. *No frame leaves a lock held.* An exception may come at any bytecode: from Ctrl-C, `PyThreadState_SetAsyncExc`, a
+   trace function, or lack of memory. It finds the lock free, or held by a section that will still end.
+2. *A section that ends by an exception mends.* Unless the exception is a `CmwqError` (those are raised before anything
+   is changed), `mend` is called with the lock still held, to recount what may be half done. If `mend` raises, the lock
+   is stained: the next thread that takes it mends first. If that fails again, that thread gets the exception of `mend`
+   and not the lock.
+3. *No deadlock.* A thread waits only for locks of a higher rank than all that it holds, including those held by frames
+   that a finaliser or a signal handler interrupted. So among the threads that wait, the one that holds the highest rank
+   waits for a thread that doesn't wait. Any other request is refused (`Reentered`) before it changes anything.
+4. *What is refused can be deferred.* `defer(fn)` calls fn on this thread when it holds none of these locks.
 
-How `with` holds it. An ordinary `__exit__` leaves a gap: between the body and its call the interpreter executes a few
-bytecodes for which the `with` doesn't answer, and an exception there leaves the lock held for ever. So `__exit__` is a
-property here. `with` reads it before it calls `__enter__`; reading takes the lock and returns a `_Hold`, which lies on
-the frame's value stack, and nowhere else, until the section is over. If it dies without having been called, its frame
-was left some other way, and it lets go in `__del__`.
+How `with` holds a lock. An ordinary `__exit__` leaves a gap: between the body and the call of `__exit__` the
+interpreter executes a few bytecodes that the `with` doesn't cover, and an exception there leaves the lock held for
+ever. So `__exit__` is a property here. `with` reads it before it calls `__enter__`; reading it takes the lock and
+returns a `_Hold`, which lies on the frame's value stack, and nowhere else, until the section is over. If the `_Hold`
+dies without having been called, its frame was left some other way, and its `__del__` releases the lock.
 
-What makes that true of Python code, which can itself be interrupted at each bytecode:
-- No frame has the `_Hold` in a variable, or the traceback of an exception would keep it, and the lock, for as long as
-  somebody looks at the exception. It is made, and called, by C code alone: it is a `partial`, whose function knows an
-  `_Entry` instead.
-- Whether this thread holds a lock is asked of `RLock`, which knows its owner from the moment it is taken. An account of
-  our own would be wrong between the taking and the noting. `_Thread.entered` says only for which locks to ask.
-- Each step of an end may be done twice, and the last is to forget the entry: whoever is interrupted on the way, the
-  `_Hold` dies and does the rest.
-Of two exceptions in one section the second may come while the first is dealt with; then this fails. The locks in C
-know no such moment.
+Python code can itself be interrupted at each bytecode. The guarantees hold all the same, because:
+- No frame has the `_Hold` in a variable. Otherwise the traceback of an exception would keep it, and the lock, for as
+  long as the exception lives. The `_Hold` is made and called by C code alone: it is a `partial`, and its function
+  refers to an `_Entry` instead.
+- `RLock` is asked whether this thread holds the lock, since it knows its owner from the moment it is taken. An account
+  kept here would be wrong between taking and noting. `_Thread.entered` only says which locks to ask.
+- Each step of the end of a section may be done twice, and the last step is to forget the entry. If an end is
+  interrupted, the `_Hold` dies and does the rest.
+There is one limit: if a second exception comes while the first is being handled, this fails. The locks in C have no
+such moment.
 
-Letters as in `_core.pool`; here L is the lock itself, and S its own thread.
+Letters as in `_pool.pool`; here L is the lock itself, and S its own thread.
 """
 
 from __future__ import annotations
@@ -61,7 +62,11 @@ _REENTERED = (
 
 
 class PyLock:
-    """Thread-safe. `rank` is from 0 to 31. `mend` may be replaced with the lock held, or before others know it."""
+    """The lock in Python. Thread-safe.
+
+    `rank` is from 0 to 31; else ValueError. `mend` is called after a section that an exception ended. It may be
+    replaced with the lock held, or before other threads know the lock. TypeError if it is neither callable nor None.
+    """
 
     __slots__ = ("_forgiven", "_raw", "_stained", "mend", "rank")
 
@@ -73,23 +78,26 @@ class PyLock:
         self.rank = rank  # I
         self.mend = mend  # L
         self._raw: Any = threading.RLock()  # F
-        self._stained = False  # L: left by an exception, and not mended since
-        self._forgiven = False  # F: a release() is to come of what the parent acquired
+        self._stained = False  # L: an exception ended a section, and `mend` has not succeeded since
+        self._forgiven = False  # F: the parent acquired it, and the child's release() is still to come
 
     def __enter__(self) -> None:
         pass
 
     @property
     def __exit__(self) -> Callable[[object, object, object], None]:
-        """For `with` alone: to read it is to take the lock."""
+        """For `with` alone: reading it takes the lock. Raises Reentered, or what `mend` raises; then it isn't held."""
         me = _threads.me
         _refuse_to_wait_for_myself(me, self)
         entry = _Entry(self, me)
-        # One expression: until it is returned the _Hold is on the value stack only.
+        # This is one expression, so that the _Hold is on the value stack only until it is returned.
         return (_Hold(entry.end), me.entered.setdefault(entry), entry.raw.acquire(), _begin(entry))[0]
 
     def acquire(self) -> None:
-        """For who can't say `with`, and sees to it that `release` follows. `held` tells whether it came to that."""
+        """Take the lock where `with` can't be used. The caller must make sure that `release` follows.
+
+        Raises as `with` does. After an interruption, `held` tells whether the lock was taken.
+        """
         me = _threads.me
         _refuse_to_wait_for_myself(me, self)
         entry = _Entry(self, me, by_hand=True)
@@ -98,7 +106,7 @@ class PyLock:
         _begin(entry)
 
     def release(self) -> None:
-        """Let go of what `acquire` took."""
+        """Release what `acquire` took, then make deferred calls. Raises RuntimeError if this thread doesn't hold it."""
         if not self._raw._is_owned():
             if not self._forgiven:
                 raise RuntimeError("release of a lock that this thread doesn't hold")
@@ -110,39 +118,39 @@ class PyLock:
         _call_deferred(me)
 
     def locked(self) -> bool:
-        """Does anybody hold it?"""
-        return repr(self._raw).startswith("<locked")  # RLock.locked() is of Python 3.14
+        """Whether any thread holds it."""
+        return repr(self._raw).startswith("<locked")  # RLock.locked() is new in Python 3.14
 
     def held(self) -> bool:
-        """Does this thread hold it?"""
+        """Whether the calling thread holds it."""
         return bool(self._raw._is_owned())
 
     def wake(self, parker: ports.Parker) -> None:
-        """Unpark as soon as the lock is free. Here: at once; the thread that wakes will wait for the lock.
+        """Unpark as soon as the lock is free. This implementation does it at once: the woken thread waits for the lock.
 
-        Context: held.
+        Raises RuntimeError if the calling thread doesn't hold it.  Context: held.
         """
         if not self.held():
             raise RuntimeError("wake() is for whoever holds the lock")
         parker.unpark()
 
     def _at_fork_reinit(self) -> None:
-        """In the child of a fork: nobody holds it. A section that this thread is still within keeps the old RLock."""
+        """In the child of a fork: make it free. A section that this thread is still within keeps the old RLock."""
         mine = [entry for entry in tuple(_threads.me.entered) if entry.lock is self and entry.raw is self._raw]
         self._forgiven = self.held() and any(entry.by_hand for entry in mine)
         self._raw = threading.RLock()
 
 
 class _Thread:
-    """What there is to know of a thread."""
+    """The locks that a thread may hold, and its deferred calls."""
 
     __slots__ = ("deferred", "drain", "entered", "numbers")
 
     def __init__(self) -> None:
-        self.entered: dict[_Entry, None] = {}  # S: what it may hold
+        self.entered: dict[_Entry, None] = {}  # S: the locks that it may hold
         self.deferred: dict[int, Callable[[], object]] = {}  # S: in order
         self.numbers = count()  # S
-        self.drain: Any = _drain(self)  # S: the last that was begun; it runs, or it doesn't
+        self.drain: Any = _drain(self)  # S: the last one that was begun, whether it runs or not
 
     def holds(self) -> int:
         ranks = 0
@@ -152,7 +160,10 @@ class _Thread:
         return ranks
 
     def forget(self, raw: object) -> None:
-        """Context: not held. What is on its way to take it, in a frame that this one interrupts, stays."""
+        """Drop the entries of `acquire`.  Context: not held.
+
+        The entry of a frame that is about to take the lock, and that this frame interrupts, stays.
+        """
         for entry in tuple(self.entered):
             if entry.raw is raw and entry.by_hand:
                 self.entered.pop(entry, None)
@@ -164,32 +175,33 @@ class _Threads(threading.local):
 
 
 class _Entry:
-    """One taking of a lock."""
+    """One section: one acquisition of a lock by one thread."""
 
     def __init__(self, lock: PyLock, thread: _Thread, *, by_hand: bool = False) -> None:
         self.lock = lock  # I
-        self.raw = lock._raw  # I: not the lock's any more in the child of a fork
+        self.raw = lock._raw  # I: in the child of a fork the lock has another one
         self.thread = thread  # I
         self.by_hand = by_hand  # I
 
     def end(self, exc_type: type[BaseException] | None = None, *_: object) -> None:
-        """What the `_Hold` does when it is called."""
+        """End the section: `with` calls this through the `_Hold`."""
         if exc_type is not None and not issubclass(exc_type, CmwqError) and _is_within(self):
             _mend_if_it_can(self)
         _end(self)
         self.abandon = _nothing_in_c  # type: ignore[assignment,method-assign]
 
     def abandon(self) -> None:
-        """What the `_Hold` does when it dies."""
+        """End the section after an exception: the `_Hold` calls this when it dies without having been called."""
         if _is_within(self):
             _mend_if_it_can(self)
         _end(self)
 
 
 class _Hold(partial[None]):
-    """A section: what `with` calls at its end, and what ends it if `with` can't. Made of an entry's `end`.
+    """What `with` calls at the end of a section, made of an entry's `end`. If it dies uncalled, it ends the section.
 
-    After an ordinary end it dies without one bytecode. For in a finaliser an exception is lost, and it may be Ctrl-C.
+    After an ordinary end it dies without executing a bytecode, because an exception in a finaliser is lost, and it may
+    be Ctrl-C.
     """
 
     __del__ = property(attrgetter("func.__self__.abandon"))
@@ -201,7 +213,7 @@ def _refuse_to_wait_for_myself(me: _Thread, lock: PyLock) -> None:
 
 
 def _begin(entry: _Entry) -> object:
-    """Context: the lock was just taken."""
+    """Mend a stained lock; if that raises, release it.  Context: the lock was just taken."""
     lock = entry.lock
     if not lock._stained:
         return None
@@ -216,14 +228,14 @@ def _begin(entry: _Entry) -> object:
 
 
 def _is_within(entry: _Entry) -> bool:
-    """Is the lock held in that section? Not if it wasn't taken yet, or `release` came first."""
+    """Whether the lock is held in that section: False if it wasn't taken yet, or was released already."""
     if entry.thread is _threads.me:
         return bool(entry.raw._is_owned())
     return entry in entry.thread.entered
 
 
 def _mend_if_it_can(entry: _Entry) -> None:
-    """Context: the lock is held."""
+    """Call `mend` after an exception; if it raises, leave the lock stained.  Context: the lock is held."""
     lock = entry.lock
     if lock.mend is None or entry.raw is not lock._raw:
         return
@@ -232,21 +244,21 @@ def _mend_if_it_can(entry: _Entry) -> None:
         lock.mend()
         if entry.raw is lock._raw:
             lock._stained = False
-    except BaseException:  # the exception that ended the section goes on; whoever is next tries again
+    except BaseException:  # the exception that ended the section is raised; the next thread mends again
         pass
 
 
 def _end(entry: _Entry) -> None:
-    """Let go, if it is held; what was deferred may be called then."""
+    """Release the lock if it is held in this section, and make the deferred calls if no other lock is held."""
     holder, me = entry.thread, _threads.me
     if _is_within(entry):
         if holder is me:
             entry.raw.release()
-        else:  # its frame died on another thread, as a generator's can; this asks for no owner
+        else:  # its frame died on another thread, as a generator's can; this doesn't check the owner
             entry.raw._release_save()
     holder.entered.pop(entry, None)
     holder.forget(entry.raw)
-    if holder is not me and not holder.entered:  # it may have ended, and then nobody else would call them
+    if holder is not me and not holder.entered:  # it may have ended, and then no other thread would call them
         for number in list(holder.deferred):
             if (fn := holder.deferred.pop(number, None)) is not None:
                 me.deferred[next(me.numbers)] = fn
@@ -261,8 +273,9 @@ def _call_deferred(me: _Thread) -> None:
 
 
 def _drain(me: _Thread) -> Generator[None, None, None]:
-    """Call what was deferred. A generator, for the interpreter knows at any time whether one runs: what these calls
-    defer, or end a section in, is left to the one that goes on already.
+    """Make the deferred calls. Calls that they defer in turn are made by the same run.
+
+    It is a generator because the interpreter knows at any time whether a generator runs, even after an interruption.
     """
     failure: BaseException | None = None
     while (numbers := list(me.deferred)) and not me.holds():
@@ -270,15 +283,17 @@ def _drain(me: _Thread) -> Generator[None, None, None]:
             try:
                 _call(me, number)
             except BaseException as exc:
-                failure = failure or exc  # the others are to be called, too
+                failure = failure or exc  # the other calls must still be made
     if failure is not None:
         raise failure
     yield from ()
 
 
 def _call(me: _Thread, number: int) -> None:
-    """Take it from the list, call it, and note that it returned, with no bytecode in between: it is called once,
-    whatever interrupts, and one can tell what it raised from what interrupted before and after.
+    """Make one deferred call, once, whatever interrupts.
+
+    The call is removed from the list, made, and noted as returned, with no bytecode in between. So an exception of the
+    function can be told from an interruption before or after it.
     """
     fn = me.deferred.get(number, _nothing_in_c)
     returned: list[object] = []
@@ -291,15 +306,15 @@ def _call(me: _Thread, number: int) -> None:
 
 
 def py_inside() -> int:
-    """The ranks of the locks that this thread holds, a bit each; 0: none."""
+    """The ranks of the locks that the calling thread holds, as a bit set; 0: none."""
     return _threads.me.holds()
 
 
 def py_defer(fn: Callable[[], object]) -> None:
     """Call fn on this thread when it holds none of these locks: at once, or after the outermost section, in order.
 
-    An Exception that it raises is logged. Any other, like Ctrl-C, is raised where the section ends, if it can be, after
-    the calls that were deferred later.
+    An `Exception` that it raises is logged. Any other exception, such as Ctrl-C, is raised where the section ends, if
+    possible, after the calls that were deferred later. Raises TypeError if fn isn't callable.
     """
     if not callable(fn):
         raise TypeError(f"defer() takes a callable, not {type(fn).__name__}")
@@ -324,13 +339,13 @@ else:
 
 
 def new(rank: int, mend: Callable[[], object] | None = None) -> ports.Lock:
-    """A lock of this process, which in the debug mode is checked against the order of ranks."""
+    """A new lock. In the debug mode its use is checked against the order of ranks. Raises as `PyLock`."""
     return watched(Lock(rank, mend), inside)
 
 
 def reinit(lock: ports.Lock) -> None:
-    """In the child of a fork: it is free, whoever held it."""
-    lock._at_fork_reinit()  # type: ignore[attr-defined]  # every lock of ours has it: this host's, and a lookout
+    """In the child of a fork: make the lock free, whichever thread held it."""
+    lock._at_fork_reinit()  # type: ignore[attr-defined]  # every lock of cmwq has it, a lookout too
 
 
 accounts.append(inside)

@@ -1,4 +1,4 @@
-"""A parker made of a lock: a thread sleeps in acquire() until another releases it."""
+"""A parker made of a lock: a thread sleeps in acquire() until another thread releases the lock."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from threading import Lock
 
 
 class LockParker:
-    """Where one thread sleeps until told. An early unpark is kept, once. Ctrl-C interrupts park() in the main thread.
+    """One thread parks here until another unparks it. An early unpark is kept, once. Ctrl-C interrupts park() in the
+    main thread.
 
-    Several may unpark at the same time: release() of a lock that is not held raises, and then an earlier unpark is
-    still to be consumed, which says the same.
+    Several threads may unpark at the same time: release() raises if the lock is not held, but then an earlier unpark is
+    still to be consumed, which has the same effect.
     """
 
     __slots__ = ("_lock",)
@@ -19,11 +20,15 @@ class LockParker:
         self._lock.acquire()
 
     def park(self, timeout: float = -1, spins: bool = False) -> bool:
-        """Seconds; -1: for ever. False: the time passed. It never spins: Python can't without the GIL."""
+        """Wait for an unpark, at most `timeout` seconds; -1: for ever. False: the time passed.
+
+        It never spins, because Python code can't spin without the GIL.
+        """
         return self._lock.acquire(True, timeout)
 
     def unpark(self, *_: object) -> None:
-        """Whatever it is given: so it can be the callback of a weak reference."""
+        """Let park() return, now or next time. It ignores its arguments, so it can be the callback of a weak
+        reference."""
         try:  # noqa: SIM105  # hot path
             self._lock.release()
         except RuntimeError:

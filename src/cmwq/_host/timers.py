@@ -1,40 +1,42 @@
-"""Timers: one heap and one thread, asleep until the earliest.
+"""Timers: one heap, and one thread that sleeps until the earliest timer is due.
 
 Guarantees
-- A timer fires once, on the thread "cmwq/timers", never before its time; or it was taken back, and `cancel` said so.
+- A timer fires once, on the thread "cmwq/timers", and never before its time, unless it was cancelled first; then
+  `cancel` returned True.
 - Timers of the same instant fire in the order of `call_later`.
-- Whatever an fn raises is logged. The thread outlives it, and an exception that is thrown at it anywhere in its loop.
-- `call_later` either leaves a timer that will fire, or raises; if it was interrupted, as by Ctrl-C, perhaps both. Once
-  `start` has returned it needs no further thread.
-- No wake-up while there is no timer (G4), and none for a timer that is not the earliest. A timer that was cancelled
-  while it was the earliest may cost one.
-- No fn is called, and none is let go of, with the lock held: what its closure holds may have finalisers.
-- `call_later` and `cancel` cost O(log n), amortised, n being the timers that are still to fire: of cancelled ones the
-  heap holds as many more at most (but `_TOLERATED` in any case), and nothing of their fns.
+- Whatever an fn raises is logged. The thread survives it, and any exception that is thrown at it in its loop.
+- `call_later` either leaves a timer that will fire, or raises; if it is interrupted, as by Ctrl-C, perhaps both. Once
+  `start` has returned, it needs no further thread.
+- The thread is not woken while there is no timer (G4), nor for a timer that is not the earliest. A timer that was
+  cancelled while it was the earliest may cost one wake-up.
+- No fn is called or dropped with the lock held, because what its closure refers to may have finalisers.
+- `call_later` and `cancel` cost O(log n), amortised, where n is the number of timers still to fire. The heap holds at
+  most as many cancelled entries again (or `_TOLERATED`, if that is more), and these don't keep their fns alive.
 
 Assumes that fns don't block: they are called one after the other.
 
-Who calls in from within a call in progress on the same thread, as a signal handler may, or a finaliser that the garbage
-collector happens to run, gets `Reentered` if it would have to wait for what it interrupted, and nothing was changed.
-`cancel` never does: it needs no lock to take a timer back, only to count it, and that can wait until the lock is free.
+A signal handler, or a finaliser that the garbage collector runs, may call in while a call is in progress on the same
+thread. If it would have to wait for the call that it interrupted, it gets `Reentered`, and nothing is changed. `cancel`
+never raises that: it needs the lock only to count the cancellation, which is deferred until the lock is free.
 
-Why no timer is lost, nor fires twice. Who takes fn out of `Timer._fns` has it: the thread, or one who cancels. The
-thread takes it and calls it with no bytecode in between, and its entry leaves the heap afterwards. So whatever
-interrupts the thread, either fn has begun, or the entry is still there.
+Why no timer is lost, nor fires twice. Whichever thread takes fn out of `Timer._fns` owns it: the timer thread, or one
+that cancels. The timer thread takes fn and calls it with no bytecode in between, and removes the entry from the heap
+afterwards. So if the thread is interrupted, either fn has begun, or the entry is still there.
 
-Why the thread stays. To end it when there is no timer would free little, and to have it again could be refused, at the
-very moment at which a timer is to bring help against a lack of threads.
+Why the thread stays. Ending it when there is no timer would free little, and creating it again could be refused, just
+when a timer is needed to help against a lack of threads.
 
-Why cancelling doesn't remove. To find an entry in a heap costs O(n), unless every move within the heap is noted, which
-`heapq` can't do. So an entry whose timer was cancelled stays until it comes to the top, or until more than half of the
-heap is such; then all go at once. That costs O(n) after n / 2 cancellations at least.
+Why cancelling doesn't remove. Finding an entry in a heap costs O(n), unless every move within the heap is recorded,
+which `heapq` can't do. So the entry of a cancelled timer stays until it comes to the top, or until more than half of
+the heap is cancelled; then all such entries are removed at once. That costs O(n) after n / 2 cancellations at least.
 
-Why no wake-up is lost. `_wakes_at` is when the thread will look at the heap without being told, or -inf: it will look
-before it sleeps. It is written under the lock, by the thread after it saw the heap, by others who unpark it.
-A timer earlier than that was either pushed before the thread looked, or finds it in `_wakes_at`. An unpark that comes
-before the park is kept. And an exception anywhere with the lock held does no harm: `_recount` makes the thread look.
+Why no wake-up is lost. `_wakes_at` is the time at which the thread will look at the heap unprompted; -inf means that it
+will look before it sleeps. It is written under the lock: by the timer thread after it looked at the heap, and by a
+thread that unparks it. A new timer is either pushed before the thread looks, or is compared with `_wakes_at`, and the
+thread is unparked if the timer is earlier. An unpark that comes before the park is kept. After an exception with the
+lock held, `_recount` makes the thread look again.
 
-Letters: I as in `_core.pool`; T: `_lock` held.
+Letters: I as in `_pool.pool`; T: `_lock` held.
 """
 
 from __future__ import annotations
@@ -68,11 +70,12 @@ except ImportError:  # no compiler was there
 
 _log = logging.getLogger("cmwq")
 _TOLERATED = 64
-"""So many cancelled entries may stay though they are most of the heap: else few timers would mean compacting always."""
+"""This many cancelled entries may stay even if they are most of the heap; else a small heap would always be
+compacted."""
 
 
 class Timer:
-    """A call to come."""
+    """A call that is due later. Thread-safe."""
 
     __slots__ = ("_counted", "_fns", "_timers")
 
@@ -82,7 +85,9 @@ class Timer:
         self._counted = False  # T: its entry is one of `_cancelled`, or has left the heap
 
     def cancel(self) -> bool:
-        """Take it back. True: fn was not begun, and never will be. Does not wait for one that was. Never raises."""
+        """Cancel the call, without waiting. True: fn has not begun and never will. False: it has begun, ended, or was
+        cancelled or dropped before. Never raises; may be called from any thread, signal handler or finaliser.
+        """
         try:
             fn = self._fns.pop()
         except IndexError:
@@ -91,7 +96,7 @@ class Timer:
             defer(self._count)
         else:
             self._count()
-        del fn  # with no lock held by this call
+        del fn  # this call holds no lock here
         return True
 
     def _count(self) -> None:
@@ -99,7 +104,10 @@ class Timer:
 
 
 class Timers:
-    """Thread-safe. `spawn` starts a thread of a given name or raises `ThreadLimit`. `clock` never goes back."""
+    """A set of timers and their thread. Thread-safe.
+
+    `spawn` starts a thread with a given name, or raises `ThreadLimit`. `clock` returns seconds and never goes back.
+    """
 
     def __init__(
         self,
@@ -108,28 +116,31 @@ class Timers:
     ) -> None:
         self._spawn = spawn  # I
         self._clock = clock  # I
-        self._parker: ports.Parker = _Parker()  # I: where the thread sleeps
-        self._starting = locks.new(Rank.TIMERS_STARTING)  # kept while a thread is being started
+        self._parker: ports.Parker = _Parker()  # I: the timer thread's
+        self._starting = locks.new(Rank.TIMERS_STARTING)  # held while a thread is being started
         self._lock = locks.new(Rank.TIMERS, _mending(weakref.ref(self)))
-        # The number keeps timers of one instant in order, and spares comparing Timers. Drawn under the lock: without a
-        # GIL, count() may give the same number twice.
+        # The number keeps timers of one instant in order, so that Timers are never compared. It is drawn under the lock
+        # because without a GIL count() may give the same number twice.
         self._heap: list[tuple[float, int, Timer]] = []  # T
         self._numbers = count()  # T
-        self._cancelled = 0  # T: how many entries of the heap belong to timers that were taken back
+        self._cancelled = 0  # T: how many entries of the heap belong to cancelled timers
         self._wakes_at = -math.inf  # T
         self._thread: ports.Thread | None = None  # T to change; read freely
         self._closed = False  # T to change; read freely
 
     def start(self) -> None:
-        """Have the thread from now on. Raises ThreadLimit."""
+        """Create the timer thread if there is none. Raises ThreadLimit, or QueueClosed after `close`."""
         with self._starting:
             self._check_open()
             if self._thread is None:
                 self._claim(self._spawn("cmwq/timers", self._run))
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> Timer:
-        """Call fn after so many seconds. Raises ThreadLimit if that takes a thread which can't be had."""
-        # Not max(): a NaN, which would spoil the order of the heap, must become 0 as well.
+        """Call fn on the timer thread after `delay` seconds.
+
+        Raises ThreadLimit if the timer thread is needed and can't be created, QueueClosed after `close`.
+        """
+        # Not max(): a NaN, which would break the order of the heap, must become 0 as well.
         due = self._clock() + (delay if delay > 0 else 0)
         timer = Timer(self, fn)
         if self._thread is None:
@@ -143,9 +154,9 @@ class Timers:
         return timer
 
     def close(self) -> None:
-        """End the thread. Timers still to come are dropped: their `cancel` returns False.
+        """End the thread and wait for its end. Timers still to fire are dropped: their `cancel` returns False.
 
-        Context: no lock held that an fn may take; an fn may call it.
+        Context: no lock held that an fn may take. An fn may call it; then it doesn't wait.
         """
         with self._starting, self._lock:
             self._closed = True
@@ -156,10 +167,10 @@ class Timers:
             self._thread.join()
 
     def abandon(self) -> None:
-        """In the child of a fork: the thread is the parent's, and so is whoever held a lock.
+        """In the child of a fork: drop all timers and free the locks, because the threads of the parent are missing.
 
-        To cancel one of the parent's timers here is harmless, and returns False. Should the thread have been the one
-        that forked, in an fn, then it ends.
+        Cancelling one of the parent's timers here is harmless and returns False. If the timer thread itself forked, in
+        an fn, it ends in the child.
         """
         locks.reinit(self._starting)
         locks.reinit(self._lock)
@@ -169,7 +180,7 @@ class Timers:
 
     @outside
     def fire_due(self) -> float:
-        """Call all that is due, the earliest first. Returns how long to park: seconds, or -1 for ever.
+        """Fire all timers that are due, the earliest first. Returns how many seconds to park, or -1 for ever.
 
         Context: the timer thread, or a test in its place.
         """
@@ -181,7 +192,7 @@ class Timers:
                     return -1
                 due, _, timer = self._heap[0]
                 if not timer._fns:
-                    # One entry at a time: there may be very many, and others want the lock.
+                    # One entry at a time: there may be very many, and other threads need the lock.
                     garbage = heappop(self._heap)
                     self._cancelled -= timer._counted
                     timer._counted = True
@@ -190,20 +201,20 @@ class Timers:
                     return min(left, threading.TIMEOUT_MAX)
             if garbage is None:
                 _fire(timer)
-            del timer, garbage  # not by the next assignment, which is under the lock
+            del timer, garbage  # here, because the next assignment happens under the lock
 
     def _run(self) -> None:
-        # No step of the loop is outside the `try`, as the first step of a `try` within it would be.
+        # Every step of the loop is inside a `try`; the first step of a `try` within the loop would not be.
         while True:
             try:
                 while not self._serve():
                     pass
                 return
             except BaseException:
-                pass  # it came while another was being told of
+                pass  # it came while another exception was being logged
 
     def _serve(self) -> bool:
-        """The thread's work. False: it was interrupted, and is to go on."""
+        """Fire timers until the end. False: an exception interrupted it, and it must be called again."""
         try:
             while not self._closed and self._claim(threading.current_thread()):
                 self._parker.park(self.fire_due())
@@ -217,10 +228,10 @@ class Timers:
             raise QueueClosed("these timers have ended: closed, or left behind in the process that forked this one")
 
     def _claim(self, thread: ports.Thread) -> bool:
-        """Whether this thread is the one.
+        """Make this thread the timer thread if there is none. Returns whether it is the timer thread.
 
-        Asked on both sides: Ctrl-C may end `start` after the thread began and before `start` could note it. Then the
-        next `start` finds none, and makes another; one of the two has to go.
+        Both `start` and the thread call it: Ctrl-C may end `start` after the thread began and before `start` could note
+        it. Then the next `start` finds none and makes another, and one of the two has to end.
         """
         with self._lock:
             if self._thread is None:
@@ -228,7 +239,7 @@ class Timers:
             return self._thread is thread
 
     def _count(self, timer: Timer) -> None:
-        """The timer was taken back. Whoever is interrupted before it leaves one more that is not counted."""
+        """Count a cancelled timer. A thread that is interrupted before this leaves an entry that is not counted."""
         garbage = None
         with self._lock:
             self._cancelled += not timer._counted
@@ -239,7 +250,7 @@ class Timers:
 
     @holding("self._lock")
     def _recount(self) -> None:
-        """Right again, whatever was half done."""
+        """Make the heap and the counts consistent again, whatever was half done."""
         heapify(self._heap)
         self._cancelled = sum(timer._counted for _, _, timer in self._heap)
         self._wakes_at = -math.inf
@@ -247,7 +258,7 @@ class Timers:
 
     @holding("self._lock")
     def _compact(self) -> object:
-        """Forget the cancelled entries. Returns what is to be let go of outside the lock."""
+        """Remove the cancelled entries. Returns objects that the caller must drop after releasing the lock."""
         old = self._heap
         self._heap = [entry for entry in old if entry[2]._fns]
         for _, _, timer in old:
@@ -257,7 +268,10 @@ class Timers:
         return old
 
     def _drop_all(self) -> object:
-        """Take back all timers. Returns what is to be let go of outside the lock.  Context: lock held, or a fork."""
+        """Drop all timers. Returns objects that the caller must drop after releasing the lock.
+
+        Context: lock held, or the child of a fork.
+        """
         old, self._heap = self._heap, []
         self._cancelled = 0
         for _, _, timer in old:
@@ -266,7 +280,7 @@ class Timers:
 
 
 def _mending(timers: weakref.ref[Timers]) -> Callable[[], None]:
-    """A weak reference: the lock knows it, and would else keep its owner alive."""
+    """The `mend` of the timers' lock. Its reference is weak, or the lock would keep its owner alive."""
 
     def mend() -> None:
         if (found := timers()) is not None:
@@ -277,13 +291,13 @@ def _mending(timers: weakref.ref[Timers]) -> Callable[[], None]:
 
 def _fire(timer: Timer) -> None:
     try:
-        next(map(call, map(list.pop, (timer._fns,))))  # taken and called: see above
-    except BaseException as exc:  # SystemExit too: it is not for an fn to end everybody's timers
+        next(map(call, map(list.pop, (timer._fns,))))  # taken and called with no bytecode in between: see above
+    except BaseException as exc:  # SystemExit too: an fn must not end the timers of all others
         taken_back = isinstance(exc, IndexError) and exc.args == ("pop from empty list",)
         if not (taken_back and exc.__traceback__ is not None and exc.__traceback__.tb_next is None):
             _log_failure("a timer raised")
 
 
 def _log_failure(what: str) -> None:
-    with contextlib.suppress(BaseException):  # nor for a handler, a filter or a repr()
+    with contextlib.suppress(BaseException):  # a handler, a filter or a repr() must not end them, either
         _log.exception(what)

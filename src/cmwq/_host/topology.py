@@ -1,7 +1,7 @@
-"""The CPUs of this process: which it may use and how much of them, and which of them lie close together.
+"""The CPUs of this process: which it may use, how much of their time, and what they share.
 
-Which and how much: affinity, cpuset, and the cgroup's quota. Close together: `Topology`, from what the kernel shows in
-sysfs.
+The first two come from affinity, cpuset and the cgroup's quota, the last (`Topology`) from sysfs. All functions are
+thread-safe and read the system anew with each call.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 SCOPES = ("cpu", "smt", "cache", "numa", "system")
-"""What CPUs may have in common, the closest first: nothing, a core, the last-level cache, the memory, the machine."""
+"""What the CPUs of a group share, the closest first: nothing, a core, the last-level cache, a NUMA node, the
+machine."""
 
 _INSTEAD = {"smt": "cpu", "cache": "numa", "numa": "system"}
-"""What is asked about CPUs of which a scope is not known."""
+"""The scope to use for CPUs of which a scope is not known."""
 
 _RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5})(?::(\d{1,5})/(\d{1,5}))?)?", re.ASCII)
-"""Five digits: more CPUs than any kernel can have, and still quickly listed if it is nonsense."""
+"""Five digits are more CPUs than any kernel has, and keep the list short if the text is wrong."""
 
 
 def cpus() -> tuple[int, ...]:
-    """The CPUs the process may run on, at least one. The process's are its main thread's: others may be bound."""
-    for pid in (os.getpid(), 0):  # 0: this thread's, should the main thread have ended
+    """The CPUs that the process may run on, sorted, at least one. They are its main thread's; others may be bound."""
+    for pid in (os.getpid(), 0):  # 0: this thread's, if the main thread has ended
         try:
             return tuple(sorted(os.sched_getaffinity(pid)))
         except (OSError, AttributeError):  # AttributeError: no Linux
@@ -34,14 +35,15 @@ def cpus() -> tuple[int, ...]:
 
 
 def cpu_limit() -> int:
-    """How many CPUs' worth of time the process may use: `cpus()`, capped by `cpu_quota()` rounded up, at least 1."""
+    """How many CPUs the process may keep busy: the number of `cpus()`, capped by `cpu_quota()` rounded up; at least
+    1."""
     quota = cpu_quota()
     limit = len(cpus())
     return limit if quota is None else max(1, min(limit, math.ceil(quota)))
 
 
 def cpu_quota() -> float | None:
-    """The tightest CPU quota of the process's cgroup and those above it, in CPUs; None: no quota. cgroup v2 and v1."""
+    """The tightest CPU quota of the process's cgroup (v2 or v1) and those above it, in CPUs; None: no quota."""
     quotas = [quota for folder in cgroup_folders("cpu") if (quota := _quota_of(folder)) is not None]
     return min(quotas, default=None)
 
@@ -49,10 +51,10 @@ def cpu_quota() -> float | None:
 def cgroup_folders(controller: str) -> Iterator[Path]:
     """The folders of the process's cgroup for that controller, the innermost first, up to the mount."""
     try:
-        own = os.fsdecode(Path("/proc/self/cgroup").read_bytes())  # a path need be no UTF-8
+        own = os.fsdecode(Path("/proc/self/cgroup").read_bytes())  # a path need not be UTF-8
     except OSError:
         return
-    for line in own.split("\n"):  # the only character that no cgroup's name has
+    for line in own.split("\n"):  # not splitlines(): a cgroup's name may have any character but this one
         _, found, line = line.partition(":")
         controllers, _, path = line.partition(":")
         if not found:
@@ -66,7 +68,7 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
         root = next((root for root in roots if root.is_dir()), None)
         if root is None:
             continue
-        # In a container the path may be the host's, and only the mount's root be visible.
+        # In a container the path may be the host's, while only the mount's root is visible.
         folder = root / path.lstrip("/")
         while True:
             if folder.is_dir():
@@ -92,21 +94,23 @@ def _quota_of(folder: Path) -> float | None:
 
 
 class Topology:
-    """Which CPUs share what. A file that is missing, unreadable or nonsense says nothing, and raises nothing.
+    """Which CPUs share what. A file that is missing, unreadable or invalid counts as unknown and raises nothing.
 
-    Reads with every call and keeps nothing: its user should. root: where the kernel describes the system's devices.
+    It reads files with every call and caches nothing; the caller should. `root` is where the kernel describes the
+    system's devices. Thread-safe.
     """
 
     def __init__(self, root: Path = Path("/sys/devices/system")) -> None:
         self._root = root
 
     def groups(self, scope: str, cpus: Iterable[int]) -> tuple[tuple[int, ...], ...]:
-        """The CPUs that share what `scope` says, sorted. Each of the given CPUs is in exactly one group.
+        """The groups of CPUs that share what `scope` says, sorted. Each of the given CPUs is in exactly one group.
 
-        A group is believed if each of its CPUs names the same one. CPUs of which nothing is known (they may be
-        offline), or of which the files disagree, are grouped among themselves by what `_INSTEAD` says.
+        A group is accepted if each of its CPUs names the same group. CPUs of which nothing is known (they may be
+        offline), or of which the files disagree, are grouped among themselves by the scope in `_INSTEAD`.
 
-        Scopes are not bound to nest. A cache may serve more than one NUMA node, on machines that split a socket.
+        Scopes need not nest: a cache may serve more than one NUMA node on machines that split a socket. Raises
+        ValueError for an unknown scope.
         """
         if scope not in SCOPES:
             raise ValueError(f"{scope!r} is no scope: {', '.join(SCOPES)} are")
@@ -131,7 +135,7 @@ class Topology:
         return _cpu_list(folder / "core_cpus_list") or _cpu_list(folder / "thread_siblings_list")
 
     def _cache_mates(self, cpu: int) -> frozenset[int]:
-        """Of the last-level cache, as far as it holds data."""
+        """The CPUs that share this CPU's last-level data or unified cache."""
         best, mates = 0, frozenset[int]()
         for folder in _folders(self._root / f"cpu/cpu{cpu}/cache", "index"):
             level = _text(folder / "level")
@@ -142,20 +146,20 @@ class Topology:
         return mates
 
     def _nodes(self) -> dict[int, frozenset[int]]:
-        """The CPUs of each CPU's NUMA node. A CPU that two nodes claim has none."""
+        """For each CPU the CPUs of its NUMA node. A CPU that two nodes claim is left out."""
         nodes = [_cpu_list(folder / "cpulist") for folder in _folders(self._root / "node", "node")]
         claims = Counter(cpu for node in nodes for cpu in node)
         return {cpu: node for node in nodes for cpu in node if claims[cpu] == 1}
 
 
 def _agreed(named: dict[int, frozenset[int]]) -> list[frozenset[int]]:
-    """The groups that all of their members name. As each CPU names one group, no two have a member in common."""
+    """The groups that all of their members name. Each CPU names one group, so no two of them share a member."""
     votes = Counter(group for cpu, group in named.items() if cpu in group)
     return [group for group, number in votes.items() if number == len(group)]
 
 
 def parse_cpu_list(text: str) -> frozenset[int]:
-    """The kernel's notation: "0-3,8-11"; "0-7:2/4" is the first 2 of every 4. Empty if it is anything else."""
+    """Parse the kernel's notation: "0-3,8-11"; "0-7:2/4" is the first 2 of every 4. Empty if the text is invalid."""
     cpus: set[int] = set()
     for part in text.strip().split(","):
         match = _RANGE.fullmatch(part)
@@ -179,12 +183,12 @@ def _cpu_list(path: Path) -> frozenset[int]:
 def _text(path: Path) -> str:
     try:
         return path.read_text().strip()
-    except (OSError, ValueError):  # ValueError: bytes that are no text
+    except (OSError, ValueError):  # ValueError: bytes that don't decode
         return ""
 
 
 def _folders(parent: Path, prefix: str) -> list[Path]:
-    """Those named prefix and a number."""
+    """The folders in `parent` that are named `prefix` and a number."""
     try:
         names = sorted(os.listdir(parent))
     except OSError:

@@ -1,4 +1,4 @@
-"""What a work may change of its thread, and leave behind (B4): affinity, nice value, signal mask."""
+"""The attributes of its thread that a work may change and leave changed (B4): affinity, nice value, signal mask."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Set
 from cmwq._core.ports import Traits
 
 try:
-    # Not `signal`'s own: that makes enumerations of the numbers, which takes longer than the system call.
+    # Not from `signal`, which makes enumerations of the numbers; that takes longer than the system call.
     from _signal import SIG_BLOCK, SIG_SETMASK, pthread_sigmask  # type: ignore[import-not-found]
 except ImportError:  # no POSIX
     pthread_sigmask = None
@@ -18,7 +18,7 @@ _nice_of = getattr(os, "getpriority", None)
 
 
 def look() -> Traits:
-    """Of the calling thread. What can't be known is None. Costs a microsecond."""
+    """Read the attributes of the calling thread. What can't be read is None. Costs a microsecond."""
     cpus: Set[int] | None = None
     nice: int | None = None
     try:

@@ -1,4 +1,4 @@
-"""Who notices that a worker is blocked: the sentinel, the procfs tick, or hints alone. See README.md beside this file.
+"""Sensors notice that a worker is blocked: the sentinel, procfs, or hints. See README.md beside this file.
 
 All three keep the same promises; they differ in how soon they notice.
 """
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 _MODULES = {"sentinel": sentinel, "procfs": procfs, "hints": hints}
 NAMES = tuple(_MODULES)
-"""The best first."""
+"""The names of the sensors, the best first."""
 
 
 def why_not(name: str) -> str | None:
-    """Why that sensor does not work here; None: it does."""
+    """Why that sensor does not work here; None: it does. Raises KeyError for an unknown name."""
     reason: str | None = _MODULES[name].usable()
     return reason
 
 
 def choose(host: Host, name: str | None = None) -> Sensor:
-    """The sensor of that name, or of CMWQ_SENSOR, or the best that works here; its `reason` says why.
+    """Make the sensor of that name, or of CMWQ_SENSOR, or the best that works here; its `reason` says why.
 
     Raises ValueError for an unknown name, RuntimeError if the one asked for does not work here.
     """

@@ -1,34 +1,34 @@
-"""The frame of the pure-Python sensors: one thread that ticks while work waits, and looks at the workers.
+"""The frame of the pure-Python sensors: one thread, the tick, looks at the workers while work waits.
 
 Guarantees
-- No wake-up while no lookout is armed (G4): the thread then rests on its parker, without a timeout.
-- Arming takes no lock: it sets a flag and unparks. So it may come from anywhere, a signal handler or a finaliser in the
-  middle of another arming included.
-- The thread outlives whatever is raised in it. Should it end all the same, it sees to a successor.
+- The thread is not woken while no lookout is armed (G4): it is then parked without a timeout.
+- Arming takes no lock: it sets a flag and unparks. So it may be done anywhere, even in a signal handler or a finaliser
+  in the middle of another arming.
+- The thread survives whatever is raised in it. If it ends all the same, it starts a successor.
 - A verdict counts only if, under pool.lock, the worker still executes the item it was seen with.
-- It starts workers by `pool.kick()` alone, so never lets more run than the target (A3).
-- Level-triggered: while armed it looks again and again. A tick that came too early is a late one, never a lost one.
+- It starts workers by `pool.kick()` alone, so no more run than the target (A3).
+- It is level-triggered: while armed it looks again and again. So blocking may be noticed late, but is never missed.
 
-Assumes that nobody calls `stop` with a pool.lock held.
+Assumes that `stop` is not called with a pool.lock held.
 
-Why no arming is lost. `armed` is set before the unpark, and read after the thread has used up an unpark: if it reads
-too early, that unpark is still to come, and ends the next `park` at once.
+Why no arming is lost. `armed` is set before the unpark, and read after the thread has used up an unpark. If the thread
+reads too early, that unpark is still to come, and ends the next `park` at once.
 
-Why there is one thread. It is posted with the first worker, and with later ones where it was refused. Two may be posted
-at once; each tries to take `_post`, which it holds while it lives, and who doesn't get it ends. So no lock is held by
-who posts them, and nobody has to give one back who was interrupted.
+Why there is one thread. It is started with the first worker, and with later ones if it was refused. Two may be started
+at once. Each tries to take `_post`, which it holds while it lives, and ends if it doesn't get it. So a thread that
+starts one holds no lock, and an interruption leaves none taken.
 
-What it sees is told to the pool only if somebody may be woken for it. While one waits for the GIL (the GIL rule) nobody
-is; were a sleeper counted as such all the same, whoever queues next would wake another.
+What the tick sees is reported to the pool only if a worker may be woken for it. While a thread waits for the GIL (the
+GIL rule) none may: if a sleeper were counted as such, the next thread that queues would wake another worker.
 
-The ramp. How often blocking is noticed bounds how fast waiting work is started: up to the target per look. Starting
-more per look would break A3, so looks come closer instead: the pause halves with every look that started somebody (all
-that was started before has blocked) and doubles, up to the period, with every look that didn't.
+The ramp. The pause between looks bounds how fast waiting work is started: up to the target per look, with the wake
+chain (A6), as more would break A3. So the pause is halved with every look that woke a worker (all that were started
+before have blocked), and doubled, up to the period, with every look that didn't.
 
-What is lost against the sentinel: the tick needs the GIL, so it is as late as the GIL is contended (the switch interval
-for every system call it makes), and its looks cost CPU time that the workers could have used.
+Compared with the sentinel, the tick needs the GIL, so it is as late as the GIL is contended (the switch interval for
+every system call it makes), and its looks cost CPU time that the workers could have used.
 
-Letters as in `_core.pool`; T: the tick thread alone; A: each change is one atomic step.
+Letters as in `_pool.pool`; T: the tick thread alone; A: each change is one atomic step.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger("cmwq")
 
 RELOOK = 4
-"""Workers believed asleep that one look visits."""
+"""How many workers believed asleep one look visits."""
 RAMP = 16
 """The shortest pause is the period divided by this."""
 SHORT_WAIT = 50e-6
-"""A lock wait must last so long, times (somebody runs + young waits), to count as blocked."""
+"""Seconds that a lock wait must last, times (1 if any worker runs + young waits), to count as blocked."""
 YOUNG = 10e-3
-"""A lock wait older than this no longer damps the next."""
+"""Seconds after which a lock wait no longer damps the next."""
 STILL = 10e-3
-"""A CPU clock that stood for so long is a sleeper's, where nothing else is known of the thread. Longer than the switch
-interval, at which a waiter for the GIL stirs."""
+"""Seconds for which the CPU clock of a thread must stand until it is taken to sleep, if nothing else is known of it. It
+is longer than the switch interval, at which a waiter for the GIL stirs."""
 
 
 class Doing(enum.Enum):
@@ -77,45 +77,46 @@ class Doing(enum.Enum):
 
 
 class Watched:
-    """What a sensor remembers of a worker's thread. Made on that thread."""
+    """What a sensor remembers of a worker's thread. It must be made on that thread."""
 
     __slots__ = ("clock", "cpu", "exempt", "item", "key", "on_lock", "since", "tid", "window")
 
     def __init__(self) -> None:
         self.tid = threading.get_native_id()  # I
-        # Asked here because the thread must be alive to be asked about; the clock itself may be read at any time.
+        # Got here because the thread must be alive for it; the clock itself may be read at any time.
         clock_of = getattr(time, "pthread_getcpuclockid", None)
         self.clock: int | None = clock_of(threading.get_ident()) if clock_of else None  # I
         self.exempt = False  # L
         self.item: Item | None = None  # T: what it executed when last looked at
         self.key = 0  # T: the futex it waits on
-        self.cpu = 0.0  # T: its CPU time at `since`: unchanged means it did not run in between
-        self.since: float | None = None  # T: when that was first seen, of the wait for `key`
+        self.cpu = 0.0  # T: its CPU time at `since`; if it is unchanged, the thread did not run in between
+        self.since: float | None = None  # T: when that CPU time was first seen, in the wait for `key`
         self.window = (0.0, 0.0)  # T: a moment, and its CPU time then
-        self.on_lock = False  # T: counted as blocked by has_lasted()
+        self.on_lock = False  # T: has_lasted() said that it is blocked
 
     def cpu_time(self) -> float:
-        """Raises OSError once the thread is gone. Only where there is a clock."""
+        """The thread's CPU time in seconds. Raises OSError once the thread has ended. It needs a `clock`."""
         assert self.clock is not None
         return time.clock_gettime(self.clock)
 
     def still_for(self, now: float) -> float:
-        """How long it has been seen not to run. Raises as `cpu_time` does."""
+        """For how many seconds the thread has been seen not to run. Raises as `cpu_time` does."""
         cpu = self.cpu_time()
         if self.since is None or self.cpu != cpu:
             self.cpu, self.since = cpu, now
         return now - self.since
 
     def has_lasted(self, now: float, damping: int) -> bool:
-        """The lasting-futex rule, for a thread that waits on `key`. See `_native/look.h`: a contended lock looks like a
-        blocked worker, and starting another for it makes more contention. With nobody running and no young waits it
-        counts at once.
+        """The lasting-lock rule, for a thread that waits on `key`: whether it counts as blocked. See `_native/look.h`.
+
+        A contended lock looks like a blocked worker, and starting another for it makes more contention. With no worker
+        running and no young waits (damping 0) it counts at once. Raises as `cpu_time` does.
         """
         return self.still_for(now) >= SHORT_WAIT * damping
 
 
 class TickingSensor:
-    """A Sensor. Subclasses say what a worker is doing."""
+    """A Sensor, whose subclasses say what a worker is doing. `period` is in seconds. Thread-safe."""
 
     name = "ticking"
     period = 1e-3
@@ -132,7 +133,7 @@ class TickingSensor:
 
     @outside
     def doing(self, worker: Worker, watched: Watched) -> Doing:
-        """With WAITS_FOR_LOCK, reset `watched.since` if it waits for another lock than before.
+        """What the worker's thread does. On WAITS_FOR_LOCK, reset `watched.since` if the lock is not that of before.
 
         Context: the tick thread.
         """
@@ -140,7 +141,7 @@ class TickingSensor:
 
     @outside
     def learn(self) -> None:
-        """Called before each tick: the GIL may come later.  Context: the tick thread."""
+        """Called before each tick, because the GIL may be enabled later.  Context: the tick thread."""
 
     def lookout(self, pool: WorkerPool) -> TickingLookout:
         lookout = TickingLookout(self, pool)
@@ -152,7 +153,7 @@ class TickingSensor:
 
     def stop(self) -> None:
         if os.getpid() != self._pid:
-            return  # forked: there is no thread here
+            return  # in the child of a fork there is no thread
         self._stopped = True
         self._bell.unpark()
         thread = self._thread
@@ -160,12 +161,13 @@ class TickingSensor:
             thread.join()
 
     def ring(self) -> None:
-        """A lookout was armed, which the flag says already.  Context: its pool.lock held."""
+        """Wake the tick, because a lookout was armed; its flag is set already.  Context: its pool.lock held."""
         self._bell.unpark()
 
     @outside
     def post(self) -> None:
-        """Have the thread, if the pool's first worker and its reserve leave one."""
+        """Start the thread if there is none, unless the caps leave too few for the pool's first worker and its
+        reserve."""
         if self._post.locked() or self._stopped or self.host.thread_headroom(needed=True) <= 2:
             return
         with suppress(ThreadLimit):
@@ -180,7 +182,7 @@ class TickingSensor:
             while not self._stopped:
                 try:
                     self._tick_until_stopped()
-                except BaseException:  # SystemExit too: a sensor is not to end because of what others raise in it
+                except BaseException:  # SystemExit too: what others raise in it must not end a sensor
                     with suppress(BaseException):
                         _log.exception("the tick of sensor %s raised", self.name)
         except BaseException:
@@ -197,11 +199,11 @@ class TickingSensor:
             if not self._armed():
                 self._bell.park()
                 continue
-            # Pause first: arming says that work waits, not that somebody blocked; often it is disarmed again at once.
+            # Pause first: arming says that work waits, not that a worker blocked; often it is disarmed again at once.
             time.sleep(pause)
             self.learn()
             started = [lookout.look() for lookout in tuple(self._lookouts) if lookout.armed]
-            if started:  # else disarmed meanwhile: a woken worker is on its way, the ramp goes on when it arrived
+            if started:  # else disarmed meanwhile: a woken worker is on its way, and the ramp goes on when it is there
                 pause = max(pause / 2, self.period / RAMP) if any(started) else min(pause * 2, self.period)
 
     def _armed(self) -> bool:
@@ -209,7 +211,7 @@ class TickingSensor:
 
 
 class TickingLookout:
-    """A Lookout. What it sees it reports itself, by `pool.kick()`; there are no marks to deliver."""
+    """A Lookout. It reports what it sees itself and calls `pool.kick()`; there are no marks to deliver."""
 
     def __init__(self, sensor: TickingSensor, pool: WorkerPool) -> None:
         self.sensor = sensor  # I
@@ -228,7 +230,7 @@ class TickingLookout:
         pass
 
     def attach(self, worker: Worker) -> None:
-        worker.watched = Watched()  # when an item ends: the one that a verdict was about is compared instead
+        worker.watched = Watched()  # needs no word of an item's end, because the verdict's item is compared
 
     def detach(self, worker: Worker) -> None:
         worker.watched = None
@@ -261,7 +263,7 @@ class TickingLookout:
 
     @outside
     def look(self) -> bool:
-        """One look at the pool's workers. Returns whether one was woken.  Context: the tick thread."""
+        """Take one look at the pool's workers. Returns whether one was woken.  Context: the tick thread."""
         pool = self.pool
         with pool.lock:
             workers = [w for w in pool.workers if w.item is not None and w.counted]
@@ -275,12 +277,12 @@ class TickingLookout:
                     pool.worker_running(worker)
                 elif not gil:
                     pool.worker_sleeping(worker, on_lock=watched.on_lock)
-            # The GIL rule: while one waits for the GIL, another could only join the queue. One suffices: while it is
-            # on its way the pool disarms, and when it arrives the wake chain (A6) goes on.
+            # The GIL rule: while a thread waits for the GIL, another could only queue behind it. One worker is enough:
+            # while it is on its way the pool disarms, and when it is there the wake chain (A6) goes on.
             return bool(self.armed and not gil and pool.kick())
 
     def _judge(self, workers: list[Worker]) -> tuple[list[tuple[Worker, Item, bool]], bool]:
-        """Verdicts (worker, what it was seen with, whether it sleeps), and whether one waits for the GIL."""
+        """The verdicts (worker, the item it was seen with, whether it sleeps), and whether one waits for the GIL."""
         now = self.sensor.host.monotonic()
         verdicts: list[tuple[Worker, Item, bool]] = []
         waiting: list[tuple[Worker, Item, Watched]] = []

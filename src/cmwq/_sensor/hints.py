@@ -1,16 +1,16 @@
-"""HintsSensor: where nothing tells what a thread does (macOS, Windows, gVisor). Never pretends to know more.
+"""HintsSensor: for systems that don't tell what a thread does (macOS, Windows, gVisor).
 
-`cmwq.blocking()` is exact here as everywhere: the core handles it by itself. Beside it, a coarse rule:
+`cmwq.blocking()` is exact here as with every sensor, because the core handles it. Beside it there are two coarse rules:
 
-- With per-thread CPU clocks: a counted worker that used no CPU time for a whole period, with the same item, sleeps. The
-  period is longer than the switch interval, at which a waiter for the GIL stirs.
+- With per-thread CPU clocks, a counted worker that used no CPU time for a whole period, with the same item, is taken to
+  sleep. The period is longer than the switch interval, at which a waiter for the GIL stirs.
 - When no item of the pool started or ended for `STUCK` seconds and work waits, one of its workers is taken to sleep, so
-  that one more may start: progress must not depend on a sensor. With CPU clocks only one that used hardly any, for it
-  may be waiting by polling; without (macOS, Windows) any.
+  that one more may start: progress must not depend on a sensor. With CPU clocks it must be one that used hardly any CPU
+  time, as it may be polling; without (macOS, Windows) it may be any.
 
-What is lost, unless the work says `blocking()`: sleeps shorter than the period go unseen, longer ones are seen 10 to 20
-ms late, so that at most about 100 works per second and CPU are started beyond the target. Waits for a lock count like
-any other sleep. Without CPU clocks long computations are taken for sleep too: one more worker per 50 ms without an end.
+Unless works use `blocking()`, sleeps shorter than the period are missed, and longer ones are seen 10 to 20 ms late, so
+that at most about 100 works per second and CPU are started beyond the target. Waits for a lock count like any other
+sleep. Without CPU clocks long computations are taken for sleep too: one more worker per 50 ms in which no item ends.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 STUCK = 50e-3
 """No item started or ended for so long."""
 POLLING = 0.05
-"""A share of CPU time below which a stuck pool's worker is taken to wait by polling."""
+"""A worker of a stuck pool that used a smaller share of CPU time than this is taken to wait by polling."""
 
 
 def usable() -> None:
-    """Works everywhere."""
+    """None, because this sensor works everywhere."""
 
 
 def make(host: Host, reason: str) -> HintsSensor:
@@ -39,7 +39,7 @@ def make(host: Host, reason: str) -> HintsSensor:
 
 
 class HintsSensor(TickingSensor):
-    """Knows only whether a thread used CPU time, or not even that."""
+    """A Sensor that knows only whether a thread used CPU time, or not even that."""
 
     name = "hints"
     period = 10e-3
@@ -69,13 +69,13 @@ class HintsSensor(TickingSensor):
         return self._guess(worker) if cpu - cpu_then < POLLING * (now - began) else Doing.RUNS
 
     def _guess(self, worker: Worker) -> Doing:
-        """It sleeps if nothing of its pool has moved for STUCK; one at a time, so that the next comes after another
-        such while.
+        """Take the worker to sleep if no item of its pool began or ended for STUCK. The time then begins again, so the
+        next worker follows one STUCK later.
         """
         if worker.sleeping:
             return Doing.SLEEPS
         pool, now = worker.pool, self.host.monotonic()
-        count = pool.nr_wakeups + pool.nr_completed  # whoever begins a work was woken, or ended one before
+        count = pool.nr_wakeups + pool.nr_completed  # a worker that begins a work was woken, or ended one before
         before, since = self._progress.get(pool, (-1, now))
         if count == before and now - since >= STUCK:
             self._progress[pool] = count, now

@@ -1,9 +1,8 @@
-"""ProcfsSensor: `/proc/self/task/TID/syscall`, read every millisecond while work waits.
+"""ProcfsSensor: reads `/proc/self/task/TID/syscall` every millisecond while work waits.
 
-Its one job: tell what a worker does where the C extension was not built. The rules are the sentinel's, of
-`_native/look.h`; what is lost is said in `_ticking`. Assumes Linux on a machine whose system call numbers are in
-`_CALLS`; `usable()` says so. Files are opened for each look: a pool of a thousand threads must not hold a thousand
-descriptors.
+It tells what a worker does where the C extension was not built. The rules are the sentinel's (`_native/look.h`);
+`_ticking` says what is lost. Assumes Linux on a machine whose system call numbers are in `_CALLS`; `usable()` checks
+that. Files are opened for each look, because a pool of a thousand threads must not hold a thousand descriptors.
 """
 
 from __future__ import annotations
@@ -27,7 +26,8 @@ class _Calls(NamedTuple):
     read: bytes
     futex: bytes
     memory: frozenset[bytes]
-    """Short waits for a lock of the address space: mmap, mprotect, munmap, brk, madvise; -1: a page fault."""
+    """Calls that wait shortly for a lock of the address space: mmap, mprotect, munmap, brk, madvise; -1: a page
+    fault."""
 
 
 _CALLS = {
@@ -38,7 +38,7 @@ _CALLS = {
 COND, MUTEX = 48, 40
 """Sizes of glibc's pthread_cond_t and pthread_mutex_t: the GIL is two of each, side by side."""
 UNREADABLE = -1
-"""Stands for the futex of a thread of which only the CPU clock is known."""
+"""In place of the futex, for a thread of which only the CPU clock can be read."""
 SIGHTINGS = 3
 LEARN_WITHIN = 1.0
 
@@ -74,7 +74,7 @@ def _read(tid: int) -> bytes:
 
 
 class ProcfsSensor(TickingSensor):
-    """Knows system calls from lock waits, and those from waits for the GIL."""
+    """A Sensor that tells sleeps in system calls, waits for locks and waits for the GIL apart."""
 
     name = "procfs"
     period = 1e-3
@@ -82,8 +82,8 @@ class ProcfsSensor(TickingSensor):
     def __init__(self, host: Host, reason: str = "") -> None:
         super().__init__(host, reason)
         self._calls = _CALLS[platform.machine()]  # I
-        self._gil = range(0)  # T: futexes here are the GIL's
-        self._learnt = False  # T: or tried to
+        self._gil = range(0)  # T: futexes in this range are the GIL's
+        self._learnt = False  # T: learnt, or tried to
 
     def doing(self, worker: Worker, watched: Watched) -> Doing:
         try:
@@ -105,9 +105,10 @@ class ProcfsSensor(TickingSensor):
         return Doing.WAITS_FOR_LOCK
 
     def _by_clock(self, worker: Worker, watched: Watched) -> Doing:
-        """Nothing could be read: the thread has ended, or no descriptor is to be had. Its CPU clock tells which."""
+        """The CPU-clock rule, for a thread of which nothing can be read: it has ended, or there is no free
+        descriptor."""
         if worker.sleeping:
-            return Doing.SLEEPS  # until it ends its item: a sleeper stirs now and then
+            return Doing.SLEEPS  # until it ends its item, because a sleeper stirs now and then
         if watched.key != UNREADABLE:
             watched.key, watched.since = UNREADABLE, None
         try:
@@ -117,11 +118,11 @@ class ProcfsSensor(TickingSensor):
         return Doing.SLEEPS if still >= STILL else Doing.RUNS
 
     def learn(self) -> None:
-        """Find the GIL's futexes, where there is a GIL. Takes some tens of milliseconds, once.
+        """Find the GIL's futexes, if there is a GIL. Takes some tens of milliseconds, `LEARN_WITHIN` s at most, once.
 
-        Two threads that only compute: the one that doesn't hold the GIL waits for it, and its futex is the GIL's. Two,
-        because reading lets go of the GIL, and a single one would be seen to run. Not learnt, waits for the GIL count
-        as lock waits, which `has_lasted` damps.
+        Two threads only compute: the one that doesn't hold the GIL waits for it, and its futex is the GIL's. It takes
+        two because reading releases the GIL, and a single one would be seen to run. If this fails, waits for the GIL
+        count as lock waits, which `has_lasted` damps.
         """
         if self._learnt or not self.host.gil_enabled():
             return
@@ -143,20 +144,20 @@ class ProcfsSensor(TickingSensor):
                 self.host.spawn("cmwq/learn", compute, helpers.append)
             while len(tids) < 2 and self.host.monotonic() < deadline:
                 time.sleep(0)
-            # Held open while learning: each system call made here costs a turn at the GIL.
+            # They are kept open while learning, because each system call made here costs a turn at the GIL.
             files.extend(os.open(f"/proc/self/task/{tid}/syscall", os.O_RDONLY | os.O_CLOEXEC) for tid in tids)
             while not self._gil and self.host.monotonic() < deadline:
-                # Reading hands the GIL to one of the two. Read in turns, that could be the one read each time.
+                # Reading hands the GIL to one of the two. If they were read in turns, it could always be the one read.
                 for file in (files[0], *files, files[1]):
                     number, *rest = os.pread(file, 128, 0).split(b" ", 2)
                     if number == self._calls.futex:
                         seen.append(int(rest[0], 16))
-                # The C library alternates between two words of the condition variable, hence near and not equal.
+                # The C library alternates between two words of the condition variable, so near addresses count.
                 for low in seen:
                     if sum(0 <= key - low < COND for key in seen) >= SIGHTINGS:
                         self._gil = range(low - COND, low + 2 * COND + 2 * MUTEX)
         except (OSError, ThreadLimit):
-            pass  # no thread or no descriptor to be had
+            pass  # there is no thread or no descriptor to be had
         finally:
             done = True
             for file in files:

@@ -1,7 +1,7 @@
-"""The sentinel as a `Sensor`: what Python adds to the C of `_native/` is which worker sits in which slot.
+"""The sentinel as a `Sensor`. The C code in `_native/` knows slots; this module knows which worker has which slot.
 
-Guarantees: an armed pool's blocked workers are noticed in microseconds, without the GIL; nothing wakes up while no pool
-is armed (G4). Assumes that the pool calls `arm`, `deliver`, `ended`, `exempt` with its lock held.
+Guarantees: blocked workers of an armed pool are noticed within microseconds, without the GIL; no thread wakes up while
+no pool is armed (G4). Assumes that the pool calls `arm`, `deliver`, `ended` and `exempt` with its lock held.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def usable() -> str | None:
-    """Why it does not work here; None: it does."""
+    """Why this sensor does not work here; None: it does."""
     if _why_not is not None:
         return _why_not
     try:
@@ -45,16 +45,18 @@ def make(host: Host, reason: str) -> SentinelSensor:
 
 
 TICK = -1
-"""In place of a CPU: the plain tick."""
+"""In place of a CPU number: the plain tick."""
 
 
 class SentinelSensor:
-    """Native threads of idle priority, and a plain 10 ms tick should all of them be starved.
+    """A Sensor: native threads of idle priority, and a plain 10 ms tick for the case that all of them are starved.
 
-    One on each CPU of a pool, but no more than may run there: under a CPU quota the others would look at what one sees
-    as well. They are threads, too: each asks the caps first, and where threads are few they take no more than half of
-    them. The tick comes first, for progress must not depend on the sentinels; but the pool's first worker and its
-    reserve come before it, for without these there is nothing to look at.
+    There is one sentinel on each CPU of a pool, but no more than workers may run: under a CPU quota more would see
+    nothing else. The caps on threads are checked before each is started, and where threads are few, sentinels take no
+    more than half of them. The tick is started before the sentinels, because progress must not depend on them. The
+    pool's first worker and its reserve come before the tick, because without these there is nothing to look at.
+
+    Thread-safe. After `stop` each native thread ends when it next runs. In the child of a fork there are none.
     """
 
     name = "sentinel"
@@ -69,7 +71,7 @@ class SentinelSensor:
         self._knows_gil: bool | None = None  # P; None: not tried yet
 
     def lookout(self, pool: WorkerPool) -> SentinelLookout:
-        """Raises ThreadLimit: too many pools are watched."""
+        """A lookout for the pool. Raises ThreadLimit if too many pools are watched."""
         with self._lock:
             try:
                 native = self._watch.lookout(pool.cpus, pool.target, pool.office.max_workers + 1, Rank.POOL)
@@ -85,8 +87,8 @@ class SentinelSensor:
         self.post()
 
     def post(self) -> None:
-        """Those that are wanted and not there yet. What is refused is tried again with the next worker: without workers
-        there is nothing to watch.
+        """Start the native threads that are wanted and not there yet. A refused one is tried again with the next
+        worker, because without workers there is nothing to watch.
         """
         with self._lock, suppress(OSError):
             if self._knows_gil is None and self.host.gil_enabled():
@@ -98,24 +100,24 @@ class SentinelSensor:
                 self._posted.add(cpu)
 
     def _has_room(self, cpu: int) -> bool:
-        """For one more, and for those who come before it or are to come after."""
+        """Whether there is room for this thread, and for those that must come before it or should come after it."""
         if cpu == TICK:
             return self.host.thread_headroom(needed=True) > 2
         return self.host.thread_headroom() > len(self._posted)
 
     def cpus_changed(self) -> None:
-        self._want(self.host.cpus())  # those that are there go back to their CPUs by themselves
+        self._want(self.host.cpus())  # existing sentinels go back to their CPUs by themselves
 
     def stop(self) -> None:
         self._watch.stop()
 
     def statistics(self) -> dict[str, int]:
-        """Looks taken and workers woken so far."""
+        """How many looks were taken and how many workers woken so far."""
         return dict(self._watch.statistics())
 
 
 class SentinelLookout:
-    """One pool's slots. A worker's parker is its slot; of one that is attached, `watched` is that, too."""
+    """A Lookout: one pool's slots. A worker's parker is its slot; once the worker is attached, so is its `watched`."""
 
     def __init__(self, sensor: SentinelSensor, pool: WorkerPool, native: Any) -> None:
         self._sensor = sensor
@@ -125,7 +127,7 @@ class SentinelLookout:
         self.set_target, self.set_cpus = native.set_target, native.set_cpus
 
     def lock(self) -> Lock:
-        """A lock whose waiters the sentinels know: waiting for it is no blocking."""
+        """The pool's lock. The sentinels know its futex, so a worker that waits for it does not count as blocked."""
         return watched(self._native, self._sensor.host.inside)
 
     def parker(self) -> Parker:

@@ -1,8 +1,8 @@
 /* What everything here is built on: the headers of the system, time, futexes, and the module's own types.
 
-   Letters, in every file of this folder, behind the fields that several threads touch: A atomic, any thread; I set
-   before it is shared; P atomic, Python threads only; L whoever holds the lock it belongs to; S its own thread alone;
-   F the child of a fork.  Where a field has none the struct says whose it is.  */
+   In every file of this folder, letters behind the fields say which threads touch them: A atomic, any thread; I set
+   before it is shared; P atomic, Python threads only; L the thread that holds the lock it belongs to; S its own thread
+   alone; F the child of a fork.  For a field without a letter the struct says it.  */
 
 #pragma once
 
@@ -27,8 +27,9 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Thread-local, at a fixed place from the thread's pointer: the usual model calls a function to find it, which the lock's
-   every acquire and release would pay for.  Other C libraries than glibc keep no such places for what is loaded late. */
+/* Thread-local, at a fixed offset from the thread pointer: the usual model calls a function to find the variable, which
+   would slow down each acquire and release.  C libraries other than glibc reserve no such places for code that is
+   loaded late. */
 #if defined __GLIBC__ && defined __GNUC__
 #define THREAD_LOCAL _Thread_local __attribute__((tls_model("initial-exec")))
 #else
@@ -70,7 +71,7 @@ typedef struct {
     PyObject *cmwq_error, *reentered;
 } State;
 
-/* An int argument of a METH_O function. */
+/* Convert the argument of a METH_O function to int.  False: an exception is set. */
 static bool as_int(PyObject *value, int *result)
 {
     long number = PyLong_AsLong(value);

@@ -1,11 +1,11 @@
 /* Which futexes are the GIL's, learnt without any CPython internals.
 
-   Its one job: learn_gil().  While the calling thread holds the GIL a helper asks for it, and /proc tells on which
-   address that waits.  The GIL keeps two condition variables and two mutexes side by side, hence a range and not one
-   word.
+   learn_gil(): while the calling thread holds the GIL, a helper asks for it, and /proc tells on which address the
+   helper waits.  The GIL keeps two condition variables and two mutexes side by side, so the result is a range of
+   addresses.
 
-   Guarantees: at most LEARN_WITHIN; nothing is left behind, the helper is joined.  It is the one native thread that
-   meets the GIL.  If nothing was learnt, waits for the GIL count as lock waits.  */
+   Guarantees: it watches for LEARN_WITHIN at most, and joins the helper, the one native thread that touches the GIL.
+   If nothing was learnt, waits for the GIL count as lock waits.  */
 
 #pragma once
 #include "see.h"
@@ -33,7 +33,8 @@ static void *helper_main(void *arg)
     return NULL;
 }
 
-/* Where the futex is on which that thread waits for the GIL, which the caller holds; 0: it was not seen in time. */
+/* The address of the futex on which the helper waits for the GIL, which the caller holds; 0: it was not seen in time.
+   */
 static long long futex_of_helper(Watch *watch, Helper *helper)
 {
     long long key = 0, seen = 0, deadline = now_ns(CLOCK_MONOTONIC) + LEARN_WITHIN;
@@ -50,7 +51,7 @@ static long long futex_of_helper(Watch *watch, Helper *helper)
     return sightings < SIGHTINGS ? 0 : seen;
 }
 
-/* 1: learnt.  0: not.  -1: an exception is set.  Context: the caller holds the GIL. */
+/* Find the GIL's futexes.  1: found.  0: not found.  -1: an exception is set.  Context: the caller holds the GIL. */
 static int learn_gil(Watch *watch)
 {
     Helper helper = {.interpreter = PyInterpreterState_Get()};

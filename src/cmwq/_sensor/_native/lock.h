@@ -1,58 +1,57 @@
-/* The locks on which it rests that neither an exception nor a call from within leaves anything half done.
+/* The locks, which neither an exception nor a call from within a section leaves in a bad state.
 
-   Its one job: Guard, a futex with an owner, a rank, a `mend` and a list of whom to wake once it is free.  They are
-   here because only in C can a section begin and end between two bytecodes.  `cmwq._host.locks` is the same in
-   Python.
+   A Guard is a futex with an owner, a rank, a `mend` and a list of parkers to unpark once it is free.  This is in C
+   because only there can a section begin and end between two bytecodes.  `cmwq._host.locks` is the same in Python.
 
-   No deadlock.  A thread that holds a lock asks only for those of a higher rank: it, and whatever runs within it,
-   finalisers and signal handlers, which count as what they interrupted.  So among the threads that wait for locks,
-   the one that holds the highest rank waits for somebody who doesn't.  Who asks for another is refused before
-   anything is touched.
+   No deadlock.  A thread that holds a lock may ask only for those of a higher rank.  That includes finalisers and
+   signal handlers, which count as the code that they interrupted.  So among the threads that wait for locks, the one
+   that holds the highest rank waits for a thread that doesn't wait.  Any other request is refused before anything is
+   changed.
 
-   An exceptional end mends: `mend` recounts what the section may have left half done, before the lock is free.  If it
-   fails, the lock is stained, and whoever gets it next mends first, or doesn't get it.
+   A section that ends by an exception mends: `mend` recounts what the section may have left half done, before the lock
+   is free.  If it fails, the lock is stained, and the next thread that takes it mends first, or doesn't get it.
 
-   What can't be done now can be done later (defer, in thread.h): when this thread holds none of them any more.
+   What can't be done under a lock can be deferred (thread.h) until this thread holds none.
 
-   That no frame leaves a lock behind is the business of lock_type.h.  */
+   lock_type.h makes sure that no frame leaves a lock held.  */
 
 #pragma once
 #include "wake.h"
 
 enum {
     LOCK_SPINS = 400,           /* looks at a pool's lock before sleeping for it, without a GIL */
-    MAX_WOKEN = 8,              /* so many unparks of one section wait for its end */
+    MAX_WOKEN = 8,              /* at most this many unparks of one section wait for its end */
     MAX_RANK = 31,
 };
 
-/* What a lock is besides its futex. */
+/* A lock, without its futex. */
 typedef struct {
     const State *state;         /* I */
-    atomic_uint *word;          /* I: 0 free, 1 held, 2 held and somebody waits */
+    atomic_uint *word;          /* I: 0 free, 1 held, 2 held and a thread waits */
     unsigned rank;              /* I */
-    _Atomic(Thread *) owner;    /* L to change; anybody may ask whether it is himself */
-    unsigned epoch;             /* F: a section that began in another is the parent's */
+    _Atomic(Thread *) owner;    /* L to change; any thread may check whether it is the owner */
+    unsigned epoch;             /* F: a section that began in another epoch is the parent's */
     PyObject *mend;             /* L, or before others know the lock */
-    bool stained;               /* L: left by an exception, and not mended since */
-    bool by_hand;               /* L: by acquire() */
-    bool forgiven;              /* F: a release() is to come of what the parent acquired */
+    bool stained;               /* L: an exception ended a section, and `mend` has not succeeded since */
+    bool by_hand;               /* L: taken by acquire() */
+    bool forgiven;              /* F: the parent acquired it, and the child's release() is still to come */
     int nr_woken;               /* L */
     PyObject *woken[MAX_WOKEN]; /* L */
 } Guard;
 
-/* Taken with the GIL held only.  Who got it while waiting for the GIL would stop whoever has that at its next item; two
-   workers would change places, at four switches, for each. */
+/* Take the lock.  It is taken only while the GIL is held: a thread that got it and then waited for the GIL would stop
+   the thread that holds the GIL at its next item, and two workers would alternate, at four switches per item. */
 static void word_acquire(atomic_uint *word)
 {
     unsigned value = 0;
     if (atomic_compare_exchange_strong(word, &value, 1))
         return;
 #ifdef Py_GIL_DISABLED
-    /* Whoever holds it runs, on another CPU, and lets go within microseconds: less than two futex calls take.  (With a
-       GIL it would wait for the one that this thread has.) */
+    /* The holder runs on another CPU, and releases it within microseconds, in less time than two futex calls take.
+       (With a GIL the holder would wait for the GIL, which this thread holds.) */
     for (int i = 0; i < LOCK_SPINS; i++) {
         if (value == 2)
-            break;                      /* others sleep for it already */
+            break;                      /* other threads sleep for it already */
         spin_wait();
         value = atomic_load_explicit(word, memory_order_relaxed);
         if (!value && atomic_compare_exchange_strong(word, &value, 1))
@@ -78,7 +77,7 @@ static bool is_held(const Guard *guard)
     return me && atomic_load_explicit(&guard->owner, memory_order_relaxed) == me;
 }
 
-/* Note that the lock's holder doesn't hold it any more. */
+/* Note that the holder no longer holds this lock. */
 static void forget_rank(const Guard *guard, Thread *holder)
 {
     unsigned bit = 1u << guard->rank;
@@ -97,8 +96,8 @@ static void note_rank(const Guard *guard, Thread *me)
     atomic_store_explicit(&me->held, held | 1u << guard->rank, memory_order_relaxed);
 }
 
-/* False: those whom it woke, or what was deferred and is called now, raised what can't be kept back, and that is set.
-   Context: held, if by another thread; no exception is set. */
+/* Release the lock, unpark the listed parkers, and make the deferred calls.  False: one of these raised an exception
+   that must be raised, and it is set.  Context: the lock is held, perhaps by another thread; no exception is set. */
 static bool guard_unlock(Guard *guard)
 {
     const State *state = guard->state;
@@ -115,7 +114,7 @@ static bool guard_unlock(Guard *guard)
         atomic_fetch_add(&holder->refs, 1);
     atomic_store_explicit(&guard->owner, NULL, memory_order_relaxed);
     forget_rank(guard, holder);
-    word_release(guard->word);          /* from here on it is another's */
+    word_release(guard->word);          /* from here on it may be another thread's */
     for (int i = 0; i < nr_woken; i++) {
         if (!wake_now(woken[i], state))
             keep(&first, woken[i]);
@@ -131,7 +130,7 @@ static bool guard_unlock(Guard *guard)
     return raise_first(&first);
 }
 
-/* Context: held; no exception is set.  False: one is. */
+/* Call `mend`.  False: it raised, and the exception is set.  Context: held; no exception is set. */
 static bool guard_mend(Guard *guard)
 {
     if (guard->mend) {
@@ -145,7 +144,7 @@ static bool guard_mend(Guard *guard)
     return true;
 }
 
-/* guard_unlock() where an exception is set, and stays. */
+/* guard_unlock() while an exception is set, which stays set. */
 static void guard_unlock_under_exception(Guard *guard, PyObject *whose)
 {
     PyObject *type, *exception, *traceback;
@@ -155,7 +154,7 @@ static void guard_unlock_under_exception(Guard *guard, PyObject *whose)
     PyErr_Restore(type, exception, traceback);
 }
 
-/* False: an exception is set, and it is not held. */
+/* Take the lock, and mend it if it is stained.  False: an exception is set, and the lock is not held. */
 static bool guard_lock(Guard *guard, PyObject *whose)
 {
     Thread *me = current_thread();
@@ -173,7 +172,7 @@ static bool guard_lock(Guard *guard, PyObject *whose)
     if (guard->stained) {
         unsigned epoch = guard->epoch;
         if (!guard_mend(guard)) {
-            if (guard->epoch == epoch)      /* else: it forked, and this is the child */
+            if (guard->epoch == epoch)      /* else `mend` forked, and this is the child */
                 guard_unlock_under_exception(guard, whose);
             return false;
         }
@@ -181,13 +180,13 @@ static bool guard_lock(Guard *guard, PyObject *whose)
     return true;
 }
 
-/* Is it held in a section of that thread?  Not if release() came first, or if this is the child of a fork. */
+/* Whether it is held in a section of that thread.  Not if release() came first, or if this is the child of a fork. */
 static bool is_within(const Guard *guard, const Thread *holder, unsigned epoch)
 {
     return atomic_load_explicit(&guard->owner, memory_order_relaxed) == holder && guard->epoch == epoch;
 }
 
-/* False: an exception is set. */
+/* End a section.  False: an exception is set. */
 static bool guard_end(Guard *guard, const Thread *holder, unsigned epoch, bool exceptional)
 {
     if (!is_within(guard, holder, epoch))
@@ -202,7 +201,7 @@ static bool guard_end(Guard *guard, const Thread *holder, unsigned epoch, bool e
     return guard_unlock(guard);
 }
 
-/* Nobody holds it any more, and nobody is woken. */
+/* Make the lock free and wake nobody. */
 static void guard_forget(Guard *guard)
 {
     Thread *holder = atomic_exchange(&guard->owner, NULL);
@@ -222,7 +221,7 @@ static void guard_init(Guard *guard, PyTypeObject *type, atomic_uint *word, int 
     guard->mend = Py_XNewRef(mend);
 }
 
-/* For the end of what it is part of. */
+/* For the dealloc of the object that it is part of. */
 static void guard_clear(Guard *guard)
 {
     guard_forget(guard);

@@ -1,18 +1,18 @@
 /* Python: Lock, its sections (Hold), inside() and defer().
 
-   No frame leaves a lock behind.  `with` asks the type for `__exit__` before it calls `__enter__`, and what it gets
-   lies on the frame's stack until the section is over.  Here `__exit__` is a getter: it takes the lock and gives back
-   a Hold, to which nothing else refers.  So a Hold that was called ended its section, and one that dies without was
-   left some other way: by an exception in one of the few bytecodes around a section, for which `with` answers for
-   nobody.  No bytecode runs between taking the lock and the Hold's being on that stack, nor between the Hold's call
-   and the lock's being free, those of `mend` aside: there is no moment at which an exception finds neither.
+   No frame leaves a lock held.  `with` gets `__exit__` from the type before it calls `__enter__`, and the result lies
+   on the frame's stack until the section is over.  Here `__exit__` is a getter: it takes the lock and returns a Hold,
+   to which nothing else refers.  A Hold that is called ends its section.  If a Hold dies uncalled, its frame was left
+   some other way: by an exception in one of the few bytecodes around a section, which `with` doesn't cover.  Then its
+   dealloc ends the section.  No bytecode runs between taking the lock and having the Hold on that stack, nor, those of
+   `mend` aside, between calling the Hold and the lock being free.  So at each moment an exception finds one of the two.
 
-   The methods serve every type that begins as Locking does: Lock, and Lookout, which is its pool's lock.  */
+   The methods work for every type that begins as Locking does: Lock, and Lookout, which is its pool's lock.  */
 
 #pragma once
 #include "lock.h"
 
-/* A section.  Not tracked by the collector: to make one calls no finaliser. */
+/* A section.  It is not tracked by the garbage collector, so making one calls no finaliser. */
 typedef struct {
     PyObject_HEAD
     vectorcallfunc vectorcall;
@@ -132,7 +132,7 @@ static PyObject *guard_wake(Guard *guard, PyObject *parker)
     Py_RETURN_NONE;
 }
 
-/* In the child of a fork.  A frame that is within a section finds at its end that this is another epoch. */
+/* In the child of a fork: make the lock free.  A frame that is within a section finds another epoch at its end. */
 static PyObject *guard_reinit(Guard *guard)
 {
     guard->forgiven = is_held(guard) && guard->by_hand;
@@ -152,7 +152,7 @@ static int guard_set_mend(Guard *guard, PyObject *mend)
     return 0;
 }
 
-/* How every object that is a lock begins.  What follows are their methods. */
+/* How every object that is a lock begins.  Its methods follow. */
 typedef struct {
     PyObject_HEAD
     Guard guard;
@@ -306,7 +306,7 @@ static PyObject *defer(PyObject *Py_UNUSED(self), PyObject *fn)
         return PyErr_NoMemory();
     call->fn = Py_NewRef(fn);
     push_deferred(me, call);
-    /* Should another thread have let go of the last lock in this one's place, it may not have seen this call. */
+    /* If another thread released the last lock in this one's place, it may not have seen this call. */
     if (!held_by(me) && !call_all_deferred(me))
         return NULL;
     Py_RETURN_NONE;

@@ -1,15 +1,16 @@
 /* One look at a pool's workers: which of them sleep, and whether the reserve is to be woken.
 
-   Its one job: the rules by which a sentinel, the tick, or a worker about to go idle judges what it sees.  They are
-   the same as in `_ticking.py`; tests/sensors/test_situations.py puts both before the same table of situations.
+   This file has the rules by which a sentinel, the tick, or a worker about to go idle judges what it sees.  They are
+   the same as in `_ticking.py`; tests/sensors/test_situations.py tests both with the same table of situations.
 
    Guarantees
-   - At most one worker is woken per look, the one that the pool named, and by a worker's own look nobody.
+   - A look wakes at most one worker, the reserve that the pool named.  A look by a worker wakes nobody.
    - Nobody is woken once `enough` were found runnable, nor while one waits for the GIL (the GIL rule: another could
-     only join the queue).  The look is over then, whatever the others do: a hundred that ended their sleeps together
-     and queue for a CPU would else be read again and again.  Only a worker's look goes on past a waiter for the GIL.
-   - A mark holds only if the worker did nothing since it was seen: mark() compares its word.
-   - Nothing is held while the reserve is unparked: that may preempt this thread for good.
+     only queue behind it).  The look is over then, whatever the others do: a hundred workers whose sleeps ended
+     together, and which queue for a CPU, would otherwise be read again and again.  Only a worker's look goes on past a
+     waiter for the GIL.
+   - A mark is made only if the worker's word has not changed since it was read: mark() compares it.
+   - Nothing is held while the reserve is unparked, because that may preempt this thread for a long time.
 
    Context: any thread, no GIL needed; several may look at one pool at once.  */
 
@@ -17,13 +18,13 @@
 #include "see.h"
 
 enum {
-    SHORT_WAIT = 50 * US,       /* a lock wait must last so long, times (1 + young ones), to count as blocked */
+    SHORT_WAIT = 50 * US,       /* a lock wait must last this, times (1 + young ones), to count as blocked */
     YOUNG = 10 * MS,            /* a lock wait older than this no longer damps the next */
-    STILL = 10 * MS,            /* a CPU clock stood: longer than a waiter for the GIL goes without stirring */
-    MAX_WAITING = 32,           /* lock waits that one look judges; what is beyond counts as runnable */
+    STILL = 10 * MS,            /* a CPU clock must stand for this: a waiter for the GIL stirs more often */
+    MAX_WAITING = 32,           /* lock waits that one look judges; those beyond count as runnable */
 };
 
-/* In tests: what is seen of a slot's thread, and for how many ns it has not run (-1: it has ended). */
+/* For tests: what is seen of a slot's thread, and for how many ns it has not run (-1: it has ended). */
 typedef struct {
     Doing doing;
     long long still;
@@ -34,13 +35,13 @@ typedef struct {
     Watch *watch;
     Lookout *lookout;
     const Slot *self;           /* the worker that looks; NULL: a sentinel or the tick */
-    int enough;                 /* so many runnable ones, and nobody need be woken */
-    Sighting *script;           /* instead of the system, for the first nr_scripted slots; NULL: none */
+    int enough;                 /* with this many runnable workers nobody need be woken */
+    Sighting *script;           /* used instead of the system for the first nr_scripted slots; NULL: none */
     int nr_scripted;
     long long now;              /* when it began */
     int runnable;
-    int gil_waiters;            /* among those */
-    int young;                  /* counted as blocked in a lock, since less than YOUNG */
+    int gil_waiters;            /* among the runnable ones */
+    int young;                  /* counted as blocked in a lock, for less than YOUNG */
     Slot *asleep;               /* the one believed blocked that is visited; NULL: none */
     unsigned asleep_word;
     int nr_waiting;
@@ -61,7 +62,7 @@ static Doing doing_of(const Look *look, Slot *slot, long long *key)
     if (sighting)
         return sighting->doing;
     if (!tid)
-        return RUNS;                    /* unparked while its thread starts */
+        return RUNS;                    /* it was unparked while its thread starts */
     return look_at(look->watch, look->lookout, slot, tid, key);
 }
 
@@ -78,7 +79,7 @@ static bool is_young(const Look *look, Slot *slot)
                     : short_time(look->now) - (uint32_t)atomic_load(&slot->still) < short_time(YOUNG);
 }
 
-/* A verdict.  Whether it still held. */
+/* Record a verdict.  False: the worker has changed since `word` was read, and nothing is recorded. */
 static bool mark(const Look *look, Slot *slot, unsigned word, unsigned state)
 {
     if (!atomic_compare_exchange_strong(&slot->word, &word, step(word, state)))
@@ -87,13 +88,13 @@ static bool mark(const Look *look, Slot *slot, unsigned word, unsigned state)
     return true;
 }
 
-/* Whatever the others do, nobody will be woken. */
+/* Whether nobody will be woken, whatever the other workers do. */
 static bool is_decided(const Look *look)
 {
     return look->runnable >= look->enough || (look->gil_waiters && !look->self);
 }
 
-/* The worker runs as far as anybody knows. */
+/* Look at a worker that is believed to run. */
 static void visit_running(Look *look, Slot *slot, unsigned word)
 {
     long long key, still;
@@ -117,7 +118,7 @@ static void visit_running(Look *look, Slot *slot, unsigned word)
         look->runnable++;
         break;
     case UNKNOWN:
-        /* Its CPU clock is left.  When a worker looks every CPU is busy, and a clock that stands says nothing. */
+        /* The CPU-clock rule.  When a worker looks, every CPU is busy, and a clock that stands proves nothing. */
         still = look->self ? 0 : stillness(look, slot, word, -1);
         if (still >= STILL)
             mark(look, slot, word, BLOCKED);
@@ -127,8 +128,8 @@ static void visit_running(Look *look, Slot *slot, unsigned word)
     }
 }
 
-/* Those believed running are visited, until the look is decided; of those believed blocked the first is noted, and the
-   next look begins behind it, so each has its turn.  Whether all were passed. */
+/* Visit the workers believed running, until the look is decided.  Of those believed blocked the first is noted, and the
+   next look begins behind it, so that each has its turn.  Returns whether all slots were passed. */
 static bool visit_all(Look *look)
 {
     Lookout *lookout = look->lookout;
@@ -153,7 +154,7 @@ static bool visit_all(Look *look)
     return k == n;
 }
 
-/* Is it runnable again?  There is no hurry: a worker that ends its item corrects itself. */
+/* Mark the noted worker if it is runnable again.  There is no hurry: a worker that ends its item corrects itself. */
 static void visit_one_asleep(Look *look)
 {
     long long key;
@@ -167,10 +168,10 @@ static void visit_one_asleep(Look *look)
 }
 
 /* The lasting-lock rule.  A contended lock looks like a blocked worker; starting another for it makes more
-   contention, and so on without end.  So the wait must have lasted, without the thread having run in between, and the
-   longer the more others were counted as waiting for locks of late.  With nobody running at all, the first counts at
-   once: whoever holds that lock is not about to let go of it.  Context: all workers were passed, so all young ones
-   were counted. */
+   contention, and so on without end.  So the wait must have lasted, without the thread having run in between, and for
+   longer the more others were lately counted as waiting for locks.  With nobody running and no young waits, the first
+   counts at once, because the thread that holds that lock is not about to release it.  Context: all workers were
+   passed, so that all young waits were counted. */
 static void judge_waits(Look *look)
 {
     bool others_run = look->runnable > 0;
@@ -192,11 +193,11 @@ static bool wake_reserve(const Look *look)
     if (!reserve)
         return false;
     atomic_fetch_add_explicit(&look->watch->wakes, 1, memory_order_relaxed);
-    unpark(&lookout->slots[reserve - 1], false);    /* may preempt this thread for good: it holds nothing */
+    unpark(&lookout->slots[reserve - 1], false);    /* may preempt this thread for long, so it holds nothing */
     return true;
 }
 
-/* Whether a worker was woken. */
+/* Take one look.  Returns whether a worker was woken. */
 static bool look_as(Look *look)
 {
     look->now = now_ns(CLOCK_MONOTONIC);
@@ -206,7 +207,7 @@ static bool look_as(Look *look)
     atomic_fetch_add_explicit(&look->watch->looks, 1, memory_order_relaxed);
     bool complete = visit_all(look);
     visit_one_asleep(look);
-    if (complete && !is_decided(look))  /* who is marked now may be replaced */
+    if (complete && !is_decided(look))  /* otherwise nobody would be woken for those marked now */
         judge_waits(look);
     return wake_reserve(look);
 }

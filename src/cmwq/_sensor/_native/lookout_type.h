@@ -1,8 +1,8 @@
-/* Python: Lookout, what the sentinels know of one pool, and that pool's lock.
+/* Python: Lookout, which holds what the sentinels know of one pool, and is that pool's lock.
 
    Guarantees
-   - arm() wakes nobody if something was armed already; if nothing was, whoever sleeps at the bell.
-   - What deliver() returns has been said once; what it could not return, for lack of memory, is said next time.
+   - arm() wakes all threads at the bell if this lookout was not armed, and none otherwise.
+   - deliver() returns each change once.  If it fails for lack of memory, the next call returns the same changes.
 
    Relies on the caller for one deliver() at a time: the pool's lock is held.  */
 
@@ -29,7 +29,7 @@ static PyObject *lookout_slot(LookoutObject *self, PyObject *Py_UNUSED(none))
         if (atomic_load(&slot->used) || !atomic_compare_exchange_strong(&slot->used, &used, true))
             continue;
         atomic_store(&slot->parking.token, 0);
-        slot_become(slot, PARKED);      /* from the start: it may be unparked before its thread is there */
+        slot_become(slot, PARKED);      /* from the start, because it may be unparked before its thread exists */
         int n = atomic_load(&lookout->nr_slots);
         while (n <= i && !atomic_compare_exchange_weak(&lookout->nr_slots, &n, i + 1))
             ;
@@ -65,7 +65,7 @@ static PyObject *lookout_arm(LookoutObject *self, PyObject *reserve)
     Py_RETURN_NONE;
 }
 
-/* A list that can't be delivered: what is in it will be in the next. */
+/* Undo a list that can't be delivered, so that the next one has its entries. */
 static void forget_told(Lookout *lookout, PyObject *list)
 {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); i++) {
@@ -138,7 +138,7 @@ static PyObject *lookout_set_cpus(LookoutObject *self, PyObject *sequence)
     Py_RETURN_NONE;
 }
 
-/* What a sighting says, by its name in look_as_if().  False: an exception is set. */
+/* Parse a sighting, as given to look_as_if().  False: an exception is set. */
 static bool as_sighting(PyObject *pair, Sighting *sighting)
 {
     static const char *const names[] = {
@@ -161,7 +161,7 @@ static bool as_sighting(PyObject *pair, Sighting *sighting)
     return false;
 }
 
-/* False: an exception is set.  look->script is to be freed in either case. */
+/* Parse the sightings.  False: an exception is set.  The caller must free look->script in either case. */
 static bool read_script(Look *look, PyObject *sightings)
 {
     PyObject *pairs = PySequence_Tuple(sightings);
@@ -178,7 +178,7 @@ static bool read_script(Look *look, PyObject *sightings)
     return valid;
 }
 
-/* For tests: the look itself, where all that it asks the system is answered by `sightings`, a pair for each slot. */
+/* For tests: take a look that reads `sightings`, a pair for each slot, instead of the system. */
 static PyObject *lookout_look_as_if(LookoutObject *self, PyObject *args)
 {
     PyObject *looker, *sightings;
@@ -196,11 +196,10 @@ static PyObject *lookout_look_as_if(LookoutObject *self, PyObject *args)
     return valid ? PyBool_FromLong(woke) : NULL;
 }
 
-/* The struct is left to the next pool: pools whose start failed must not use up the places.  Native
-   threads may be in the middle of a look at it.  They are not confused: they touch nothing but atomics and what stays
-   as it was (capacity, slots).  Each slot is given back here, which is a step of its word, so verdicts that are
-   on their way fail.  At worst such a look takes the next pool's reserve and wakes it in vain, a false alarm like
-   others: that worker finds that it isn't needed, and arms anew. */
+/* The struct is left to the next pool, because pools whose start failed must not use up the places.  Native threads may
+   be in the middle of a look at it.  That does no harm: they touch only atomics and fields that never change (capacity,
+   slots).  Giving back each slot here advances its word, so verdicts under way fail.  At worst such a look takes the
+   next pool's reserve and wakes it in vain; that worker finds that it isn't needed, and arms anew. */
 static void lookout_dealloc(LookoutObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
@@ -213,7 +212,7 @@ static void lookout_dealloc(LookoutObject *self)
         atomic_store(&lookout->nr_slots, 0);
         atomic_store(&lookout->changed, false);
         atomic_store(&lookout->lock, 0);
-        atomic_store(&lookout->taken, false);   /* last: from here on it may be another's */
+        atomic_store(&lookout->taken, false);   /* last, because from here on it may be another pool's */
         watch_release(self->watch);
     }
     type->tp_free(self);

@@ -1,10 +1,10 @@
 /* The sentinel: watching Python's own threads without the GIL.
 
-   What this folder knows: which threads are workers (Slot), whether work waits (Lookout.reserve is set), and how many
-   may run (Lookout.target).  What it does: look at the workers, mark those that sleep, and wake the one reserve
-   worker it was given.  The woken worker reads the marks and decides, in Python.
+   This folder knows which threads are workers (Slot), whether work waits (Lookout.reserve is set), and how many may run
+   (Lookout.target).  It looks at the workers, marks those that sleep, and wakes the one reserve worker it was given.
+   The woken worker reads the marks and decides, in Python.
 
-   One translation unit, so that the compiler sees through all of it.  The files, each on top of those before it:
+   It is one translation unit, so that the compiler can optimise across files.  Each file builds on those before it:
 
        base.h          time, futexes, the legend of letters
        park.h          how a thread sleeps until it is told
@@ -12,8 +12,8 @@
        see.h           what a thread does right now
        look.h          one look at a pool: who sleeps, is somebody to be woken
        sentinel.h      the threads that look, and when
-       thread.h        what a thread holds, and what it put off
-       wake.h          whom a lock wakes as it is let go of
+       thread.h        the locks that a thread holds, and the calls that it deferred
+       wake.h          what a lock unparks when it is released
        lock.h          the locks
        lock_type.h     Python's Lock, and sections of it
        slot_type.h     Python's Slot and Parker
@@ -21,7 +21,7 @@
        gil.h           which futexes are the GIL's
        watch_type.h    Python's Watch
 
-   README.md, one folder up, is the story.  */
+   README.md, one folder up, explains the whole.  */
 
 #include "watch_type.h"
 
@@ -47,7 +47,7 @@ static PyMethodDef functions[] = {
     {NULL},
 };
 
-/* The rules' constants in ns, for a test that those of `_ticking.py` are the same.  -1: an exception is set. */
+/* Add the rules' constants in ns, for a test that those of `_ticking.py` are the same.  -1: an exception is set. */
 static int add_constants(PyObject *m)
 {
     return PyModule_AddIntMacro(m, SHORT_WAIT) || PyModule_AddIntMacro(m, YOUNG) ||

@@ -1,15 +1,15 @@
-/* Parking: where one thread sleeps until another tells it to go on.
+/* Parking: a thread sleeps until another thread unparks it.
 
-   Its one job: park() waits for an unpark, give() is one.  It is here because only without the GIL can a thread stay
-   awake for a moment before it sleeps, and that is much cheaper where the wait is short.
+   park() waits for an unpark, give() is one.  This is in C because a thread can spin before it sleeps only without the
+   GIL, and spinning is much cheaper where the wait is short.
 
    Guarantees
-   - An unpark that came before its park ends that park at once; several that came count as one.
-   - None is lost: what ends the spinning is followed by the same compare-and-swap as would be without it.
-   - The GIL is given up once, for the spinning and the sleep together.
+   - An unpark that comes before its park ends that park at once; several such unparks count as one.
+   - No unpark is lost: the spinning is followed by the same compare-and-swap as without it.
+   - The GIL is released once, for the spinning and the sleep together.
    - Ctrl-C ends a wait of the main thread (`interruptible`), after FIRST_SLEEP at the latest.
 
-   Relies on one thread at a time parking on a Parking, and on the memory outliving whoever may still unpark it.
+   Relies on one thread at a time parking on a Parking, and on the memory outliving all threads that may unpark it.
    README.md, "How a thread parks", argues both the spinning and the sleep.  */
 
 #pragma once
@@ -18,25 +18,25 @@
 #include <sched.h>
 
 enum {
-    PARK_SPIN = 50 * US,        /* who parks stays awake for so long, if it may and that paid off lately */
+    PARK_SPIN = 50 * US,        /* a thread spins for this long before it sleeps, if it may and that paid off lately */
     PARK_SPINS = 150,           /* looks of an idle worker before it sleeps, without a GIL */
-    PARK_YIELDS = 40,           /* yields of everybody else, as in the locks of such Pythons */
-    ALONE = 5 * US,             /* a yield that took no longer: nobody else wants this CPU */
-    LET_GO = 20 * US,           /* then it lets who unparked it give up the GIL for so long, before it asks for that */
+    PARK_YIELDS = 40,           /* yields of any other thread, as in the locks of such Pythons */
+    ALONE = 5 * US,             /* if a yield took less, no other thread wants this CPU */
+    LET_GO = 20 * US,           /* an unparked thread waits this long for its waker to release the GIL */
     FIRST_SLEEP = 10 * MS,      /* of the main thread, which signals may interrupt */
-    MAX_PENALTY = 63,           /* so many times it goes to sleep earlier, after it spun in vain */
+    MAX_PENALTY = 63,           /* after spins in vain, at most this many are skipped */
 };
 
-/* Where one thread sleeps until told. */
+/* What a thread sleeps on until it is unparked. */
 typedef struct {
-    atomic_uint token;          /* A: 0 empty, 1 unparked, 2 somebody sleeps */
+    atomic_uint token;          /* A: 0 empty, 1 unparked, 2 a thread sleeps */
     atomic_uint given;          /* A: what `nr_let_go` was when it was unparked */
 } Parking;
 
-static atomic_uint nr_let_go;   /* A: how often a thread gave up the GIL to park */
-static THREAD_LOCAL struct { unsigned char rests, penalty; } habit;   /* does it pay off for this thread to spin? */
+static atomic_uint nr_let_go;   /* A: how often a thread released the GIL to park */
+static THREAD_LOCAL struct { unsigned char rests, penalty; } habit;   /* whether spinning pays off for this thread */
 
-/* `by_python`: the caller has the GIL, and will park soon, or not. */
+/* Unpark.  `by_python`: the caller holds the GIL, and may park soon. */
 static void give(Parking *parking, bool by_python)
 {
     atomic_store_explicit(&parking->given, atomic_load(&nr_let_go) - !by_python, memory_order_relaxed);
@@ -49,12 +49,13 @@ static bool is_given(Parking *parking)
     return atomic_load_explicit(&parking->token, memory_order_acquire) == 1;
 }
 
-/* Spin for a moment: to wake a thread that sleeps on an idle CPU takes longer than many works.  It yields, for others
-   may want this CPU, the one that is to unpark it above all; and if they do it is over, or each yield would cost a
-   time slice. Only if it `may`, and where the last times were not in vain: after each that was, twice as many
-   parkings pass without. Without a GIL a little in any case: who waits for others' works yields as in such a Python's
-   own locks, and a worker, which may rest for long, keeps to itself.  Once unparked it waits until who did that has
-   given up the GIL: to ask for it at once is to sleep, too.  Context: no GIL. */
+/* Spin for a moment, because waking a thread that sleeps on an idle CPU takes longer than many works.  The thread
+   yields, because others may want this CPU, above all the one that is to unpark it.  If they do, the spin ends, or each
+   yield would cost a time slice.  It spins only if it `may`, and where that was not in vain lately: after each spin in
+   vain, twice as many parkings pass without one.  Without a GIL it spins a little in any case: a thread that waits for
+   works yields as in such a Python's own locks, and a worker, which may be idle for long, does not yield.  Once
+   unparked, it waits until its waker has released the GIL, because to ask for the GIL before is to sleep, too.
+   Context: no GIL. */
 static void spin(Parking *parking, bool may, bool worker)
 {
 #ifdef Py_GIL_DISABLED
@@ -88,7 +89,8 @@ static void spin(Parking *parking, bool may, bool worker)
 #endif
 }
 
-/* The GIL is given up for it, once.  `until`: on the monotonic clock; -1: for ever.  False: a signal came first. */
+/* Sleep until unparked, with the GIL released once.  `until`: ns on the monotonic clock; -1: for ever.  False: a signal
+   came first. */
 static bool sleep_until_given(Parking *parking, long long until, bool spins, bool interruptible)
 {
     bool signalled = false;
@@ -111,15 +113,15 @@ static bool sleep_until_given(Parking *parking, long long until, bool spins, boo
     return !signalled;
 }
 
-/* The one in which signals' handlers run. */
+/* Whether this is the thread in which signal handlers run. */
 static bool in_main_thread(void)
 {
     return syscall(SYS_gettid) == getpid();
 }
 
-/* 1: unparked.  0: `timeout` seconds passed (-1: for ever).  -1: a signal's handler raised. A signal that comes after
-   the GIL was given up, but before the thread sleeps, does not wake it.  That may take long, if whoever waited for
-   the GIL has the CPU now.  So the first sleep of the main thread is a short one. */
+/* Wait for an unpark.  1: unparked.  0: `timeout` seconds passed (-1: for ever).  -1: a signal handler raised.  A
+   signal that comes after the GIL was released, but before the thread sleeps, does not wake it.  That time may be long,
+   if the thread that got the GIL has the CPU now.  So the first sleep of the main thread is a short one. */
 static int park(Parking *parking, double timeout, bool spins, bool interruptible)
 {
     bool first = true;

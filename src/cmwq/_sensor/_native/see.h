@@ -1,11 +1,11 @@
-/* What a thread does right now, and for how long it has done nothing: two questions that the kernel answers.
+/* What a thread does right now, and for how long it has not run.
 
-   Its one job: look_at() reads /proc/self/task/TID/syscall, still_for() the thread's CPU clock.
+   look_at() reads /proc/self/task/TID/syscall, still_for() the thread's CPU clock.
 
    Guarantees
-   - Neither waits for anybody, nor needs the GIL.  Several threads may ask about one slot at once.
-   - Descriptors: at most MAX_KEPT stay open per runtime, and no more than one of KEPT_SHARE of those that the process
-     may have.  One that the program closed or replaced is neither read nor closed.
+   - Neither waits for another thread, nor needs the GIL.  Several threads may ask about one slot at once.
+   - At most MAX_KEPT descriptors stay open per runtime, and at most 1 / KEPT_SHARE of those that the process may have.
+     One that the program closed or replaced is neither read nor closed.
 
    Relies on the slot's memory staying what it is (watch.h).  */
 
@@ -18,14 +18,14 @@
 
 enum {
     MAX_KEPT = 256,             /* descriptors kept open: a pool of a thousand threads must not hold a thousand */
-    KEPT_SHARE = 8,             /* nor more than an eighth of those that the process may have */
+    KEPT_SHARE = 8,             /* and at most an eighth of those that the process may have */
 };
 
-/* What a thread does.  Unknown: it has ended, or nothing can be read of it. */
+/* What a thread does.  UNKNOWN: it has ended, or nothing can be read of it. */
 typedef enum { RUNS, WAITS_FOR_GIL, WAITS_FOR_LOCK, SLEEPS, UNKNOWN } Doing;
 
-/* Is the descriptor that the slot keeps still ours?  A program that closes all descriptors it finds closes this one
-   too, and then the number may be any file's. */
+/* Whether the descriptor that the slot keeps is still ours.  A program that closes all descriptors it finds closes this
+   one too, and then the number may be another file's. */
 static bool still_ours(const Slot *slot)
 {
     struct stat now;
@@ -40,8 +40,9 @@ static void close_kept(Watch *watch, Slot *slot)
     atomic_fetch_sub(&watch->nr_kept, 1);
 }
 
-/* The thread's syscall file, by a descriptor that its slot keeps or, which takes three times as long, one opened for
-   this once.  A kept one of a thread that ended fails, even if another got the number: then it is opened anew. */
+/* Read the thread's syscall file, by a descriptor that its slot keeps or, which takes three times as long, by one that
+   is opened for it.  Reading fails with the kept descriptor of a thread that has ended, even if another thread has its
+   number now; then the file is opened anew. */
 static ssize_t read_syscall(Watch *watch, Slot *slot, int tid, char *text, size_t size)
 {
     bool mine = slot && !atomic_flag_test_and_set(&slot->reading);
@@ -76,9 +77,9 @@ static ssize_t read_syscall(Watch *watch, Slot *slot, int tid, char *text, size_
 }
 
 /* What a thread does right now, by /proc/self/task/TID/syscall: "running", "-1 sp pc" (asleep outside a system
-   call: a page fault), or the number and arguments of the call it sleeps in.  Waiting for the pool's own lock, between
-   two items, is no blocking: whoever holds it is a worker too, or is about to wake one.  Unknown if nothing can be
-   read: the thread ended, or no descriptor is to be had, or /proc is out of reach. */
+   call: a page fault), or the number and arguments of the call it sleeps in.  A wait for the pool's own lock, between
+   two items, does not count as blocked, because the thread that holds it is a worker too, or is about to wake one.
+   UNKNOWN if nothing can be read: the thread has ended, no descriptor is free, or /proc is out of reach. */
 static Doing look_at(Watch *watch, Lookout *lookout, Slot *slot, int tid, long long *key)
 {
     char text[128];
@@ -114,18 +115,18 @@ static clockid_t cpu_clock_of(int tid)
     return (clockid_t)(((unsigned)~tid << 3) | 6);      /* CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED */
 }
 
-/* A moment as the low half of Slot.still: 2^32 of these are 73 minutes. */
+/* A moment as in the low half of Slot.still, in units of 1024 ns: 2^32 of these are 73 minutes. */
 static uint32_t short_time(long long ns)
 {
     return (uint32_t)(ns >> 10);
 }
 
-/* For how many ns a thread has been seen as it is now: the same word, the same `key`, the same CPU time, so that it
-   did not run in between.  -1 if it has ended.  Slot.still is one word, a digest of what was seen << 32 | since when,
-   so that several who look at once can't mix theirs.  (To take turns, as with `reading`, won't do: who is kept off
-   the CPU in its turn would keep the others from ever seeing that a wait lasts.)  The time is taken after the CPU
-   time to begin with, and before it to end with: a look that is interrupted makes it too short, never too long.  A
-   time that seems to lie ahead is another looker's, or half an hour old: it begins anew, too. */
+/* For how many ns a thread has been seen as it is now: with the same word, the same `key` and the same CPU time, so
+   that it did not run in between.  -1 if it has ended.  Slot.still is one word, a digest of what was seen << 32 | since
+   when, so that several threads that look at once can't mix their records.  (Taking turns, as with `reading`, would not
+   do: a thread that is kept off the CPU in its turn would keep the others from seeing that a wait lasts.)  The start is
+   read after the CPU time, and the end before it, so a look that is interrupted makes the result too short, never too
+   long.  A start that seems to lie ahead is another thread's, or half an hour old; then the time begins anew. */
 static long long still_for(Slot *slot, unsigned word, long long key)
 {
     uint32_t now = short_time(now_ns(CLOCK_MONOTONIC));

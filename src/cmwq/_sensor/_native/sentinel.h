@@ -1,15 +1,15 @@
 /* The native threads that look: a sentinel on each CPU, and one plain tick.
 
-   Its one job: when to look, and when to sleep.  A sentinel is pinned to its CPU, with policy SCHED_IDLE.  The kernel
-   runs it only when that CPU has nothing better to do, so *being scheduled is the event*: the last runnable worker
-   there blocked.
+   This file says when they look and when they sleep.  A sentinel is pinned to its CPU, with policy SCHED_IDLE.  The
+   kernel runs it only when that CPU has nothing better to do, so *being scheduled is the event*: the last runnable
+   worker there blocked.
 
    Guarantees
    - These threads never touch the GIL or a Python object.
-   - Asleep on one futex (Watch.bell) whenever no lookout is armed.  No periodic wake-up then.
-   - Level-triggered: while a lookout is armed the sentinels look again and again (backing off to 1 ms), so a report
-     that came too early or too late is only a late one, never a lost one.
-   - Memory that they may reach is freed by the last of them to leave.  */
+   - They sleep on one futex (Watch.bell) whenever no lookout is armed, without periodic wake-ups.
+   - They are level-triggered: while a lookout is armed the sentinels look again and again (backing off to 1 ms).  So
+     blocking may be noticed late, but is never missed.
+   - Memory that they may reach is freed by the last of them to end.  */
 
 #pragma once
 #include "look.h"
@@ -19,15 +19,15 @@
 #include <sys/prctl.h>
 
 enum {
-    BACKOFF_MIN = 20 * US,      /* first pause after a look that found nothing to start */
+    BACKOFF_MIN = 20 * US,      /* the first pause after a look that found nothing to start */
     BACKOFF_MAX = 1 * MS,
-    LINGER = 100 * US,          /* a sentinel goes on looking for so long after anything happened */
-    KEPT_OFF = 50 * US,         /* between two looks: others had the CPU meanwhile */
+    LINGER = 100 * US,          /* a sentinel goes on looking for this long after an event */
+    KEPT_OFF = 50 * US,         /* more than this between two looks: other threads had the CPU meanwhile */
     NAP = 20 * US,              /* long enough for a lock of a free-threaded build to end its spinning */
     GONE = 50 * MS,             /* between two tries to get back to a CPU that is offline */
-    QUIET_TICKS = 10,           /* disarmed for so many ticks, the tick goes to sleep */
-    TICK = 10 * MS,             /* the plain tick, should every sentinel be starved by other processes */
-    TICK_MAX = 4 * TICK,        /* its period grows up to that while it finds nothing to do */
+    QUIET_TICKS = 10,           /* after this many ticks without anything armed, the tick goes to sleep */
+    TICK = 10 * MS,             /* the plain tick's period, in case other processes starve every sentinel */
+    TICK_MAX = 4 * TICK,        /* its period grows up to this while it finds nothing to do */
 };
 
 static void watch_release(Watch *watch)
@@ -47,7 +47,7 @@ static void watch_release(Watch *watch)
 
 typedef struct { Watch *watch; int cpu; } Post;         /* cpu -1: the tick */
 
-/* One round over the pools of a CPU (-1: all that no sentinel has looked at for a tick). */
+/* Look at each armed pool of a CPU once (-1: at all that no thread has looked at for a tick). */
 static void make_round(Watch *watch, int cpu, bool *armed, bool *woke)
 {
     *armed = *woke = false;
@@ -70,7 +70,8 @@ static void wait_for_bell(Watch *watch, unsigned bell, long long ns)
     atomic_fetch_sub(&watch->sleepers, 1);
 }
 
-/* Is it on its CPU?  The kernel drives a thread off a CPU that goes offline, and never back; so it goes by itself. */
+/* Whether the thread is on its CPU.  The kernel moves a thread off a CPU that goes offline, and never back, so it moves
+   back by itself. */
 static bool at_post(int cpu)
 {
     cpu_set_t post;
@@ -81,10 +82,10 @@ static bool at_post(int cpu)
     return !sched_setaffinity(0, sizeof post, &post) && sched_getcpu() == cpu;
 }
 
-/* A sentinel looks again and again for LINGER after anything happened: on an idle CPU that delays nobody, and on a busy
-   one sched_yield() leaves the CPU to those who have work.  It must not sleep there: coming back from where it was kept
-   off the CPU is the very event it waits for, and a pause begun a moment before would hide it.  Where nobody else wants
-   the CPU it naps all the same: only a CPU without any runnable thread pulls over one that queues on another. */
+/* A sentinel looks again and again for LINGER after an event.  On an idle CPU that delays nobody, and on a busy one
+   sched_yield() leaves the CPU to the threads that have work.  It must not sleep on a busy CPU: getting the CPU back is
+   the event that it waits for, and a pause begun a moment before would hide it.  Where no other thread wants the CPU it
+   naps, because only a CPU without any runnable thread pulls over one that queues on another CPU. */
 static void sentinel_main(Watch *watch, int cpu)
 {
     long long active = now_ns(CLOCK_MONOTONIC), last = active, backoff = BACKOFF_MIN;
@@ -92,7 +93,7 @@ static void sentinel_main(Watch *watch, int cpu)
     while (!atomic_load(&watch->stop)) {
         bool armed, woke;
         unsigned bell = atomic_load(&watch->bell);
-        if (!at_post(cpu)) {            /* its CPU is gone, and so there is nothing to look for */
+        if (!at_post(cpu)) {            /* its CPU is gone, so there is nothing to look for */
             struct timespec pause = timespec_of(GONE);
             clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
             wait_for_bell(watch, bell, -1);
@@ -110,7 +111,7 @@ static void sentinel_main(Watch *watch, int cpu)
             sched_yield();
             if (armed && !woke && now_ns(CLOCK_MONOTONIC) - last < ALONE) {
                 wait_for_bell(watch, bell, NAP);
-                last = now_ns(CLOCK_MONOTONIC);     /* a nap is not being kept off, however long it took */
+                last = now_ns(CLOCK_MONOTONIC);     /* a nap, however long, does not count as being kept off */
             }
             continue;
         }
@@ -120,8 +121,8 @@ static void sentinel_main(Watch *watch, int cpu)
     }
 }
 
-/* The tick does not hear the bell while it may be needed: its period is the point, and it has a normal thread's
-   priority, so it must not run each time a pool is armed. */
+/* The tick does not wait on the bell while it may be needed: it has a normal thread's priority, so it must not run each
+   time a pool is armed. */
 static void tick_main(Watch *watch)
 {
     int quiet = 0;
@@ -177,7 +178,7 @@ static int start_thread(Watch *watch, int cpu)
         CPU_SET(cpu, &set);
         pthread_attr_setaffinity_np(&attr, sizeof set, &set);
     }
-    sigfillset(&all);                   /* signals are for Python's main thread */
+    sigfillset(&all);                   /* signals must go to Python's threads */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     atomic_fetch_add(&watch->refs, 1);
     atomic_fetch_add(&watch->natives, 1);

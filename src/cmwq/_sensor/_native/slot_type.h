@@ -1,7 +1,7 @@
 /* Python: Slot, a worker's parker and its place on a lookout, and Parker, a parker for any thread.
 
-   What a slot's methods guarantee is the words' (watch.h); here they are called from Python.  ended() is the hot
-   path, once per item: one atomic step and one load.  */
+   watch.h says what a slot's methods guarantee; this file makes them methods in Python.  ended() is the hot path,
+   called once per item: one atomic add and one load.  */
 
 #pragma once
 #include "lock_type.h"
@@ -10,7 +10,7 @@
 #include <math.h>
 
 enum {
-    MAX_PARK = 1000000000,      /* s: who parks for longer returns earlier, after 31 years */
+    MAX_PARK = 1000000000,      /* s: a longer timeout is cut to this, 31 years */
 };
 
 struct LookoutObject {
@@ -74,7 +74,7 @@ static PyObject *slot_ended(SlotObject *self, PyObject *Py_UNUSED(none))
     Py_RETURN_NONE;
 }
 
-/* What Python believes, by its own account: an interruption may have lost what was delivered. */
+/* Set what Python believes of the worker, because an interruption may have lost what was delivered. */
 static PyObject *slot_believed(SlotObject *self, PyObject *asleep)
 {
     int told = PyObject_IsTrue(asleep);
@@ -114,7 +114,7 @@ static void give_back(Watch *watch, Slot *slot)
             close_kept(watch, slot);
         atomic_flag_clear(&slot->reading);
     }
-    atomic_store(&slot->used, false);   /* last: from here on it may be another's */
+    atomic_store(&slot->used, false);   /* last, because from here on it may be another worker's */
 }
 
 static PyObject *slot_free(SlotObject *self, PyObject *Py_UNUSED(none))
@@ -181,7 +181,7 @@ static PyObject *parker_park(ParkerObject *self, PyObject *const *args, Py_ssize
     return unparked < 0 ? NULL : PyBool_FromLong(unparked);
 }
 
-/* Whatever it is given: so it can be the callback of a weak reference, in which no bytecode runs. */
+/* It ignores its arguments, so it can be the callback of a weak reference, in which no bytecode runs. */
 static PyObject *parker_unpark(ParkerObject *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(nargs))
 {
     give(&self->parking, true);

@@ -1,14 +1,14 @@
-/* What a thread holds, and what it put off until it holds nothing.
+/* The locks that a thread holds, and the calls that it deferred until it holds none.
 
-   Its one job: for each thread the set of the ranks of the locks that it holds, and a list of calls that wait until
-   that set is empty (defer).
+   For each thread there are the set of the ranks of the locks that it holds, and a list of calls that wait until that
+   set is empty (defer).
 
    Guarantees
-   - Each deferred call is made once, in the order of deferring, by the thread that deferred it, or by the one that
-     let go of its last lock in its place.
-   - An exception raised in one doesn't keep back the others.
+   - Each deferred call is made once, in the order of deferring, by the thread that deferred it, or by the thread that
+     released its last lock in its place.
+   - An exception raised in one doesn't prevent the others.
 
-   Relies on lock.h, which says what is held.  Python threads only, with their thread state attached.  */
+   Relies on lock.h, which maintains the set.  For Python threads only, with their thread state attached.  */
 
 #pragma once
 #include "base.h"
@@ -21,15 +21,16 @@ typedef struct Deferred {
     PyObject *fn;
 } Deferred;
 
-/* What a thread holds.  Others come to it through a lock that it holds, and then only to let go of that lock in its
-   place.  So it is freed by the last of those and the thread, which leaves it to leak if it ends while it holds one. */
+/* The record of a thread.  Other threads reach it only through a lock that the thread holds, to release that lock in
+   its place.  The last of these and the thread itself frees it; if the thread ends while it holds a lock, the record
+   leaks. */
 typedef struct {
-    atomic_uint held;           /* S to change, of those that let_go allows: the ranks, a bit each */
-    atomic_uint let_go;         /* A: those of them that another thread let go of meanwhile */
+    atomic_uint held;           /* S to change: the ranks, a bit each; those in let_go are held no longer */
+    atomic_uint let_go;         /* A: the ranks of the locks that another thread released meanwhile */
     atomic_int refs;            /* A */
     _Atomic(Deferred *) deferred;   /* A: the newest first */
-    Deferred *due;              /* S: taken from there, the oldest first */
-    bool draining;              /* S: calls them */
+    Deferred *due;              /* S: taken from `deferred`, the oldest first */
+    bool draining;              /* S: the thread is making these calls */
 } Thread;
 
 static THREAD_LOCAL Thread *this_thread;
@@ -84,7 +85,7 @@ static Thread *current_thread(void)
     return me ? me : new_thread();
 }
 
-/* Tell the log of the exception that is set, and clear it.  Context: this thread holds no lock. */
+/* Log the exception that is set, and clear it.  Context: this thread holds no lock. */
 static void log_failure(PyObject *fn)
 {
     PyObject *type, *exception, *traceback;
@@ -111,7 +112,7 @@ static void log_failure(PyObject *fn)
     Py_XDECREF(traceback);
 }
 
-/* The first exception of several: it will be raised when all is done. */
+/* The first of several exceptions, which is raised when all is done. */
 typedef struct { PyObject *type, *exception, *traceback; } First;
 
 /* Keep the exception that is set, or, if it isn't the first, report it. */
@@ -132,7 +133,7 @@ static bool raise_first(First *first)
     return false;
 }
 
-/* False: a BaseException that is no Exception is set.  Others are told to the log. */
+/* Call fn.  False: it raised a BaseException that is no Exception, and that is set.  An Exception is logged. */
 static bool call_deferred(PyObject *fn)
 {
     PyObject *result = PyObject_CallNoArgs(fn);
@@ -152,7 +153,7 @@ static void push_deferred(Thread *thread, Deferred *call)
         ;
 }
 
-/* All that were deferred, the oldest first. */
+/* Take all deferred calls from the list, the oldest first. */
 static Deferred *take_deferred(Thread *thread)
 {
     Deferred *newest = atomic_load(&thread->deferred) ? atomic_exchange(&thread->deferred, NULL) : NULL, *oldest = NULL;
@@ -165,10 +166,10 @@ static Deferred *take_deferred(Thread *thread)
     return oldest;
 }
 
-/* Call what this thread deferred, if it holds no lock.  Each is taken from the list and called with no bytecode in
-   between, so that it is called once, whatever interrupts.  One that raises what may not be kept back doesn't keep back
-   the others: the first such exception is set at the end, and then it returns false.  What is deferred by these calls,
-   or ends a section in one, is left to the loop that goes on already. */
+/* Make the calls that this thread deferred, while it holds no lock.  Each is taken from the list and called with no
+   bytecode in between, so that it is called once, whatever interrupts.  An exception that must be raised doesn't
+   prevent the other calls: the first such exception is set at the end, and the result is false.  Calls that these calls
+   defer are made by the same loop. */
 static bool call_all_deferred(Thread *me)
 {
     First first = {0};
@@ -195,8 +196,8 @@ static bool has_deferred(Thread *thread)
     return atomic_load(&thread->deferred) || thread->due;
 }
 
-/* Another thread let go of what this one held, whose frame died there as a generator's can.  This one may have ended,
-   and then nobody else would call what it deferred. */
+/* Take over the deferred calls of a thread whose lock this thread released.  (A generator's frame may die on another
+   thread.)  The holder may have ended, and then no other thread would make its calls. */
 static void inherit_deferred(Thread *holder)
 {
     Thread *me = current_thread();

@@ -1,6 +1,6 @@
-/* Whom a lock wakes as it is let go of: a worker's slot, a Parker, or whatever else has unpark().
+/* What a lock unparks when it is released: a worker's slot, a Parker, or any other object with unpark().
 
-   Its one job: the structs of those two, and wake_now().  */
+   This file has the structs of the first two, and wake_now().  */
 
 #pragma once
 #include "thread.h"
@@ -10,7 +10,7 @@ typedef struct LookoutObject LookoutObject;
 
 typedef struct {
     PyObject_HEAD
-    LookoutObject *owner;       /* a strong reference: a lookout is not given up while Python knows a slot of it */
+    LookoutObject *owner;       /* a strong reference, so that a lookout is kept while Python refers to a slot of it */
     Slot *slot;
     int index;
 } SlotObject;
@@ -20,8 +20,8 @@ typedef struct {
     Parking parking;
 } ParkerObject;
 
-/* One in Python may be interrupted, as by Ctrl-C: then it was perhaps not unparked, and is once more.  False: what
-   interrupted it is set. */
+/* Unpark.  An unpark() in Python may be interrupted, as by Ctrl-C; then it may not have happened, and is called once
+   more.  False: the exception that interrupted it is set. */
 static bool wake_now(PyObject *parker, const State *state)
 {
     First first = {0};

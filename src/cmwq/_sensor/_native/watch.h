@@ -1,14 +1,15 @@
 /* What Python threads and native threads share: a slot for each worker, a lookout for each pool, a watch for each
    runtime.
 
-   Its one job: the structs, and the transitions of a slot's word.
+   This file has the structs, and the transitions of a slot's word.
 
    Guarantees
    - No lock is shared with native threads: one of idle priority may be off the CPU for as long as others are busy,
-     and whoever waited for its lock would wait as long.  All sharing is by atomics.
-   - Slots and lookouts are reused, never freed while the watch lives: who looks may be late, never astray.
-   - A verdict holds only for what it was formed of: every transition, the end of an item included, is a step of the
-     word.
+     and a thread that waited for its lock would wait as long.  All sharing is by atomics.
+   - Slots and lookouts are reused, never freed while the watch lives: a thread that looks may be late, but never reads
+     freed memory.
+   - A verdict fails if the worker has changed since it was looked at: every transition, the end of an item included,
+     changes the word.
 
    README.md argues each word, and why no wake-up is lost.  */
 
@@ -19,28 +20,28 @@ enum {
     MAX_LOOKOUTS = 4096,
 };
 
-/* A worker as the sentinel sees it.  `word` is sequence << 3 | state, and every change of it is a step of the sequence,
-   the end of an item included.  So a verdict (compare and swap) fails if the worker parked, woke or ended its item, or
-   if somebody else judged it, since it was looked at. */
+/* The states of a worker.  `word` is sequence << 3 | state, and every change of it advances the sequence, the end of an
+   item included.  So a verdict (compare and swap) fails if the worker parked, woke or ended its item, or if another
+   thread judged it, since it was looked at. */
 enum {
     AWAY,                       /* not to be looked at: free, or exempt */
-    PARKED,                     /* nor this one; but unpark() makes it RUNNING */
-    RUNNING,                    /* as far as anybody knows */
-    BLOCKED,                    /* somebody looked, and it slept */
-    ON_LOCK,                    /* the same, and for a lock */
+    PARKED,                     /* not looked at, either; unpark() makes it RUNNING */
+    RUNNING,                    /* as far as is known */
+    BLOCKED,                    /* a look found it asleep */
+    ON_LOCK,                    /* a look found it asleep, waiting for a lock */
     STATE = 7,
     STEP = 8,
 };
 
-/* One worker, as those who look see it. */
+/* One worker, as the threads that look see it. */
 typedef struct {
     Parking parking;            /* A */
     atomic_uint word;           /* A */
     atomic_int tid;             /* A: 0 while the slot is free, or its thread is starting */
     atomic_bool told;           /* P: Python was told that it sleeps */
     atomic_bool used;           /* P */
-    atomic_flag reading;        /* A: taken by who uses the last four; never waited for */
-    atomic_ullong still;        /* A: since when it has not run, as far as was seen: see still_for() */
+    atomic_flag reading;        /* A: taken by the thread that uses the last four fields; never waited for */
+    atomic_ullong still;        /* A: since when it has been seen not to run: see still_for() */
     int kept, kept_tid;         /* with `reading`: descriptor + 1 on the syscall file of that thread; 0: none */
     dev_t kept_dev;             /* with `reading`: the file's identity */
     ino_t kept_ino;
@@ -50,9 +51,9 @@ typedef struct {
 typedef struct {
     atomic_ulong cpus[CPU_SETSIZE / (8 * sizeof(long))];    /* A: where its workers run */
     int capacity;               /* I */
-    Slot *slots;                /* I: type-stable: a slot is reused, never freed while the watch lives */
+    Slot *slots;                /* I: a slot is reused, never freed while the watch lives */
     atomic_int nr_slots;        /* A: slots[0:nr_slots] have been used */
-    atomic_bool taken;          /* P: a pool has it; if not, it goes to the next one for which it has places enough */
+    atomic_bool taken;          /* P: a pool has it; if not, it goes to the next one for which it has enough places */
     atomic_int target;          /* A: how many may run */
     atomic_int reserve;         /* A: slot to wake + 1; 0: nothing to do here (no work, or nobody to wake) */
     atomic_bool changed;        /* A: marks that Python has not read */
@@ -89,18 +90,18 @@ static unsigned step(unsigned word, unsigned state)
     return ((word & ~STATE) + STEP) | state;
 }
 
-/* Only a parked slot is changed by it: an exempt one is away for another reason, which an unpark that comes late does
-   not end. */
+/* Unpark the worker.  This changes the word of a parked slot only: an exempt one is away for another reason, which a
+   late unpark does not end. */
 static void unpark(Slot *slot, bool by_python)
 {
     unsigned word = atomic_load(&slot->word);
-    /* On its way counts as running: else the next look would start another for the same work. */
+    /* A worker on its way counts as running, or the next look would start another for the same work. */
     if ((word & STATE) == PARKED)
         atomic_compare_exchange_strong(&slot->word, &word, step(word, RUNNING));
     give(&slot->parking, by_python);
 }
 
-/* The worker's own transitions (park, exempt, free): whatever was concluded of it before is void. */
+/* The worker's own transitions (park, exempt, free), which make earlier verdicts fail. */
 static void slot_become(Slot *slot, unsigned state)
 {
     unsigned word = atomic_load(&slot->word);

@@ -1,7 +1,7 @@
 /* Python: Watch, the sentinels of one runtime.
 
-   Guarantees: a watch that Python has forgotten, or that is a forked parent's, costs nothing: its threads leave, or
-   are not there, and the last to leave frees it.  */
+   Guarantees: a watch that Python no longer refers to, or that is a forked parent's, costs nothing: its threads end, or
+   don't exist, and the last one frees it.  */
 
 #pragma once
 #include "gil.h"
@@ -40,7 +40,7 @@ static void watch_dealloc(WatchObject *self)
     if (self->watch) {
         atomic_store(&self->watch->stop, true);
         ring(self->watch);
-        /* In the child of a fork the native threads are missing, and so would never let go of it. */
+        /* In the child of a fork the native threads are missing, so their references are dropped here. */
         if (self->watch->pid != getpid())
             atomic_fetch_sub(&self->watch->refs, atomic_exchange(&self->watch->natives, 0));
         watch_release(self->watch);
@@ -83,7 +83,7 @@ static Lookout *lookout_new(int capacity)
     return lookout;
 }
 
-/* A lookout that nobody uses any more, or a new one.  The caller sees to it that there is one call at a time. */
+/* Take a lookout that no pool uses any more, or a new one.  The caller makes sure that there is one call at a time. */
 static Lookout *take_lookout(Watch *watch, int capacity)
 {
     int n = atomic_load(&watch->nr_lookouts);
