@@ -18,8 +18,6 @@ from collections.abc import Callable
 from sys import is_finalizing
 from typing import TYPE_CHECKING
 
-from cmwq._core.held import outside
-
 if TYPE_CHECKING:
     from cmwq._workqueue.runtime import Runtime
 
@@ -46,7 +44,6 @@ class Unfetched:
         else:
             self._runtime.host.defer(self._tell)  # keeps this object alive until then
 
-    @outside
     def _tell(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
         hook = self._runtime.on_unfetched
         if hook is None or self.seen:
