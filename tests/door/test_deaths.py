@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 from conftest import HANG
+from opcodes import Interrupt, InterruptAt, at_each
 from simulated import with_each
 
 import cmwq
@@ -369,3 +373,45 @@ def test_B4_a_thread_that_ends_without_a_word_is_noticed(monkeypatch: pytest.Mon
         assert sim.host.now < 3 + 2.5 * times
 
     with_each((None, 0, 1, 2), lambda seed: run(scenario, seed, watch_period=1.0))
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["", "with the lock held"])
+@pytest.mark.parametrize("make", [lambda: int, lambda: cmwq.Work(int)], ids=["call", "work"])
+def test_B4_F10_the_end_of_a_dead_worker_may_be_interrupted_at_any_bytecode(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any], locked: bool
+) -> None:
+    """A worker's thread ended in the middle of everything, as several exceptions at once may end it. Nobody waits for
+    the lock that it held, and who puts down what it had, and is interrupted, does it again.
+    """
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    monkeypatch.setattr(logging.getLogger("cmwq"), "disabled", True)
+    always = raising(math.inf)
+
+    def run(interrupt: InterruptAt) -> None:
+        runtime = cmwq.Runtime(config=cmwq.Config(watch_period=3600.0))
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        with monkeypatch.context() as patch:
+            for name in ("recover", "mourn", *(["announce"] if locked else ["execute_specially"])):
+                patch.setattr(worker_thread, name, always)
+            future = wq.submit(make())
+            future.add_done_callback(lambda _: None)
+            (pool,) = runtime._pools.values()
+            deadline = time.monotonic() + HANG
+            while not any(w.item and w.thread and not w.thread.is_alive() for w in list(pool.workers)):
+                assert time.monotonic() < deadline
+                time.sleep(0.0005)
+        try:
+            with interrupt:
+                recovery_module.bury_the_dead(pool)
+        except Interrupt:
+            pass
+        recovery_module.bury_the_dead(pool)
+        assert locked or isinstance(future.exception(HANG), cmwq.CmwqError)
+        assert future.done()
+        assert wq.submit(int).result(HANG) == 0
+        wq.flush(HANG)
+        runtime.check_invariants()
+        assert not any(worker.thread and not worker.thread.is_alive() for worker in list(pool.workers))
+        runtime.close(HANG)
+
+    assert at_each(run, "_pool/recovery.py", "_workqueue/queued.py", "_workqueue/future.py") > 100

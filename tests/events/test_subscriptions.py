@@ -7,7 +7,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from conftest import HANG, Gate
@@ -17,14 +17,6 @@ from cmwq.events import Event, Kind
 
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
 WORKS = (Kind.QUEUED, Kind.ACTIVATED, Kind.STARTED, Kind.ENDED)
-
-
-@pytest.fixture
-def universe() -> Iterator[cmwq.Runtime]:
-    runtime = cmwq.Runtime()
-    yield runtime
-    runtime.check_invariants()
-    runtime.close(timeout=HANG)
 
 
 @pytest.fixture

@@ -507,14 +507,67 @@ def test_whoever_takes_a_stained_lock_mends_first(family: Any, by_hand: bool) ->
             lock.wake(bell)
             raise ValueError("mine")
     assert (mend.calls, bell.rings) == (1, 1)
+    assert lock.stained
     for calls in (2, 3):
         with pytest.raises(LookupError, match=f"failed {calls} times"):
             take()
         assert (lock.locked(), family.inside(), mend.calls) == (False, 0, calls)
     mend.fails = False
     take()
+    assert not lock.stained
     take()
     assert mend.calls == 4
+
+
+def test_whatever_ends_a_block_that_may_acquire_by_hand_the_lock_is_free(family: Any) -> None:
+    mended: list[bool] = []
+    lock = family.Lock(3, lambda: mended.append(lock.held()))
+
+    def again_and_again() -> None:
+        with lock.by_hand():
+            for _ in range(3):
+                lock.acquire()
+                lock.release()
+            lock.acquire()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        again_and_again()
+    assert (lock.locked(), family.inside(), mended) == (False, 0, [True])
+    with lock.by_hand():
+        with lock:
+            pass
+    with pytest.raises(KeyError), lock.by_hand():
+        raise KeyError
+    assert mended == [True]  # it was not held, so nothing was half done
+
+    def run(interrupt: InterruptAt) -> None:
+        mended.clear()
+        try:
+            with interrupt:
+                again_and_again()
+        except (Interrupt, KeyError):
+            pass
+        assert (lock.locked(), family.inside()) == (False, 0)
+
+    assert at_each(run, *FILES) > 30
+
+
+def test_a_thread_that_ends_with_the_lock_in_its_hands_holds_nobody_up(family: Any) -> None:
+    lock = family.Lock(3)
+
+    def end() -> None:
+        with lock.by_hand():
+            lock.acquire()
+            lock.release()
+            lock.acquire()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    thread.join(HANG)
+    assert not lock.locked()
+    with lock:
+        assert lock.held()
 
 
 @pytest.mark.parametrize("mend", [3, "x", ()])

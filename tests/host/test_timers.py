@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import call
 from queue import SimpleQueue
 from typing import Any
 
@@ -813,3 +814,33 @@ def test_the_timer_thread_outlives_what_is_thrown_at_it(timers: Timers, threads:
         timers.call_later(0, partial(fired[1].put, n))
         assert [one.get(timeout=HANG) for one in fired] == [n, n]
     assert len(threads.started) == 1
+
+
+def test_if_the_timer_thread_is_ended_all_the_same_another_takes_its_place(
+    timers: Timers, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fires(timers)
+    (thread,) = threads.started
+    throw = partial(
+        ctypes.pythonapi.PyThreadState_SetAsyncExc, ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Stop)
+    )
+
+    def raise_two_at_once() -> bool:
+        """The second comes while the first is being handled: no bytecode is between them."""
+        del timers._serve  # type: ignore[method-assign]
+        list(map(call, (throw, partial(int, "no number"))))
+        return False
+
+    fired = SimpleQueue[None]()
+    timers.call_later(0.1, partial(fired.put, None))
+    monkeypatch.setattr(logging.getLogger("cmwq"), "disabled", True)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    timers._serve = raise_two_at_once  # type: ignore[method-assign]
+    throw()
+    timers._parker.unpark()
+    thread.join(HANG)
+    assert not thread.is_alive()
+    fired.get(timeout=HANG)
+    assert fires(timers)
+    assert timers._thread is threads.started[1]
+    assert len(threads.started) == 2

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import pytest
 from conftest import HANG, Gate
+from opcodes import Interrupt
 from simulated import simulate, simulate_each
 
 import cmwq
@@ -268,3 +269,31 @@ def test_E4_one_with_a_queueing_that_is_refused_is_not_lost(why: str) -> None:
         assert runs
 
     simulate_each(scenario, 60, cpus=2)
+
+
+@pytest.mark.parametrize("look", ["pending", "queue", "flush"])
+def test_E4_F10_if_queueing_and_mending_are_both_interrupted_it_can_be_queued_all_the_same(
+    runtime: cmwq.Runtime, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    """It is noted that the work is queued, and it is in no list: whoever looks next completes the mending."""
+
+    def interrupted(*_: object) -> None:
+        raise Interrupt
+
+    wq = cmwq.WorkQueue("q", runtime=runtime)
+    ran: list[None] = []
+    work = cmwq.Work(ran.append, None)
+    wq.queue(work)
+    wq.flush(HANG)
+    with monkeypatch.context() as patch:
+        patch.setattr("cmwq._workqueue.queued.insert", interrupted)
+        patch.setattr(cmwq.Work, "mend", interrupted)
+        with pytest.raises(Interrupt):
+            wq.queue(work)
+    if look == "pending":
+        assert not work.pending
+    elif look == "flush":
+        work.flush(HANG)
+    assert wq.queue(work)
+    work.flush(HANG)
+    assert len(ran) == 2

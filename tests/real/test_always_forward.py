@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import subprocess
@@ -138,6 +139,23 @@ def test_C2_C3_C4_the_rescuer_does_it_all_where_no_worker_can_be_had() -> None:
         ordered.flush(HANG)
         assert order == list(range(50))
         assert not any(pool.created for pool in runtime.snapshot().pools)
+    host.stop_timers()
+
+
+def test_C1_F10_a_rescuer_that_is_interrupted_at_rest_or_at_work_goes_on() -> None:
+    host = NoWorkers()
+    with cmwq.Runtime(host=host, config=cmwq.Config(mayday_initial_timeout=0.001)) as runtime:
+        wq = cmwq.WorkQueue("q", rescuer=True, runtime=runtime)
+        assert wq.rescuer is not None
+        thread = wq.rescuer.thread
+        assert isinstance(thread, threading.Thread)
+        for n in range(50):
+            future = wq.submit(abs, n) if n % 2 else None  # else it rests
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+            with suppress(SystemExit):  # it was interrupted within the work
+                assert future is None or future.result(HANG) == n
+            assert wq.submit(abs, -n).result(HANG) == n or not thread.is_alive()
+        assert thread.is_alive()
     host.stop_timers()
 
 

@@ -228,6 +228,16 @@ def test_a_free_slot_is_not_looked_at_even_if_it_is_unparked(watch: Watch) -> No
     assert kept_descriptors() == []
 
 
+def test_a_slot_is_freed_once_for_by_then_it_may_be_anothers(watch: Watch) -> None:
+    lookout = make_lookout(watch)
+    first = lookout.slot()
+    first.free()
+    second = lookout.slot()
+    assert second.index == first.index
+    first.free()
+    assert lookout.slot().index != second.index
+
+
 def test_slots_taken_by_several_threads_at_once_are_different(watch: Watch) -> None:
     threads, each = 4, 50
     lookout = make_lookout(watch, capacity=threads * each)

@@ -31,6 +31,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import wraps
 from operator import attrgetter
 from pathlib import Path
@@ -169,12 +170,19 @@ class WatchedLock:
         about_to_take(self._lock.rank, self._holds())
         return self._lock.__exit__  # never in a variable of a frame here: see `_host.locks`
 
+    def by_hand(self) -> AbstractContextManager[None]:
+        return self._lock.by_hand()
+
     def acquire(self) -> None:
         about_to_take(self._lock.rank, self._holds())
         self._lock.acquire()
 
     def release(self) -> None:
         self._lock.release()
+
+    @property
+    def stained(self) -> bool:
+        return self._lock.stained
 
     def locked(self) -> bool:
         return self._lock.locked()

@@ -8,6 +8,7 @@ seconds as float, on the host's monotonic clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Set
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cmwq._core.held import holding, not_holding, outside
@@ -40,11 +41,20 @@ class Lock(Protocol):
         """For `with` alone. Reading it takes the lock; what it returns releases the lock when it is called or dies."""
         ...
 
+    def by_hand(self) -> AbstractContextManager[None]:
+        """For a `with` around code that uses `acquire` and `release`: after it the thread does not hold the lock."""
+        ...
+
     def acquire(self) -> None:
-        """For code that cannot use `with`, and ensures that `release` follows, whatever happens."""
+        """For code that releases the lock and takes it again, in a `with` of `by_hand`."""
         ...
 
     def release(self) -> None: ...
+    @property
+    def stained(self) -> bool:
+        """Will the next thread that takes it mend first, because `mend` was interrupted as well?"""
+        ...
+
     def locked(self) -> bool:
         """Does any thread hold it?"""
         ...

@@ -41,6 +41,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import count
 from operator import attrgetter, call
@@ -93,8 +94,14 @@ class PyLock:
         # This is one expression, so that the _Hold is on the value stack only until it is returned.
         return (_Hold(entry.end), me.entered.setdefault(entry), entry.raw.acquire(), _begin(entry))[0]
 
+    def by_hand(self) -> AbstractContextManager[None]:
+        """For a `with` around code that calls `acquire` and `release`: whatever ends the block, the calling thread does
+        not hold the lock after it. If it did, the lock is mended like after a section that an exception ended.
+        """
+        return _Hold(_Entry(self, _threads.me).end)
+
     def acquire(self) -> None:
-        """Take the lock where `with` can't be used. The caller must make sure that `release` follows.
+        """Take the lock, in a `with` of `by_hand`, for code that releases it and takes it again.
 
         Raises as `with` does. After an interruption, `held` tells whether the lock was taken.
         """
@@ -116,6 +123,11 @@ class PyLock:
         self._raw.release()
         me.forget(self._raw)
         _call_deferred(me)
+
+    @property
+    def stained(self) -> bool:
+        """Whether the next thread that takes it mends first."""
+        return self._stained
 
     def locked(self) -> bool:
         """Whether any thread holds it."""
@@ -205,6 +217,11 @@ class _Hold(partial[None]):
     """
 
     __del__ = property(attrgetter("func.__self__.abandon"))
+
+    def __enter__(self) -> None:  # it is itself what `by_hand` returns
+        pass
+
+    __exit__ = partial.__call__
 
 
 def _refuse_to_wait_for_myself(me: _Thread, lock: PyLock) -> None:

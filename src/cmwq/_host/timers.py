@@ -4,7 +4,8 @@ Guarantees
 - A timer fires once, on the thread "cmwq/timers", and never before its time, unless it was cancelled first; then
   `cancel` returned True.
 - Timers of the same instant fire in the order of `call_later`.
-- Whatever an fn raises is logged. The thread survives it, and any exception that is thrown at it in its loop.
+- Whatever an fn raises is logged. The thread survives it, and any exception that is thrown at it in its loop. If
+  several at once end it all the same, another takes its place.
 - `call_later` either leaves a timer that will fire, or raises; if it is interrupted, as by Ctrl-C, perhaps both. Once
   `start` has returned, it needs no further thread.
 - The thread is not woken while there is no timer (G4), nor for a timer that is not the earliest. A timer that was
@@ -55,7 +56,8 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
-from cmwq._errors import QueueClosed
+from cmwq._core.surely import surely
+from cmwq._errors import QueueClosed, ThreadLimit
 from cmwq._host import locks
 from cmwq._host.locks import defer, inside
 from cmwq._host.parker import LockParker
@@ -205,13 +207,26 @@ class Timers:
 
     def _run(self) -> None:
         # Every step of the loop is inside a `try`; the first step of a `try` within the loop would not be.
-        while True:
-            try:
-                while not self._serve():
-                    pass
+        with surely(self._have_successor), surely(self._have_successor):
+            while True:
+                try:
+                    while not self._serve():
+                        pass
+                    return
+                except BaseException:
+                    pass  # it came while another exception was being logged
+
+    def _have_successor(self) -> None:
+        """If the timer thread ends although it is needed, as several exceptions at once may end it: start another.
+
+        If that is refused, the next `call_later` tries again.
+        """
+        with self._lock:
+            if self._closed or self._thread is not threading.current_thread():
                 return
-            except BaseException:
-                pass  # it came while another exception was being logged
+            self._thread = None
+        with contextlib.suppress(ThreadLimit, QueueClosed):
+            self.start()
 
     def _serve(self) -> bool:
         """Fire timers until the end. False: an exception interrupted it, and it must be called again."""

@@ -121,7 +121,7 @@ class WorkerPool:
         self.lock.mend = mending(self)
 
     def __repr__(self) -> str:
-        flags = " managing" * self.office.taken + " refused" * self.office.refused
+        flags = " managing" * (self.office.holder is not None) + " refused" * self.office.refused
         return (
             f"<WorkerPool {self.name} workers={len(self.workers)} idle={len(self.idle_list)} "
             f"running={self.nr_running} pending={len(self.worklist)}{flags}>"

@@ -47,21 +47,21 @@ def put_down(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
     with lock:
         item = worker.item
         if item is not None and not item.begun and worker.stumbled is not item:
-            worker.stumbled = item  # the second time the item is taken to be the cause, and ends
-            worker.item = None
             if item not in pool.worklist and not item.withdrawn:
-                pool.worklist.appendleft(item)
+                pool.worklist.appendleft(item)  # its new place first
+            worker.item = None
+            worker.stumbled = item  # the second time the item is taken to be the cause, and ends
             item = None
             pool.kick_or_settle()
     if item is not None:
         item.abort(exc)
     with lock:
         if item is not None:
-            worker.item = None
             item.be_over()
             if item.follower is not None:
                 item.follower.relist()
                 item.follower = None
+            worker.item = None  # last: `mend` and the next call of this find the item by it
         if pool.office.holder is worker:
             pool.office.holder = None
         blocking.over(worker)

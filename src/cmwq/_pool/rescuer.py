@@ -16,6 +16,7 @@ rescuer, or its worker, goes on: `hopeless`. The letters are those of `pool`.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from contextlib import suppress
 from functools import partial
@@ -27,8 +28,8 @@ from cmwq._errors import ThreadLimit
 from cmwq._pool import blocking, events
 from cmwq._pool.policy import need_rescuer
 from cmwq._pool.recovery import recover
-from cmwq._pool.worker import RESCUER, Worker, be_worker
-from cmwq._pool.worker_thread import announce, run_observed
+from cmwq._pool.worker import RESCUER, Worker, be_worker, in_words
+from cmwq._pool.worker_thread import announce, run_item
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Host, Thread
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from cmwq._pool.pool import WorkerPool
     from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.wait import Target
+
+_log = logging.getLogger("cmwq")
 
 PATIENCE = 10
 """After this many refusals in a row, with a cool-down between each, a work that waits on a worker expects no thread any
@@ -88,13 +91,25 @@ class Rescuer:
     def _run(self) -> None:
         with suppress(Exception):  # it works without the name
             self._host.set_thread_name(self.name)
+        interruption: BaseException | None = None
         while not self._stopped and self._queue() is not None:
-            self._parker.park()
-            while self._calls:
-                pwq = self._calls.popleft()
-                if self._rescue(pwq):
-                    self._calls.append(pwq)  # after the pools that called meanwhile
-                pwq = None  # type: ignore[assignment]  # a resting rescuer keeps nothing alive
+            try:
+                if interruption is None:
+                    self._parker.park()
+                else:
+                    self._recover(interruption)
+                    interruption = None
+                self._answer()
+            except BaseException as exc:  # an asynchronous one, at any bytecode
+                interruption = exc
+
+    def _answer(self) -> None:
+        """Answer the calls. One that is interrupted is answered again, from the beginning."""
+        while self._calls:
+            if self._rescue(self._calls[0]):
+                self._calls.rotate(-1)  # after the pools that called meanwhile
+            elif self._calls:  # in the child of a fork there are none any more
+                self._calls.popleft()
 
     def _rescue(self, pwq: Source) -> bool:
         """Go to the pool and run works of the queue there (C3). Returns whether more is to be done."""
@@ -105,30 +120,44 @@ class Rescuer:
         with pool.lock:
             pool.workers.add(worker)  # before it binds: if the CPUs change now, it is bound again like all of them
         more = True  # for the case that it is interrupted
-        try:
-            worker.bind()
-            be_worker(worker)
-            pool.lock.acquire()  # by hand: it is released around each item; after an exception `recover` releases it
-            pwq.called = False
-            number = 0
-            while more and number < BATCH and not worker.dying:
-                more = _run_next(pool, pwq, worker) and need_rescuer(pool)
-                number += 1
-            pool.lock.release()
-        except BaseException as exc:
-            recover(pool, worker, exc)
-        with pool.lock:
-            pool.workers.discard(worker)
-            pool.tell_drainers()
-            if more:
-                pwq.called = True
-            pool.kick_or_settle()
-        be_worker(None)
-        self.worker = None
+        with pool.lock.by_hand():
+            try:
+                worker.bind()
+                be_worker(worker)
+                pool.lock.acquire()  # it is released around each item; after an exception `recover` releases it
+                pwq.called = False
+                number = 0
+                while more and number < BATCH and not worker.dying:
+                    more = _run_next(pool, pwq, worker) and need_rescuer(pool)
+                    number += 1
+                pwq.called = more
+                pool.lock.release()
+            except BaseException as exc:
+                recover(pool, worker, exc)
+        self._retire(worker)
         if worker.dying:
             self._stopped = True  # in the child of a fork within the work: this thread is no rescuer there
             self._calls.clear()
         return more and not worker.dying
+
+    def _recover(self, exc: BaseException) -> None:
+        """Put down what it had, and leave the pool where it was."""
+        worker = self.worker
+        if worker is not None:
+            recover(worker.pool, worker, exc)
+            self._retire(worker)
+        else:
+            _log.warning("rescuer %s was interrupted by %s, and goes on", self.name, in_words(exc))
+
+    def _retire(self, worker: Worker) -> None:
+        """Leave the pool that it has helped."""
+        pool = worker.pool
+        with pool.lock:
+            pool.workers.discard(worker)
+            pool.tell_drainers()
+            pool.kick_or_settle()
+        be_worker(None)
+        self.worker = None
 
 
 @holding("pool.lock")
@@ -149,10 +178,7 @@ def _run_next(pool: WorkerPool, pwq: Source, worker: Worker) -> bool:
             events.rescued(pool, worker)
         pool.settle()  # this may have been the last waiting work
         lock.release()
-        if pwq.observed:
-            run_observed(pool, worker)
-        else:
-            item.run()
+        run_item(pool, worker)
         lock.acquire()
         blocking.over(worker)
         pool.nr_completed += 1

@@ -32,22 +32,26 @@ def worker_thread(worker: Worker) -> None:
     No exception of a work ends it (B4). An exception raised between two works, such as an asynchronous one or a
     `MemoryError`, does not end it either: see `recover`. If it ends all the same, before its first work or later, the
     item that it executed ends with the reason. Another worker takes its place only after the cool-down (B2), because
-    there may be a cause that no worker survives.
+    there may be a cause that no worker survives. If exceptions keep coming while it handles the first, it may end
+    without any of that, but never with the lock held: the timers' thread finds it (`recovery.bury_the_dead`).
     """
     pool = worker.pool
     try:
-        begin(worker)
-        while not worker.dying:
+        with pool.lock.by_hand():
             try:
-                serve(pool, worker)
+                begin(worker)
+                while not worker.dying:
+                    try:
+                        serve(pool, worker)
+                    except BaseException as exc:
+                        recover(pool, worker, exc)
             except BaseException as exc:
-                recover(pool, worker, exc)
-    except BaseException as exc:
-        mourn(worker, exc)
+                mourn(worker, exc)
     finally:
         try:
             with pool.lock:
-                bury(pool, worker)
+                if worker.item is None:  # else it was interrupted again while it put that down: see `bury_the_dead`
+                    bury(pool, worker)
         finally:
             pool.lookout.detach(worker)
 
@@ -76,7 +80,7 @@ def serve(pool: WorkerPool, worker: Worker) -> None:
     spins = False
     while not worker.dying:
         worker.parker.park(-1, spins)
-        lock.acquire()  # by hand: it is released around each item; after an exception `recover` releases it
+        lock.acquire()  # it is released around each item; after an exception `recover` releases it
         if not worker.dying and start_working(pool, worker):
             process_works(pool, worker)
             if not worker.dying:
@@ -229,12 +233,15 @@ def announce(pool: WorkerPool, worker: Worker, announcement: Announcement) -> No
 
 
 @outside
-def run_observed(pool: WorkerPool, worker: Worker) -> None:
-    """Run the worker's item, which is from a place that is observed.
+def run_item(pool: WorkerPool, worker: Worker) -> None:
+    """Run the worker's item, and note its beginning and end if it is from a place that is observed.
 
     Beginning and end are noted under the lock, so both have their place in the pool's order. The worker's `served` is
     cleared, so its next item comes here as well. The end is noted even if the worker is interrupted in between.
     """
+    if not worker.item.phase.pwq.observed:  # type: ignore[union-attr]
+        worker.item.run()  # type: ignore[union-attr]  # in no variable: the traceback of what it raises keeps this frame
+        return
     item, host = worker.item, pool.host
     assert item is not None
     with pool.lock:
@@ -277,20 +284,14 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
         attempt(pool, "be named", partial(pool.host.set_thread_name, f"{worker.name}-{worker.shown}"))
     if not pwq.exempt:
         worker.served = pwq
-        if pwq.observed:  # looked at after `served` was set: see `events.observe_places`
-            run_observed(pool, worker)
-        else:
-            worker.item.run()  # type: ignore[union-attr]
+        run_item(pool, worker)  # after `served` was set: see `events.observe_places`
         return
     with pool.lock:
         pool.uncount(worker)
         pool.lookout.exempt(worker, True)
         pool.kick()
     try:
-        if pwq.observed:
-            run_observed(pool, worker)
-        else:
-            worker.item.run()  # type: ignore[union-attr]
+        run_item(pool, worker)
     finally:
         with pool.lock:
             pool.lookout.exempt(worker, False)  # first: if this is interrupted, the sensor sees the worker all the same

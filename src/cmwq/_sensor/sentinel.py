@@ -149,8 +149,10 @@ class SentinelLookout:
 
     def detach(self, worker: Worker) -> None:
         with self._pool.lock:
-            self._workers.pop(cast("Slot", worker.parker).index, None)
-            self.take_back(worker.parker)
+            index = cast("Slot", worker.parker).index
+            if self._workers.get(index) is worker:
+                del self._workers[index]
+            self.take_back(worker.parker)  # once: by then the slot may be another worker's
 
     def arm(self, reserve: Worker | None) -> None:
         self._native.arm(None if reserve is None else reserve.parker)

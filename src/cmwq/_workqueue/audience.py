@@ -99,7 +99,7 @@ class Audience:
             waiter = untold[0]
             try:
                 next(telling)
-            except MemoryError as exc:
+            except BaseException as exc:
                 _put_back(exc, waiter, untold)
                 waiter.event.set()  # the call was interrupted halfway: wake the thread, lest it wait for ever
                 raise

@@ -12,9 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cmwq._core.naming import name_of
+from cmwq._core.surely import surely
 from cmwq._errors import CmwqError
 from cmwq._workqueue.place_end import PhaseEnd
-from cmwq._workqueue.wait import surely
 
 if TYPE_CHECKING:
     from cmwq._workqueue.queue import WorkQueue

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import checks
 from cmwq._core.naming import name_of
+from cmwq._core.surely import surely
 from cmwq._errors import Abandoned, CmwqTimeout, FlushDeadlock
 from cmwq._pool.closing import close as close_pool
 from cmwq._pool.closing import dismiss_all
@@ -29,7 +30,7 @@ from cmwq._pool.worker import current_worker
 from cmwq._workqueue.drain import end_delays, few
 from cmwq._workqueue.future import Future
 from cmwq._workqueue.queued import Queued
-from cmwq._workqueue.wait import check_may_wait, surely
+from cmwq._workqueue.wait import check_may_wait
 
 if TYPE_CHECKING:
     from cmwq._pool.item import Item

@@ -54,7 +54,7 @@ class PhaseEnd:
         return self.phase.pwq.wq
 
     def lacks_workers(self) -> Collection[WorkerPool]:
-        return (self.phase.pwq.pool,) if self.phase.pwq.has_works_waiting(self.phase.number) else ()
+        return (self.phase.pwq.pool,) if self.phase.pwq.count_pending(self.phase.number) else ()
 
     def describe_wait(self) -> str:
         return f"flushes queue {self.phase.pwq.wq.name!r}"

@@ -285,24 +285,23 @@ class PoolWorkQueue:
         """How many works were queued here and have neither ended nor been taken back."""
         return self.phase.count + sum(phase.count for phase in self.sealed)
 
-    def count_unfinished(self, *, begun: bool = True) -> int:
-        """As `nr_unfinished`. begun=False: works that have begun are not counted."""
+    def count_unfinished(self) -> int:
+        """As `nr_unfinished`, for a caller without the lock."""
         with self.pool.lock:
-            phases = (*self.sealed, self.phase)  # an item that asks a source is in none of them, and is no work yet
-            running = 0 if begun else sum(worker.item.phase in phases for worker in self.executing())  # type: ignore
-            return self.nr_unfinished() - running
+            return self.nr_unfinished()
+
+    def count_pending(self, last: int | None = None) -> int:
+        """How many works, of the phases up to that number, have not begun."""
+        with self.pool.lock:
+            phases = [p for p in (*self.sealed, self.phase) if last is None or p.number <= last]
+            # An item that asks a source is in none of them, and is no work yet.
+            begun = [w.item for w in self.pool.workers if w.item is not None and w.item.phase in phases]
+            return sum(phase.count for phase in phases) - len(begun)
 
     @holding("self.pool.lock")
     def executing(self) -> list[Worker]:
         """The workers that execute a work of the queue here, or announce its end."""
         return [worker for worker in self.pool.workers if worker.item is not None and worker.item.pwq is self]
-
-    def has_works_waiting(self, last: int | None = None) -> bool:
-        """Has any work, of the phases up to that number, not begun yet?"""
-        with self.pool.lock:
-            phases = [p for p in (*self.sealed, self.phase) if last is None or p.number <= last]
-            begun = [w.item for w in self.pool.workers if w.item is not None and w.item.phase in phases]
-            return sum(phase.count for phase in phases) > len(begun)
 
     # ------------------------------------------------------------------------------- freezer (E8)
 

@@ -368,7 +368,7 @@ class WorkQueue(Gate):
 
     def nr_pending(self) -> int:
         """How many works have not begun. Works whose time has not come are not counted."""
-        return sum(pwq.count_unfinished(begun=False) for pwq in self.places())
+        return sum(pwq.count_pending() for pwq in self.places())
 
     def threads(self) -> set[Any]:
         """The threads that run its works right now."""

@@ -37,7 +37,7 @@ def queue(wq: WorkQueue, /, work: Work) -> bool:
         raise
     if wq._special or wq._shut or born != Work.generation:
         return queue_specially(wq, work)
-    if work._item is not None or work._delay is not None:
+    if (work._item is not None or work._delay is not None) and not work._lock.stained:
         return False
     try:
         pwq = wq._only or wq.place_here()

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding
 from cmwq._core.ranks import Rank
+from cmwq._core.surely import surely
 from cmwq._errors import QueueFull
 from cmwq._pool.mend import mending
-from cmwq._workqueue.wait import own_item, run_steps, surely
+from cmwq._workqueue.wait import own_item, run_steps
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Parker
@@ -141,7 +142,7 @@ class _Turn:
         return self.room._queue
 
     def lacks_workers(self) -> Collection[WorkerPool]:
-        return [pwq.pool for pwq in self.room._queue.places() if pwq.has_works_waiting()]
+        return [pwq.pool for pwq in self.room._queue.places() if pwq.count_pending()]
 
     def describe_wait(self) -> str:
         return f"waits for room in queue {self.room._queue.name!r}"

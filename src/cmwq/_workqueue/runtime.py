@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from cmwq._core import checks
 from cmwq._core.config import Config
 from cmwq._core.ranks import Rank
+from cmwq._core.surely import surely
 from cmwq._core.weakly import Weakly
 from cmwq._errors import Abandoned, ForeignProcess, Reentered
 from cmwq._pool.events import Event, Kind
@@ -33,7 +34,7 @@ from cmwq._workqueue.place_end import Quiet
 from cmwq._workqueue.settings import FIELDS, Settings, checked_call, checked_exit_timeout
 from cmwq._workqueue.snapshot import Snapshot, view_of_pool, view_of_queue
 from cmwq._workqueue.subscriptions import Events
-from cmwq._workqueue.wait import run_steps, surely, waits_of
+from cmwq._workqueue.wait import run_steps, waits_of
 from cmwq._workqueue.watchdog import Watchdog
 from cmwq._workqueue.work import Work
 

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 from cmwq._core import checks
 from cmwq._core.held import outside
 from cmwq._core.ranks import Rank
+from cmwq._core.surely import surely
 from cmwq._errors import Abandoned, CmwqTimeout, FlushDeadlock, Reentered, ThreadLimit
 from cmwq._pool.blocking import step_aside, step_back
 from cmwq._pool.rescuer import gets_no_threads, hopeless
@@ -252,26 +253,6 @@ def check_may_wait(host: Host) -> None:
             "called by a finaliser or a signal handler in the middle of cmwq's own code on this thread: "
             "to wait here could be to wait for this thread itself"
         )
-
-
-class surely:
-    """A context manager that calls `undo` at the end, whatever happens. It may call it twice, so that must do no harm.
-
-    An interruption may come before the first step of `__exit__`. So where `undo` must be called for sure, write it
-    twice: `with surely(undo), surely(undo):`. Then one interruption, wherever it comes, prevents at most one of the
-    calls (F10).
-    """
-
-    __slots__ = ("_undo",)
-
-    def __init__(self, undo: Callable[[], object]) -> None:
-        self._undo = undo  # S
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._undo()
 
 
 @outside

@@ -36,12 +36,13 @@ from cmwq._core.held import holding, outside
 from cmwq._core.here import host_here
 from cmwq._core.naming import name_of
 from cmwq._core.ranks import Rank
+from cmwq._core.surely import surely
 from cmwq._errors import CmwqError, Reentered
 from cmwq._pool.mend import mending
 from cmwq._pool.worker import current_worker
 from cmwq._workqueue.item_end import ItemEnd
 from cmwq._workqueue.queued import Queued
-from cmwq._workqueue.wait import run_steps, surely
+from cmwq._workqueue.wait import run_steps
 
 if TYPE_CHECKING:
     from cmwq._core import ports
@@ -121,7 +122,16 @@ class Work:
         """It was queued, or waits for its delay, and has not begun since."""
         if self._born != Work.generation:
             return False
+        self.settle()
         return self._item is not None or self._delay is not None or self._is_on_its_way()
+
+    def settle(self) -> None:
+        """Complete what an interrupted call has left half done, if even its mending was interrupted. To be called
+        before a look at the work without W.
+        """
+        if self._lock.stained:
+            with suppress(Reentered), self._here():
+                pass
 
     def _is_on_its_way(self) -> bool:
         """Called when the work was found neither delayed nor queued: is it moving from one to the other?
@@ -298,6 +308,7 @@ class Work:
         own = None if worker is None else worker.item
         if isinstance(own, Queued) and own.work is self:
             yield ItemEnd(own, "flushes")  # refused: it would wait for itself. A delay of it goes on
+        self.settle()
         delay, item = self._delay, None
         if delay is not None and not delay.repeats and self.pending:
             item = delay.hasten()

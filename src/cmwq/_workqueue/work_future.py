@@ -38,16 +38,20 @@ class WorkFuture(Future[Any]):
 
     @outside
     def settle(self, result: Any, exception: BaseException | None) -> None:
-        """Set the outcome, unless the future was cancelled.  Context: the worker."""
+        """Set the outcome, unless the future was cancelled. If this is interrupted, it may be called again.
+
+        Context: the worker, or whoever mourns for it.
+        """
         with self.phase.pwq.pool.lock:
-            if self._state != PENDING:
-                return
-            self._result, self._exception = result, exception
-            if exception is not None and self.phase.pwq.wq.runtime.on_unfetched is not None:
-                self._note_unfetched(exception)
             audience = self._audience
-            self._item = None
-            self._state = FINISHED if audience is None else RUNNING
+            if self._state == PENDING:
+                self._result, self._exception = result, exception
+                if exception is not None and self.phase.pwq.wq.runtime.on_unfetched is not None:
+                    self._note_unfetched(exception)
+                self._item = None
+                self._state = FINISHED if audience is None else RUNNING
+            elif self._state not in (RUNNING, FINISHED):
+                return
         if audience is not None:
             audience.announce(self)
 

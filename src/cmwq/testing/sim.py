@@ -14,6 +14,7 @@ import threading
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -108,6 +109,9 @@ class SimLock:
         self._queue: deque[SimThread] = deque()
         self._to_wake: list[SimParker] = []
 
+    def by_hand(self) -> AbstractContextManager[None]:
+        return nullcontext()  # no exception comes between two steps here
+
     def acquire(self) -> None:
         self._take(3)
 
@@ -148,6 +152,10 @@ class SimLock:
         if host.stopped:
             raise SimStopped  # all threads run on to their ends, and none is the current one
         return self.holder is host.current
+
+    @property
+    def stained(self) -> bool:
+        return False
 
     def locked(self) -> bool:
         return self.holder is not None

@@ -32,7 +32,7 @@ typedef struct {
     _Atomic(Thread *) owner;    /* L to change; any thread may check whether it is the owner */
     unsigned epoch;             /* F: a section that began in another epoch is the parent's */
     PyObject *mend;             /* L, or before others know the lock */
-    bool stained;               /* L: an exception ended a section, and `mend` has not succeeded since */
+    atomic_bool stained;        /* L to change: an exception ended a section, and `mend` has not succeeded since */
     bool by_hand;               /* L: taken by acquire() */
     bool forgiven;              /* F: the parent acquired it, and the child's release() is still to come */
     int nr_woken;               /* L */

@@ -7,6 +7,9 @@
    dealloc ends the section.  No bytecode runs between taking the lock and having the Hold on that stack, nor, those of
    `mend` aside, between calling the Hold and the lock being free.  So at each moment an exception finds one of the two.
 
+   A lock may also be acquired by hand, within a `with` of by_hand().  There the Hold is made before the lock is taken,
+   and does for all of the block what it does for a section, so a thread that ends leaves the lock free.
+
    The methods work for every type that begins as Locking does: Lock, and Lookout, which is its pool's lock.  */
 
 #pragma once
@@ -58,6 +61,22 @@ static void hold_dealloc(HoldObject *self)
     Py_DECREF(type);
 }
 
+static PyObject *hold_enter(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
+{
+    Py_RETURN_NONE;
+}
+
+static PyObject *hold_exit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    return hold_call(self, args, (size_t)nargs, NULL);
+}
+
+static PyMethodDef hold_methods[] = {
+    {"__enter__", hold_enter, METH_NOARGS, NULL},
+    {"__exit__", (PyCFunction)(void (*)(void))hold_exit, METH_FASTCALL, NULL},
+    {NULL},
+};
+
 static PyMemberDef hold_members[] = {
     {"__vectorcalloffset__", T_PYSSIZET, offsetof(HoldObject, vectorcall), READONLY, NULL},
     {NULL},
@@ -67,6 +86,7 @@ static PyType_Slot hold_slots[] = {
     {Py_tp_doc, "A section: what `with` calls at its end."},
     {Py_tp_dealloc, hold_dealloc},
     {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_methods, hold_methods},
     {Py_tp_members, hold_members},
     {0, NULL},
 };
@@ -78,22 +98,43 @@ static PyType_Spec hold_spec = {
     .slots = hold_slots,
 };
 
-static PyObject *guard_begin(PyObject *lock, Guard *guard)
+static HoldObject *new_hold(Guard *guard)
 {
     HoldObject *hold = PyObject_New(HoldObject, guard->state->hold_type);
-    if (!hold)
-        return NULL;
-    hold->vectorcall = hold_call;
-    hold->lock = NULL;
-    if (!guard_lock(guard, lock)) {
-        Py_DECREF(hold);
-        return NULL;
+    if (hold) {
+        hold->vectorcall = hold_call;
+        hold->lock = NULL;
     }
+    return hold;
+}
+
+/* Make it end the section in which this thread holds the lock now, or will hold it. */
+static PyObject *hold_section(HoldObject *hold, PyObject *lock, Guard *guard)
+{
     hold->lock = Py_NewRef(lock);
     hold->guard = guard;
     hold->holder = this_thread;
     hold->epoch = guard->epoch;
     return (PyObject *)hold;
+}
+
+static PyObject *guard_begin(PyObject *lock, Guard *guard)
+{
+    HoldObject *hold = new_hold(guard);
+    if (!hold)
+        return NULL;
+    if (!guard_lock(guard, lock)) {
+        Py_DECREF(hold);
+        return NULL;
+    }
+    return hold_section(hold, lock, guard);
+}
+
+/* A Hold of what this thread may acquire by hand: at its end the lock is free, if this thread still holds it. */
+static PyObject *guard_by_hand(PyObject *lock, Guard *guard)
+{
+    HoldObject *hold = current_thread() ? new_hold(guard) : NULL;
+    return hold ? hold_section(hold, lock, guard) : NULL;
 }
 
 static PyObject *guard_acquire(PyObject *lock, Guard *guard)
@@ -163,6 +204,11 @@ static PyObject *locking_acquire(Locking *self, PyObject *Py_UNUSED(none))
     return guard_acquire((PyObject *)self, &self->guard);
 }
 
+static PyObject *locking_by_hand(Locking *self, PyObject *Py_UNUSED(none))
+{
+    return guard_by_hand((PyObject *)self, &self->guard);
+}
+
 static PyObject *locking_release(Locking *self, PyObject *Py_UNUSED(none))
 {
     return guard_release(&self->guard);
@@ -208,12 +254,18 @@ static PyObject *locking_get_mend(Locking *self, void *Py_UNUSED(closure))
     return Py_NewRef(self->guard.mend ? self->guard.mend : Py_None);
 }
 
+static PyObject *locking_get_stained(Locking *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(atomic_load_explicit(&self->guard.stained, memory_order_relaxed));
+}
+
 static int locking_set_mend(Locking *self, PyObject *mend, void *Py_UNUSED(closure))
 {
     return guard_set_mend(&self->guard, mend);
 }
 
 #define LOCK_METHOD_DEFS                                                                                              \
+    {"by_hand", (PyCFunction)locking_by_hand, METH_NOARGS, "For `with`, around acquire(): it is free at the end."},   \
     {"acquire", (PyCFunction)locking_acquire, METH_NOARGS, "Wait for it. To hold it for a while, say `with`."},       \
     {"release", (PyCFunction)locking_release, METH_NOARGS, "Let go of what acquire() took."},                         \
     {"__enter__", (PyCFunction)locking_enter, METH_NOARGS, NULL},                                                     \
@@ -225,6 +277,7 @@ static int locking_set_mend(Locking *self, PyObject *mend, void *Py_UNUSED(closu
 #define LOCK_GETSET_DEFS                                                                                              \
     {"__exit__", (getter)locking_begin, NULL, "for `with` alone: to get it is to take the lock", NULL},               \
     {"rank", (getter)locking_get_rank, NULL, "which locks may be taken within it: those of a higher rank", NULL},     \
+    {"stained", (getter)locking_get_stained, NULL, "the next thread that takes it mends first", NULL},                \
     {"mend", (getter)locking_get_mend, (setter)locking_set_mend,                                                      \
      "called, with the lock held, after a section that an exception ended", NULL}
 

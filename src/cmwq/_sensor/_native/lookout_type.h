@@ -23,6 +23,7 @@ static PyObject *lookout_slot(LookoutObject *self, PyObject *Py_UNUSED(none))
     if (!object)
         return NULL;
     object->owner = (LookoutObject *)Py_NewRef(self);
+    atomic_init(&object->freed, false);
     for (int i = 0; i < lookout->capacity; i++) {
         Slot *slot = &lookout->slots[i];
         bool used = false;

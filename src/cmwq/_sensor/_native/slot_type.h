@@ -119,7 +119,7 @@ static void give_back(Watch *watch, Slot *slot)
 
 static PyObject *slot_free(SlotObject *self, PyObject *Py_UNUSED(none))
 {
-    if (atomic_load(&self->slot->used))
+    if (!atomic_exchange(&self->freed, true))
         give_back(self->owner->watch, self->slot);
     Py_RETURN_NONE;
 }

@@ -13,6 +13,7 @@ typedef struct {
     LookoutObject *owner;       /* a strong reference, so that a lookout is kept while Python refers to a slot of it */
     Slot *slot;
     int index;
+    atomic_bool freed;          /* A: the slot may be another worker's now */
 } SlotObject;
 
 typedef struct {
