@@ -40,7 +40,7 @@ LAYERS = """
     _pool: events, policy, item
     _core: config, checks, naming
     _host, _sensor
-    _core: ports, held, ranks, here, weakly
+    _core: ports, held, ranks, here, weakly, surely
     _errors
 """
 """The order of modules, the highest first: a module imports only what stands further on. A package is one entry.

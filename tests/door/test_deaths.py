@@ -393,7 +393,8 @@ def test_B4_F10_the_end_of_a_dead_worker_may_be_interrupted_at_any_bytecode(
         with monkeypatch.context() as patch:
             for name in ("recover", "mourn", *(["announce"] if locked else ["execute_specially"])):
                 patch.setattr(worker_thread, name, always)
-            future = wq.submit(make())
+            made = make()
+            future = wq.submit(made)
             future.add_done_callback(lambda _: None)
             (pool,) = runtime._pools.values()
             deadline = time.monotonic() + HANG
@@ -408,6 +409,7 @@ def test_B4_F10_the_end_of_a_dead_worker_may_be_interrupted_at_any_bytecode(
         recovery_module.bury_the_dead(pool)
         assert locked or isinstance(future.exception(HANG), cmwq.CmwqError)
         assert future.done()
+        assert not getattr(made, "running", False)
         assert wq.submit(int).result(HANG) == 0
         wq.flush(HANG)
         runtime.check_invariants()
