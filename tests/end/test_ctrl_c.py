@@ -1,4 +1,4 @@
-"""Ctrl-C at exit: one is enough, whoever else waits for our works (G3)."""
+"""Ctrl-C at exit: one is enough, whoever else waits for our works (G3). And in a first use (F8)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 
 import pytest
 from conftest import HANG
+from opcodes import Interrupt, InterruptAt, at_each
+
+import cmwq
 
 EXIT_HOOK = """
     import cmwq, sys, threading
@@ -90,3 +94,16 @@ def test_asyncios_default_executor_takes_as_many_as_with_the_standard_librarys(e
     err, status = press_once(program, before="waiting")
     assert "Fatal" not in err
     assert status == 0
+
+
+def test_F8_B1_a_first_use_interrupted_at_any_bytecode_leaves_a_pool_that_works() -> None:
+    def run(interrupt: InterruptAt) -> None:
+        runtime = cmwq.Runtime(sensor="procfs", config=cmwq.Config(create_cooldown=0.001))
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        with suppress(Interrupt), interrupt:
+            wq.submit(int)
+        assert wq.submit(int).result(HANG) == 0
+        runtime.check_invariants()
+        runtime.close(HANG)
+
+    assert at_each(run, "_pool/pools.py", "_core/surely.py") > 50

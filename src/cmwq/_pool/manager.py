@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, not_holding, outside
+from cmwq._core.surely import surely
 from cmwq._errors import ThreadLimit
 from cmwq._pool import events, rescuer
 from cmwq._pool.policy import too_many_workers
@@ -113,30 +114,32 @@ class Office:
             return True
 
     @not_holding("self._pool.lock")
-    def create_reserve(self, manager: object) -> None:
+    def create_reserve(self) -> None:
         """Do what the manager does: create workers until one stays idle, or none can be had; then leave the office.
 
         The worker just created may be taken for work at once. It then finds a manager in office and relies on it to
         create the next (B1). So the office is left in the very critical section in which the reserve was seen. Context:
-        the caller has set `holder`.
+        the caller has set `holder`, and sees to it that the office does not stay taken if this is interrupted: a worker
+        by `recover`, any other thread by `vacate`.
         """
         pool = self._pool
-        try:
-            while True:
-                refusal = self._try_to_create()
-                with pool.lock:
-                    if refusal is not None:
-                        self.note_refusal(refusal)
-                    if refusal is not None or pool.idle_list or pool.closing or self.refused:
-                        self.holder = None
-                        pool.settle()
-                        return
-        except BaseException:  # e.g. Ctrl-C: the office must not stay taken without a manager
+        while True:
+            refusal = self._try_to_create()
             with pool.lock:
-                if self.holder is manager:
+                if refusal is not None:
+                    self.note_refusal(refusal)
+                if refusal is not None or pool.idle_list or pool.closing or self.refused:
                     self.holder = None
-                    self.note_refusal("interrupted")
-            raise
+                    pool.settle()
+                    return
+
+    @not_holding("self._pool.lock")
+    def vacate(self, manager: object) -> None:
+        """Leave the office if the thread for which `manager` stands in was interrupted and has not left it."""
+        with self._pool.lock:
+            if self.holder is manager:
+                self.holder = None
+                self.note_refusal("interrupted")
 
     @not_holding("self._pool.lock")
     def _try_to_create(self) -> str | None:
@@ -173,16 +176,18 @@ class Office:
         The worker that was refused has gone to work, so the timer is the manager meanwhile. If no thread were left to
         try, an item that waits for a second one would wait for ever, although threads can be had again.
         """
-        pool = self._pool
-        with pool.lock:
-            self.refused = False
-            if pool.idle_list:
-                self.nr_refusals = 0  # the next refusal begins a new row
-            if pool.idle_list or self.taken or pool.closing:
-                return
-            self.holder = stand_in = object()
-            pool.settle()
-        self.create_reserve(stand_in)
+        pool, stand_in = self._pool, object()
+        vacate = partial(self.vacate, stand_in)
+        with surely(vacate), surely(vacate):
+            with pool.lock:
+                self.refused = False
+                if pool.idle_list:
+                    self.nr_refusals = 0  # the next refusal begins a new row
+                if pool.idle_list or self.taken or pool.closing:
+                    return
+                self.holder = stand_in
+                pool.settle()
+            self.create_reserve()
         rescuer.tell_who_waits_in_vain(pool)
 
     # ------------------------------------------------------------------------------------- culling

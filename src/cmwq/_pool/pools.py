@@ -6,10 +6,12 @@ of a fork (G2). The letters are those of `pool`; R is `Pools.lock`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
+from cmwq._core.surely import surely
 from cmwq._errors import QueueClosed
 from cmwq._pool.closing import abandon
 from cmwq._pool.hotplug import UNMANAGED
@@ -68,6 +70,17 @@ class Pools:
     @outside
     def start(self, key: PoolKey) -> WorkerPool:
         """Return the pool of that key, and create it if there is none. Raises as `begin` does."""
+        stand_in = object()
+        vacate = partial(self._vacate, key, stand_in)
+        with surely(vacate), surely(vacate):
+            return self._start(key, stand_in)
+
+    def _vacate(self, key: PoolKey, stand_in: object) -> None:
+        pool = self.get(key)
+        if pool is not None:
+            pool.office.vacate(stand_in)
+
+    def _start(self, key: PoolKey, stand_in: object) -> WorkerPool:
         runtime, (scope, first, highpri) = self._runtime, key
         with self.lock:
             pool = self.get(key)
@@ -84,7 +97,7 @@ class Pools:
                 runtime=runtime,
             )
             pool.disassociated = not cpus
-            pool.office.holder = stand_in = object()
+            pool.office.holder = stand_in
             runtime.events.adopt(pool)
             by_key, started = self._table
             self._table = ({**by_key, key: pool}, (*started, pool))
@@ -92,7 +105,7 @@ class Pools:
         try:
             runtime.watchdog.begin()  # it has to see works that wait for the first worker, too
         finally:
-            pool.office.create_reserve(stand_in)
+            pool.office.create_reserve()
         return pool
 
     def forget(self) -> None:

@@ -142,7 +142,7 @@ def manage_workers(pool: WorkerPool, worker: Worker) -> None:
     pool.office.holder = worker
     pool.settle()
     pool.lock.release()
-    pool.office.create_reserve(worker)
+    pool.office.create_reserve()
     pool.lock.acquire()
 
 
