@@ -65,8 +65,9 @@ hotplug: setup  ## latency of works while a CPU goes offline and comes back; cha
 	@mkdir -p out
 	$(PY) bench/hotplug.py --chart out/hotplug.svg $(ARGS)
 
-model: setup  ## the runtime beside a model of it: 2,000 random programs of 50 steps
-	CMWQ_MODEL_EXAMPLES=2000 CMWQ_MODEL_STEPS=50 $(PY) -m pytest --timeout 3600 tests/model/test_state_machine.py $(ARGS)
+model: setup  ## the runtime beside a model of it: 2,000 random programs of 50 steps, and 1,000 of CPUs that come and go
+	CMWQ_MODEL_EXAMPLES=2000 CMWQ_MODEL_STEPS=50 CMWQ_MODEL_INTERLEAVINGS=1000 $(PY) -m pytest --timeout 3600 \
+		tests/model/test_state_machine.py tests/sim/test_hotplug.py $(ARGS)
 
 interrupted: setup  ## an exception, a call of ours, a failing malloc at every bytecode of every call (an hour)
 	PYTHONPATH=tests $(PY) -m interrupted.sweep raise memory $(ARGS)

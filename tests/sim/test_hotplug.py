@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from contextlib import suppress
@@ -633,8 +634,11 @@ def program(seed: int) -> None:
     sim.run(main)
 
 
-@pytest.mark.parametrize("first", range(0, 300, 25))
-def test_D2_D3_D4_D5_300_interleavings_while_cpus_come_and_go(first: int) -> None:
+INTERLEAVINGS = int(os.environ.get("CMWQ_MODEL_INTERLEAVINGS", "125"))  # `make model` takes many more
+
+
+@pytest.mark.parametrize("first", range(0, INTERLEAVINGS, 25))
+def test_D2_D3_D4_D5_interleavings_while_cpus_come_and_go(first: int) -> None:
     with_each(range(first, first + 25), program)
 
 
