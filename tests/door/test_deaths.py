@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 from conftest import HANG
+from interrupted.whole import until
 from opcodes import Interrupt, InterruptAt, at_each
 from simulated import with_each
 
@@ -397,10 +397,11 @@ def test_B4_F10_the_end_of_a_dead_worker_may_be_interrupted_at_any_bytecode(
             future = wq.submit(made)
             future.add_done_callback(lambda _: None)
             (pool,) = runtime._pools.values()
-            deadline = time.monotonic() + HANG
-            while not any(w.item and w.thread and not w.thread.is_alive() for w in list(pool.workers)):
-                assert time.monotonic() < deadline
-                time.sleep(0.0005)
+            until(
+                lambda: any(w.item and w.thread and not w.thread.is_alive() for w in list(pool.workers)),
+                HANG,
+                lambda: "no worker ends with what it had",
+            )
         try:
             with interrupt:
                 recovery_module.bury_the_dead(pool)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Callable
 
 import pytest
 from conftest import HANG, Gate
+from interrupted.whole import until
 
 import cmwq
 
@@ -104,9 +104,7 @@ def test_however_many_wait_for_a_result_each_is_woken_when_it_is_there(universe:
     assert all(future.attach(Looks()) for _ in range(20))  # more than a lock remembers until it is free
     gate.open.set()
     future.result(HANG)
-    deadline = time.monotonic() + HANG
-    while len(found) < 20 and time.monotonic() < deadline:  # the first are told when the lock is free
-        time.sleep(0.001)
+    until(lambda: len(found) == 20, HANG, lambda: f"{len(found)} of 20 are told")  # the first when the lock is free
     assert found == [True] * 20
 
 

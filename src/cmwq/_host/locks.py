@@ -69,7 +69,7 @@ class PyLock:
     replaced with the lock held, or before other threads know the lock. TypeError if it is neither callable nor None.
     """
 
-    __slots__ = ("_forgiven", "_raw", "_stained", "mend", "rank")
+    __slots__ = ("_forgiven", "_raw", "mend", "rank", "stained")
 
     def __init__(self, rank: int, mend: Callable[[], object] | None = None) -> None:
         if not 0 <= rank <= _MAX_RANK:
@@ -79,7 +79,7 @@ class PyLock:
         self.rank = rank  # I
         self.mend = mend  # L
         self._raw: Any = threading.RLock()  # F
-        self._stained = False  # L: an exception ended a section, and `mend` has not succeeded since
+        self.stained = False  # L: an exception ended a section, and `mend` has not succeeded since
         self._forgiven = False  # F: the parent acquired it, and the child's release() is still to come
 
     def __enter__(self) -> None:
@@ -123,11 +123,6 @@ class PyLock:
         self._raw.release()
         me.forget(self._raw)
         _call_deferred(me)
-
-    @property
-    def stained(self) -> bool:
-        """Whether the next thread that takes it mends first."""
-        return self._stained
 
     def locked(self) -> bool:
         """Whether any thread holds it."""
@@ -232,7 +227,7 @@ def _refuse_to_wait_for_myself(me: _Thread, lock: PyLock) -> None:
 def _begin(entry: _Entry) -> object:
     """Mend a stained lock; if that raises, release it.  Context: the lock was just taken."""
     lock = entry.lock
-    if not lock._stained:
+    if not lock.stained:
         return None
     try:
         if lock.mend is not None:
@@ -240,7 +235,7 @@ def _begin(entry: _Entry) -> object:
     except BaseException:
         _end(entry)
         raise
-    lock._stained = False
+    lock.stained = False
     return None
 
 
@@ -256,11 +251,11 @@ def _mend_if_it_can(entry: _Entry) -> None:
     lock = entry.lock
     if lock.mend is None or entry.raw is not lock._raw:
         return
-    lock._stained = True
+    lock.stained = True
     try:
         lock.mend()
         if entry.raw is lock._raw:
-            lock._stained = False
+            lock.stained = False
     except BaseException:  # the exception that ended the section is raised; the next thread mends again
         pass
 
