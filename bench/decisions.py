@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import cmwq
 from cmwq._workqueue.place_end import PhaseEnd
-from cmwq.testing.sim import SimThread
+from cmwq.testing.sim_host import SimThread
 
 CORE = tuple(f"{Path(cmwq.__file__).parent / folder}/" for folder in ("_core", "_pool", "_workqueue"))
 

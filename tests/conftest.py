@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,14 @@ from cmwq._core import held
 from cmwq._sensor import NAMES, why_not
 
 HANG = 60.0  # seconds: only a hang or a lost wake-up takes so long
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Look until it holds. Fails if it never does."""
+    deadline = time.monotonic() + HANG
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.001)
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from cmwq._pool import worker_thread
 from cmwq._pool.worker import Worker
 from cmwq._sensor import choose
 from cmwq.testing import Simulation
-from cmwq.testing.sim import SimLookout
+from cmwq.testing.sim_sensor import SimLookout
 
 SEEDS = 15
 

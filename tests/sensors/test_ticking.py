@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
+from conftest import HANG, until
 from fakes import FakePool, FakeWorker, Scripted, add_worker, look, make_pool, queue
 
 from cmwq import ThreadLimit
@@ -23,7 +24,6 @@ from cmwq._sensor._ticking import RELOOK, STILL, Doing, TickingSensor, Watched
 from cmwq._sensor.hints import STUCK, HintsSensor
 from cmwq._sensor.procfs import ProcfsSensor
 
-HANG = 20.0
 linux = pytest.mark.skipif(procfs.usable() is not None, reason=str(procfs.usable()))
 
 
@@ -387,13 +387,6 @@ def test_a_tick_that_ends_has_a_successor(counting: Counting, monkeypatch: pytes
     make_armed(counting)
     await_looks(counting)
     assert counting.resting.spawned == ["cmwq/tick"] * 2
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + HANG
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
 
 
 # ------------------------------------------------------------------------------------- real eyes, real threads

@@ -11,7 +11,7 @@ from cmwq._pool.blocking import SAID
 from cmwq._pool.pool import WorkerPool
 from cmwq._pool.worker import Worker, current_worker
 from cmwq.testing import Simulation
-from cmwq.testing.sim import MarkingLookout
+from cmwq.testing.sim_sensor import MarkingLookout
 
 
 def simulate(scenario: Callable[[Simulation, cmwq.Runtime], None], *, marks: bool = False) -> None:

@@ -11,7 +11,7 @@ import pytest
 import cmwq
 from cmwq._pool.pool import WorkerPool
 from cmwq.testing import SimHost, Simulation
-from cmwq.testing.sim import SimParker
+from cmwq.testing.sim_host import SimParker
 
 
 def in_simulation(

@@ -10,7 +10,7 @@ import pytest
 
 import cmwq
 from cmwq.testing import SimHost, Simulation
-from cmwq.testing.sim import SimTimer
+from cmwq.testing.sim_host import SimTimer
 
 MS = 1e-3
 

@@ -111,6 +111,16 @@ class Traits(NamedTuple):
     """The signals that are blocked."""
 
 
+class Process(NamedTuple):
+    """What was seen of a process."""
+
+    pid: int
+    used: float
+    """Seconds of CPU that all its threads have used so far."""
+    runnable: bool
+    """Whether its first thread runs, or waits for a CPU."""
+
+
 class Host(Protocol):
     """Threads, locks, time and CPUs."""
 
@@ -225,6 +235,18 @@ class Host(Protocol):
     def gil_enabled(self) -> bool: ...
     def stack_of(self, thread: Thread | None) -> tuple[str, ...]:
         """The stack of a thread, as of `traceback.format_stack`; empty: not known."""
+        ...
+
+    def has_children(self) -> bool:
+        """Whether the process may have children. This must cost next to nothing."""
+        ...
+
+    def children_of(self, tid: int) -> tuple[int, ...]:
+        """The processes that a thread of this process has started and that it or another thread has not waited for."""
+        ...
+
+    def processes_below(self, roots: tuple[int, ...]) -> Iterable[Process]:
+        """These processes and those below them, as far as they can be seen."""
         ...
 
     def waits_in(self, tid: int) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import ports
 from cmwq._errors import ThreadLimit
-from cmwq._host import caps, interpreters, life, locks, topology, traits
+from cmwq._host import caps, interpreters, life, locks, processes, topology, traits
 from cmwq._host.greenlets import refuse_greenlets
 from cmwq._host.parker import LockParker
 from cmwq._host.threads import HostThread
@@ -214,6 +214,10 @@ class ThreadHost:
         ident = getattr(thread, "ident", None)
         frame = sys._current_frames().get(ident) if ident is not None else None
         return () if frame is None else tuple(traceback.format_stack(frame))
+
+    has_children = staticmethod(processes.has_children)
+    children_of = staticmethod(processes.children_of)
+    processes_below = staticmethod(processes.below)
 
     def waits_in(self, tid: int) -> str:
         try:

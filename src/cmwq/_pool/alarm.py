@@ -36,7 +36,7 @@ class Alarm:
 
 
 class Alarms:
-    """The alarms of one pool, except that of `Lending`."""
+    """The alarms of one pool, except those of `Lending` and `Children`."""
 
     __slots__ = ("cull", "drained", "hog_rests", "hogs", "mayday")
 

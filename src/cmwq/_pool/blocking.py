@@ -1,9 +1,11 @@
-"""Why a worker that executes something does not count as running: `Blocked`, decided here and nowhere else.
+"""Why a worker that executes something does not count as running, or does although it sleeps: `Blocked`, decided here
+and nowhere else.
 
-Guarantees: each worker has one reason at a time, or none, and `nr_running`, `nr_blocked` and `nr_hogs` follow from the
-reasons (A2, A5, A9). What a work says of itself (`blocking()`, a wait of this package) and what the pool found out (a
-hog) override all reports of a sensor: the sensor is told not to look at such a worker, and any report about it is
-ignored. A report of a sensor stands until the sensor reports the contrary, or the item ends.
+Guarantees: each worker has one reason at a time, or none, and `nr_running`, `nr_blocked`, `nr_hogs` and
+`children.nr_counted` follow from the reasons (A2, A5, A9, A10). What a work says of itself (`blocking()`, a wait of
+this package) and what the pool found out (a hog, a child that computes) override all reports of a sensor: the sensor is
+told not to look at such a worker, and any report about it is ignored. A report of a sensor stands until the sensor
+reports the contrary, or the item ends.
 
     none -> SEEN, SEEN_ON_LOCK      a sensor saw the worker sleep (`worker_sleeping`)
     any but SAID -> SEEN            it used no CPU for a whole period, and lends its place (`at_rest`)
@@ -11,6 +13,8 @@ ignored. A report of a sensor stands until the sensor reports the contrary, or t
     SAID -> none                    its work takes that back (`step_back`, `blocking`)
     none -> HOG                     it used the CPU for long (`let_go`)
     HOG -> SEEN_ON_LOCK             it used no CPU since the last look (`no_hog_any_more`)
+    SEEN -> CHILD                   a process that it has started computes (`children_compute`)
+    CHILD -> none                   none does any more, and a sensor will tell what it does (`children_rest`)
     SEEN, SEEN_ON_LOCK -> none      a sensor saw it run (`worker_running`)
     any -> none                     its item ended (`over`)
 
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class Blocked(Enum):
-    """Why a worker that is counted does not count as running."""
+    """Why a worker that is counted does not count as running. With `CHILD` it does."""
 
     SEEN = "asleep"
     """A sensor saw that it sleeps, and not for a lock; or it used no CPU for a whole period."""
@@ -50,36 +54,53 @@ class Blocked(Enum):
     """Its work said so."""
     HOG = "hog"
     """It does not sleep at all: it has computed for long, and is let go of (A9)."""
+    CHILD = "child"
+    """It sleeps while a process that it has started computes, and counts as running for that (A10)."""
+
+    counts: bool
+    """Whether the worker counts as running all the same."""
+    known: bool
+    """Whether the pool knows this by itself, so the sensor is told not to look."""
 
 
-SEEN, SEEN_ON_LOCK, SAID, HOG = Blocked
+SEEN, SEEN_ON_LOCK, SAID, HOG, CHILD = Blocked
+for _why in Blocked:
+    _why.counts = _why is CHILD
+    _why.known = _why in (SAID, HOG, CHILD)
 
 
 @holding("worker.pool.lock")
 def _become(worker: Worker, why: Blocked | None) -> None:
     """Change the reason; None means that the worker runs. Context: the worker is counted."""
     pool, before = worker.pool, worker.blocked
-    known, was_known = why is SAID or why is HOG, before is SAID or before is HOG
+    known, was_known = why is not None and why.known, before is not None and before.known
+    counts, counted = why is None or why is CHILD, before is None or before is CHILD
     if was_known and not known:
         pool.lookout.exempt(worker, False)
     if why is not None:
         worker.hog_item = None  # a work that blocks in between is not a hog
+        if why is SEEN:
+            pool.children.dozers.add(worker)
     worker.blocked = why
-    pool.nr_running += (why is None) - (before is None)
+    pool.nr_running += counts - counted
     pool.nr_blocked += (why is SEEN or why is SAID) - (before is SEEN or before is SAID)
     pool.nr_hogs += (why is HOG) - (before is HOG)
-    if pool.taps and (why is None) is not (before is None):
-        events.blocked(pool, worker, why.value) if why else events.running(pool, worker)
+    if why is CHILD or before is CHILD:
+        pool.children.nr_counted += (why is CHILD) - (before is CHILD)
+        pool.tell_target()
+    if pool.taps and counts is not counted:
+        events.running(pool, worker) if why is None or why is CHILD else events.blocked(pool, worker, why.value)
     if known and not was_known:
         pool.lookout.exempt(worker, True)
 
 
 @holding("pool.lock")
-def recount(pool: WorkerPool) -> tuple[int, int, int]:
-    """Return what `nr_running`, `nr_blocked` and `nr_hogs` have to be. Costs O(workers)."""
+def recount(pool: WorkerPool) -> tuple[int, int, int, int]:
+    """Return what `nr_running`, `nr_blocked`, `nr_hogs` and `nr_children` have to be. Costs O(workers)."""
     reasons = [worker.blocked for worker in pool.workers if worker.counted]
-    on_their_way = sum(worker.kicked for worker in pool.workers)
-    return on_their_way + reasons.count(None), reasons.count(SEEN) + reasons.count(SAID), reasons.count(HOG)
+    on_their_way, children = sum(worker.kicked for worker in pool.workers), reasons.count(CHILD)
+    running = on_their_way + reasons.count(None) + children
+    return running, reasons.count(SEEN) + reasons.count(SAID), reasons.count(HOG), children
 
 
 # ----------------------------------------------------------------------------------- what sensors report
@@ -117,12 +138,16 @@ def _run(worker: Worker) -> None:
 @holding("worker.pool.lock")
 def over(worker: Worker) -> None:
     """Clear the reason, because the worker's item ended. A `blocking()` that was never left ends with the item (B4),
-    and a lent place is taken back.
+    a lent place is taken back, and child processes are not looked at any more.
     """
     worker.nr_hints = 0
     worker.reclaim_place()
     if worker.blocked is not None:
         _become(worker, None)
+    if worker.below is not None:
+        worker.strays = worker.strays.union(worker.below.roots)  # if any is left, it is not the next item's
+        worker.below = None
+        worker.pool.children.parents.discard(worker)
 
 
 @holding("worker.pool.lock")
@@ -142,6 +167,20 @@ def let_go(worker: Worker) -> None:
 def no_hog_any_more(worker: Worker) -> None:
     """Note that a hog has stopped computing. It blocks, or it waits for a CPU: a sensor will tell which."""
     _become(worker, SEEN_ON_LOCK)
+
+
+@holding("worker.pool.lock")
+def children_compute(worker: Worker) -> None:
+    """Note that a process below a worker that was seen asleep computes (A10)."""
+    if worker.blocked is SEEN:
+        _become(worker, CHILD)
+
+
+@holding("worker.pool.lock")
+def children_rest(worker: Worker) -> None:
+    """Note that no process below the worker computes any more. Whether it sleeps or runs, a sensor will tell."""
+    if worker.blocked is CHILD:
+        _become(worker, None)
 
 
 # ----------------------------------------------------------------------------------- what works say

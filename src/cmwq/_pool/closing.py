@@ -21,6 +21,7 @@ def abandon(pool: WorkerPool) -> None:
     pool.drainers.clear()
     pool.alarms.forget()
     pool.lending.forget()
+    pool.children.forget()
     pool.lock = pool.host.reinit_lock(pool.lock)
     for worker in pool.workers:
         worker.dying = True
@@ -56,5 +57,6 @@ def dismiss_all(pool: WorkerPool) -> list[Worker]:
     pool.idle_list.clear()
     pool.alarms.cancel()
     pool.lending.cancel()
+    pool.children.cancel()
     pool.settle()
     return workers

@@ -282,7 +282,7 @@ def note_counts(pool: WorkerPool, tap: Tap) -> None:
         workers=sum(worker.listed and not worker.is_rescuer for worker in pool.workers),
         idle=len(pool.idle_list),
         running=pool.nr_running,
-        blocked=sum(worker.blocked is not None for worker in pool.workers),
+        blocked=sum(worker.sleeping for worker in pool.workers),
         pending=len(pool.worklist),
         inactive=sum(len(pwq.inactive) for pwq in pool.pwqs),
         started=pool.nr_started(),

@@ -27,13 +27,16 @@ def check(pool: WorkerPool) -> None:
 
 @holding("pool.lock")
 def _counts(pool: WorkerPool) -> dict[str, bool]:
-    running, blocked, hogs = blocking.recount(pool)
+    running, blocked, hogs, children = blocking.recount(pool)
     workers = pool.workers
     return {
         "A2: nr_running is the recount": pool.nr_running == running,
         "A2: nr_waking is the recount": pool.nr_waking == sum(w.kicked for w in workers),
         "A5: nr_blocked is the recount": pool.nr_blocked == blocked,
         "A9: nr_hogs is the recount": pool.nr_hogs == hogs,
+        "A10: nr_counted is the recount": pool.children.nr_counted == children,
+        "A10: parents are those with children": pool.children.parents == {w for w in workers if w.below is not None},
+        "A10: no other workers are remembered": pool.children.dozers <= workers,
         "only who is counted is believed to block": all(w.counted for w in workers if w.blocked is not None),
         "idle workers are not counted": not any(w.counted for w in pool.idle_list),
         "idle flags agree with the idle list": {w for w in workers if w.idle} == set(pool.idle_list),
@@ -59,10 +62,11 @@ def _promises(pool: WorkerPool) -> dict[str, bool]:
 
 @holding("pool.lock")
 def _settled(pool: WorkerPool) -> dict[str, bool]:
-    waits = bool(pool.worklist and not pool.nr_waking)
     return {
-        "A4: not settled: the sensor knows whom to wake": pool.armed_with
-        is (pool.idle_list[-1] if waits and pool.idle_list else None),
+        "A4: not settled: the sensor knows whom to wake": pool.armed_with is pool.reserve(),
+        "A10: not settled: children are looked at while work waits": not (pool.children.parents and pool.worklist)
+        or pool.children.timer is not None
+        or pool.closing,
         "A3: not settled: nobody naps when no work waits": bool(pool.worklist) or not pool.nappers,
         "C2: not settled: whoever can be had for the works is called": not (pool.rescued and need_rescuer(pool))
         or pool.alarms.mayday.timer is not None,

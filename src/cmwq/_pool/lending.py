@@ -37,7 +37,7 @@ from weakref import WeakKeyDictionary, ref
 from cmwq._core.held import holding, outside
 from cmwq._errors import ThreadLimit
 from cmwq._pool.alarm import Alarm
-from cmwq._pool.blocking import at_rest
+from cmwq._pool.blocking import CHILD, at_rest
 from cmwq._pool.worker import Worker, current_worker
 
 if TYPE_CHECKING:
@@ -194,8 +194,10 @@ def _who_lends(lending: Lending, pwq: PoolWorkQueue, before: Sight, now: Sight) 
 
 @holding("worker.pool.lock")
 def _may_lend(worker: Worker) -> bool:
-    """Return whether the end of the worker's work would be noticed: not if a rescuer announces an end."""
-    return worker.counted or not worker.announcing
+    """Return whether it waits for something that runs elsewhere than in a child process (A10), and the end of its work
+    would be noticed: not if a rescuer announces an end.
+    """
+    return worker.blocked is not CHILD and (worker.counted or not worker.announcing)
 
 
 @holding("pool.lock")

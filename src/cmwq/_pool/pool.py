@@ -41,8 +41,9 @@ from typing import TYPE_CHECKING
 from cmwq._core.config import HIGHPRI_NICE
 from cmwq._core.held import holding, outside
 from cmwq._core.weakly import Weakly
-from cmwq._pool import blocking, events, hogs, rescuer
+from cmwq._pool import blocking, children, events, hogs, rescuer
 from cmwq._pool.alarm import Alarms
+from cmwq._pool.children import Children
 from cmwq._pool.lending import Lending
 from cmwq._pool.manager import Office
 from cmwq._pool.mend import mend, mending
@@ -104,6 +105,7 @@ class WorkerPool:
         self.nr_waking = 0  # L: workers counted and woken by `kick`, but not yet arrived
         self.armed_with: Worker | None = None  # L: the idle worker that the sensor is to wake
         self.alarms = Alarms()  # I
+        self.children = Children()  # I: what is known of workers' child processes (A10)
         self.pwqs: Weakly[PoolWorkQueue] = Weakly()  # L: each is kept alive by its queue, or by its works
         self.rescued = False  # L: a queue with a rescuer has a place here
         self.lending = Lending()  # I: looks after inactive works that may be waiting for one another (E1)
@@ -187,18 +189,34 @@ class WorkerPool:
         `nr_waking`, or anything that `need_rescuer` reads. `kick`, `kick_or_settle`, `enter_idle` and `note_refusal`
         call it. `invariants` detects a section that forgot.
         """
-        reserve = self.idle_list[-1] if self.worklist and self.idle_list and not self.nr_waking else None
+        reserve = self.reserve()
         if reserve is not self.armed_with:
             self.armed_with = reserve
             self.lookout.arm(reserve)
             if reserve is not None and self.alarms.hogs.timer is None:
                 hogs.begin(self)
+        if self.children.parents and self.worklist and self.children.timer is None:
+            children.begin(self)
         if self.rescued and self.alarms.mayday.timer is None and need_rescuer(self):
             rescuer.set_alarm(self, self.config.mayday_initial_timeout)
         if self.nappers and not self.worklist:
             for napper in self.nappers:
                 napper.unpark()
             self.nappers.clear()
+
+    @holding("self.lock")
+    def reserve(self) -> Worker | None:
+        """Return the idle worker that the sensor has to wake; None: nothing is to be looked for.
+
+        No sensor sees the child processes that count as running. Where they take up the whole target, it need not look.
+        """
+        waits = self.worklist and self.idle_list and not self.nr_waking and self.children.nr_counted < self.target
+        return self.idle_list[-1] if waits else None
+
+    @holding("self.lock")
+    def tell_target(self) -> None:
+        """Tell the sensor how many of the workers that it sees may run."""
+        self.lookout.set_target(max(0, self.target - self.children.nr_counted))
 
     @holding("self.lock")
     def disarm(self) -> None:
@@ -263,7 +281,7 @@ class WorkerPool:
                 self.cpus = cpus
                 self.lookout.set_cpus(cpus)
             self.target = target
-            self.lookout.set_target(target)
+            self.tell_target()
             self.kick_or_settle()
             threads = [worker.tid for worker in self.workers if worker.tid] if changed else []
         for tid in threads:
@@ -304,6 +322,7 @@ class WorkerPool:
             self.idle_list.remove(worker)
         worker.idle = False
         self.workers.discard(worker)
+        self.children.dozers.discard(worker)
 
     # ------------------------------------------------------------------------------------- end
 

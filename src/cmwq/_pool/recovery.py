@@ -111,12 +111,14 @@ def bury(pool: WorkerPool, worker: Worker) -> None:
     worker.dying = True
     on_its_way = worker.kicked
     worker.kicked = worker.counted = worker.idle = False
-    worker.blocked = None
+    worker.blocked = worker.below = None
     pool.nr_waking -= on_its_way
     pool.nr_running -= on_its_way
     if pool.taps:
         events.died(pool, worker)
     pool.workers.discard(worker)
+    pool.children.dozers.discard(worker)
+    pool.children.parents.discard(worker)
     if pool.office.holder is worker:
         pool.office.holder = None
     if worker in pool.idle_list:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from cmwq._core.ports import Parker, Thread, Traits
     from cmwq._pool.blocking import Blocked
+    from cmwq._pool.children import Below
     from cmwq._pool.item import Item, Source
     from cmwq._pool.pool import WorkerPool
 
@@ -32,10 +33,10 @@ class Worker:
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "announcing", "blocked", "counted", "cpu_time", "dying", "ended", "fate", "hog_item", "hog_since", "hog_used",
-        "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "look_again", "name", "nr_hints",
-        "nr_refused", "parker", "pool", "served", "shown", "stray", "stumbled", "thread", "tid", "traits", "waiters",
-        "watched",
+        "announcing", "below", "blocked", "counted", "cpu_time", "dying", "ended", "fate", "hog_item", "hog_since",
+        "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "look_again", "name",
+        "nr_hints", "nr_refused", "parker", "pool", "served", "shown", "stray", "strays", "stumbled", "thread", "tid",
+        "traits", "waiters", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker, name: str = "") -> None:
@@ -51,7 +52,9 @@ class Worker:
         self.dying = False  # L: it was told to end
         self.fate = ""  # L: what it died of, if it was not told to end
         self.counted = False  # L: executing, and not exempt (A8)
-        self.blocked: Blocked | None = None  # L: why it does not count as running; set only while it is counted
+        self.blocked: Blocked | None = None  # L: what is known of it beyond that it runs; set only while it is counted
+        self.below: Below | None = None  # L: what was seen below it, if its item has child processes (A10)
+        self.strays: frozenset[int] = frozenset()  # L: child processes that earlier items left behind
         self.item: Item | None = None  # L: what it is about to claim or executes, until its end was announced
         self.lender: Source | None = None  # L: the source at which its item has lent its place under max_active
         self.cpu_time: Callable[[], float | None] = unknown  # I: returns the CPU seconds that its thread has used
@@ -76,7 +79,7 @@ class Worker:
     @property
     def sleeping(self) -> bool:
         """Whether the worker is counted but does not count as running."""
-        return self.blocked is not None
+        return self.blocked is not None and not self.blocked.counts
 
     @property
     def is_rescuer(self) -> bool:

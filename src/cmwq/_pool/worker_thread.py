@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
-from cmwq._pool import blocking, events
+from cmwq._pool import blocking, children, events
 from cmwq._pool.leaks import LEAKS_PERIOD, undo_leaks
 from cmwq._pool.policy import keep_working, need_more_worker, need_to_create_worker, slack
 from cmwq._pool.recovery import bury, mourn, recover
@@ -97,15 +97,12 @@ def serve(pool: WorkerPool, worker: Worker) -> None:
 def start_working(pool: WorkerPool, worker: Worker) -> bool:
     """Leave the idle list and be counted, with another worker in reserve. Returns False if the worker is not needed.
 
-    The lock is released and retaken while the worker is the manager.
+    The lock is released and retaken while the worker looks at others (A10), and while it is the manager.
     """
-    if worker.kicked:
-        worker.kicked = False
-        pool.nr_waking -= 1
-    elif not worker.idle:
-        return False  # its creator has not listed it yet
-    else:
+    if not worker.kicked:
         # Nobody called kick() for it: the sensor saw too few running, or park() returned for nothing.
+        if not worker.idle:
+            return False  # its creator has not listed it yet
         pool.lookout.deliver()
         if not need_more_worker(pool):
             if pool.armed_with is worker:
@@ -113,10 +110,21 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
                 pool.settle()
             return False
         pool.leave_idle(worker)
+        worker.kicked = True  # on its way, as if kick() had taken it
         pool.nr_running += 1
+        pool.nr_waking += 1
         pool.nr_wakeups += 1
         if pool.taps:
             events.woken(pool, worker, "sensor")
+    if pool.children.dozers:
+        children.look_at_sleepers(pool)
+    worker.kicked = False
+    pool.nr_waking -= 1
+    if worker.dying or (pool.children.nr_counted and pool.nr_running > pool.target):
+        pool.nr_running -= 1
+        if not worker.dying:
+            pool.enter_idle(worker)  # A10: some for whose sake it was woken count as running
+        return False
     worker.counted = True
     worker.ended()  # what a sensor saw of it while it waited for the lock is void
     if need_to_create_worker(pool):
@@ -193,7 +201,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
                 execute_specially(pool, worker)
             lock.acquire()
             ended()
-            if worker.blocked is not None:
+            if worker.blocked is not None or worker.below is not None:
                 blocking.over(worker)
             pool.nr_completed += 1
             announcement = item.end()
@@ -226,7 +234,7 @@ def announce(pool: WorkerPool, worker: Worker, announcement: Announcement) -> No
     announcement.announce(item)  # type: ignore[arg-type]
     pool.lock.acquire()
     worker.ended()
-    if worker.blocked is not None:
+    if worker.blocked is not None or worker.below is not None:
         blocking.over(worker)
     item.retire()  # type: ignore[union-attr]
     worker.announcing = False

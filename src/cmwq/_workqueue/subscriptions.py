@@ -174,7 +174,7 @@ class Subscription:
         if worker is None or not self._where:
             return Event(*noted[:-1])
         item = worker.item
-        still = worker.blocked is not None and item is not None and id(item) == noted[6]
+        still = worker.sleeping and item is not None and id(item) == noted[6]
         place = self._host.waits_in(worker.tid) if still and worker.tid else ""
         return replace(Event(*noted[:-1]), where=place)
 

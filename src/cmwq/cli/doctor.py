@@ -18,7 +18,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 import cmwq
-from cmwq._host import caps, topology
+from cmwq._host import caps, processes, topology
 from cmwq._sensor import NAMES, why_not
 from cmwq.cli.output import Refusal, one_line
 
@@ -60,6 +60,7 @@ def examine() -> Report:
             "name": seen.sensor,
             "reason": seen.sensor_reason,
             "sensors": {name: why_not(name) or "works" for name in NAMES},
+            "children": processes.why_not() or "seen, those that a work's own thread started and all below them",
             "latency": {
                 "what": "from a worker entering time.sleep to the start of the next item",
                 "sleepers": target,
@@ -158,6 +159,7 @@ def text(report: Report) -> str:
         ("GIL", f"{'on' if python['gil'] else 'off'}: {python['gil_reason']}"),
         ("Sensor", f"{sensor['name']}: {sensor['reason']}"),
         *(("", f"{name}: {state}") for name, state in sensor["sensors"].items()),
+        ("", f"child processes: {sensor['children']}"),
         ("Latency", _latency_line(latency)),
         ("", f"({latency['what']}; {latency['sleepers']} sleepers, {latency['rounds']} rounds)"),
         ("CPUs", f"{len(cpu['cpus'])}: {_ranges(cpu['cpus'])}"),

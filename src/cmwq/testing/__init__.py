@@ -11,6 +11,8 @@ next is decided at the seams (lock, park, unpark, spawn): first come, first serv
 the same run. Time passes only when no thread can run.
 """
 
-from cmwq.testing.sim import SimDeadlock, SimHost, SimSensor, Simulation
+from cmwq.testing.sim import Simulation
+from cmwq.testing.sim_host import SimDeadlock, SimHost
+from cmwq.testing.sim_sensor import SimSensor
 
 __all__ = ["SimDeadlock", "SimHost", "SimSensor", "Simulation"]

@@ -20,9 +20,11 @@
        lookout_type.h  Python's Lookout
        gil.h           which futexes are the GIL's
        watch_type.h    Python's Watch
+       children.h      which processes a thread has started
 
    README.md, one folder up, explains the whole.  */
 
+#include "children.h"
 #include "watch_type.h"
 
 static PyObject *get_cpu(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
@@ -44,6 +46,9 @@ static PyMethodDef functions[] = {
     {"set_name", set_name, METH_O, "set_name(text): the calling thread's name for top, ps and debuggers."},
     {"inside", inside, METH_NOARGS, "The ranks of the locks that this thread holds, a bit each."},
     {"defer", defer, METH_O, "defer(fn): call it once this thread holds no lock."},
+    {"has_children", has_children, METH_NOARGS, "Has this process any child that it has not waited for yet?"},
+    {"children_of", children_of, METH_VARARGS,
+     "children_of(tid[, pid]): the children that a thread of this process, or of that one, has started."},
     {NULL},
 };
 

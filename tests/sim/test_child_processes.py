@@ -1,0 +1,127 @@
+"""A10 in the simulator: a worker that waits for child processes counts as running while one of them computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import cmwq
+from cmwq.testing import Simulation
+
+SEEDS = [None, 1, 4]
+BURN, SLEEP = ("burn", 0.1), ("sleep", 0.1)
+
+
+class Peak:
+    """How many children compute, or wait for a CPU, at once, after every step."""
+
+    def __init__(self, sim: Simulation) -> None:
+        self.most = 0
+        self._host = sim.host
+        sim.host.on_step.append(self._count)
+
+    def _count(self) -> None:
+        children = [child for started in self._host._children.values() for child in started]
+        busy = [child for child in children if child.burns_since is not None or child in self._host._cpu_queue]
+        self.most = max(self.most, len(busy))
+
+
+@pytest.fixture(params=[(seed, marks) for seed in SEEDS for marks in (False, True)], ids=str)
+def sim(request: pytest.FixtureRequest) -> Simulation:
+    seed, marks = request.param
+    return Simulation(cpus=2, seed=seed, late=0.003 if seed and seed > 3 else 0.0, marks=marks)
+
+
+def flood(sim: Simulation, *bodies: Callable[[], object]) -> float:
+    """Run these works in one queue to their ends. Returns the seconds that took."""
+    runtime = sim.runtime()
+
+    def main() -> float:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        futures = [wq.submit(body) for body in bodies]
+        for future in futures:
+            future.result()
+        took = sim.host.now
+        runtime.close()
+        return took
+
+    return sim.run(main)
+
+
+def test_A10_a_flood_of_children_that_compute_runs_as_many_as_there_are_cpus(sim: Simulation) -> None:
+    peak = Peak(sim)
+    took = flood(sim, *[lambda: sim.run_child(BURN)] * 20)
+    assert peak.most <= 4  # one more per CPU
+    assert took < 1.1
+
+
+def test_A10_a_flood_of_children_that_sleep_runs_all_at_once(sim: Simulation) -> None:
+    assert flood(sim, *[lambda: sim.run_child(SLEEP)] * 40) < 0.3
+
+
+def test_A10_children_that_begin_with_a_computation_and_sleep_then(sim: Simulation) -> None:
+    peak = Peak(sim)
+    took = flood(sim, *[lambda: sim.run_child(("burn", 0.001), ("sleep", 1.0))] * 20)
+    assert peak.most <= 4
+    assert took < 1.2
+
+
+def test_A10_a_mixture_keeps_the_cpus_busy(sim: Simulation) -> None:
+    peak = Peak(sim)
+    took = flood(sim, *[lambda: sim.run_child(BURN), lambda: sim.run_child(SLEEP)] * 10)
+    assert peak.most <= 4
+    assert took < 0.75  # half a second of computation for each CPU
+
+
+def test_A10_children_that_wake_up_and_compute(sim: Simulation) -> None:
+    """Nothing can be done about those, but no more are started meanwhile."""
+    peak = Peak(sim)
+    flood(sim, *[lambda: sim.run_child(("sleep", 0.05), BURN)] * 8, *[lambda: sim.run_child(BURN)] * 8)
+    assert peak.most <= 12
+
+
+def test_A10_what_a_child_starts_counts_too(sim: Simulation) -> None:
+    peak = Peak(sim)
+
+    def shell() -> None:
+        sim.host.start_child(lambda: sim.start_child(BURN).join()).join()
+
+    assert flood(sim, *[lambda: sim._wait(shell)] * 12) < 0.8
+    assert peak.most <= 4
+
+
+def test_A10_a_work_that_sleeps_when_its_child_is_gone_is_blocked(sim: Simulation) -> None:
+    def body() -> None:
+        sim.run_child(BURN)
+        sim.sleep(1.0)
+
+    assert flood(sim, *[body] * 10) < 1.7
+
+
+def test_A10_a_child_left_behind_is_not_the_next_works(sim: Simulation) -> None:
+    """It computes for long, while later works of the same worker sleep."""
+
+    def leave() -> None:
+        sim.start_child(("sleep", 0.01), ("burn", 5.0))
+        sim.sleep(0.005)
+
+    assert flood(sim, leave, *[lambda: sim.sleep(0.1)] * 40) < 0.7
+
+
+def test_A10_works_that_wait_for_works_are_never_held_up_by_children(sim: Simulation) -> None:
+    runtime = sim.runtime()
+
+    def main() -> int:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+
+        def nested(depth: int) -> int:
+            sim.start_child(("burn", 0.05))
+            return wq.submit(nested, depth - 1).result() + 1 if depth else 0
+
+        futures = [wq.submit(nested, 5) for _ in range(5)]
+        total = sum(future.result() for future in futures)
+        runtime.close()
+        return total
+
+    assert sim.run(main) == 25
