@@ -36,7 +36,7 @@ LAYERS = """
     _workqueue: wait, pwq, phase
     _pool: pools, hotplug
     _pool: pool, manager, rescuer, worker_thread, hogs, children, lending, alarm
-    _pool: mend, closing, recovery, leaks, invariants, blocking, worker
+    _pool: mend, closing, recovery, leaks, invariants, blocking, lane, worker
     _pool: events, policy, item
     _core: config, checks, naming
     _host, _sensor
@@ -78,7 +78,7 @@ LONG = {
 }
 
 RICH = {
-    "_pool/pool.py: WorkerPool": (36, "one record of all that is decided under L, and of what looks after it"),
+    "_pool/pool.py: WorkerPool": (37, "one record of all that is decided under L, and of what looks after it"),
     "_pool/worker.py: Worker": (35, "a worker's place in the pool and what it executes are one record"),
 }
 

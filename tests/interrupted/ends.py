@@ -228,6 +228,8 @@ def end_of(seed: int, case: int, how: str) -> str:
 def only_interrupts(text: str) -> bool:
     """Nothing, or tracebacks of a KeyboardInterrupt: the main thread's, and the one that threading tells of at exit."""
     text = re.sub(r"^Exception ignored (in|on threading shutdown).*\n", "", text, flags=re.MULTILINE)
+    # What was handled when it came is told before it.
+    text = text.rpartition("During handling of the above exception, another exception occurred:\n\n")[2]
     tracebacks = [each for each in text.split("Traceback (most recent call last):\n") if each]
     return len(tracebacks) <= 1 and all(each.rstrip(": \n").endswith("KeyboardInterrupt") for each in tracebacks)
 

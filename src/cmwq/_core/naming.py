@@ -1,10 +1,11 @@
-"""The names of users' callables in messages, logs and reports. They are found without running user code."""
+"""Users' callables: their names in messages, logs and reports, and which are the same. No user code runs for that."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import Context
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 
@@ -15,15 +16,8 @@ def name_of(fn: object) -> str:
     an address. A property, a metaclass, `__class__` and the object of a bound method may be user code as well, so only
     what `type` and functions store themselves is read.
     """
+    fn = _innermost(fn)
     kind = type(fn)
-    for _ in range(MAX_NAME):  # a partial may contain itself
-        if kind is partial or issubclass(kind, StandIn):
-            fn = fn.func  # type: ignore[attr-defined]
-        elif kind is MethodType:
-            fn = fn.__func__  # type: ignore[attr-defined]
-        else:
-            break
-        kind = type(fn)
     if kind is FunctionType:
         name: str = fn.__qualname__  # type: ignore[attr-defined]
     elif kind is BuiltinFunctionType:
@@ -33,6 +27,40 @@ def name_of(fn: object) -> str:
     else:
         name = f"{_qualname_of(kind)} object"
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
+
+
+def kind_of(fn: object) -> tuple[object, str]:
+    """What calls of the same function have in common, although it may be another object each time: an object, to be
+    compared by identity, and a name. A function of Python is its code. A partial call, a method, and a call in a
+    context count as the function that they call.
+
+    No user code runs, and neither arguments nor the object of a method are kept alive.
+    """
+    fn = _innermost(fn)
+    kind = type(fn)
+    if kind is FunctionType:
+        return fn.__code__, ""  # type: ignore[attr-defined]
+    if kind is BuiltinFunctionType:
+        owner = fn.__self__  # type: ignore[attr-defined]
+        return (owner if type(owner) is ModuleType else type(owner)), fn.__name__  # type: ignore[attr-defined]
+    return (fn, "") if issubclass(kind, type) else (kind, "its object")
+
+
+def _innermost(fn: object) -> object:
+    """The function that a partial call, a method, a stand-in, or a call in a context calls in the end."""
+    for _ in range(MAX_NAME):  # a partial may contain itself
+        kind = type(fn)
+        if kind is partial:
+            inner, args = fn.func, fn.args  # type: ignore[attr-defined]
+            in_context = type(inner) is BuiltinFunctionType and type(inner.__self__) is Context and args
+            fn = args[0] if in_context else inner  # asyncio.to_thread makes such partial calls of Context.run
+        elif issubclass(kind, StandIn):
+            fn = fn.func  # type: ignore[attr-defined]
+        elif kind is MethodType:
+            fn = fn.__func__  # type: ignore[attr-defined]
+        else:
+            break
+    return fn
 
 
 class StandIn:

@@ -287,8 +287,8 @@ class Sensor(Protocol):
 
 
 class Lookout(Protocol):
-    """A sensor's view of one pool. All methods but `lock`, `parker`, `attach` and `detach` are called with pool.lock
-    held.
+    """A sensor's view of one pool. All methods but `lock`, `parker`, `attach`, `detach` and `sleeps` are called with
+    pool.lock held.
 
     There are two ways to report. A sensor that can run Python takes pool.lock, calls `pool.worker_sleeping(worker)` or
     `pool.worker_running(worker)`, then `pool.kick()`, and releases the lock. A sensor that cannot (the sentinel) marks
@@ -341,6 +341,11 @@ class Lookout(Protocol):
 
         It does go idle if `enough` others were seen to run, so the search may end there. May do nothing.
         """
+        ...
+
+    @outside
+    def sleeps(self, worker: Worker) -> bool:
+        """Whether the thread of a worker that is exempt sleeps right now; also if that can't be told."""
         ...
 
     def exempt(self, worker: Worker, flag: bool) -> None:

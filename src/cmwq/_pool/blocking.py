@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, not_holding
 from cmwq._errors import Reentered
-from cmwq._pool import events
+from cmwq._pool import events, lane
 from cmwq._pool.worker import Worker, current_worker
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def _become(worker: Worker, why: Blocked | None) -> None:
         events.running(pool, worker) if why is None or why is CHILD else events.blocked(pool, worker, why.value)
     if known and not was_known:
         pool.lookout.exempt(worker, True)
+    if before is HOG and pool.lane.items and lane.readmit(pool):
+        pool.kick_or_settle()
 
 
 @holding("pool.lock")
@@ -145,9 +147,7 @@ def over(worker: Worker) -> None:
     if worker.blocked is not None:
         _become(worker, None)
     if worker.below is not None:
-        worker.strays = worker.strays.union(worker.below.roots)  # if any is left, it is not the next item's
-        worker.below = None
-        worker.pool.children.parents.discard(worker)
+        worker.pool.children.forget_item(worker)
 
 
 @holding("worker.pool.lock")
@@ -212,7 +212,7 @@ class blocking:
         if not worker.nr_hints and worker.counted:
             with suppress(Reentered), worker.pool.lock:
                 _say(worker)
-                worker.pool.kick()
+                worker.pool.kick_or_settle()
         worker.nr_hints += 1
         self._depth += 1
 

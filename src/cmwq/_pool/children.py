@@ -14,7 +14,7 @@ Guarantees
 - No file is read with the pool's lock held.
 
 What computes is any process below the worker's thread that is runnable, or used a fair share of the CPU since the last
-look. Children that an earlier work left behind are not those of the next one (`Worker.strays`), if they were seen.
+look. Children that an earlier work left behind are not those of the next one (`Children.strays`), if they were seen.
 
 The race: between the look and its note the worker may have ended its item, begun another, or been found to wait for a
 work. The note counts only if, under the lock, it still executes the same item and sleeps as it did. It may have started
@@ -48,6 +48,7 @@ SHORTEST = 0.5e-3
 """Seconds between two looks of the timer after a change: a program has begun, and may soon rest."""
 LONGEST = 10e-3
 """Seconds between two looks of the timer while nothing changes."""
+NONE: frozenset[int] = frozenset()
 AT_A_TIME = 16
 """How many sleepers that do not count as running one look of the timer visits."""
 
@@ -80,15 +81,31 @@ class Below:
 class Children(Alarm):
     """What is known of one pool's child processes. The alarm is set while work waits and workers have children."""
 
-    __slots__ = ("cursor", "dozers", "nr_counted", "parents", "pause")
+    __slots__ = ("cursor", "dozers", "nr_counted", "parents", "pause", "strays")
 
     def __init__(self) -> None:
         super().__init__()
         self.nr_counted = 0  # L: workers that sleep, and count as running because of a child process
         self.parents: set[Worker] = set()  # L: workers that were seen asleep while their items had child processes
         self.dozers: set[Worker] = set()  # L: workers seen asleep, and not looked at since
+        self.strays: dict[Worker, frozenset[int]] = {}  # L: child processes that earlier items of it left behind
         self.cursor = 0  # L: where the next look at sleepers begins
         self.pause = SHORTEST  # L: seconds until the next look
+
+    @holding("worker.pool.lock")
+    def forget_item(self, worker: Worker) -> None:
+        """The item of a worker that had children has ended. What is left of them is not the next item's."""
+        if worker.below is not None:
+            self.strays[worker] = self.strays.get(worker, NONE).union(worker.below.roots)
+        worker.below = None
+        self.parents.discard(worker)
+
+    @holding("worker.pool.lock")
+    def forget_worker(self, worker: Worker) -> None:
+        """The worker ends."""
+        self.dozers.discard(worker)
+        self.parents.discard(worker)
+        self.strays.pop(worker, None)
 
 
 @holding("pool.lock")
@@ -140,20 +157,23 @@ def _look(pool: WorkerPool, sleepers: list[tuple[Worker, Item | None]]) -> bool:
     """Look at the processes below these workers, and note what was seen. Returns whether anything changed."""
     host, seen = pool.host, []
     for worker, item in sleepers:
+        left_behind = pool.children.strays.get(worker, NONE)
         children = host.children_of(worker.tid)
-        strays = worker.strays.intersection(children)
-        roots = tuple(child for child in children if child not in strays)
-        if item is not None and (roots or strays != worker.strays or worker.below is not None):
+        roots = tuple(child for child in children if child not in left_behind)
+        if item is not None and (roots or left_behind or worker.below is not None):
             below = Below(roots, host.processes_below(roots), host.monotonic(), worker.below)
-            seen.append((worker, item, below, strays))
+            seen.append((worker, item, below, left_behind.intersection(children)))
     if not seen:
         return False
     changed = False
     with pool.lock:
-        for worker, item, below, strays in seen:
+        for worker, item, below, left_behind in seen:
             if worker.item is item:
                 changed |= _note(pool, worker, below)
-                worker.strays = strays
+                if left_behind:
+                    pool.children.strays[worker] = left_behind
+                else:
+                    pool.children.strays.pop(worker, None)
         if changed:
             pool.children.pause = SHORTEST
             pool.kick()

@@ -28,6 +28,7 @@ def abandon(pool: WorkerPool) -> None:
     for pwq in list(pool.pwqs):
         pwq.inactive.clear()
     pool.worklist.clear()
+    pool.lane.items.clear()
     pool.idle_list.clear()
 
 

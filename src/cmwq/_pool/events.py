@@ -283,7 +283,7 @@ def note_counts(pool: WorkerPool, tap: Tap) -> None:
         idle=len(pool.idle_list),
         running=pool.nr_running,
         blocked=sum(worker.sleeping for worker in pool.workers),
-        pending=len(pool.worklist),
+        pending=pool.nr_listed(),
         inactive=sum(len(pwq.inactive) for pwq in pool.pwqs),
         started=pool.nr_started(),
         completed=pool.nr_completed,
@@ -390,8 +390,9 @@ def rescued(pool: WorkerPool, worker: Worker) -> None:
 
 
 @holding("pool.lock")
-def hog(pool: WorkerPool, worker: Worker) -> Note:
-    return note(pool, Kind.HOG, worker, worker.item)
+def hog(pool: WorkerPool, worker: Worker, function: str = "") -> Note:
+    """function: the name of the item's function, if that has ended."""
+    return note(pool, Kind.HOG, worker, worker.item, work=function)
 
 
 @not_holding("pool.lock")

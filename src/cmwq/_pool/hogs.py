@@ -2,12 +2,13 @@
 
 Guarantees: a work that used more than `cpu_intensive_thresh` seconds of CPU without blocking is noticed while works
 wait. It is counted, and reported once per function with a power-of-two back-off. It is also let go of: it does not
-count as running any more, so another worker starts. No more hogs than the target of the pool are let go of at a time,
-so a flood of long computations stays at two runnable threads per CPU.
+count as running any more, so another worker starts, however many hogs there are. From then on works of the same
+function begin as hogs, and only some at a time, while the others wait aside: see `lane`. So a flood of equal long
+computations keeps about as many threads runnable as there are CPUs.
 
 How: a timer looks at the CPU clocks of the workers that run. It is set only while work waits for which no worker is on
-its way, and for a moment after. It needs no sensor, and no clock is read for a work that ends within a period. The
-letters are those of `pool`.
+its way, and for a moment after. It needs no sensor, and no clock is read for a work that ends within a period, unless
+its function has been a hog. The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from weakref import ref
 
 from cmwq._core.held import holding, outside
 from cmwq._errors import ThreadLimit
-from cmwq._pool import events
+from cmwq._pool import events, lane
 from cmwq._pool.blocking import HOG, let_go, no_hog_any_more
 
 if TYPE_CHECKING:
+    from cmwq._pool.item import Item
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.worker import Worker
 
@@ -55,29 +57,91 @@ def _set_alarm(pool: WorkerPool) -> None:
 @outside
 def check(pool: WorkerPool) -> None:
     """Look for hogs, let go of them, and report them. Context: the timer."""
-    found: list[events.Note] = []
     with pool.lock:
         pool.alarms.hogs.cancel()
-        if not pool.worklist:
+        if not (pool.worklist or pool.lane.items):
             # Do not stop at once: setting a timer anew wakes the timer thread, in the middle of a burst of works.
             pool.alarms.hog_rests += 1
             if pool.alarms.hog_rests <= RESTS:
                 _set_alarm(pool)
             return
+        _set_alarm(pool)  # the next look, before anything that could fail
         pool.alarms.hog_rests = 0
+        at_rest = [(worker, worker.item) for worker in pool.workers if worker.blocked is HOG and _rests(worker)]
+    # A hog that used no CPU may wait for one: then it goes on to be one, or more and more of them would be let go of.
+    asleep = [(worker, item) for worker, item in at_rest if pool.lookout.sleeps(worker)]
+    found: list[events.Note] = []
+    with pool.lock:
+        for worker, item in asleep:
+            if worker.item is item and worker.blocked is HOG:
+                no_hog_any_more(worker)
         for worker in pool.workers:
-            if worker.blocked is HOG:
-                _look_again(worker)
-            elif worker.item is not None and worker.counted and worker.blocked is None and _is_hog(pool, worker):
+            if worker.item is not None and worker.counted and worker.blocked is None and _is_hog(pool, worker):
                 if worker.hog_since != -inf:
                     worker.hog_since = -inf  # reported once per execution
-                    worker.item.pwq.note_hog()
-                    found.append(events.hog(pool, worker))
-                if pool.nr_hogs < pool.target:
-                    worker.hog_used = worker.cpu_time()
-                    let_go(worker)
+                    found.append(_note(pool, worker, worker.item))
+                worker.hog_used = worker.cpu_time()
+                let_go(worker)
+        while pool.lane.items and lane.readmit(pool):
+            pass
         pool.kick()
-        _set_alarm(pool)
+        pool.settle()
+    pool.runtime.events.tell(found)
+
+
+@holding("pool.lock")
+def _note(pool: WorkerPool, worker: Worker, item: Item) -> events.Note:
+    """Count a hog, and remember its function."""
+    item.pwq.note_hog()
+    pool.lane.remember(item)
+    if worker.record is not None:
+        worker.record[0].note(pool, was_long=True)
+        worker.record = None
+    return events.hog(pool, worker)
+
+
+@holding("pool.lock")
+def set_aside(pool: WorkerPool, worker: Worker, item: Item) -> bool:
+    """Decide about an item that the worker has taken from the worklist and not claimed yet. Returns whether it was set
+    aside, in the lane; if not, it may begin now. Context: works of this pool were hogs.
+    """
+    worker.record = None
+    record = pool.lane.record_of(item)
+    if record is None:
+        return False
+    if lane.may_begin(pool, record):
+        worker.record, worker.served = (record, worker.cpu_time()), None  # so it is not executed the short way
+        return False
+    pool.lane.items.append(item)
+    if pool.alarms.hogs.timer is None:
+        begin(pool)
+    return True
+
+
+@holding("pool.lock")
+def begin_on_record(pool: WorkerPool, worker: Worker) -> int:
+    """The worker has claimed an item whose function has a record. If it is probably long, do not count it as running.
+
+    Returns how many run.
+    """
+    if worker.record is not None and worker.record[0].chance(pool) < lane.EVEN:
+        worker.hog_used = worker.record[1]
+        let_go(worker)
+    return pool.nr_running
+
+
+@outside
+def observe(pool: WorkerPool, worker: Worker) -> None:
+    """A work of a function that has a record was run: note how it turned out. Context: the worker."""
+    found: list[events.Note] = []
+    with pool.lock:
+        known, worker.record, item, used = worker.record, None, worker.item, worker.cpu_time()
+        if known is not None and item is not None and used is not None and known[1] is not None:
+            was_long = used - known[1] > pool.config.cpu_intensive_thresh
+            known[0].note(pool, was_long=was_long)
+            if was_long:
+                item.pwq.note_hog()
+                found.append(events.hog(pool, worker, known[0].name))
     pool.runtime.events.tell(found)
 
 
@@ -94,12 +158,10 @@ def _is_hog(pool: WorkerPool, worker: Worker) -> bool:
 
 
 @holding("worker.pool.lock")
-def _look_again(worker: Worker) -> None:
-    """If the hog used no CPU since the last look, let another have its place among the hogs."""
-    used = worker.cpu_time()
-    if used == worker.hog_used:
-        no_hog_any_more(worker)
-    worker.hog_used = used
+def _rests(worker: Worker) -> bool:
+    """Return whether the hog used no CPU since the last look."""
+    before, worker.hog_used = worker.hog_used, worker.cpu_time()
+    return before == worker.hog_used
 
 
 class HogReports:

@@ -36,7 +36,8 @@ def _counts(pool: WorkerPool) -> dict[str, bool]:
         "A9: nr_hogs is the recount": pool.nr_hogs == hogs,
         "A10: nr_counted is the recount": pool.children.nr_counted == children,
         "A10: parents are those with children": pool.children.parents == {w for w in workers if w.below is not None},
-        "A10: no other workers are remembered": pool.children.dozers <= workers,
+        "A10: no other workers are remembered": pool.children.dozers <= workers
+        and pool.children.strays.keys() <= workers,
         "only who is counted is believed to block": all(w.counted for w in workers if w.blocked is not None),
         "idle workers are not counted": not any(w.counted for w in pool.idle_list),
         "idle flags agree with the idle list": {w for w in workers if w.idle} == set(pool.idle_list),

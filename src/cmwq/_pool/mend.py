@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 from weakref import ref
 
 from cmwq._core.held import holding
-from cmwq._pool import blocking, events
+from cmwq._pool import blocking, events, lane
 from cmwq._pool.closing import dismiss_all
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def mend(pool: WorkerPool) -> None:
     """Restore everything that follows from what is."""
     if pool.relisting is not None:
         pool.relist(*pool.relisting)
+    lane.merge(pool)
     pwqs = list(pool.pwqs)
     _mend_workers(pool)
     _mend_lists(pool, pwqs)
@@ -96,6 +97,8 @@ def _mend_workers(pool: WorkerPool) -> None:
     pool.nr_running, pool.nr_blocked, pool.nr_hogs, pool.children.nr_counted = blocking.recount(pool)
     pool.children.parents = {worker for worker in pool.workers if worker.below is not None}
     pool.children.dozers &= pool.workers
+    for worker in pool.children.strays.keys() - pool.workers:
+        del pool.children.strays[worker]
     pool.tell_target()
 
 

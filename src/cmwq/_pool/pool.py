@@ -36,6 +36,8 @@ legal state. All numbers follow from that state, and `mend` counts them anew bef
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from cmwq._core.config import HIGHPRI_NICE
@@ -44,6 +46,7 @@ from cmwq._core.weakly import Weakly
 from cmwq._pool import blocking, children, events, hogs, rescuer
 from cmwq._pool.alarm import Alarms
 from cmwq._pool.children import Children
+from cmwq._pool.lane import Lane
 from cmwq._pool.lending import Lending
 from cmwq._pool.manager import Office
 from cmwq._pool.mend import mend, mending
@@ -105,6 +108,7 @@ class WorkerPool:
         self.nr_waking = 0  # L: workers counted and woken by `kick`, but not yet arrived
         self.armed_with: Worker | None = None  # L: the idle worker that the sensor is to wake
         self.alarms = Alarms()  # I
+        self.lane = Lane()  # I: where works wait that will probably compute for long (A9)
         self.children = Children()  # I: what is known of workers' child processes (A10)
         self.pwqs: Weakly[PoolWorkQueue] = Weakly()  # L: each is kept alive by its queue, or by its works
         self.rescued = False  # L: a queue with a rescuer has a place here
@@ -244,6 +248,16 @@ class WorkerPool:
                 self.nappers.discard(parker)
 
     @holding("self.lock")
+    def listed(self) -> Iterator[Item]:
+        """Return the active works that have not begun, those in the lane first."""
+        return chain(self.lane.items, self.worklist)
+
+    @holding("self.lock")
+    def nr_listed(self) -> int:
+        """Return how many active works have not begun."""
+        return len(self.lane.items) + len(self.worklist)
+
+    @holding("self.lock")
     def count(self, worker: Worker) -> None:
         """Count the worker as running from now on (A2)."""
         worker.counted = True
@@ -322,7 +336,7 @@ class WorkerPool:
             self.idle_list.remove(worker)
         worker.idle = False
         self.workers.discard(worker)
-        self.children.dozers.discard(worker)
+        self.children.forget_worker(worker)
 
     # ------------------------------------------------------------------------------------- end
 
@@ -346,7 +360,7 @@ class WorkerPool:
         worker can come. Works may also wait inactive behind a withdrawn one.
         """
         return any(
-            not item.withdrawn or any(not behind.withdrawn for behind in item.pwq.inactive) for item in self.worklist
+            not item.withdrawn or any(not behind.withdrawn for behind in item.pwq.inactive) for item in self.listed()
         )
 
     def quiet_or_tell(self, parker: Parker | None) -> bool:

@@ -47,7 +47,7 @@ def put_down(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
     with lock:
         item = worker.item
         if item is not None and not item.begun and worker.stumbled is not item:
-            if item not in pool.worklist and not item.withdrawn:
+            if item not in pool.listed() and not item.withdrawn:
                 pool.worklist.appendleft(item)  # its new place first
             worker.item = None
             worker.stumbled = item  # the second time the item is taken to be the cause, and ends
@@ -65,6 +65,7 @@ def put_down(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
         if pool.office.holder is worker:
             pool.office.holder = None
         blocking.over(worker)
+        worker.record = None
         worker.kicked = worker.counted = worker.announcing = False
         worker.served = None
         if worker.fate:
@@ -117,8 +118,7 @@ def bury(pool: WorkerPool, worker: Worker) -> None:
     if pool.taps:
         events.died(pool, worker)
     pool.workers.discard(worker)
-    pool.children.dozers.discard(worker)
-    pool.children.parents.discard(worker)
+    pool.children.forget_worker(worker)
     if pool.office.holder is worker:
         pool.office.holder = None
     if worker in pool.idle_list:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cmwq._pool.blocking import Blocked
     from cmwq._pool.children import Below
     from cmwq._pool.item import Item, Source
+    from cmwq._pool.lane import Record
     from cmwq._pool.pool import WorkerPool
 
 _log = logging.getLogger("cmwq")
@@ -35,8 +36,8 @@ class Worker:
     __slots__ = (
         "announcing", "below", "blocked", "counted", "cpu_time", "dying", "ended", "fate", "hog_item", "hog_since",
         "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "look_again", "name",
-        "nr_hints", "nr_refused", "parker", "pool", "served", "shown", "stray", "strays", "stumbled", "thread", "tid",
-        "traits", "waiters", "watched",
+        "nr_hints", "nr_refused", "parker", "pool", "record", "served", "shown", "stray",
+        "stumbled", "thread", "tid", "traits", "waiters", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker, name: str = "") -> None:
@@ -54,12 +55,13 @@ class Worker:
         self.counted = False  # L: executing, and not exempt (A8)
         self.blocked: Blocked | None = None  # L: what is known of it beyond that it runs; set only while it is counted
         self.below: Below | None = None  # L: what was seen below it, if its item has child processes (A10)
-        self.strays: frozenset[int] = frozenset()  # L: child processes that earlier items left behind
         self.item: Item | None = None  # L: what it is about to claim or executes, until its end was announced
         self.lender: Source | None = None  # L: the source at which its item has lent its place under max_active
         self.cpu_time: Callable[[], float | None] = unknown  # I: returns the CPU seconds that its thread has used
         self.hog_item: ref[Item] | None = None  # L: what it executed at the last look for hogs (A9)
         self.hog_used: float | None = None  # L: if it is a hog, its CPU time at the last look
+        self.record: tuple[Record, float | None] | None = None  # L: how works of its item's function turned out, and
+        # its CPU time when it took the item; None: nothing is known of the function (`lane`)
         self.hog_since = 0.0  # L: its CPU time when `hog_item` was first seen; -inf: reported already
         self.last: Item | None = None  # S: the item that ended last, to be dropped without the lock
         self.last_active = 0.0  # L: when it last went idle, on the host's clock

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
-from cmwq._pool import blocking, children, events
+from cmwq._pool import blocking, children, events, hogs
 from cmwq._pool.leaks import LEAKS_PERIOD, undo_leaks
 from cmwq._pool.policy import keep_working, need_more_worker, need_to_create_worker, slack
 from cmwq._pool.recovery import bury, mourn, recover
@@ -162,7 +162,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
     because finalisers are user code. No local variable refers to an item on return: an exception's traceback keeps
     frames alive.
     """
-    worklist, lock, ended = pool.worklist, pool.lock, worker.ended
+    worklist, lock, ended, records = pool.worklist, pool.lock, worker.ended, pool.lane.records
     last: Item | None = None
     item: Item | None = None
     follower: Item | None = None
@@ -177,7 +177,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
             running = pool.nr_running
         worker.item = item = worklist[0]  # the worker has it before the list loses it: it is never lost
         del worklist[0]
-        if not item.claim(worker):
+        if (records and hogs.set_aside(pool, worker, item)) or not item.claim(worker):
             worker.item = None
             if not pool.kick():  # its place under max_active may have gone to other items
                 pool.settle()
@@ -185,6 +185,8 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
             last = item = None  # without the lock: finalisers are user code
             lock.acquire()
             continue
+        if worker.record is not None:
+            running = hogs.begin_on_record(pool, worker)
         while True:
             if worklist:
                 if running < target:
@@ -291,8 +293,10 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
             worker.thread.name = pwq.thread_name(worker)  # before the system's name: since 3.14 this sets that one, too
         attempt(pool, "be named", partial(pool.host.set_thread_name, f"{worker.name}-{worker.shown}"))
     if not pwq.exempt:
-        worker.served = pwq
+        worker.served = pwq if worker.record is None else None
         run_item(pool, worker)  # after `served` was set: see `events.observe_places`
+        if worker.record is not None:
+            hogs.observe(pool, worker)
         return
     with pool.lock:
         pool.uncount(worker)

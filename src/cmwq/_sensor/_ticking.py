@@ -135,7 +135,7 @@ class TickingSensor:
     def doing(self, worker: Worker, watched: Watched) -> Doing:
         """What the worker's thread does. On WAITS_FOR_LOCK, reset `watched.since` if the lock is not that of before.
 
-        Context: the tick thread.
+        Context: the tick thread; or, if the worker is exempt, the timers' thread.
         """
         raise NotImplementedError
 
@@ -248,6 +248,10 @@ class TickingLookout:
 
     def review(self, worker: Worker, enough: int) -> None:
         pass
+
+    def sleeps(self, worker: Worker) -> bool:
+        watched: Watched | None = worker.watched
+        return watched is None or self.sensor.doing(worker, watched) not in (Doing.RUNS, Doing.WAITS_FOR_GIL)
 
     def exempt(self, worker: Worker, flag: bool) -> None:
         watched: Watched | None = worker.watched

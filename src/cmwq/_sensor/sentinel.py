@@ -176,5 +176,8 @@ class SentinelLookout:
         worker.watched.review(enough)
         self.deliver()
 
+    def sleeps(self, worker: Worker) -> bool:
+        return cast("Slot", worker.parker).sleeps()
+
     def exempt(self, worker: Worker, flag: bool) -> None:
         worker.watched.exempt(flag)

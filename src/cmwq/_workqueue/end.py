@@ -232,7 +232,7 @@ def _take_back(pools: list[WorkerPool], after: str, report: dict[Item | str, str
         with pool.lock:
             behind = [worker.item.follower for worker in pool.workers if worker.item is not None]
             inactive = [item for pwq in list(pool.pwqs) for item in pwq.inactive]
-            waiting = [*pool.worklist, *pool.detained, *inactive, *(item for item in behind if item is not None)]
+            waiting = [*pool.listed(), *pool.detained, *inactive, *(item for item in behind if item is not None)]
             waiting = [item for item in waiting if not item.withdrawn]
         for item in waiting:
             name = name_of(item.function)

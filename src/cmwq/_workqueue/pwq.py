@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._core.held import holding
 from cmwq._errors import CmwqError
-from cmwq._pool import events, lending
+from cmwq._pool import events, lane, lending
 from cmwq._workqueue.phase import Outside, Phase
 
 if TYPE_CHECKING:
@@ -203,6 +203,7 @@ class PoolWorkQueue:
     @holding("self.pool.lock")
     def purge(self) -> None:
         """Remove withdrawn items once they are the larger part of the lists."""
+        lane.merge(self.pool)
         worklist = self.pool.worklist
         if self.nr_withdrawn * 2 <= len(self.inactive) + len(worklist):
             return
@@ -225,7 +226,7 @@ class PoolWorkQueue:
     @holding("self.pool.lock")
     def has_listed(self, item: Item) -> bool:
         """Is the item in one of the lists? Costs a search."""
-        return item in self.inactive or item in self.pool.worklist
+        return item in self.inactive or item in self.pool.listed()
 
     def has(self, item: Item) -> bool:
         """Is the item in one of the lists, or executing? Costs a search."""
@@ -311,6 +312,7 @@ class PoolWorkQueue:
             if self.frozen:
                 return
             self.frozen = self.careful = self.attends = True
+            lane.merge(self.pool)
             worklist = self.pool.worklist
             listed = [item for item in worklist if item.pwq is self]
             if listed:

@@ -90,7 +90,7 @@ def view_of_pool(pool: WorkerPool) -> PoolView:
             idle=len(pool.idle_list),
             running=pool.nr_running,
             blocked=sum(worker.sleeping for worker in pool.workers),
-            pending=len(pool.worklist),
+            pending=pool.nr_listed(),
             inactive=sum(len(pwq.inactive) for pwq in pool.pwqs),
             created=pool.stats.created,
             culled=pool.stats.culled,

@@ -237,7 +237,7 @@ class Watchdog:
         resting = {w for w, cpu in progress.rescuers.items() if _rested(before_them.get(w), cpu, elapsed)}
         if progress.reported and not progress.stalled_for:
             progress.reported = False
-            self._report(pool, Stall(pool.name, before, len(pool.worklist), True, "", ()))
+            self._report(pool, Stall(pool.name, before, pool.nr_listed(), True, "", ()))
         elif not progress.reported and 0 < threshold <= progress.stalled_for:
             progress.reported = True
             self._report(pool, _describe(pool, progress.stalled_for, resting))
@@ -293,8 +293,8 @@ def _rested(before: float | None, now: float | None, elapsed: float) -> bool:
 def _describe(pool: WorkerPool, seconds: float, resting: set[Worker]) -> Stall:
     """The report on a pool. resting: the rescuers that used no CPU since the last look."""
     with pool.lock:
-        pending = len(pool.worklist)
-        stranded = sorted({repr(item.pwq.name) for item in pool.worklist if item.pwq.rescuer is None})
+        pending = pool.nr_listed()
+        stranded = sorted({repr(item.pwq.name) for item in pool.listed() if item.pwq.rescuer is None})
         if pool.office.refused:
             reason = f"no thread could be had {pool.office.nr_refusals} times in a row ({pool.office.refusal})"
             if stranded:

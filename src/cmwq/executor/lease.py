@@ -60,7 +60,7 @@ class LeaseQueue(WorkQueue):
         """Cancel the future of every submitted call that has not begun. What was queued as a `Work` stays."""
         for pwq in self.places():
             with pwq.pool.lock:
-                items = [item for item in (*pwq.pool.worklist, *pwq.inactive) if item.queue is self]
+                items = [item for item in (*pwq.pool.listed(), *pwq.inactive) if item.queue is self]
             for item in items:
                 if isinstance(item, Future):
                     item.cancel()

@@ -13,6 +13,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.held import holding
+from cmwq._pool import lane
 from cmwq._workqueue.future import BoundedFuture, Future
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def take_out(queue: WorkQueue) -> Future[Any] | None:
     for pwq in queue.places():
         pool = pwq.pool
         with pool.lock:
+            lane.merge(pool)
             future = _remove_first(pool.worklist, pwq)
             listed = future is not None
             if future is None:

@@ -106,6 +106,9 @@ class SimLookout:
     def review(self, worker: Worker, enough: int) -> None:
         pass
 
+    def sleeps(self, worker: Worker) -> bool:
+        return bool(worker.watched)
+
     def ended(self, worker: Worker) -> None:
         worker.watched = False
 

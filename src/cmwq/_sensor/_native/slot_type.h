@@ -104,6 +104,15 @@ static PyObject *slot_review(SlotObject *self, PyObject *enough)
     Py_RETURN_NONE;
 }
 
+/* Whether the thread sleeps right now, in a lock or elsewhere; also if nothing can be told.  It works while the slot is
+   exempt, too. */
+static PyObject *slot_sleeps(SlotObject *self, PyObject *Py_UNUSED(none))
+{
+    long long key;
+    Doing doing = look_at(self->owner->watch, self->owner->lookout, self->slot, atomic_load(&self->slot->tid), &key);
+    return PyBool_FromLong(doing != RUNS && doing != WAITS_FOR_GIL);
+}
+
 static void give_back(Watch *watch, Slot *slot)
 {
     slot_become(slot, AWAY);
@@ -147,6 +156,7 @@ static PyMethodDef slot_methods[] = {
     {"park", (PyCFunction)(void (*)(void))slot_park, METH_FASTCALL,
      "park([timeout[, spins]]): wait for an unpark, one that came before included. True if there was one."},
     {"unpark", (PyCFunction)slot_unpark, METH_NOARGS, "Let park() return, now or next time."},
+    {"sleeps", (PyCFunction)slot_sleeps, METH_NOARGS, "Whether the worker's thread sleeps, as far as can be told."},
     {"ended", (PyCFunction)slot_ended, METH_NOARGS, "The worker ended an item: what was seen of it is void."},
     {"believed", (PyCFunction)slot_believed, METH_O, "believed(asleep): what differs from it is to be delivered."},
     {"exempt", (PyCFunction)slot_exempt, METH_O, "exempt(flag): do not look at this worker until exempt(False)."},

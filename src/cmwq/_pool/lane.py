@@ -1,0 +1,121 @@
+"""The lane: where works wait that will probably compute for long, so that short ones need not wait behind them (A9).
+
+Guarantees
+- Nobody waits behind more works of one function that computes for long than two or so for each CPU: the others are set
+  aside, in the lane, and works behind them begin. The lane keeps its order.
+- A flood of equal long works keeps about as many threads runnable as there are CPUs. Works of functions that nothing is
+  known of are not held back, so what is *different* from all others begins in order.
+- The lane never stands still: whenever a hog ends, blocks, or is found to rest, the first that may begin does.
+- It costs nothing until a pool has seen a hog: one comparison per work.
+
+How it is known: once a function was a hog, it has a `Record` of how many of its works since then used the CPU for
+longer than the threshold, and how many did not. The chance that its next work is short is the rule of succession,
+(short + 1) / (short + long + 2). While that is under one half, a work of it begins as a hog, uncounted, and only while
+there are fewer hogs than the target, and some more by that chance: a wrapper that runs everything is often called long
+after its first few works, and the more its works differ the more of them begin. There is no step in that rule.
+
+Works in the lane are active works in every respect, and count as waiting. Whoever looks through the worklist for some
+of them calls `merge` first, which puts the lane back in front; they are set aside again when their turn comes. The
+letters are those of `pool`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from cmwq._core.held import holding
+from cmwq._core.naming import kind_of, name_of
+
+if TYPE_CHECKING:
+    from cmwq._pool.item import Item
+    from cmwq._pool.pool import WorkerPool
+
+REMEMBERED = 256
+"""How many functions have a record. The one that has been known for longest is forgotten first."""
+MEMORY = 32
+"""After so many works of a function the older half of what is known counts half."""
+EVEN = 0.5
+"""Works of a function of which more than this share will be short, as far as is known, are not held back."""
+SPREAD = 9
+"""So many more hogs per CPU may run if it were certain that the next work is short."""
+
+
+class Record:
+    """How the works of one function turned out since one of them was a hog."""
+
+    __slots__ = ("anchor", "long", "name", "short")
+
+    def __init__(self, anchor: object, name: str) -> None:
+        self.anchor = anchor  # I: kept alive, so that no other object gets its identity
+        self.name = name  # I: of the function, for messages
+        self.long = 1  # L: used the CPU for longer than the threshold
+        self.short = 0  # L
+
+    @holding("pool.lock")
+    def note(self, pool: WorkerPool, *, was_long: bool) -> None:
+        """Count one more work."""
+        self.long, self.short = self.long + was_long, self.short + (not was_long)
+        if self.long + self.short > MEMORY:
+            self.long, self.short = (self.long + 1) // 2, (self.short + 1) // 2
+
+    @holding("pool.lock")
+    def chance(self, pool: WorkerPool) -> float:
+        """Return how probable it is that the next work of the function is short."""
+        return (self.short + 1) / (self.short + self.long + 2)
+
+
+class Lane:
+    """The lane of one pool, and what is known of functions there."""
+
+    __slots__ = ("items", "records")
+
+    def __init__(self) -> None:
+        self.items: deque[Item] = deque()  # L: active works that were set aside, in order
+        self.records: dict[tuple[int, str], Record] = {}  # L: by the kind of function, the latest at the end
+
+    @holding("item.pwq.pool.lock")
+    def remember(self, item: Item) -> None:
+        """Note that the item is a hog."""
+        anchor, name = kind_of(item.function)
+        if (id(anchor), name) in self.records:
+            return
+        if len(self.records) >= REMEMBERED:
+            self.records.pop(next(iter(self.records)))
+        self.records[id(anchor), name] = Record(anchor, name_of(item.function))
+
+    @holding("item.pwq.pool.lock")
+    def record_of(self, item: Item) -> Record | None:
+        """Return what is known of the function of this item; None: nothing."""
+        anchor, name = kind_of(item.function)
+        return self.records.get((id(anchor), name))  # by identity, since to compare classes may run user code
+
+
+@holding("pool.lock")
+def may_begin(pool: WorkerPool, record: Record) -> bool:
+    """Return whether one more work may begin of a function that has this record."""
+    chance = record.chance(pool)
+    return chance >= EVEN or pool.nr_hogs < int(pool.target * (1 + SPREAD * chance * chance))
+
+
+@holding("pool.lock")
+def readmit(pool: WorkerPool) -> bool:
+    """Put the first item of the lane back on the worklist if it may begin now. Context: fewer hogs run than before, or
+    more may. The caller wakes the worker that this needs.
+    """
+    items = pool.lane.items
+    record = pool.lane.record_of(items[0])
+    if record is not None and not may_begin(pool, record):
+        return False
+    pool.worklist.appendleft(items[0])
+    items.popleft()  # last: an interruption leaves it in both, never in neither (see `mend`)
+    return True
+
+
+@holding("pool.lock")
+def merge(pool: WorkerPool) -> None:
+    """Put the whole lane back, in front of the worklist. Context: somebody looks for items in the worklist."""
+    items = pool.lane.items
+    if items:
+        pool.worklist.extendleft(reversed(items))
+        items.clear()  # last, as above

@@ -1,0 +1,228 @@
+"""A9 in the simulator: short works never wait behind long ones, and long ones never become a crowd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import cmwq
+from cmwq._pool.pool import WorkerPool
+from cmwq.testing import Simulation
+
+LONG = 1.0
+PATIENCE = 0.050
+
+
+class Bench:
+    """A pool of two CPUs on a machine of many, so that whoever may run does, and computes side by side."""
+
+    def __init__(self, seed: int | None = None, *, machine: int = 400) -> None:
+        self.sim = Simulation(cpus=machine, seed=seed)
+        self.burning = self.most = 0
+        self.waits: list[float] = []
+
+    def run(self, scenario: Callable[[cmwq.Runtime], None]) -> None:
+        def main() -> None:
+            self.sim.host.check_every = 5
+            with cmwq.Runtime(host=self.sim.host, sensor=self.sim.sensor, cpus=(0, 1)) as runtime:
+                scenario(runtime)
+                runtime.check_invariants()
+
+        self.sim.run(main)
+
+    def long(self, seconds: float = LONG) -> None:
+        self.burning += 1
+        self.most = max(self.most, self.burning)
+        self.sim.burn(seconds)
+        self.burning -= 1
+
+    def short(self, queued_at: float) -> None:
+        self.waits.append(self.sim.host.now - queued_at)
+
+    def shorts(self, wq: cmwq.WorkQueue, number: int, body: Callable[[float], object] | None = None) -> None:
+        for _ in range(number):
+            wq.submit(body or self.short, self.sim.host.now)
+            self.sim.sleep(0.005)
+
+
+def only_pool(runtime: cmwq.Runtime) -> WorkerPool:
+    (pool,) = runtime._pools.values()
+    return pool
+
+
+@pytest.mark.parametrize("number", [2, 4, 16, 64])
+def test_A9_short_works_do_not_wait_behind_long_ones(number: int) -> None:
+    bench = Bench()
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        for _ in range(number):
+            wq.submit(bench.long)
+        bench.shorts(wq, 100)
+        wq.flush()
+
+    bench.run(scenario)
+    assert max(bench.waits) <= PATIENCE
+    assert bench.most <= 4
+
+
+def test_A9_a_flood_of_equal_long_works_is_no_crowd() -> None:
+    bench = Bench()
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime, max_active=300)
+        for _ in range(300):
+            wq.submit(bench.long, 0.05)
+        wq.flush()
+
+    bench.run(scenario)
+    assert bench.most <= 4
+    assert bench.sim.host.now < 300 * 0.05 / 2 * 1.05, "both CPUs were kept busy"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_A9_of_a_function_that_is_seldom_long_nothing_is_held_back_for_long(seed: int) -> None:
+    """A wrapper runs everything: every tenth of its works is long."""
+    bench = Bench(seed)
+
+    def wrapper(queued_at: float) -> None:
+        if len(bench.waits) % 10 == 0:
+            bench.waits.append(0.0)
+            bench.long(0.2)
+        else:
+            bench.short(queued_at)
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        bench.shorts(wq, 300, wrapper)
+        wq.flush()
+        (record,) = only_pool(runtime).lane.records.values()
+        assert record.short > record.long
+
+    bench.run(scenario)
+    waits = sorted(bench.waits)
+    assert waits[len(waits) * 99 // 100] <= PATIENCE
+
+
+def test_A9_hogs_that_wait_for_a_cpu_are_still_hogs() -> None:
+    """Else more and more of them would be let go of, the less they get to run."""
+    bench = Bench(machine=1)
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        for _ in range(30):
+            wq.submit(bench.long, 0.1)
+        wq.flush()
+
+    bench.run(scenario)
+    assert bench.most <= 4
+
+
+def test_A9_a_hog_that_sleeps_makes_room_for_the_next() -> None:
+    bench = Bench()
+
+    def body() -> None:
+        bench.long(0.05)
+        bench.sim.sleep(1.0)
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        for _ in range(20):
+            wq.submit(body)
+        wq.flush()
+
+    bench.run(scenario)
+    assert bench.sim.host.now < 3.0
+
+
+def with_a_lane(check: Callable[[Bench, cmwq.Runtime, cmwq.WorkQueue, list[cmwq.Future[None]]], None]) -> None:
+    """Call it while some long works run and others wait in the lane."""
+    bench = Bench()
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime, freezable=True)
+        futures = [wq.submit(bench.long, LONG) for _ in range(20)]
+        bench.shorts(wq, 20)
+        assert len(only_pool(runtime).lane.items) >= 12
+        check(bench, runtime, wq, futures)
+        wq.flush()
+        assert not only_pool(runtime).lane.items
+
+    bench.run(scenario)
+
+
+def test_A9_works_in_the_lane_begin_in_order() -> None:
+    begun: list[int] = []
+    bench = Bench()
+
+    def body(n: int) -> None:
+        begun.append(n)
+        bench.long(0.1)
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        for n in range(30):
+            wq.submit(body, n)
+        wq.flush()
+
+    bench.run(scenario)
+    assert begun == list(range(30))
+
+
+def test_F5_works_in_the_lane_can_be_cancelled() -> None:
+    def check(bench: Bench, runtime: cmwq.Runtime, wq: cmwq.WorkQueue, futures: list[cmwq.Future[None]]) -> None:
+        cancelled = [future.cancel() for future in futures]
+        assert sum(cancelled) >= 12
+        began = bench.sim.host.now
+        wq.flush()
+        assert bench.sim.host.now - began < 2 * LONG
+
+    with_a_lane(check)
+
+
+def test_E8_works_in_the_lane_are_frozen_and_go_on() -> None:
+    def check(bench: Bench, runtime: cmwq.Runtime, wq: cmwq.WorkQueue, futures: list[cmwq.Future[None]]) -> None:
+        runtime.freeze()
+        assert not only_pool(runtime).lane.items
+        done = sum(future.done() for future in futures)
+        bench.sim.sleep(5.0)
+        assert sum(future.done() for future in futures) == done
+        runtime.thaw()
+
+    with_a_lane(check)
+
+
+def test_F_a_drain_waits_for_the_lane() -> None:
+    def check(bench: Bench, runtime: cmwq.Runtime, wq: cmwq.WorkQueue, futures: list[cmwq.Future[None]]) -> None:
+        wq.drain()
+        assert all(future.done() for future in futures)
+
+    with_a_lane(check)
+
+
+def test_G_to_close_the_runtime_does_what_is_in_the_lane() -> None:
+    def check(bench: Bench, runtime: cmwq.Runtime, wq: cmwq.WorkQueue, futures: list[cmwq.Future[None]]) -> None:
+        runtime.close()
+        assert all(future.done() for future in futures)
+
+    with_a_lane(check)
+
+
+def test_H_works_in_the_lane_count_as_pending() -> None:
+    def check(bench: Bench, runtime: cmwq.Runtime, wq: cmwq.WorkQueue, futures: list[cmwq.Future[None]]) -> None:
+        (view,) = runtime.snapshot().pools
+        assert view.pending == sum(not future.done() and not future.running() for future in futures)
+
+    with_a_lane(check)
+
+
+def test_F10_mending_puts_the_lane_back_and_loses_nothing() -> None:
+    def check(bench: Bench, runtime: cmwq.Runtime, wq: cmwq.WorkQueue, futures: list[cmwq.Future[None]]) -> None:
+        pool = only_pool(runtime)
+        with pool.lock:
+            pool.worklist.appendleft(pool.lane.items[0])  # interrupted in `readmit`
+            pool.mend()
+            assert len(set(pool.listed())) == pool.nr_listed() >= 12
+
+    with_a_lane(check)
