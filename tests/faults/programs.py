@@ -78,6 +78,32 @@ class Common:
         return threads_left()
 
 
+class Allocates(Common):
+    """Works that allocate, and hold what they have while they sleep."""
+
+    def __init__(self, **config: float) -> None:
+        super().__init__(**config)
+        self.runtime = self.make_runtime()
+        self.wq = cmwq.WorkQueue("allocates", runtime=self.runtime)
+        self.running = self.most = 0
+
+    def run(self, number: int, megabytes: int, seconds: float) -> int:
+        """How many ran at once, at most. Returns when all have ended."""
+
+        def body() -> None:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            held = bytearray(megabytes << 20)  # zeroed by the kernel, page by page, when it is written to
+            for start in range(0, len(held), 4096):
+                held[start] = 1
+            time.sleep(seconds)
+            self.running -= 1
+
+        for future in [self.wq.submit(body) for _ in range(number)]:
+            future.result(PATIENCE)
+        return self.most
+
+
 class Chains(Common):
     """Works that wait for one another, where threads may be refused."""
 
@@ -414,7 +440,9 @@ def main() -> None:
     """Of the class named, with options as JSON; each line of input is a method with arguments, each of output what it
     returned. The first says that it is ready.
     """
-    program = {each.__name__: each for each in (Chains, Few, Load, Held)}[sys.argv[1]](**json.loads(sys.argv[2]))
+    program = {each.__name__: each for each in (Allocates, Chains, Few, Load, Held)}[sys.argv[1]](
+        **json.loads(sys.argv[2])
+    )
     print('"ready"', flush=True)
     for line in sys.stdin:
         name, arguments = json.loads(line)

@@ -111,6 +111,15 @@ class Traits(NamedTuple):
     """The signals that are blocked."""
 
 
+class Memory(NamedTuple):
+    """A limit on memory, and what counts against it, in bytes."""
+
+    used: int
+    limit: int
+    source: str
+    """In words, or a folder: whose limit it is."""
+
+
 class Process(NamedTuple):
     """What was seen of a process."""
 
@@ -235,6 +244,11 @@ class Host(Protocol):
     def gil_enabled(self) -> bool: ...
     def stack_of(self, thread: Thread | None) -> tuple[str, ...]:
         """The stack of a thread, as of `traceback.format_stack`; empty: not known."""
+        ...
+
+    @outside
+    def memory(self) -> Memory | None:
+        """The limit on memory of which the least is left; None: not known."""
         ...
 
     def has_children(self) -> bool:

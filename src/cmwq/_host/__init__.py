@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import ports
 from cmwq._errors import ThreadLimit
-from cmwq._host import caps, interpreters, life, locks, processes, topology, traits
+from cmwq._host import caps, interpreters, life, locks, memory, processes, topology, traits
 from cmwq._host.greenlets import refuse_greenlets
 from cmwq._host.parker import LockParker
 from cmwq._host.threads import HostThread
@@ -58,6 +58,7 @@ class ThreadHost:
 
     def _know_nothing(self) -> None:
         self._timers = Timers(self.spawn, self.monotonic)
+        self.memory = memory.Meter(self.monotonic)
         self._headroom = 0  # threads below the caps, as last read and asked for since
         self._headroom_until = 0.0
 

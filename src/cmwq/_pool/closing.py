@@ -22,6 +22,7 @@ def abandon(pool: WorkerPool) -> None:
     pool.alarms.forget()
     pool.lending.forget()
     pool.children.forget()
+    pool.memory.forget()
     pool.lock = pool.host.reinit_lock(pool.lock)
     for worker in pool.workers:
         worker.dying = True
@@ -59,5 +60,6 @@ def dismiss_all(pool: WorkerPool) -> list[Worker]:
     pool.alarms.cancel()
     pool.lending.cancel()
     pool.children.cancel()
+    pool.memory.cancel()
     pool.settle()
     return workers

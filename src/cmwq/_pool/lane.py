@@ -95,7 +95,7 @@ class Lane:
 def may_begin(pool: WorkerPool, record: Record) -> bool:
     """Return whether one more work may begin of a function that has this record."""
     chance = record.chance(pool)
-    return chance >= EVEN or pool.nr_hogs < int(pool.target * (1 + SPREAD * chance * chance))
+    return chance >= EVEN or pool.nr_hogs < max(1, int(pool.target * (1 + SPREAD * chance * chance)))
 
 
 @holding("pool.lock")

@@ -50,6 +50,12 @@ class Office:
         """Whether there is a manager at present."""
         return self.holder is not None
 
+    @property
+    @holding("self._pool.lock")
+    def has_worker(self) -> bool:
+        """Whether the manager is a worker, which executes nothing meanwhile."""
+        return isinstance(self.holder, Worker)
+
     # ------------------------------------------------------------------------------------- creating
 
     @not_holding("self._pool.lock")

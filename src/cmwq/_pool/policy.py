@@ -22,8 +22,17 @@ def need_more_worker(pool: WorkerPool) -> bool:
     It is asked after a work was queued, a worker was woken, or one was seen asleep. With a GIL one worker on its way is
     enough: it waits for the GIL, and a second could only wait behind it.
     """
-    uncovered = len(pool.worklist) > pool.nr_waking
-    return uncovered and pool.nr_running < pool.target and not (pool.nr_waking and pool.gil)
+    if len(pool.worklist) <= pool.nr_waking or (pool.nr_waking and pool.gil):
+        return False
+    if pool.memory.held:  # A11: at least one always runs
+        return pool.memory.passes > 0 or nr_executing(pool) + pool.nr_waking <= 0
+    return pool.nr_running < pool.target
+
+
+@holding("pool.lock")
+def nr_executing(pool: WorkerPool) -> int:
+    """How many workers of the pool execute something, or are being created? This costs O(1)."""
+    return len(pool.workers) - len(pool.idle_list) - pool.nr_waking - pool.office.has_worker
 
 
 @holding("pool.lock")
@@ -48,6 +57,8 @@ def need_rescuer(pool: WorkerPool) -> bool:
 @holding("pool.lock")
 def keep_working(pool: WorkerPool) -> bool:
     """Shall the worker take another item (A5)? A running worker asks it when it has ended one; it is itself counted."""
+    if pool.memory.held:
+        return bool(pool.worklist) and nr_executing(pool) <= 1
     return bool(pool.worklist) and pool.nr_running <= pool.target + slack(pool)
 
 

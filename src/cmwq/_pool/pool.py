@@ -49,6 +49,7 @@ from cmwq._pool.children import Children
 from cmwq._pool.lane import Lane
 from cmwq._pool.lending import Lending
 from cmwq._pool.manager import Office
+from cmwq._pool.memory import Gate
 from cmwq._pool.mend import mend, mending
 from cmwq._pool.policy import need_more_worker, need_rescuer
 
@@ -96,7 +97,7 @@ class WorkerPool:
         self.runtime = runtime  # I
         self.config = runtime.config  # I
         self.watchdog = runtime.watchdog  # I
-        self.target = target  # L: how many may run
+        self.target = self.full_target = target  # L: how many may run; and how many if memory is not short (A11)
         self.gil = host.gil_enabled()  # L: queried again with each new worker
         self.worklist: deque[Item] = deque()  # L: active items in order of activation (E10)
         self.idle_list: list[Worker] = []  # L: last in, first woken (A7); the coldest at the front
@@ -108,6 +109,7 @@ class WorkerPool:
         self.nr_waking = 0  # L: workers counted and woken by `kick`, but not yet arrived
         self.armed_with: Worker | None = None  # L: the idle worker that the sensor is to wake
         self.alarms = Alarms()  # I
+        self.memory = Gate()  # I: what is known of memory (A11)
         self.lane = Lane()  # I: where works wait that will probably compute for long (A9)
         self.children = Children()  # I: what is known of workers' child processes (A10)
         self.pwqs: Weakly[PoolWorkQueue] = Weakly()  # L: each is kept alive by its queue, or by its works
@@ -178,7 +180,7 @@ class WorkerPool:
         if self.nr_running < self.target:
             if not self.kick():
                 self.settle()
-        elif self.armed_with is None:
+        elif self.armed_with is None and not (self.memory.held and self.kick()):
             self.settle()
 
     @holding("self.lock")
@@ -216,6 +218,15 @@ class WorkerPool:
         """
         waits = self.worklist and self.idle_list and not self.nr_waking and self.children.nr_counted < self.target
         return self.idle_list[-1] if waits else None
+
+    @holding("self.lock")
+    def set_target(self, target: int) -> None:
+        """Let so many run. While memory is short the target is 0: nobody new is woken unless nobody runs, and whoever
+        ends an item rests unless it is the last. The caller wakes the workers that this needs.
+        """
+        self.full_target = target
+        self.target = 0 if self.memory.held else target
+        self.tell_target()
 
     @holding("self.lock")
     def tell_target(self) -> None:
@@ -294,8 +305,7 @@ class WorkerPool:
             if changed:
                 self.cpus = cpus
                 self.lookout.set_cpus(cpus)
-            self.target = target
-            self.tell_target()
+            self.set_target(target)
             self.kick_or_settle()
             threads = [worker.tid for worker in self.workers if worker.tid] if changed else []
         for tid in threads:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
-from cmwq._pool import blocking, children, events, hogs
+from cmwq._pool import blocking, children, events, hogs, memory
 from cmwq._pool.leaks import LEAKS_PERIOD, undo_leaks
 from cmwq._pool.policy import keep_working, need_more_worker, need_to_create_worker, slack
 from cmwq._pool.recovery import bury, mourn, recover
@@ -118,12 +118,13 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
             events.woken(pool, worker, "sensor")
     if pool.children.dozers:
         children.look_at_sleepers(pool)
+    rests = memory.must_rest(pool)
     worker.kicked = False
     pool.nr_waking -= 1
-    if worker.dying or (pool.children.nr_counted and pool.nr_running > pool.target):
+    if worker.dying or rests or (pool.target and pool.children.nr_counted and pool.nr_running > pool.target):
         pool.nr_running -= 1
         if not worker.dying:
-            pool.enter_idle(worker)  # A10: some for whose sake it was woken count as running
+            pool.enter_idle(worker)  # A11; or A10: some for whose sake it was woken count as running
         return False
     worker.counted = True
     worker.ended()  # what a sensor saw of it while it waited for the lock is void

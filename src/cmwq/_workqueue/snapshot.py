@@ -20,6 +20,8 @@ class PoolView:
     name: str
     cpus: tuple[int, ...]
     target: int
+    held: bool
+    """True: memory is short, so nobody new is started as long as one runs (A11)."""
     disassociated: bool
     """True: its CPU left. Its works are done elsewhere, and all of its workers may run (D2)."""
     workers: int
@@ -84,7 +86,8 @@ def view_of_pool(pool: WorkerPool) -> PoolView:
         return PoolView(
             name=pool.name,
             cpus=pool.cpus,
-            target=pool.target,
+            target=pool.full_target,
+            held=pool.memory.held,
             disassociated=pool.disassociated,
             workers=len(pool.workers),
             idle=len(pool.idle_list),

@@ -230,6 +230,7 @@ class Watchdog:
         before = progress.stalled_for
         with pool.lock:
             busy = not pool.is_quiet()
+            pending = pool.nr_listed()
             progress.look(pool.has_work(), pool.nr_started(), elapsed)
             before_them, progress.rescuers = progress.rescuers, _cpu_of_rescuers(pool)
             places = sights(pool) if busy else {}
@@ -237,7 +238,7 @@ class Watchdog:
         resting = {w for w, cpu in progress.rescuers.items() if _rested(before_them.get(w), cpu, elapsed)}
         if progress.reported and not progress.stalled_for:
             progress.reported = False
-            self._report(pool, Stall(pool.name, before, pool.nr_listed(), True, "", ()))
+            self._report(pool, Stall(pool.name, before, pending, True, "", ()))
         elif not progress.reported and 0 < threshold <= progress.stalled_for:
             progress.reported = True
             self._report(pool, _describe(pool, progress.stalled_for, resting))
@@ -301,6 +302,9 @@ def _describe(pool: WorkerPool, seconds: float, resting: set[Worker]) -> Stall:
                 reason += f"; without a rescuer: {_some(stranded)}"
         elif pool.office.taken:
             reason = "a thread is being created"
+        elif pool.memory.held and pool.memory.view is not None:
+            used, limit, source = pool.memory.view
+            reason = f"memory is short ({used >> 20:,} of {limit >> 20:,} MiB are used, the limit of {source})"
         elif pool.disassociated:
             reason = f"its CPU left, and all may run; {pool.nr_running} are believed to, {pool.nr_blocked} to block"
         else:

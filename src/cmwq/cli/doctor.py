@@ -18,7 +18,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 import cmwq
-from cmwq._host import caps, processes, topology
+from cmwq._host import caps, memory, processes, topology
 from cmwq._sensor import NAMES, why_not
 from cmwq.cli.output import Refusal, one_line
 
@@ -56,6 +56,7 @@ def examine() -> Report:
             "gil": seen.gil,
             "gil_reason": _gil_reason(seen.gil),
         },
+        "memory": _memory(),
         "sensor": {
             "name": seen.sensor,
             "reason": seen.sensor_reason,
@@ -139,6 +140,12 @@ def _microseconds(latencies: list[float], quantile: float) -> float | None:
     return round(sorted(latencies)[min(len(latencies) - 1, int(len(latencies) * quantile))] * 1e6, 1)
 
 
+def _memory() -> Report | None:
+    """The limit of which the least is left, in bytes (A11)."""
+    seen = memory.Meter(time.monotonic)()
+    return seen and {"left": seen.limit - seen.used, "used": seen.used, "limit": seen.limit, "source": seen.source}
+
+
 def _gil_reason(gil: bool) -> str:
     if not sysconfig.get_config_var("Py_GIL_DISABLED"):
         return "this build of Python has it"
@@ -167,6 +174,9 @@ def text(report: Report) -> str:
         ("Highpri", f"nice {report['highpri']['nice']}: {report['highpri']['reason']}"),
         ("CPU limit", f"{cpu['limit']}, by {cpu['limited_by']}"),
     ]
+    if report["memory"] is not None:
+        left, limit, source = (report["memory"][key] for key in ("left", "limit", "source"))
+        rows.append(("Memory", f"{left >> 20:,} MiB left of {limit >> 20:,} ({source})"))
     caps_known = [cap for cap in report["threads"]["caps"] if cap["limit"] is not None]
     tightest = min((cap["limit"] - (cap["used"] or 0) for cap in caps_known), default=None)
     for number, cap in enumerate(report["threads"]["caps"]):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._core.held import about_to_take, accounts, holding
 from cmwq._core.here import be_of
-from cmwq._core.ports import Process
+from cmwq._core.ports import Memory, Process
 from cmwq._errors import CmwqError, Reentered, ThreadLimit
 
 if TYPE_CHECKING:
@@ -239,6 +239,8 @@ class SimHost:
         self.spawn_cost = 0.0
         self.wake_cost = 0.0
         self.here: int | None = 0  # the CPU that it reports for each calling thread
+        self.memory_limit: int | None = None  # bytes; None: not known
+        self.memory_used = 0
         self._cpus = tuple(range(cpus))
         self._free_cpus = cpus
         self._cpu_queue: deque[SimThread] = deque()
@@ -328,6 +330,10 @@ class SimHost:
 
     def stack_of(self, thread: Any) -> tuple[str, ...]:
         return ()
+
+    def memory(self) -> Memory | None:
+        self.seam()
+        return None if self.memory_limit is None else Memory(self.memory_used, self.memory_limit, "the script")
 
     def has_children(self) -> bool:
         return bool(self._children)

@@ -1,0 +1,133 @@
+"""How much memory the process may still use (A11): its cgroup's limits (v2 and v1), and what the machine has left.
+
+A cgroup counts the page cache, too. What of it was not used lately is given back as soon as it is needed, so it does
+not count here (`inactive_file`), as in the kernel's MemAvailable. The tightest of all limits decides: those of the
+process's own cgroup and those above it, `memory.high` as well as `memory.max`, and the machine. Swap does not count.
+
+What limits there are is found out at most once a second, because that takes longest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from cmwq._core.ports import Memory
+from cmwq._host.topology import cgroup_folders
+
+_MEMINFO = Path("/proc/meminfo")
+_HUGE = 1 << 60
+"""Bytes: a limit above this is none; v1 says so by a number near 2^63."""
+_TTL = 1.0
+"""Seconds after which limits are looked for again."""
+_AMPLE = 0.5
+"""With so large a share of the limit left it does not matter how much of the rest is cache."""
+_SCARCE = 1 << 30
+"""Bytes: with less than this left, and less than a quarter, the C library is asked to give back what is free."""
+_TRIM = 0.1
+"""Seconds between two times that it is."""
+
+
+class Limit(NamedTuple):
+    """The memory limit of a cgroup: its folder, the names of its files, and bytes."""
+
+    folder: Path
+    used: str
+    cache: str
+    """The name of the field of `memory.stat`."""
+    bytes: int
+
+    def look(self) -> Memory | None:
+        """What counts against it now. None: it can't be read."""
+        used = _number(self.folder / self.used)
+        if used is None:
+            return None
+        if self.bytes - used < _AMPLE * self.bytes:
+            used = max(0, used - (_field(self.folder / "memory.stat", self.cache) or 0))
+        return Memory(used, self.bytes, str(self.folder))
+
+
+class Meter:
+    """Reads how much memory is left. Thread-safe: two threads that find the limits out of date both look for them."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock  # I
+        self._known: tuple[float, tuple[Limit, ...]] = 0.0, ()  # A: until when that holds
+        self._trim = _malloc_trim()  # I
+        self._trim_at = 0.0  # A
+
+    def __call__(self) -> Memory | None:
+        """The limit of which the least is left, and what counts against it. None: not known here."""
+        until, limits = self._known
+        now = self._clock()
+        if now >= until:
+            limits = tuple(_limits())
+            self._known = now + _TTL, limits
+        seen = _tightest(limits)
+        if self._trim is None or seen is None or now < self._trim_at or _left(seen) > min(_SCARCE, seen.limit / 4):
+            return seen
+        self._trim_at = now + _TRIM
+        self._trim(0)
+        return _tightest(limits)
+
+
+def _tightest(limits: tuple[Limit, ...]) -> Memory | None:
+    seen = [limit.look() for limit in limits]
+    return min((each for each in (*seen, _machine()) if each is not None), key=_left, default=None)
+
+
+def _malloc_trim() -> Callable[[int], object] | None:
+    """glibc's function that gives free memory back to the system; None: there is none.
+
+    glibc keeps what is freed, up to 64 MiB in one piece for each thread, so without this it would look used.
+    """
+    try:
+        import ctypes
+
+        trim: Callable[[int], object] = ctypes.CDLL(None).malloc_trim
+    except (ImportError, OSError, AttributeError, TypeError):  # TypeError: Windows has no CDLL(None)
+        return None
+    return trim
+
+
+def _left(memory: Memory) -> int:
+    return memory.limit - memory.used
+
+
+def _limits() -> Iterator[Limit]:
+    """Those of the process's cgroup, v2 or v1, and of all above it."""
+    for folder in cgroup_folders("memory"):
+        limits = [_number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+        limit = min((each for each in limits if each is not None and each < _HUGE), default=None)
+        if limit is None:
+            continue
+        if limits[2] is None:
+            yield Limit(folder, "memory.current", "inactive_file", limit)
+        else:
+            yield Limit(folder, "memory.usage_in_bytes", "total_inactive_file", limit)
+
+
+def _machine() -> Memory | None:
+    total, available = _field(_MEMINFO, "MemTotal:"), _field(_MEMINFO, "MemAvailable:")
+    if total is None or available is None:
+        return None
+    return Memory((total - available) * 1024, total * 1024, "the machine")
+
+
+def _field(file: Path, name: str) -> int | None:
+    """The number behind a name at the beginning of a line; None, if it can't be read."""
+    try:
+        found = re.search(rf"^{name}\s+(\d+)", file.read_text(), re.MULTILINE)
+    except (OSError, ValueError):
+        return None
+    return None if found is None else int(found[1])
+
+
+def _number(file: Path) -> int | None:
+    """The number in a file; None, if there is none ("max"), or it can't be read."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None
