@@ -52,7 +52,7 @@ def flood(sim: Simulation, *bodies: Callable[[], object]) -> float:
 def test_A10_a_flood_of_children_that_compute_runs_as_many_as_there_are_cpus(sim: Simulation) -> None:
     peak = Peak(sim)
     took = flood(sim, *[lambda: sim.run_child(BURN)] * 20)
-    assert peak.most <= 4  # one more per CPU
+    assert peak.most <= (4 if sim.host._random else 2)  # one more per CPU, where a look may come too early
     assert took < 1.1
 
 
@@ -81,6 +81,32 @@ def test_A10_children_that_wake_up_and_compute(sim: Simulation) -> None:
     assert peak.most <= 12
 
 
+def test_A10_works_whose_children_have_slept_do_not_all_compute_at_once(sim: Simulation) -> None:
+    peak = Peak(sim)
+    flood(sim, *[lambda: sim.run_child(SLEEP)] * 20, *[lambda: sim.run_child(BURN)] * 40)
+    assert peak.most <= 4
+
+
+def test_A10_while_children_take_up_the_target_no_sensor_looks(sim: Simulation) -> None:
+    runtime = sim.runtime()
+
+    def main() -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        futures = [wq.submit(sim.run_child, BURN) for _ in range(4)]
+        sim.host.sleep(0.05)
+        (pool,) = runtime._pools.values()
+        assert pool.children.nr_counted >= 2
+        assert pool.armed_with is None
+        wakeups = pool.nr_wakeups
+        sim.host.sleep(0.04)
+        assert pool.nr_wakeups == wakeups
+        for future in futures:
+            future.result()
+        runtime.close()
+
+    sim.run(main)
+
+
 def test_A10_what_a_child_starts_counts_too(sim: Simulation) -> None:
     peak = Peak(sim)
 
@@ -106,7 +132,7 @@ def test_A10_a_child_left_behind_is_not_the_next_works(sim: Simulation) -> None:
         sim.start_child(("sleep", 0.01), ("burn", 5.0))
         sim.sleep(0.005)
 
-    assert flood(sim, leave, *[lambda: sim.sleep(0.1)] * 40) < 0.7
+    assert flood(sim, leave, leave, *[lambda: sim.sleep(0.1)] * 40) < 0.7
 
 
 def test_A10_works_that_wait_for_works_are_never_held_up_by_children(sim: Simulation) -> None:

@@ -21,6 +21,7 @@ class Bench:
         self.sim = Simulation(cpus=machine, seed=seed)
         self.burning = self.most = 0
         self.waits: list[float] = []
+        self.begun: list[int] = []
 
     def run(self, scenario: Callable[[cmwq.Runtime], None]) -> None:
         def main() -> None:
@@ -31,7 +32,8 @@ class Bench:
 
         self.sim.run(main)
 
-    def long(self, seconds: float = LONG) -> None:
+    def long(self, seconds: float = LONG, number: int = 0) -> None:
+        self.begun.append(number)
         self.burning += 1
         self.most = max(self.most, self.burning)
         self.sim.burn(seconds)
@@ -142,7 +144,7 @@ def with_a_lane(check: Callable[[Bench, cmwq.Runtime, cmwq.WorkQueue, list[cmwq.
 
     def scenario(runtime: cmwq.Runtime) -> None:
         wq = cmwq.WorkQueue("q", runtime=runtime, freezable=True)
-        futures = [wq.submit(bench.long, LONG) for _ in range(20)]
+        futures = [wq.submit(bench.long, LONG, n) for n in range(20)]
         bench.shorts(wq, 20)
         assert len(only_pool(runtime).lane.items) >= 12
         check(bench, runtime, wq, futures)
@@ -189,6 +191,8 @@ def test_E8_works_in_the_lane_are_frozen_and_go_on() -> None:
         bench.sim.sleep(5.0)
         assert sum(future.done() for future in futures) == done
         runtime.thaw()
+        wq.flush()
+        assert bench.begun == list(range(20))
 
     with_a_lane(check)
 

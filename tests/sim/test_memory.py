@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 import cmwq
+from cmwq._pool import memory
 from cmwq._pool.pool import WorkerPool
 from cmwq.testing import Simulation
 
@@ -87,6 +88,20 @@ def test_A11_one_always_runs() -> None:
 
     machine.run(scenario)
     assert machine.most_running <= 3  # two begin before the first look
+
+
+def test_A11_a_work_that_comes_while_none_runs_begins_at_once() -> None:
+    machine = Machine(None, 300 * MB, own=299 * MB)
+
+    def scenario(runtime: cmwq.Runtime, wq: cmwq.WorkQueue) -> None:
+        wq.submit(int).result()
+        pool = only_pool(runtime)
+        with pool.lock:
+            memory._hold(pool)
+        now = machine.sim.host.now
+        assert wq.submit(lambda: machine.sim.host.now).result() == now
+
+    machine.run(scenario)
 
 
 def test_A11_it_grows_back() -> None:

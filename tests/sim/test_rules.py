@@ -177,8 +177,8 @@ def blocked_then_a_flood(sim: Simulation, runtime: cmwq.Runtime, blocked: int) -
     for _ in range(blocked):
         wq.submit(sim.sleep, 1.0)
     sim.sleep(0.5)
-    for _ in range(100):
-        wq.submit(concurrency.burn, 0.1)
+    for _ in range(400):
+        wq.submit(concurrency.burn, 0.005)  # too short for a hog
     sim.sleep(0.5 + 1e-6)  # they have woken, and found the flood
     concurrency.most = 0
     wq.flush()
