@@ -24,7 +24,7 @@ SLEEP = "import time; time.sleep(0.5)"
 
 
 class Watch:
-    """Looks, every few milliseconds, how many children of this process are runnable at once."""
+    """Looks, every few milliseconds, below how many children of this process something is runnable at once."""
 
     def __init__(self) -> None:
         self.most = 0
@@ -41,8 +41,9 @@ class Watch:
 
     def _look(self) -> None:
         while not self._over.wait(0.003):
-            found = tuple(child for tid in os.listdir("/proc/self/task") for child in processes.children_of(int(tid)))
-            self.most = max(self.most, sum(process.runnable for process in processes.below(found)))
+            children = [child for tid in os.listdir("/proc/self/task") for child in processes.children_of(int(tid))]
+            busy = sum(any(process.runnable for process in processes.below((child,))) for child in children)
+            self.most = max(self.most, busy)
 
 
 @pytest.fixture(params=["sentinel", "procfs"])
@@ -83,18 +84,20 @@ WAYS: dict[str, Callable[[str], object]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_A10_a_flood_of_computations_runs_as_many_as_there_are_cpus(wq: cmwq.WorkQueue, way: str) -> None:
     with Watch() as watch:
-        futures = [wq.submit(WAYS[way], COMPUTE) for _ in range(10)]
+        futures = [wq.submit(WAYS[way], COMPUTE) for _ in range(16)]
         for future in futures:
             future.result(HANG)
-    assert watch.most <= 2 * wq.runtime.host.cpu_limit() + 1
+    # One more per CPU; and a worker that a busy machine keeps from starting its child looks blocked.
+    assert watch.most <= 2 * wq.runtime.host.cpu_limit() + 2
 
 
 def test_A10_so_does_one_of_multiprocessing(wq: cmwq.WorkQueue) -> None:
     with Watch() as watch:
-        futures = [wq.submit(by_multiprocessing, COMPUTE) for _ in range(6)]
+        futures = [wq.submit(by_multiprocessing, COMPUTE) for _ in range(12)]
         for future in futures:
             future.result(HANG)
-    assert watch.most <= 2 * wq.runtime.host.cpu_limit() + 1
+    # One more per CPU; and a worker that a busy machine keeps from starting its child looks blocked.
+    assert watch.most <= 2 * wq.runtime.host.cpu_limit() + 2
 
 
 def test_A10_a_flood_of_children_that_sleep_runs_at_once(wq: cmwq.WorkQueue) -> None:
