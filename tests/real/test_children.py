@@ -92,12 +92,12 @@ def test_A10_a_flood_of_computations_runs_as_many_as_there_are_cpus(wq: cmwq.Wor
 
 
 def test_A10_so_does_one_of_multiprocessing(wq: cmwq.WorkQueue) -> None:
+    """Roughly: its processes are started under locks, and who waits for those looks blocked, with no child yet."""
     with Watch() as watch:
-        futures = [wq.submit(by_multiprocessing, COMPUTE) for _ in range(12)]
+        futures = [wq.submit(by_multiprocessing, COMPUTE) for _ in range(24)]
         for future in futures:
             future.result(HANG)
-    # One more per CPU; and a worker that a busy machine keeps from starting its child looks blocked.
-    assert watch.most <= 2 * wq.runtime.host.cpu_limit() + 2
+    assert watch.most <= 6 * wq.runtime.host.cpu_limit()
 
 
 def test_A10_a_flood_of_children_that_sleep_runs_at_once(wq: cmwq.WorkQueue) -> None:
