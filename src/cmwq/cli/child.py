@@ -39,11 +39,11 @@ Sink = Callable[[bytes], object]
 
 
 class Unstartable(Exception):
-    """This command can't be executed. status: as a shell's; the text says why."""
+    """This command can't be executed. status: as a shell's; the text says why. for_all: whatever its arguments."""
 
-    def __init__(self, status: int, why: str) -> None:
+    def __init__(self, status: int, why: str, for_all: bool = True) -> None:
         super().__init__(why)
-        self.status = status
+        self.status, self.for_all = status, for_all
 
 
 class Closing(Exception):
@@ -145,7 +145,7 @@ class Children:
                 if tries > _TRIES:
                     raise Refusal(f"no process can be started: {one_line(error.strerror or str(error))}") from None
             except ValueError:
-                raise Unstartable(NOT_EXECUTABLE, "an argument would hold a NUL byte (see -0)") from None
+                raise Unstartable(NOT_EXECUTABLE, "an argument would hold a NUL byte (see -0)", for_all=False) from None
             finally:
                 with self._changed:
                     self._starting -= 1
@@ -186,7 +186,7 @@ class Children:
         if error.errno == errno.ENOEXEC and path != SHELL:  # a script without #!, which shells and xargs run as well
             return SHELL, [SHELL, path, *argv[1:]], False
         if error.errno not in _FULL:
-            raise Unstartable(*_judged(error, path)) from None
+            raise Unstartable(*_judged(error, path), for_all=error.errno != errno.E2BIG) from None
         with self._changed:
             alone = not self._running
             self._changed.wait(PAUSE)  # until a command ends and leaves what was missing

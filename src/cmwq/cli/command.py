@@ -62,7 +62,7 @@ class Words:
         if not any(callable(part) for word in parts for part in word):
             parts.append([_the_item])
         self._parts = parts
-        self.word = words[0] if parts[0] == [words[0]] else None
+        self.word = None if any(map(callable, parts[0])) else words[0]
 
     def argv(self, item: str, number: int) -> list[str]:
         return [_joined(parts, item, number) for parts in self._parts]

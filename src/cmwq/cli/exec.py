@@ -171,7 +171,7 @@ class Executing(Run):
 
     def unstartable(self, index: int, item: str, error: Unstartable, start: float) -> Outcome | Failed:
         """One that all items share ends the run. The others fail their items."""
-        if self.path is not None and not os.access(self.path, os.X_OK):
+        if self.path is not None and error.for_all:
             return Failed(str(error), error.status)
         now = time.monotonic()
         try:
