@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from cmwq.cli.capture import Spill, SpillError, Stream
+from cmwq.cli.capture import SLOT, Spill, SpillError, Stream
 from cmwq.cli.child import Children, Closing, Ended, Unstartable, find
 from cmwq.cli.command import Template, template
 from cmwq.cli.items import Source, moved, refuse_same_file, source_of
@@ -27,13 +28,14 @@ from cmwq.cli.lines import Lines, Tagged, tag_of
 from cmwq.cli.log import Log
 from cmwq.cli.news import Failed, Finished, Outcome
 from cmwq.cli.output import CLOSED, Refusal, reason, say, write_all
-from cmwq.cli.progress import Display, Tally, display, duration, is_shown
+from cmwq.cli.progress import Display, Tally, display, is_shown
 from cmwq.cli.run import GRACE, Run
 from cmwq.cli.window import Window
 
 COUNT = 50_000  # commands that may wait for their turn
 OVERHEAD = 1000  # bytes of memory for each of them, its item and output aside
 ERR = 2  # descriptor of standard error
+NAMES = ("stdout", "stderr")  # in the log
 
 
 class Output(Outcome):
@@ -165,7 +167,12 @@ class Executing(Run):
             self.jobs.record(index, item, ok, tail)
         if self.log is not None:
             try:
-                self.log.record(index, item, ok, tail, pieces=_pieces(streams) if ok else ())
+                if not ok:
+                    self.log.record(index, item, ok, tail)
+                elif sum(stream.size for stream in streams) <= SLOT:
+                    self.log.record(index, item, ok, tail, *_texts(streams))
+                else:
+                    self.log.record(index, item, ok, tail, pieces=_named(streams))
             except OSError as failure:
                 raise Refusal(f"log {self.log.path!r}: {reason(failure)}") from None
 
@@ -182,7 +189,7 @@ class Executing(Run):
 
     def said(self, ended: Ended) -> str | None:
         if ended.late:
-            return f"timed out after {duration(self.options.timeout)}"
+            return f"timed out after {self.options.timeout:g} s"
         return ended.error
 
     # The writer
@@ -198,10 +205,10 @@ class Executing(Run):
         if outcome.again:
             assert self.log is not None
             if self.lines is None:
-                for piece in self.log.pieces(outcome.index):
-                    if "piece" in piece:
-                        fd = self.out if piece["piece"] == "stdout" else ERR
-                        yield fd, piece["text"].encode("utf-8", "surrogateescape")
+                for line in self.log.pieces(outcome.index):
+                    texts = {line["piece"]: line["text"]} if "piece" in line else line
+                    for fd, name in zip((self.out, ERR), NAMES, strict=True):
+                        yield fd, texts.get(name, "").encode("utf-8", "surrogateescape")
             return
         assert isinstance(outcome, Output)
         try:
@@ -235,10 +242,16 @@ class Executing(Run):
         self.children.go_on()
 
 
-def _pieces(streams: tuple[Stream, ...]) -> Iterator[tuple[str, bytes]]:
-    for name, stream in zip(("stdout", "stderr"), streams, strict=False):
+def _named(streams: tuple[Stream, ...]) -> Iterator[tuple[str, bytes]]:
+    for name, stream in zip(NAMES, streams, strict=False):
         for block in stream.blocks():
             yield name, block
+
+
+def _texts(streams: tuple[Stream, ...]) -> Iterator[bytes]:
+    """Short streams as members of a line of JSON."""
+    for name, block in _named(streams):
+        yield f', "{name}": {json.dumps(block.decode("utf-8", "surrogateescape"))}'.encode("ascii")
 
 
 def _found(word: str | None) -> str | None:
