@@ -173,6 +173,23 @@ def test_halt_soon_lets_what_runs_end(cli: Cli, folder: Path) -> None:
     assert cli("exec", "--halt", "soon", "5", "6", "--", "sh", "-c", script, "sh").returncode == 0
 
 
+def test_halt_soon_does_not_wait_for_input(folder: Path) -> None:
+    """The input stays open, and nothing comes."""
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "cmwq", "exec", "--halt", "soon", "--", "sh", "-c", "sleep 0.1; exit 3"]
+    with subprocess.Popen(command, cwd=folder, stdin=reading, stderr=subprocess.PIPE, env=environment()) as process:
+        os.write(writing, b"a\n")
+        assert process.stderr is not None
+        said = process.stderr.read().decode()
+        assert process.wait(60) == 1
+    os.close(reading)
+    os.close(writing)
+    assert said.splitlines()[:2] == [
+        "cmwq exec: item 1 'a': exit status 3",
+        "cmwq exec: halted after a failure: nothing after item 1 was begun",
+    ]
+
+
 def test_halt_now_ends_what_runs(cli: Cli, folder: Path) -> None:
     script = f'if [ "$1" = bad ]; then while [ ! -s begun ]; do sleep 0.05; done; exit 1; fi; {STUCK}'
     done = cli("exec", "--halt", "now", "--resume", "log", "a", "bad", "--", "sh", "-c", script, "sh")

@@ -73,8 +73,10 @@ def run(options: argparse.Namespace) -> int:
         refuse_same_file(source.fds, 1)
         if options.dry_run:
             return _show(command, source, log)
-        total = source.count() if options.items or is_shown(options.progress, options.quiet) else None
-        shown = display(options.progress, options.quiet, total)
+        # Lines that come at any moment would tear a display that isn't asked for.
+        quiet = options.quiet or (options.line_buffer and not options.progress)
+        total = source.count() if options.items or is_shown(options.progress, quiet) else None
+        shown = display(options.progress, quiet, total)
         stack.callback(shown.close)
         jobs = None if options.job_log is None else JobLog(options.job_log)
         executing = Executing(options, command, path, source.items, log, jobs, shown, Tally(total))

@@ -152,6 +152,8 @@ class Run:
                 if not self.window.has_room():
                     return None
                 item = next(self.items)
+                if self.halted:  # meanwhile; it may have waited for long
+                    break
                 index = self.nr_read
                 self.nr_read += 1
                 self.window.enter(weight(item))
@@ -195,7 +197,7 @@ class Run:
         finally:
             self.window.end()
             self.read_on()
-            if self.stopped:
+            if self.stopped or self.halted:
                 self.events.put(LookAgain())
 
     def heed_failure(self) -> None:
@@ -222,7 +224,11 @@ class Run:
         trouble = None
         try:
             trouble = self.report()
-            if not self.stopped:
+            if self.halted and self.count is None and not self.stopped:
+                # A worker still waits for input, perhaps for ever.
+                self.stopped = True
+                self.news.put(Stopped(1, self.halt_message()))
+            elif not self.stopped:
                 self.queue.close()
                 self.shown.close()
                 if self.halted:
@@ -276,6 +282,8 @@ class Run:
     def is_over(self) -> bool:
         if self.stopped:
             return not self.window.running and self.events.empty()
+        if self.halted and not self.window.running and self.events.empty() and self.tally.done >= self.nr_read:
+            return True
         return self.count is not None and self.tally.done >= self.count
 
     def give_up(self, stop: Stopped) -> None:
