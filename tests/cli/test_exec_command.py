@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from cmwq.cli.child import Children, Closing, Ended, Unstartable, find
 from cmwq.cli.command import template
 from cmwq.cli.output import Refusal
 from cmwq.cli.picture import BINS, Picture
+from cmwq.cli.spawn import ByPython, Spawner, WithoutGil
 
 SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
 
@@ -98,6 +101,22 @@ def nothing(data: bytes) -> None:
     pass
 
 
+class Instead:
+    """A spawner that does something before or instead of starting a process."""
+
+    def __init__(self, children: Children, before: Callable[[], None]) -> None:
+        self._real, self._before = children._spawner, before
+        children._spawner = self
+
+    def spawn(self, path: str, argv: list[str], out: int, err: int) -> int:
+        self._before()
+        return self._real.spawn(path, argv, out, err)
+
+
+def refuse() -> None:
+    raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
 def test_a_program_is_found_as_a_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder, mode in (("one", 0o644), ("two", 0o755)):
         (tmp_path / folder).mkdir()
@@ -117,52 +136,86 @@ def test_a_program_is_found_as_a_shell_finds_it(tmp_path: Path, monkeypatch: pyt
     assert find("./tool") == "./tool"
 
 
-def test_a_process_that_cannot_be_had_now_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make", [ByPython, WithoutGil])
+def test_both_ways_to_start_a_process_do_the_same(make: Callable[[], Spawner], tmp_path: Path) -> None:
+    """A group of its own, the mask of this process, and no signal that only Python ignores."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    try:
+        spawner = make()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    grep = shutil.which("grep") or "grep"
+
+    def run(*argv: str) -> tuple[bytes, bytes, int]:
+        (reading, out), (errors, err) = os.pipe(), os.pipe()
+        try:
+            pid = spawner.spawn(argv[0], list(argv), out, err)
+        except BaseException:
+            os.close(reading)
+            os.close(errors)
+            raise
+        finally:
+            os.close(out)
+            os.close(err)
+        with os.fdopen(reading, "rb") as printed, os.fdopen(errors, "rb") as said:
+            assert os.getpgid(pid) == pid
+            return printed.read(), said.read(), os.waitpid(pid, 0)[1]
+
+    blocked, ignored = run(grep, "-E", "SigBlk|SigIgn", "/proc/self/status")[0].splitlines()
+    assert int(blocked.split()[1], 16) == 1 << signal.SIGUSR2 - 1
+    assert not int(ignored.split()[1], 16) & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
+    script = 'printf %s "$1"; printf err >&2; kill -TERM 0'  # to its group, which isn't that of the tests
+    assert run("/bin/sh", "-c", script, "sh", "\udcff '") == (b"\xff '", b"err", signal.SIGTERM)
+    fds = len(os.listdir("/proc/self/fd"))
+    (tmp_path / "plain").touch()
+    for path, number in (("/no/such", errno.ENOENT), (str(tmp_path / "plain"), errno.EACCES)):
+        with pytest.raises(OSError, match=os.strerror(number)) as raised:
+            run(path)
+        assert raised.value.errno == number
+    with pytest.raises(OSError, match="too long"):
+        run("/bin/echo", "x" * 3_000_000)
+    with pytest.raises(ValueError, match="null"):
+        run("/bin/echo", "a\0b")
+    assert len(os.listdir("/proc/self/fd")) == fds
+
+
+def test_a_process_that_cannot_be_had_now_is_asked_for_again(tmp_path: Path) -> None:
     """A limit on processes: once a command ends, another can start. Nothing fails, and nothing runs twice."""
     children = Children(5)
-    real, refused = os.posix_spawn, []
-    begun = threading.Event()
+    refused = threading.Event()
 
-    def limited(*args: object, **more: object) -> int:
+    def limited() -> None:
         if children._running:
-            refused.append(1)
-            begun.set()
-            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
-        return real(*args, **more)  # type: ignore[arg-type]
+            refused.set()
+            refuse()
 
-    monkeypatch.setattr(os, "posix_spawn", limited)
+    Instead(children, limited)
     results: list[Ended] = []
 
     def run(*argv: str) -> None:
         results.append(children.run(find(argv[0]), list(argv), (nothing, nothing), None))
 
-    os.mkfifo(fifo := Path(os.environ.get("TMPDIR", "/tmp")) / f"cmwq-test-{os.getpid()}")
-    try:
-        first = threading.Thread(target=run, args=("cat", str(fifo)))
-        first.start()
-        while not children.any:
-            pass
-        second = threading.Thread(target=run, args=("true",))
-        second.start()
-        assert begun.wait(60)
-        fifo.write_text("go")
-        first.join(60)
-        second.join(60)
-    finally:
-        fifo.unlink()
+    os.mkfifo(tmp_path / "go")
+    threads = [
+        threading.Thread(target=run, args=("cat", str(tmp_path / "go")), daemon=True),
+        threading.Thread(target=run, args=("true",), daemon=True),
+    ]
+    threads[0].start()
+    while not children._running:
+        time.sleep(0.001)
+    threads[1].start()
+    assert refused.wait(60)
+    (tmp_path / "go").write_text("now")
+    for thread in threads:
+        thread.join(60)
     assert [ended.error for ended in results] == [None, None]
-    assert refused
 
 
 def test_a_process_that_is_never_to_be_had_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE", 0.001)
     fds = len(os.listdir("/proc/self/fd"))
-
-    def refuse(*args: object, **more: object) -> int:
-        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
-
-    monkeypatch.setattr(os, "posix_spawn", refuse)
     children = Children(5)
+    Instead(children, refuse)
     with pytest.raises(Refusal, match="no process can be started: Resource temporarily unavailable"):
         children.run("/bin/true", ["true"], (nothing, nothing), None)
     assert not children.any
@@ -192,15 +245,9 @@ def test_after_the_end_nothing_starts() -> None:
         children.run("/bin/true", ["true"], (nothing, nothing), None)
 
 
-def test_what_is_being_started_at_the_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_being_started_at_the_end_is_ended() -> None:
     children = Children(5)
-    real = os.posix_spawn
-
-    def late(*args: object, **more: object) -> int:
-        children.end(signal.SIGTERM)  # it sees no process yet
-        return real(*args, **more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(os, "posix_spawn", late)
+    Instead(children, lambda: children.end(signal.SIGTERM))  # it sees no process yet
     ended = children.run("/bin/sleep", ["sleep", "1000"], (nothing, nothing), None)
     assert (ended.signal, ended.given_up) == (signal.SIGTERM, True)
 

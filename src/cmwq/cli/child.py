@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 
 from cmwq.cli.command import SHELL
 from cmwq.cli.output import Refusal, one_line
+from cmwq.cli.spawn import spawner
 
 CHUNK = 1 << 16
 DRAINED = 1 << 20  # bytes of output that are taken after a kill: a pipe has no more
@@ -32,8 +33,6 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 PAUSE = 0.1  # seconds until a process that could not be had is asked for again
 _TRIES = 20  # of that, while no other command runs whose end could help
 _FULL = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTBSY))
-# The interpreter ignores these; what it starts must not.
-_RESTORED = [number for name in ("SIGPIPE", "SIGXFSZ") if (number := getattr(signal, name, None)) is not None]
 
 Sink = Callable[[bytes], object]
 
@@ -85,8 +84,7 @@ class Children:
 
     def __init__(self, kill_after: float) -> None:
         self.kill_after = kill_after
-        self._env = dict(os.environb)
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._spawner = spawner()
         self._changed = threading.Condition(threading.Lock())
         self._running: dict[int, Child] = {}  # C: by process id
         self._starting = 0  # C
@@ -163,15 +161,7 @@ class Children:
             os.close(out_end)
             raise
         try:
-            pid = os.posix_spawn(
-                path,
-                argv,
-                self._env,
-                file_actions=[(os.POSIX_SPAWN_DUP2, out_end, 1), (os.POSIX_SPAWN_DUP2, err_end, 2)],
-                setpgroup=0,
-                setsigmask=self._mask,
-                setsigdef=_RESTORED,
-            )
+            pid = self._spawner.spawn(path, argv, out_end, err_end)
         except BaseException:
             os.close(out)
             os.close(err)
