@@ -210,6 +210,23 @@ def test_commands_read_nothing_and_inherit_no_ignored_signals(cli: Cli) -> None:
     assert cli("exec", "--shell", "trap").stdout == b""
 
 
+def test_who_ignores_the_ends_of_children_does_not_hide_them(folder: Path) -> None:
+    """Ignored signals are inherited; with this one ignored the kernel forgets how a child ended."""
+    code = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    words = [sys.executable, "-m", "cmwq", "exec", "--quiet", "0", "3", "--", "sh", "-c", "exit $1", "sh"]
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, env=environment(), timeout=100)
+    assert (done.returncode, done.stderr) == (1, b"cmwq exec: item 2 '3': exit status 3\n")
+
+
+def test_few_descriptors_are_enough(folder: Path) -> None:
+    script = "ulimit -n 40; exec $CMWQ exec $(seq 60) -- sh -c 'sleep 0.05; echo $1' sh"
+    env = environment(CMWQ=f"{sys.executable} -m cmwq")
+    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, env=env, timeout=100)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.split() == [b"%d" % number for number in range(1, 61)]
+
+
 def test_retries(cli: Cli, folder: Path) -> None:
     """Only what the last try printed is shown."""
     script = 'echo x >> "$1"; echo "try $(wc -l < "$1")"; [ $(wc -l < "$1") -ge 3 ]'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def test_what_the_logs_say(cli: Cli, folder: Path) -> None:
     begun = time.time()
     cli("exec", "--retries", "1", "--resume", "log", "--job-log", "jobs", "a b", "bad", "--", *NOTE)
     header, *entries = logged(folder / "log")
-    assert header == {"cmwq": "exec", "version": 1, "target": " ".join(NOTE)}
+    assert header == {"cmwq": "exec", "version": 1, "target": shlex.join(NOTE)}
     good, bad = sorted(entries, key=lambda entry: entry["index"])
     assert good["item"] == "a b"
     assert good["command"].endswith(" sh 'a b'")
@@ -135,6 +136,7 @@ def test_full_disk_under_stdout(cli: Cli, folder: Path) -> None:
     ("args", "message"),
     [
         (["a", "--", "echo", "x"], "log 'log' belongs to another target: echo"),
+        (["--shell", "a", "--", "echo"], "log 'log' belongs to another target: echo"),
         (["b", "--", "echo"], "log 'log' belongs to other items: item 1 is 'b', there 'a'"),
     ],
 )

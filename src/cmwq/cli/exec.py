@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
             say("cmwq exec: reading items from the terminal, one a line; Ctrl-D ends them")
         log = None
         if options.resume is not None and not (options.dry_run and not os.path.exists(options.resume)):
-            log = Log(options.resume, "exec", " ".join(options.words), needed="command")
+            log = Log(options.resume, "exec", _target(options), needed="command")
             stack.callback(log.close)
             if log.is_file(1):  # the shell may have emptied it already; nothing else was written to it
                 raise Refusal(f"log {options.resume!r} is standard output as well")
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
             from cmwq.cli.picture import Picture
 
             executing.picture = Picture()
-        _keep_from_the_terminal()
+        _arrange_signals()
         return executing.run()
 
 
@@ -266,6 +267,12 @@ def _found(word: str | None) -> str | None:
         raise Refusal(str(error), error.status) from None
 
 
+def _target(options: argparse.Namespace) -> str:
+    """What the log says of the command: all that decides what is run for an item."""
+    how = [*(["--shell"] if options.shell else []), *([] if options.mark is None else ["-I", options.mark])]
+    return shlex.join([*how, *options.words])
+
+
 def _show(command: Template, source: Source, log: Log | None) -> int:
     """--dry-run: print what would be run."""
     items = source.items if log is None else log.checked(source.items)
@@ -280,7 +287,10 @@ def _show(command: Template, source: Source, log: Log | None) -> int:
     return 0
 
 
-def _keep_from_the_terminal() -> None:
-    """Have a command that reads the terminal get an error. Otherwise it would be stopped, as any background job is."""
+def _arrange_signals() -> None:
+    """Have a command that reads the terminal get an error. Otherwise it would be stopped, as any background job is. And
+    have the kernel keep how a command ended, even if whoever started cmwq ignored that.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in (signal.SIGTTIN, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)

@@ -58,7 +58,7 @@ class Picture:
             rows.append(f"{label if row == HEIGHT - 1 else '0' if row == 0 else '':>6} |{bars}")
         end = duration(self._end) if self._end >= 10 else f"{self._end:.1f} s"
         rows.append(f"{'':>6} 0{end:>{max(number - 1, len(end) + 1)}}")
-        return [f"ran at the same time: {average:.1f} on average, {top:.1f} at most (over {self._width:.3g} s)", *rows]
+        return [f"ran at the same time: {average:.1f} on average, about {top:.0f} at most", *rows]
 
 
 def _block(share: float, blocks: str) -> str:
