@@ -233,7 +233,7 @@ def _add_running(parser: argparse._ActionsContainer, retries: str) -> None:
     parser.add_argument("--halt", metavar="now|soon[=N]", type=_halt,
                         help="after N failures (1) begin nothing more; now: end what runs, too")  # fmt: skip
     parser.add_argument("--max-active", metavar="N", type=_positive,
-                        help="at most N at a time: connections, licences")  # fmt: skip
+                        help="at most N at a time (256), for what else can run out: connections")  # fmt: skip
 
 
 def _add_loudness(parser: argparse._ActionsContainer) -> None:
