@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-all check lint types bench performance suite stress scale faults hotplug model mutants \
-	cpython-tests promises clean setup interrupted storms tsan
+	cpython-tests promises clean setup interrupted storms tsan bench-exec
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,6 +49,10 @@ suite: EXTRAS := bench
 suite: setup  ## the workload suite alone
 	@mkdir -p out
 	$(PY) bench/suite.py --json out/suite.json --chart out/suite.svg $(ARGS)
+
+bench-exec: setup  ## `cmwq exec` beside xargs and GNU parallel, swept over the number of processes: a table
+	@mkdir -p out
+	$(PY) bench/exec.py --json out/exec.json $(ARGS)
 
 stress: setup  ## work queues under stress: flushes, races, coalescing, a million delayed works
 	$(PY) bench/stress.py $(ARGS)

@@ -186,23 +186,23 @@ def test_ctrl_c_stops_at_once_and_keeps_the_log(folder: Path, cli: Cli, number: 
 
 STOPPING = """
 import argparse, sys
-from cmwq.cli import map
+from cmwq.cli import map, news, run
 from cmwq.cli.log import Log
 from cmwq.cli.progress import Silent, Tally
 
 def call(item):
     if item == "b":
         open("ran", "w")
-    mapping.news.put(map.Signalled(2))
+    mapping.news.put(news.Signalled(2))
     while not mapping.stopped:  # ends only after the run was stopped
         pass
     mapping.window.enter(0)
     mapping.carry_out(1, "b")  # it was read, and comes to its turn only now
     return item
 
-map.GRACE = 60
+run.GRACE = 60
 options = argparse.Namespace(unordered=False, with_item=False, repr=False, resume="log", quiet=True)
-mapping = map.Mapping(options, call, iter(["a"]), 1, Log("log", "t:f"), Silent(), Tally())
+mapping = map.Mapping(options, call, iter(["a"]), 1, Log("log", "map", "t:f"), Silent(), Tally())
 mapping.run()
 """
 

@@ -137,7 +137,7 @@ def test_log_that_is_no_file(cli: Cli) -> None:
 def test_after_a_cut_line_no_other_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cmwq.cli import log as module
 
-    log = module.Log(str(folder / "log"), "t:f")
+    log = module.Log(str(folder / "log"), "map", "t:f")
     real = module.write_all
 
     def disk_fills(fd: int, *parts: bytes) -> None:
@@ -146,11 +146,11 @@ def test_after_a_cut_line_no_other_is_written(folder: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(module, "write_all", disk_fills)
     with pytest.raises(OSError, match="no space"):
-        log.record(0, "a", b"1", None)
+        log.record(0, "a", True, b'"result": 1')
     monkeypatch.setattr(module, "write_all", real)
     before = (folder / "log").read_bytes()
     with pytest.raises(OSError, match="no space"):
-        log.record(1, "b", b"2", None)
+        log.record(1, "b", True, b'"result": 2')
     log.close()
     assert (folder / "log").read_bytes() == before
 
@@ -163,7 +163,7 @@ def test_a_file_that_cannot_be_locked_is_refused(folder: Path, monkeypatch: pyte
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.raises(module.Refusal, match="can't be locked where it is: No locks available"):
-        module.Log(str(folder / "log"), "t:f")
+        module.Log(str(folder / "log"), "map", "t:f")
 
 
 def test_a_huge_file_of_another_kind_is_not_read(folder: Path) -> None:

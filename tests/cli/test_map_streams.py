@@ -84,7 +84,7 @@ def test_no_full_pipe_makes_it_deaf(
 
 
 def test_a_second_signal_is_not_kept_waiting(start: Started, folder: Path) -> None:
-    patient = "import sys; from cmwq.cli import main, map; map.GRACE = 1e6; sys.exit(main())"
+    patient = "import sys; from cmwq.cli import main, run; run.GRACE = 1e6; sys.exit(main())"
     process = start("map", "targets:stuck", "a", code=("-c", patient), stderr=subprocess.PIPE)
     assert process.stderr is not None
     assert process.stderr.readline() == b"started\n"
@@ -189,7 +189,7 @@ OUT_OF_MEMORY = {
     "reading": "from cmwq.cli import items; items._read = fail",
     "encoding": "import json; map.json.dumps = fail",
     "logging": "from cmwq.cli import log; log.Log.record = fail",
-    "printing": "map.write_all = fail",
+    "printing": "run.write_all = fail",
     "starting": "map.load = fail",
 }
 
@@ -198,7 +198,7 @@ OUT_OF_MEMORY = {
 def test_out_of_memory_is_one_line_and_status_2(cli: Cli, where: str) -> None:
     code = f"""
 import sys
-from cmwq.cli import main, map
+from cmwq.cli import main, map, run
 def fail(*args, **more):
     raise MemoryError
 {OUT_OF_MEMORY[where]}

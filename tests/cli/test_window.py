@@ -154,12 +154,12 @@ class Item(str):
 
 
 def test_resuming_keeps_no_items_that_the_log_has(tmp_path: Path) -> None:
-    log = Log(str(tmp_path / "log"), "t:f")
+    log = Log(str(tmp_path / "log"), "map", "t:f")
     for number in range(300):
         if number != 7:
-            log.record(number, f"item {number}", b"1", None if number % 2 else "failed")
+            log.record(number, f"item {number}", bool(number % 2), b'"result": 1')
     log.close()
-    log = Log(str(tmp_path / "log"), "t:f")
+    log = Log(str(tmp_path / "log"), "map", "t:f")
     alive: weakref.WeakSet[Item] = weakref.WeakSet()
 
     def source() -> Iterator[str]:
@@ -178,10 +178,10 @@ def test_resuming_keeps_no_items_that_the_log_has(tmp_path: Path) -> None:
 
 
 def test_what_succeeded_is_printed_with_its_item_and_result_from_the_log(tmp_path: Path) -> None:
-    log = Log(str(tmp_path / "log"), "t:f")
-    log.record(0, "a", b'"A"', None)
+    log = Log(str(tmp_path / "log"), "map", "t:f")
+    log.record(0, "a", True, b'"result": "A"')
     log.close()
-    again = Log(str(tmp_path / "log"), "t:f")
+    again = Log(str(tmp_path / "log"), "map", "t:f")
     wanted = options(unordered=False)
     wanted.with_item = True
     with open(tmp_path / "out", "wb") as out:

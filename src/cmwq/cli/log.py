@@ -1,11 +1,13 @@
-"""The log of `cmwq map --resume`: a first line that names the target, then one JSON line for each completed item.
+"""The log of `--resume`: a first line that names command and target, then one JSON line for each completed item.
+
+Before the line of an item there may be others with its *pieces*: large values are cut, so that no line is long.
 
 Guarantees: `record` returns when the kernel has the line, so the line survives the death of the process (not of the
-machine). A last line without an end was cut short and is dropped. A file that is no log of this target is left
-unchanged. Two runs cannot share a log at the same time; a regular file that cannot be locked is refused. After a failed
-write no other is tried, because a line after a cut one would spoil both.
+machine). A last line without an end was cut short and is dropped, as are pieces whose item's line is missing. A file
+that is no log of this target is left unchanged. Two runs cannot share a log at the same time; a regular file that
+cannot be locked is refused. After a failed write no other is tried, because a line after a cut one would spoil both.
 
-Assumes POSIX `O_APPEND`. Memory holds four numbers for each logged item, and neither results nor items.
+Assumes POSIX `O_APPEND`. Memory holds five numbers for each logged item, and neither results nor items.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from cmwq.cli.output import Refusal, reason, write_all
 
 _LONGEST_HEADER = 1 << 16
+_AT_ONCE = 1 << 18  # bytes of pieces that are read at once
 
 
 class Entry(NamedTuple):
@@ -30,19 +33,25 @@ class Entry(NamedTuple):
     length: int
     ok: bool
     item: int  # its hash
+    before: int  # bytes of its pieces, which come just before
 
 
 class Log:
-    """The log of this target, open and locked. Raises Refusal if it is unusable or another target's. Thread-safe."""
+    """The log of this command and target, open and locked. Raises Refusal if it is unusable or another's. Thread-safe.
 
-    def __init__(self, path: str, target: str) -> None:
+    needed: the member that the line of an item that succeeded must have.
+    """
+
+    def __init__(self, path: str, command: str, target: str, needed: str = "result") -> None:
         self.path = path
+        self.command = command
+        self.needed = needed
         self.entries: dict[int, Entry] = {}
         self._lock = threading.Lock()  # one line is written at a time
         self._failure: OSError | None = None
         try:
             self._fd = _open(path)
-            self._begin(json.dumps({"cmwq": "map", "version": 1, "target": target}).encode() + b"\n")
+            self._begin(json.dumps({"cmwq": command, "version": 1, "target": target}).encode() + b"\n")
         except OSError as error:
             raise Refusal(f"log {path!r}: {reason(error).removeprefix(path + ': ')}") from error
 
@@ -78,19 +87,35 @@ class Log:
         item: str = self._read(self.entries[index])["item"]
         return item
 
-    def result(self, index: int) -> bytes:
-        """The result, as JSON, of an item that succeeded."""
-        return json.dumps(self._read(self.entries[index])["result"]).encode("ascii")
+    def value(self, index: int, name: str) -> object:
+        """A member of the line of an item that succeeded."""
+        return self._read(self.entries[index]).get(name)
 
-    def record(self, index: int, item: str, result: bytes | None, error: str | None) -> None:
-        """Append one completed item; `result` is JSON. Raises OSError; after that every call raises it again."""
-        head = json.dumps({"index": index, "item": item, "ok": error is None})[:-1]
-        name, value = ("result", result or b"null") if error is None else ("error", json.dumps(error).encode("ascii"))
+    def pieces(self, index: int) -> Iterator[dict[str, Any]]:
+        """The pieces of that item, and at last its own line."""
+        entry = self.entries[index]
+        rest, offset = b"", entry.offset - entry.before
+        while offset < entry.offset:
+            read = os.pread(self._fd, min(_AT_ONCE, entry.offset - offset), offset)
+            offset += len(read) or entry.offset
+            *ended, rest = (rest + read).split(b"\n")
+            yield from map(json.loads, ended)
+        yield self._read(entry)
+
+    def record(self, index: int, item: str, ok: bool, *tail: bytes, pieces: Iterable[tuple[str, bytes]] = ()) -> None:
+        """Append one completed item. Raises OSError; after that every call raises it again.
+
+        tail: further members of its line, as JSON. pieces: the names and contents of what is too long for a line.
+        """
+        head = json.dumps({"index": index, "item": item, "ok": ok})[:-1].encode("ascii")
         with self._lock:
             if self._failure is not None:
                 raise OSError(*self._failure.args)
             try:
-                write_all(self._fd, f'{head}, "{name}": '.encode("ascii"), value, b"}\n")
+                for name, content in pieces:
+                    piece = {"index": index, "piece": name, "text": content.decode("utf-8", "surrogateescape")}
+                    write_all(self._fd, json.dumps(piece).encode("ascii"), b"\n")
+                write_all(self._fd, head, b", ", *tail, b"}\n")
             except OSError as failure:
                 self._failure = failure
                 raise
@@ -118,25 +143,29 @@ class Log:
                 end = len(first)
             elif not header.startswith(first):
                 rest = b"" if first.endswith(b"\n") else file.readline(_LONGEST_HEADER)
-                raise Refusal(_foreign(self.path, first + rest))
+                raise Refusal(_foreign(self.path, self.command, first + rest))
+            offset = end
             for number, line in enumerate(file, 2):
                 if not line.endswith(b"\n"):
                     break
-                self._load(number, end, line)
-                end += len(line)
+                if self._load(number, offset, line, offset - end):
+                    end = offset + len(line)
+                offset += len(line)
         if os.fstat(self._fd).st_size != end:
             os.ftruncate(self._fd, end)
         if end == 0:
             write_all(self._fd, header)
 
-    def _load(self, number: int, offset: int, line: bytes) -> None:
+    def _load(self, number: int, offset: int, line: bytes, before: int) -> bool:
+        """Take in one line. False: it is a piece, and the line of its item has still to come."""
         match _parse(line):
-            case {"index": int(index), "item": str(item), "ok": True, "result": _} if 0 <= index < sys.maxsize:
-                self.entries[index] = Entry(offset, len(line), True, hash(item))
-            case {"index": int(index), "item": str(item), "ok": False} if 0 <= index < sys.maxsize:
-                self.entries[index] = Entry(offset, len(line), False, hash(item))
-            case _:
-                raise Refusal(f"log {self.path!r}: line {number} is damaged; repair or remove it, or use another log")
+            case {"index": int(index), "item": str(item), "ok": bool(ok), **rest} if 0 <= index < sys.maxsize:
+                if not ok or self.needed in rest:
+                    self.entries[index] = Entry(offset, len(line), ok, hash(item), before)
+                    return True
+            case {"index": int(), "piece": str(), "text": str()}:
+                return False
+        raise Refusal(f"log {self.path!r}: line {number} is damaged; repair or remove it, or use another log")
 
     def _read(self, entry: Entry) -> dict[str, Any]:
         parsed: dict[str, Any] = json.loads(os.pread(self._fd, entry.length, entry.offset))
@@ -165,13 +194,15 @@ def _parse(line: bytes) -> object:
     return parsed
 
 
-def _foreign(path: str, line: bytes) -> str:
+def _foreign(path: str, command: str, line: bytes) -> str:
     match _parse(line):
-        case {"cmwq": "map", "version": 1, "target": str(target)}:
+        case {"cmwq": str(other), "version": 1, "target": str(target)} if other == command:
             return f"log {path!r} belongs to another target: {target}"
-        case {"cmwq": "map", "version": version}:
+        case {"cmwq": str(other), "version": 1} if other != command:
+            return f"log {path!r} is one of cmwq {other}"
+        case {"cmwq": str(other), "version": version} if other == command:
             return f"log {path!r} has version {version!r}, this cmwq writes version 1"
-    return f"{path!r} is not a log of cmwq map; it was left as it is"
+    return f"{path!r} is not a log of cmwq {command}; it was left as it is"
 
 
 def _short(item: str) -> str:

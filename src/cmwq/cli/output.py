@@ -15,12 +15,17 @@ from itertools import islice
 FAILED = 2
 CLOSED = 141  # 128 + SIGPIPE: what a shell shows for a program that SIGPIPE ended
 OUT_OF_MEMORY = "out of memory"
+STDOUT_CLOSED = "standard output is closed"
 LONGEST = 10_000  # characters of foreign text: an exception may quote everything it was given
 _AT_ONCE = 1024  # IOV_MAX
 
 
 class Refusal(Exception):
     """The command cannot go on. The text is the one line to show."""
+
+    def __init__(self, line: str, status: int = FAILED) -> None:
+        super().__init__(line)
+        self.status = status
 
 
 def say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""What `cmwq map` shows on stderr while it runs: with rich on a terminal if it is installed, else as plain text.
+"""What `cmwq map` and `cmwq exec` show on stderr while they run: on a terminal with rich, if it is there, else as text.
 
 Guarantees: stdout is never touched. rich is imported only if it will be used. A display that cannot be written causes
 no error.
@@ -10,29 +10,41 @@ import contextlib
 import os
 import sys
 import time
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import cmwq
 from cmwq.cli.output import say, write_all
 
 
-@dataclass
 class Tally:
     """The run in numbers. `again` counts items that succeeded in an earlier run and were printed again."""
 
-    total: int | None = None
-    done: int = 0
-    failed: int = 0
-    again: int = 0
-    begun: float = field(default_factory=time.monotonic)
+    def __init__(self, total: int | None = None) -> None:
+        self.total = total
+        self.done = self.failed = self.again = 0
+        self.begun = time.monotonic()
 
     def line(self) -> str:
         seconds = max(time.monotonic() - self.begun, 1e-6)
         of = "" if self.total is None else f" of {self.total:,}"
         failed = f", {self.failed:,} failed" if self.failed else ""
         again = f", {self.again:,} from the log" if self.again else ""
-        return f"{self.done:,}{of} items{failed}{again}, {(self.done - self.again) / seconds:,.0f}/s, {seconds:,.1f} s"
+        rate = (self.done - self.again) / seconds
+        return f"{self.done:,}{of} items{failed}{again}, {rate:,.0f}/s, {seconds:,.1f} s{self._left(rate)}"
+
+    def _left(self, rate: float) -> str:
+        """How long the rest will take at this rate, if that can be told."""
+        if self.total is None or self.done >= self.total or not rate:
+            return ""
+        return f", {duration((self.total - self.done) / rate)} left"
+
+
+def duration(seconds: float) -> str:
+    """As people say it: 7 s, 2 min 5 s, 3 h 12 min."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 99 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
 class Display(Protocol):
@@ -46,15 +58,23 @@ class Display(Protocol):
         """Write a line that stays."""
         ...
 
+    def clear(self) -> None:
+        """Take away what isn't to stay, because something else is written to the terminal."""
+        ...
+
     def close(self) -> None: ...
+
+
+def is_shown(wanted: bool, quiet: bool) -> bool:
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return not quiet and (terminal or wanted)
 
 
 def display(wanted: bool, quiet: bool, total: int | None) -> Display:
     """The best display for this stderr."""
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    if quiet or not (terminal or wanted):
+    if not is_shown(wanted, quiet):
         return Silent()
-    if not terminal:
+    if not sys.stderr.isatty():
         return Lines()
     if os.environ.get("TERM", "dumb") != "dumb":
         try:
@@ -81,6 +101,9 @@ class Silent:
     def say(self, line: str) -> None:
         say(line)
 
+    def clear(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -98,18 +121,24 @@ class Redrawn(Silent):
     """A display for a terminal: one line that is redrawn."""
 
     tick: float | None = 0.1
+    _drawn = False
 
     def update(self, tally: Tally) -> None:
         self._draw(f"{tally.line()} | {pool_line()}"[: _columns() - 1])
 
     def say(self, line: str) -> None:
-        self.close()
+        self.clear()
         say(line)
 
+    def clear(self) -> None:
+        if self._drawn:
+            self._draw("")
+
     def close(self) -> None:
-        self._draw("")
+        self.clear()
 
     def _draw(self, text: str) -> None:
+        self._drawn = bool(text)
         with contextlib.suppress(OSError, ValueError):
             write_all(sys.stderr.fileno(), b"\r\x1b[K" + text.encode())
 
@@ -136,7 +165,9 @@ class Rich(Silent):
     def update(self, tally: Tally) -> None:
         with contextlib.suppress(OSError, ValueError):
             self._rich.start()
-            self._rich.update(self._task, completed=tally.done, description=f"{tally.line()} | {pool_line()}")
+            self._rich.update(
+                self._task, total=tally.total, completed=tally.done, description=f"{tally.line()} | {pool_line()}"
+            )
             self._rich.refresh()
 
     def say(self, line: str) -> None:
@@ -144,9 +175,12 @@ class Rich(Silent):
         with contextlib.suppress(OSError, ValueError):
             self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def close(self) -> None:
+    def clear(self) -> None:
         with contextlib.suppress(OSError, ValueError):
-            self._rich.stop()
+            self._rich.stop()  # it is transient
+
+    def close(self) -> None:
+        self.clear()
 
 
 def _columns() -> int:

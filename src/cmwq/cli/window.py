@@ -1,4 +1,4 @@
-"""How far `cmwq map` may run ahead of what it has printed: so many items, so many bytes.
+"""How far `cmwq map` and `cmwq exec` may run ahead of what they have printed: so many items, so many bytes.
 
 An item is read only when a worker could begin it, and only if there is room for it beside the results that wait to be
 printed and those that the running items will probably add. Otherwise the input is left alone until there is room. The
@@ -43,6 +43,11 @@ class Window:
     @property
     def refused(self) -> bool:
         return self._refused
+
+    @property
+    def crowded(self) -> bool:
+        """Whether half of the room is taken, so that results had better wait elsewhere."""
+        return self._size > self.room // 2
 
     def has_room(self) -> bool:
         """Whether one more item may be read. If not, `room_again` says when."""

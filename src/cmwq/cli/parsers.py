@@ -1,0 +1,297 @@
+"""The options of the command `cmwq`, their checks and their help.
+
+Guarantees: what is wrong with the arguments is told in one line, with exit status 2. An argument that stands after
+another item or after `--` is never taken for an option unawares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
+
+from cmwq.cli.output import FAILED, STDOUT_CLOSED, Refusal, one_line, say
+
+
+class Halt(NamedTuple):
+    """End the run after so many failures. now: end what runs as well."""
+
+    now: bool
+    failures: int
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that reports an error in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        say(f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)")
+        raise SystemExit(FAILED)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Raise what writing raises; argparse's own method hides it."""
+        if file is None:
+            raise Refusal(STDOUT_CLOSED)
+        file.write(message)
+
+
+def parse(args: list[str]) -> argparse.Namespace:
+    """The options that these arguments give. Raises SystemExit, after help or a line that says what is wrong."""
+    # Only the parser that is needed is made: the others would cost a tenth of the time of a short run.
+    if args[:1] == ["map"]:
+        return _parse_map(_map_parser(Parser), args[1:])
+    if args[:1] == ["exec"]:
+        return _parse_exec(_exec_parser(Parser), args[1:])
+    return _parser().parse_args(args)
+
+
+def _parse_map(parser: Parser, args: list[str]) -> argparse.Namespace:
+    # Options may stand between items. argparse supports that for a single command only, and without regard to "--".
+    mark = args.index("--") if "--" in args else len(args)
+    options = parser.parse_intermixed_args(args[:mark])
+    options.command = "map"
+    words = [*([] if options.target is None else [options.target]), *options.items, *args[mark + 1 :]]
+    options.target, options.items = (words[0] if words else None), words[1:]
+    if options.target is None:
+        parser.error("the following arguments are required: TARGET")
+    return options
+
+
+def _parse_exec(parser: Parser, args: list[str]) -> argparse.Namespace:
+    mark = args.index("--") if "--" in args else len(args)
+    options = parser.parse_args(args[:mark])
+    options.command = "exec"
+    options.words = args[mark + 1 :]
+    options.unordered = options.unordered or options.line_buffer
+    for item in options.items:
+        # A file named like an option, from a pattern, must not become one; nor an option an item.
+        if item.startswith("-") and item != "-":
+            parser.error(
+                f"{item!r} after an item: options come first (for an item like that write ./{item}, or use -a)"
+            )
+    if not options.words and not options.shell:
+        parser.error("the command is missing: cmwq exec [OPTION ...] [ITEM ...] -- COMMAND [ARG ...]")
+    return options
+
+
+def _parser() -> Parser:
+    """The parser of the whole command."""
+    about = "Concurrency-managed work queues: a thread pool nobody has to size."
+    parser = Parser(prog="cmwq", description=about)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _map_parser(partial(commands.add_parser, "map", help="call a function on every item"))
+    _exec_parser(partial(commands.add_parser, "exec", help="run a command for every item: xargs -P without the number"))
+    doctor = commands.add_parser(
+        "doctor",
+        help="what works on this machine, and what limits it",
+        description="Which sensor works here and how fast, CPUs and quota, thread caps, the GIL: what limits each.",
+    )
+    doctor.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    bench = commands.add_parser(
+        "bench",
+        help="this machine, this interpreter: cmwq against ThreadPoolExecutor",
+        description="Small workloads, cmwq against ThreadPoolExecutor at several sizes, alternating, medians of 5.",
+    )
+    bench.add_argument("--quick", action="store_true", help="fewer items: under 15 s instead of under 60 s")
+    bench.add_argument("--json", metavar="FILE", help="write all times there too")
+    bench.add_argument("--svg", metavar="FILE", help="draw a chart there too (needs matplotlib)")
+    return parser
+
+
+_MAP_NOTES = """\
+TARGET is called with one argument, a str. The current directory can be imported from, unless PYTHONSAFEPATH is set.
+
+items    Arguments (after --, whatever they look like), or the lines of FILE or of standard input; empty lines are items
+         too. They are read as needed: at most 1,000 items, and 64 MiB of them and their results, are under way or
+         wait for their turn on stdout; beyond that, items begin only one after the other. Bytes that
+         are not UTF-8 arrive as surrogate escapes: os.fsencode(item) gives the very bytes back. A line may have 64 MiB.
+output   One line of ASCII JSON for each item that succeeded, in input order. What TARGET (and its child processes)
+         print goes to stderr instead; their stdin is empty where items come from there.
+failures One line on stderr each. A result that JSON cannot express (NaN too) is a failure, unless --repr is given.
+         --halt soon=N ends the run after N failures, once what runs has ended; --halt now=N as a signal would.
+--resume LOG gets one line per completed item, before its result goes to stdout. Run again with the same log, target and
+         items: what succeeded is printed again but not run again, what failed or is missing runs. All logged items are
+         compared with the input before anything runs. The log survives the death of the process, not of the machine.
+status   0 all succeeded; 1 some items failed; 2 could not go on (one line says why); 141 the reader of stdout went
+         away, quietly. Ctrl-C, SIGTERM, SIGHUP (130, 143, 129 to a shell): no new item starts; those running get half a
+         second to end, be logged, and be printed if they are in turn; a second signal doesn't wait. What still runs
+         then is abandoned (and not logged).
+"""
+
+
+def _map_parser(make: Callable[..., Parser]) -> Parser:
+    parser = make(
+        prog="cmwq map",
+        usage="%(prog)s [OPTION ...] [--] TARGET [ITEM ...]",
+        description="Call a Python function on every item, with as much concurrency as pays.",
+        epilog=_MAP_NOTES,
+        formatter_class=_Notes,
+    )
+    parser.add_argument("target", metavar="TARGET", nargs="?", help="module:function, or module:Class.method")
+    parser.add_argument("items", metavar="ITEM", nargs="*", help="default: the lines of standard input")
+    _add_source(parser)
+    parser.add_argument("--unordered", action="store_true", help="results as they come, not in input order")
+    parser.add_argument("--with-item", action="store_true", help='print {"item": ..., "result" or "error": ...}')
+    parser.add_argument("--repr", action="store_true", help="where JSON can't express a result, print its repr()")
+    parser.add_argument("--resume", metavar="LOG", help="note what is done in LOG, and go on from there")
+    _add_running(parser, "call the target again, up to N times, for an item that failed")
+    _add_loudness(parser)
+    return parser
+
+
+_EXEC_USAGE = """\
+%(prog)s [OPTION ...] [ITEM ...] -- COMMAND [ARG ...]
+       %(prog)s [OPTION ...] --shell [ITEM ...] -- 'COMMAND LINE'
+       %(prog)s [OPTION ...] --shell [ITEM ...]           (each item is a command line)"""
+
+_EXEC_NOTES = """\
+in COMMAND and its ARGs
+  {}   the item                    {/}   its last component             {//}  its folder, or .
+  {.}  without its extension       {/.}  both: last, and without        {#}   its number, from 1
+  If none of these occurs, the item becomes the last ARG. With -I MARK braces stand for themselves.
+
+examples
+  cmwq exec *.wav -- flac {}
+  find . -name '*.log' -print0 | cmwq exec -0 --resume done.log -- gzip -9
+  cmwq exec --shell *.csv -- 'sort {} | uniq -c > {.}.counts'
+  cmwq exec --timeout 30s --retries 2 --tag -a hosts -- ssh {} uptime
+  cmwq exec --shell < commands.txt
+
+items      Arguments, or the lines of FILEs or of standard input, empty lines too, read as they are
+           needed. What isn't UTF-8 is passed on as it is. Options come before items, so that no
+           file name is taken for one; for an item that begins with a dash use a file, or ./-x.
+how many   As many processes as the CPUs can use: another is begun when one waits, and none while
+           enough of them compute. --max-active is for what else can be used up.
+--shell    The words are joined to a line for /bin/sh. Placeholders need no quotes: the shell gets
+           an item as an argument and never reads it as a part of its program.
+output     stdout and stderr of a command appear when it has ended, each in one piece, in the order
+           of the items. Commands read nothing from standard input. A command has ended when its
+           process has, and nothing that it left behind has its stdout or stderr open. What waits
+           for its turn is in memory, and beyond 64 KiB each in a file without a name in $TMPDIR; at
+           most 50,000 commands wait.
+failures   One line on stderr each; the others go on. A command fails if its status isn't 0, if a
+           signal ends it, or if it runs for longer than --timeout: then it and what it started (its
+           process group) get SIGTERM, and SIGKILL after --kill-after.
+--resume   LOG gets a line of JSON for each command that ended, before its output is printed: index,
+           item, ok, command, start, seconds, status, signal, tries, and the output if it succeeded.
+           Run again with the same log, command and items: what succeeded is printed again but not
+           run again; what failed or is missing is run. The log survives the death of the process,
+           not of the machine. With --line-buffer it has no output, and nothing is printed again.
+status     0 all succeeded; 1 some failed, or --halt; 2 could not go on (one line says why); 126 the
+           command can't be executed; 127 it doesn't exist; 141 the reader of stdout went away.
+signals    Ctrl-C, SIGTERM, SIGHUP, SIGQUIT (130, 143, 129, 131 to a shell): no command is begun;
+           those running get the signal, and SIGKILL after --kill-after, or at once at a second
+           signal. They are not logged, so --resume runs them again. Ctrl-Z stops them too.
+"""
+
+
+def _exec_parser(make: Callable[..., Parser]) -> Parser:
+    parser = make(
+        prog="cmwq exec",
+        usage=_EXEC_USAGE,
+        description="Run a command for every item: xargs -P or GNU parallel, without the number of processes.",
+        epilog=_EXEC_NOTES,
+        formatter_class=_Notes,
+    )
+    parser.add_argument("items", metavar="ITEM", nargs=argparse.REMAINDER, help="default: the lines of standard input")
+    _add_source(parser)
+    parser.add_argument(
+        "-I", dest="mark", metavar="MARK", type=_mark, help="MARK in COMMAND is the item; no other placeholders"
+    )
+    parser.add_argument("--shell", action="store_true", help="COMMAND is a line for /bin/sh; without one, each item is")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
+    output = parser.add_argument_group("output")
+    order = output.add_mutually_exclusive_group()
+    order.add_argument("--unordered", action="store_true", help="output of commands as they end, not in input order")
+    order.add_argument("--line-buffer", action="store_true", help="each line at once; lines of several commands mix")
+    output.add_argument("--tag", action="store_true", help="begin each line with the item and a tab")
+    _add_loudness(output)
+    running = parser.add_argument_group("running")
+    _add_running(running, "run a command that failed again, up to N times; only the last output is shown")
+    running.add_argument(
+        "--timeout", metavar="TIME", type=_seconds, help="end a command after TIME: seconds, or 30s, 5m, 2h, 1d"
+    )
+    running.add_argument("--kill-after", metavar="TIME", type=_seconds, default=5.0,
+                         help="how long a command that was asked to end may take (5 s)")  # fmt: skip
+    logs = parser.add_argument_group("logs")
+    logs.add_argument("--resume", metavar="LOG", help="note what is done in LOG, and go on from there")
+    logs.add_argument("--job-log", metavar="FILE", help="append the same lines to FILE, without any output; never read")
+    return parser
+
+
+def _add_source(parser: Parser) -> None:
+    parser.add_argument("-a", "--arg-file", metavar="FILE", action="append",
+                        help="items are the lines of FILE (-: standard input); may be repeated")  # fmt: skip
+    parser.add_argument("-0", "--null", action="store_true", help="items end with a NUL byte, not with a newline")
+
+
+def _add_running(parser: argparse._ActionsContainer, retries: str) -> None:
+    parser.add_argument("--retries", metavar="N", type=_natural, default=0, help=retries)
+    parser.add_argument("--halt", metavar="now|soon[=N]", type=_halt,
+                        help="after N failures (1) begin nothing more; now: end what runs, too")  # fmt: skip
+    parser.add_argument("--max-active", metavar="N", type=_positive,
+                        help="at most N at a time (256), for what else can run out: connections")  # fmt: skip
+
+
+def _add_loudness(parser: argparse._ActionsContainer) -> None:
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("--progress", action="store_true", help="show progress even if stderr is no terminal")
+    loudness.add_argument("--quiet", action="store_true", help="no progress and no summary, only failures")
+    parser.add_argument("--summary", action="store_true", help="at the end, a picture of how many ran when")
+
+
+def _natural(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number like 0, 1, 2")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number like 1, 2, 3")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([smhd]?)", text, re.ASCII)
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0.0
+    if not 0 < seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 30, 1.5 or 10m")
+    return seconds
+
+
+def _halt(text: str) -> Halt:
+    match = re.fullmatch(r"(now|soon)(?:(?:=|,fail=)([1-9]\d*))?", text, re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not now, soon, now=N or soon=N")
+    return Halt(match[1] == "now", int(match[2] or 1))
+
+
+def _mark(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("MARK is empty")
+    return text
+
+
+class _Notes(argparse.RawDescriptionHelpFormatter):
+    """As wide as the notes, which are not wrapped."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=100)
+
+
+class _Version(argparse.Action):
+    """Look the version up only if it is asked for, which takes a while."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("cmwq")
+        except PackageNotFoundError:
+            number = "(not installed)"
+        parser._print_message(f"cmwq {number}\n", sys.stdout)
+        parser.exit()
