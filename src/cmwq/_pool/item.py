@@ -51,6 +51,8 @@ class Source(Protocol):
     """L: its works that wait for a place, in order."""
     observed: bool
     """L to change, read freely: somebody subscribed to events of its works."""
+    rest_to_lend: float
+    """Seconds for which all its works must rest before they lend their places, if its limit is no explicit one."""
     attends: bool
     """L: something has to be done when a place becomes free."""
     called: bool

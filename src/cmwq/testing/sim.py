@@ -340,6 +340,9 @@ class SimHost:
     def waits_in(self, tid: int) -> str:
         return self._threads[tid - 1].waits_for
 
+    def sleeps(self, tid: int) -> bool:
+        return self._threads[tid - 1].waits_for.endswith("of sleep")
+
     def set_thread_name(self, name: str) -> None:
         pass
 

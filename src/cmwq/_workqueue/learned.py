@@ -1,0 +1,450 @@
+"""The law by which a limit is learned (E11): `max_active="auto"`. It has no thread, no clock and no lock.
+
+The question is how many works of a queue should be active at a time. The judge is what gets done: how many works ended
+well in a time, while others waited for a place. How long works take is no judge, because it can't tell a service that
+is full from works that are long; it is only a hint when to look.
+
+A `Law` is told what was seen (`Sight`), and says the limit, and when it wants to see again. It is in one of three
+stages:
+
+    RISE ── enough ended, or too few of those that were due ──> STAY or TRY
+    STAY ── it is time to look for something better ──> TRY    a window after a window at the same limit
+    TRY  ── a verdict ──> STAY or TRY                          windows at another limit, compared with those before
+
+RISE. A new queue knows nothing, and most queues need no limit. While nothing has ended there is nothing to judge, and
+the limit rises with time, so a flood of long sleeps has all its places before the first of them ends. The rise stops
+as works end, and goes on if they stop ending.
+
+STAY. A window ends when as many works ended well as may be active, so that each place was used once on average.
+
+TRY. Another limit is kept if it pays: a lower one if more gets done or, beyond `enough` places, no less; a higher one
+if at least 0.3 of the places added are used. Else the limit goes back to where it was.
+
+Guarantees
+- It does not oscillate. A limit is kept only if the windows show it to be better, and what pays upwards (0.3 of the
+  places, a tenth more at the least) is more than what is lost downwards (at most 0.04), so no two limits are each
+  preferred to the other. After each vain try the next one is further off.
+- It does not drift. Going down step by step with a small loss each is compared with the best rate at the same spell
+  (`_best`), and a step that can't be told from noise is not taken upwards.
+- What trying costs is bounded: works that a vain try lost are owed (`_owed`), and no try is made until `SPENT` of what
+  was done since has paid for them.
+- It follows. A rate that is no more what it was makes it try at once, and no rest between two tries is longer than a
+  second or four windows.
+- Failures prove nothing. Only works that ended well count; a window in which next to none did is void, and the limit
+  stays. So a service that is down for a while finds the limit as it was, however fast its callers fail.
+- Windows in which no work waited are void, too, because then the limit was not what limited.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from enum import Enum
+from math import log, sqrt
+from typing import NamedTuple
+
+FIRST = 4
+"""The limit of a queue of which nothing is known."""
+SLEEPERS = 16_000.0
+"""Places that are added per second while nothing ends, if the works sleep: about as fast as threads can be made."""
+OTHERS = 2e-3
+"""If they may be waiting for one another, the limit rises with the cube root of the time, and doubles seven times
+this many seconds after the beginning: a work of a hundredth of a second ends among seven, one of a second among thirty.
+"""
+LEAST = 12
+"""Works that have to end well in a window, at least."""
+SHORTEST = 2e-3
+"""Seconds a window lasts at least."""
+SPENT = 0.02
+"""The share of the works done that tries may cost."""
+REST = 1.0
+"""Seconds: no rest between two tries is longer, unless windows are long."""
+CHANGE = 0.4
+"""The logarithm of a rate's change that is taken for a change of the world."""
+CROWDED = 1.6
+"""Works that take this much longer than they could are a hint that fewer would do."""
+
+
+class Sight(NamedTuple):
+    """What was seen of a place in a queue since the last look."""
+
+    now: float
+    """The time in seconds."""
+    ended: int
+    """Works that ended."""
+    failed: int
+    """Those of them that raised."""
+    executing: int
+    """Works that have begun and not ended."""
+    active: int
+    """Works that hold a place."""
+    sleepers: bool = False
+    """Each work that was looked at sleeps for a time of its own, as in `time.sleep`, which needs nothing that is
+    short. It is looked at while the limit rises, and only then.
+    """
+
+
+class Stage(Enum):
+    RISE = "the limit rises while nothing ends"
+    STAY = "it is kept, and what gets done is measured"
+    TRY = "another limit is tried"
+
+
+RISE, STAY, TRY = Stage.RISE, Stage.STAY, Stage.TRY
+
+
+class Law:
+    """What one place has learned, and what it does about it. `copy` it before a change that may be interrupted."""
+
+    __slots__ = (
+        "_all", "_alone", "_area", "_at", "_bad", "_base", "_best", "_down", "_executing", "_first", "_from", "_good",
+        "_last", "_more_to_come", "_odd", "_owed", "_patience", "_rates", "_rose", "_settles", "_since", "_to_end", "_tried", "_vain", "_windows",
+        "ceiling", "enough", "limit", "quota", "stage", "wake",
+    )  # fmt: skip
+
+    def __init__(self, ceiling: int, enough: int, known: int | None = None) -> None:
+        """ceiling: what counts as no limit. enough: below this a limit must gain something, not only lose nothing.
+        known: a limit learned before.
+        """
+        self.ceiling = ceiling
+        self.enough = enough
+        self.limit = min(FIRST if known is None else known, ceiling)
+        self.quota = 1  # so many works end until it wants to see again
+        self.wake: float | None = None  # in so many seconds it wants to see again, if fewer end; None: never
+        self.stage = RISE if known is None else STAY
+        self._since: float | None = None  # when the window began; None: no work waits
+        self._at = 0.0  # when it saw last
+        self._good = self._bad = 0  # works that ended well, and others, in the window
+        self._executing: list[int] = []  # how many were seen executing
+        self._settles = False  # more are active than the limit allows, and the window has not begun
+        self._to_end = 0  # so many works have to end before the window begins
+        self._first: float | None = None  # RISE: seconds until the first work ended well
+        self._last = 0.0  # RISE: when the last one did
+        self._area = 0.0  # RISE: seconds that works have taken since the first ended, all together
+        self._rose = 0.0  # RISE: when the limit rose last
+        self._more_to_come = 0.0  # RISE: the part of a place by which it is to rise
+        self._alone: float | None = None  # seconds a work takes if nothing is in its way, as far as is known
+        self._base: float | None = None  # what gets done at this limit, in works per second
+        self._best = 0.0  # the highest base since the limit went up last
+        self._windows = 0  # windows since the last try
+        self._odd = 0  # windows in a row in which the rate was another
+        self._all = 0  # TRY: works that ended well since it began
+        self._tried = 0.0  # when a try began or ended last
+        self._patience = 1  # windows until the next try
+        self._vain = 0  # tries in a row that were in vain
+        self._owed = [0.0, 0.0]  # works that vain tries cost, those of more places and those of less
+        self._down = False  # TRY: where the limit went; else: where it is to go next
+        self._from = self.limit  # TRY: the limit before
+        self._rates: list[float] = []  # TRY: what got done in each window
+
+    @property
+    def _period(self) -> float:
+        """RISE: seconds between two looks while nothing ends."""
+        return max(RISE_PERIOD, (self._at - (self._since or 0.0)) / 16)
+
+    @property
+    def watches(self) -> bool:
+        """Whether works wait for a place."""
+        return self._since is not None
+
+    def usual(self) -> float:
+        """Seconds that works usually take, as far as is known."""
+        return self.limit / self._base if self._base else 0.0
+
+    def copy(self) -> Law:
+        new = copy(self)
+        new._executing, new._rates, new._owed = self._executing[:], self._rates[:], self._owed[:]
+        return new
+
+    # ------------------------------------------------------------------------------- what is seen
+
+    def begin(self, now: float, active: int) -> None:
+        """Works wait for a place from now on."""
+        if self.stage is RISE:
+            self._first, self._area, self._rose, self._more_to_come = None, 0.0, now, 0.0
+        self._new_window(now, active)
+
+    def stop(self) -> None:
+        """No work waits any more: what was seen of the window is void, and a try can't be judged."""
+        self._since = None
+        self.wake = None
+        self.quota = 1 << 30
+        if self.stage is TRY:
+            self.limit, self.stage, self._windows = self._from, STAY, 0
+
+    def see(self, sight: Sight) -> None:
+        """Take note of what was seen since the last look, and decide."""
+        if self._since is None:
+            return
+        good = max(0, sight.ended - sight.failed)
+        before, self._at = self._at, sight.now
+        self._all += good
+        if self._booms(sight.now):
+            # How much more it is in the long run is not known: suppose that each place does what those before did.
+            assert self._base
+            self._accept(sight, self._base * self.limit / self._from)
+            return
+        if self._settles:
+            self._settle(sight, good)
+            return
+        self._good += good
+        self._bad += sight.ended - good
+        self._executing.append(sight.executing)
+        if self.stage is RISE:
+            self._rise(sight, good, sight.now - before)
+        elif self._is_void():
+            self._give_up(sight)
+        elif self.stage is TRY and self._is_hopeless(sight.now):
+            self._reject(sight, self._rate(sight.now))
+        elif self._good < self._needed() or sight.now - self._since < SHORTEST:
+            self._look_again()
+        elif self.stage is TRY:
+            self._judge(sight)
+        else:
+            self._measure(sight)
+
+    # ------------------------------------------------------------------------------- windows
+
+    def _needed(self) -> int:
+        return max(self.limit, LEAST)
+
+    def _new_window(self, now: float, active: int) -> None:
+        self._since = self._at = self._last = now
+        self._good = self._bad = 0
+        self._executing = []
+        self._settles = active > self.limit and self.stage is not RISE
+        self._to_end = 0
+        self.wake = None
+        self._look_again(active)
+
+    def _look_again(self, active: int = 0) -> None:
+        """Choose when to look next: a few times in a window, and at its end."""
+        left = max(1, self._needed() - self._good)
+        if self.stage is RISE:
+            self.quota = 1 if self._first is None else max(1, self.limit // 16)
+            self.wake = self._period if self.limit < self.ceiling else None
+        elif self._settles:
+            self.quota = max(1, active - self.limit, self._to_end // 4)
+        elif self.stage is TRY:
+            self.quota = max(1, min(left, self._needed() // 4))
+        else:
+            self.quota = left
+        if self.stage is TRY and self._base:
+            self.wake = max(2 * SHORTEST, 2 * self._needed() / self._base)
+
+    def _rate(self, now: float) -> float:
+        assert self._since is not None
+        return self._good / max(now - self._since, 1e-6)
+
+    def _is_void(self) -> bool:
+        return self._bad > 4 * max(self._good, self._needed())
+
+    def _mean_executing(self) -> float:
+        return sum(self._executing) / max(1, len(self._executing))
+
+    # ------------------------------------------------------------------------------- RISE
+
+    def _rise(self, sight: Sight, good: int, elapsed: float) -> None:
+        """Let the limit rise while nothing ends, and while works take no longer than the first one did."""
+        assert self._since is not None
+        now = sight.now
+        if self._first is None:
+            if sight.ended > good:
+                self._since = self._rose = now  # failures prove nothing
+            if good:
+                self._first = self._alone = max(now - self._since, 1e-6)
+                self._since, self._good, self._bad = now, 0, 0  # what gets done is counted from here on
+        else:
+            self._area += elapsed * sight.executing
+        if good:
+            self._last = now
+        share = self._share()
+        if self._good >= (max(LEAST, self.limit // 4) if share < 0.5 and not sight.sleepers else self._needed()):
+            self._end_rise(sight, share)
+            return
+        gap = (self._last - self._since) / max(1, self._good)
+        silent = self._first is None or now - self._last > max(8 * gap, self._first)
+        if now - self._rose >= 0.5 * RISE_PERIOD and (silent or share > (0.15 if sight.sleepers else 0.75)):
+            self.limit = min(self.ceiling, max(self.limit, self._risen(sight, share)))
+            self._rose = now
+        self._look_again()
+
+    def _risen(self, sight: Sight, share: float) -> int:
+        """The limit that it has risen to."""
+        passed = min(sight.now - self._rose, self._period)
+        if sight.sleepers:
+            more = passed * SLEEPERS
+        elif self._first is None:
+            assert self._since is not None
+            return round(FIRST * (1 + (sight.now - self._since) / OTHERS) ** (1 / 3))
+        else:
+            more = passed * self.limit / self._first * (1 if share > 0.75 else 0.25)
+        more += self._more_to_come
+        self._more_to_come = more % 1
+        return self.limit + int(more)
+
+    def _share(self) -> float:
+        """What a work alone takes, as a share of what works take now. Unknown: 0.5."""
+        if self._first is None or self._good < 8:
+            return 0.5
+        return self._first * self._good / max(self._area, 1e-9)
+
+    def _end_rise(self, sight: Sight, share: float) -> None:
+        self.stage = STAY
+        self._base = self._best = self._rate(sight.now)
+        if self.limit >= self.ceiling:
+            self._down, self._patience = True, 12
+            self._new_window(sight.now, sight.active)
+        else:
+            self._try(sight, self._more(2 if share > 0.25 else 1.5))
+
+    def _more(self, ratio: float) -> int:
+        return min(self.ceiling, round(self.limit * ratio + 0.5))
+
+    # ------------------------------------------------------------------------------- STAY
+
+    def _measure(self, sight: Sight) -> None:
+        """A window at the same limit is over."""
+        rate = self._rate(sight.now)
+        self._owed = [max(0.0, owed - SPENT * self._good) for owed in self._owed]
+        odd = self._base is not None and self._windows > 0 and abs(log(rate / self._base)) > CHANGE
+        self._odd = self._odd + 1 if odd else 0
+        if self._odd >= 2:
+            self._windows = self._odd = self._vain = 0
+            self._patience, self._owed, self._best = 1, [0.0, 0.0], 0.0
+        if self._base is None or not self._windows:
+            self._base = rate
+        elif not self._odd:
+            self._base += 0.3 * (rate - self._base)
+        self._windows += 1
+        self._best = max(self._best, self._base)
+        alone = self._mean_executing() / rate
+        crowded = self._alone is None or alone > CROWDED * self._alone
+        self._alone = alone if self._alone is None else min(alone, self._alone)
+        rested = self._windows >= min(self._patience, 4) and sight.now - self._tried >= REST
+        if self._windows >= self._patience or rested:
+            may_rise = self.limit < self.ceiling and not self._owed[0]
+            may_fall = self.limit > 1 and (crowded or self.limit < self.ceiling) and not self._owed[1]
+            if (self._down or not may_rise) and may_fall:
+                self._try(sight, max(1, round(self.limit * (0.7 if self.limit > 8 else 0.5))))
+                return
+            if may_rise:
+                self._try(sight, self._more(2 if self._vain < 2 else 1.5))
+                return
+        self._new_window(sight.now, sight.active)
+
+    # ------------------------------------------------------------------------------- TRY
+
+    def _try(self, sight: Sight, limit: int) -> None:
+        """Go to another limit, for some windows."""
+        self._from, self.limit, self.stage = self.limit, limit, TRY
+        self._down = limit < self._from
+        self._rates, self._tried, self._all = [], sight.now, 0
+        self._new_window(sight.now, sight.active)
+        if not self._down:
+            self._settles, self._to_end = True, self._from
+            self._look_again(sight.active)
+
+    def _settle(self, sight: Sight, good: int) -> None:
+        """Wait until as few are active as the limit allows."""
+        assert self._since is not None
+        self._good += good
+        self._to_end -= sight.ended
+        if sight.active <= self.limit and self._to_end <= 0:
+            self._new_window(sight.now, sight.active)
+        elif self.stage is TRY and self._is_hopeless(sight.now):
+            self._reject(sight, self._rate(sight.now))
+        else:
+            self._look_again(sight.active)
+
+    def _booms(self, now: float) -> bool:
+        """A higher limit has brought so much more that there is no need to wait for a whole window."""
+        if self.stage is not TRY or self._down or not self._base or not self._first:
+            return False
+        due = self._base * (now - self._tried)
+        wanted = 1.1 * (1 + 0.3 * (self.limit / self._from - 1))
+        return now - self._tried >= 1.5 * self._first and self._all >= max(wanted * due, due + 8, due + 3 * sqrt(due))
+
+    def _is_hopeless(self, now: float) -> bool:
+        """So little gets done that the verdict is clear."""
+        assert self._since is not None
+        if self._base is None:
+            return False
+        due = self._base * (now - self._since)
+        return due >= max(6, self._from / 2) and self._good < 0.5 * due
+
+    def _judge(self, sight: Sight) -> None:
+        """A window at the limit tried is over."""
+        rate = self._rate(sight.now)
+        if not self._base:
+            self._accept(sight, rate)
+            return
+        self._rates.append(rate)
+        mean = len(self._rates) / sum(1 / each for each in self._rates)
+        gain = log(mean / self._base)
+        verdict = self._of_less(gain, mean) if self._down else self._of_more(gain)
+        if verdict is None:
+            self._new_window(sight.now, sight.active)
+        elif verdict:
+            self._accept(sight, mean)
+        else:
+            self._reject(sight, mean)
+
+    def _of_less(self, gain: float, rate: float) -> bool | None:
+        """Does a lower limit pay? None: it can't be told yet."""
+        if gain >= 0.1 and (self._from < self.ceiling or len(self._rates) > 1):
+            return True
+        if gain <= -0.15:
+            return False
+        if len(self._rates) < 2:
+            return None
+        return gain >= (-0.04 if self.limit >= self.enough and log(rate / self._best) > -0.08 else 0.05)
+
+    def _of_more(self, gain: float) -> bool | None:
+        """Does a higher limit pay? None: it can't be told yet."""
+        wanted = log(1 + 0.3 * (self.limit / self._from - 1))
+        if gain >= wanted + 0.1:
+            return True
+        if gain <= wanted - 0.2:
+            return False
+        return None if len(self._rates) < 2 else gain >= wanted
+
+    def _accept(self, sight: Sight, rate: float) -> None:
+        """Stay there, and go on in the same direction at once."""
+        self._base = rate
+        self._best = max(self._best, rate) if self._down else rate
+        self._vain, self._patience = 0, 1
+        self._go_on(sight, 1)
+        limit = self.limit
+        if self._down and limit > 1:
+            self._try(sight, max(1, limit // 2))
+        elif not self._down and limit < self.ceiling:
+            self._try(sight, self._more(2))
+
+    def _reject(self, sight: Sight, rate: float) -> None:
+        """Go back, and rest for longer before the next try, which goes the other way."""
+        assert self._since is not None
+        if self._base:
+            self._owed[self._down] += max(0.0, (self._base - rate) * (sight.now - self._since))
+            if self._down and self._from >= self.ceiling:
+                self._alone = self._mean_executing() / max(rate, 1e-9)  # that is how long they take here
+        self.limit = self._from
+        self._vain += 1
+        self._patience = 1 if self._vain < 2 else min(2 * max(self._patience, 2), 64)
+        self._go_on(sight, 0)
+        self._down = not self._down
+
+    def _give_up(self, sight: Sight) -> None:
+        """The window is void: nearly all failed."""
+        if self.stage is TRY:
+            self.limit = self._from
+            self._go_on(sight, 0)
+        self._new_window(sight.now, sight.active)
+
+    def _go_on(self, sight: Sight, windows: int) -> None:
+        self.stage = STAY
+        self._windows, self._odd, self._tried = windows, 0, sight.now
+        self._new_window(sight.now, sight.active)
+
+
+RISE_PERIOD = 1e-3
+"""Seconds between two looks while the limit rises."""
