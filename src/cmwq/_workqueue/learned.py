@@ -97,7 +97,7 @@ class Law:
 
     __slots__ = (
         "_all", "_alone", "_area", "_at", "_bad", "_base", "_best", "_down", "_executing", "_first", "_from", "_good",
-        "_last", "_more_to_come", "_odd", "_owed", "_patience", "_rates", "_rose", "_settles", "_since", "_to_end", "_tried", "_vain", "_windows",
+        "_last", "_more_to_come", "_noise", "_odd", "_owed", "_patience", "_rates", "_rose", "_settles", "_since", "_streak", "_to_end", "_tried", "_vain", "_windows",
         "ceiling", "enough", "limit", "quota", "stage", "wake",
     )  # fmt: skip
 
@@ -131,6 +131,8 @@ class Law:
         self._tried = 0.0  # when a try began or ended last
         self._patience = 1  # windows until the next try
         self._vain = 0  # tries in a row that were in vain
+        self._streak = False  # the last try was not
+        self._noise = 0.04  # the variance of the logarithm of a window's rate
         self._owed = [0.0, 0.0]  # works that vain tries cost, those of more places and those of less
         self._down = False  # TRY: where the limit went; else: where it is to go next
         self._from = self.limit  # TRY: the limit before
@@ -306,7 +308,10 @@ class Law:
         """A window at the same limit is over."""
         rate = self._rate(sight.now)
         self._owed = [max(0.0, owed - SPENT * self._good) for owed in self._owed]
-        odd = self._base is not None and self._windows > 0 and abs(log(rate / self._base)) > CHANGE
+        off = log(rate / self._base) if self._base and self._windows else 0.0
+        odd = abs(off) > max(CHANGE, 3 * sqrt(self._noise))
+        if self._windows and not odd:
+            self._noise += 0.2 * (off * off - self._noise)
         self._odd = self._odd + 1 if odd else 0
         if self._odd >= 2:
             self._windows = self._odd = self._vain = 0
@@ -391,28 +396,30 @@ class Law:
 
     def _of_less(self, gain: float, rate: float) -> bool | None:
         """Does a lower limit pay? None: it can't be told yet."""
-        if gain >= 0.1 and (self._from < self.ceiling or len(self._rates) > 1):
+        doubt = sqrt(self._noise / len(self._rates))
+        if gain >= 0.05 + doubt and (self._from < self.ceiling or len(self._rates) > 1):
             return True
-        if gain <= -0.15:
+        if gain <= -0.05 - doubt:
             return False
-        if len(self._rates) < 2:
+        if len(self._rates) < 3:
             return None
         return gain >= (-0.04 if self.limit >= self.enough and log(rate / self._best) > -0.08 else 0.05)
 
     def _of_more(self, gain: float) -> bool | None:
         """Does a higher limit pay? None: it can't be told yet."""
         wanted = log(1 + 0.3 * (self.limit / self._from - 1))
-        if gain >= wanted + 0.1:
+        doubt = sqrt(self._noise / len(self._rates))
+        if gain >= wanted + doubt:
             return True
-        if gain <= wanted - 0.2:
+        if gain <= wanted - doubt:
             return False
-        return None if len(self._rates) < 2 else gain >= wanted
+        return None if len(self._rates) < 3 else gain >= wanted
 
     def _accept(self, sight: Sight, rate: float) -> None:
         """Stay there, and go on in the same direction at once."""
         self._base = rate
         self._best = max(self._best, rate) if self._down else rate
-        self._vain, self._patience = 0, 1
+        self._vain, self._patience, self._streak = 0, 1, True
         self._go_on(sight, 1)
         limit = self.limit
         if self._down and limit > 1:
@@ -428,8 +435,9 @@ class Law:
             if self._down and self._from >= self.ceiling:
                 self._alone = self._mean_executing() / max(rate, 1e-9)  # that is how long they take here
         self.limit = self._from
-        self._vain += 1
-        self._patience = 1 if self._vain < 2 else min(2 * max(self._patience, 2), 64)
+        self._vain += 2 if self._streak else 1  # after a streak it is known what is on the other side
+        self._streak = False
+        self._patience = 1 if self._vain < 2 else min(2**self._vain, 64)
         self._go_on(sight, 0)
         self._down = not self._down
 
