@@ -33,7 +33,7 @@ LAYERS = """
     _workqueue: options, submitting, queueing, gate, periodic, serving, asking
     _workqueue: runtime, end, drain, settings, snapshot, watchdog, subscriptions
     _workqueue: work, work_future, future, audience, delay, queued, room, item_end, place_end, unfetched
-    _workqueue: wait, pwq, phase
+    _workqueue: wait, pwq, learning, learned, phase
     _pool: pools, hotplug
     _pool: pool, manager, rescuer, worker_thread, hogs, lending, alarm
     _pool: mend, closing, recovery, leaks, invariants, blocking, worker
@@ -91,6 +91,9 @@ UNDECLARED = {
     "_pool/recovery.py: recover": "it was interrupted at any moment",
     "_workqueue/watchdog.py: Watchdog.begin": "it asks for nothing",
     "_workqueue/watchdog.py: _executed": "it does not know the pool",
+    "_workqueue/learning.py: begin": "it depends on whether the place is known yet",
+    "_workqueue/learning.py: end": "the same",
+    "_workqueue/pwq.py: PoolWorkQueue._adopt_limit": "the same",
     "_workqueue/work_future.py: WorkFuture.of": "it depends on whether the item was queued yet",
     "_host/__init__.py: ThreadHost.stop_timers": "which locks those are is up to the timers' functions",
     "_host/locks.py: PyLock.wake": "it checks that itself, always",

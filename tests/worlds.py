@@ -1,4 +1,4 @@
-"""Worlds in which a law of limits can be tried at no cost: a queue, workers that take a moment to start, and a resource.
+"""Worlds in which a law of limits can be tried at no cost: a queue, workers that start with a delay, and a resource.
 
 Everything is simulated on one thread, by a random number generator with a seed: thousands of works in milliseconds. The
 queue does what a place of a real one does, and calls the law as `learning` does.

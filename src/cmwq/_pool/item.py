@@ -51,8 +51,6 @@ class Source(Protocol):
     """L: its works that wait for a place, in order."""
     observed: bool
     """L to change, read freely: somebody subscribed to events of its works."""
-    rest_to_lend: float
-    """Seconds for which all its works must rest before they lend their places, if its limit is no explicit one."""
     attends: bool
     """L: something has to be done when a place becomes free."""
     called: bool
@@ -61,6 +59,11 @@ class Source(Protocol):
     @property
     def name(self) -> str:
         """The name of the queue."""
+        ...
+
+    @property
+    def rest_to_lend(self) -> float:
+        """Seconds for which all its works must rest before they lend their places, if its limit is no explicit one."""
         ...
 
     @property

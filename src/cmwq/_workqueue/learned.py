@@ -44,7 +44,7 @@ from typing import NamedTuple
 
 FIRST = 4
 """The limit of a queue of which nothing is known."""
-SLEEPERS = 16_000.0
+SLEEPERS = 32_000.0
 """Places that are added per second while nothing ends, if the works sleep: about as fast as threads can be made."""
 OTHERS = 2e-3
 """If they may be waiting for one another, the limit rises with the cube root of the time, and doubles seven times
@@ -54,6 +54,10 @@ LEAST = 12
 """Works that have to end well in a window, at least."""
 SHORTEST = 2e-3
 """Seconds a window lasts at least."""
+LULL = 8e-3
+"""Seconds between two looks at least, while nothing is tried."""
+SPANS = 2
+"""A window lasts at least so many times what a work takes alone: works that begin together end together."""
 SPENT = 0.02
 """The share of the works done that tries may cost."""
 REST = 1.0
@@ -197,7 +201,7 @@ class Law:
             self._give_up(sight)
         elif self.stage is TRY and self._is_hopeless(sight.now):
             self._reject(sight, self._rate(sight.now))
-        elif self._good < self._needed() or sight.now - self._since < SHORTEST:
+        elif self._good < self._needed() or sight.now - self._since < max(SHORTEST, SPANS * (self._alone or 0.0)):
             self._look_again()
         elif self.stage is TRY:
             self._judge(sight)
@@ -227,9 +231,10 @@ class Law:
         elif self._settles:
             self.quota = max(1, active - self.limit, self._to_end // 4)
         elif self.stage is TRY:
-            self.quota = max(1, min(left, self._needed() // 4))
+            self.quota = max(1, min(left, self._needed() // 4), self._good // 4)
         else:
-            self.quota = left
+            # The window may have to last longer; and next to nothing may be spent on looking.
+            self.quota = max(left, self._good // 2, int(LULL * (self._base or 0.0)))
         if self.stage is TRY and self._base:
             self.wake = max(2 * SHORTEST, 2 * self._needed() / self._base)
 
@@ -239,6 +244,10 @@ class Law:
 
     def _is_void(self) -> bool:
         return self._bad > 4 * max(self._good, self._needed())
+
+    def _matters(self) -> bool:
+        """Do works execute in most places? Else the CPUs are what limits, and the pool sees to that."""
+        return self._mean_executing() > 0.7 * self.limit
 
     def _mean_executing(self) -> float:
         return sum(self._executing) / max(1, len(self._executing))
@@ -272,7 +281,7 @@ class Law:
 
     def _risen(self, sight: Sight, share: float) -> int:
         """The limit that it has risen to."""
-        passed = min(sight.now - self._rose, self._period)
+        passed = min(sight.now - self._rose, 4 * self._period)
         if sight.sleepers:
             more = passed * SLEEPERS
         elif self._first is None:
@@ -285,10 +294,17 @@ class Law:
         return self.limit + int(more)
 
     def _share(self) -> float:
-        """What a work alone takes, as a share of what works take now. Unknown: 0.5."""
+        """What a work alone takes, as a share of what works take now. Unknown: 0.5.
+
+        If works take less than the first one did, that one was slow for another reason: it connected, or imported.
+        """
         if self._first is None or self._good < 8:
             return 0.5
-        return self._first * self._good / max(self._area, 1e-9)
+        share = self._first * self._good / max(self._area, 1e-9)
+        if share < 1.3:
+            return share
+        self._alone = self._area / self._good
+        return 0.5
 
     def _end_rise(self, sight: Sight, share: float) -> None:
         self.stage = STAY
@@ -296,8 +312,10 @@ class Law:
         if self.limit >= self.ceiling:
             self._down, self._patience = True, 12
             self._new_window(sight.now, sight.active)
-        else:
-            self._try(sight, self._more(2 if share > 0.25 else 1.5))
+        elif (share > 0.5 or sight.sleepers) and self._matters():
+            self._try(sight, self._more(2))
+        else:  # the first works may have been slow for other reasons: a connection, a cache
+            self._new_window(sight.now, sight.active)
 
     def _more(self, ratio: float) -> int:
         return min(self.ceiling, round(self.limit * ratio + 0.5))
@@ -326,11 +344,11 @@ class Law:
         crowded = self._alone is None or alone > CROWDED * self._alone
         self._alone = alone if self._alone is None else min(alone, self._alone)
         rested = self._windows >= min(self._patience, 4) and sight.now - self._tried >= REST
-        if self._windows >= self._patience or rested:
+        if (self._windows >= self._patience or rested) and self._matters():
             may_rise = self.limit < self.ceiling and not self._owed[0]
             may_fall = self.limit > 1 and (crowded or self.limit < self.ceiling) and not self._owed[1]
             if (self._down or not may_rise) and may_fall:
-                self._try(sight, max(1, round(self.limit * (0.7 if self.limit > 8 else 0.5))))
+                self._try(sight, max(1, round(self.limit * (0.7 if self.limit > 64 else 0.5))))
                 return
             if may_rise:
                 self._try(sight, self._more(2 if self._vain < 2 else 1.5))
@@ -437,7 +455,7 @@ class Law:
         self.limit = self._from
         self._vain += 2 if self._streak else 1  # after a streak it is known what is on the other side
         self._streak = False
-        self._patience = 1 if self._vain < 2 else min(2**self._vain, 64)
+        self._patience = 1 if self._vain < 2 else min(4 * 2**self._vain, 64)
         self._go_on(sight, 0)
         self._down = not self._down
 

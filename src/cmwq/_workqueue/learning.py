@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from cmwq._workqueue.queue import WorkQueue
 
 NEVER = 1 << 30
-SAMPLE = 6
+SAMPLE = 8
 """Of so many works it is asked how they wait."""
+STRIKES = 3
+"""So many times a work may be seen that does not sleep: it may be about to. Then the works are no sleepers for good."""
 MAX_NAMES = 1000
 """The limits of so many queues are remembered, those learned last."""
 HANGS = 1.0
@@ -46,7 +48,7 @@ and lend their places.
 class Learning:
     """What a place knows of its limit."""
 
-    __slots__ = ("alarm", "failed", "law", "left", "quota", "seen_failed", "sleepers")
+    __slots__ = ("alarm", "failed", "law", "left", "quota", "seen_failed", "sleepers", "strikes")
 
     def __init__(self, pwq: PoolWorkQueue) -> None:
         known = pwq.wq.runtime.limits.get(_key(pwq))
@@ -56,6 +58,7 @@ class Learning:
         self.failed = 0  # ~: works that raised
         self.seen_failed = 0  # L: how many of them the law knows
         self.sleepers = False  # L: the works that were looked at slept
+        self.strikes = 0  # L: how often they did not
         self.alarm = Alarm()  # L: the law wants to be asked even if nothing ends
 
     @property
@@ -67,9 +70,10 @@ class Learning:
     def attend(self, pwq: PoolWorkQueue) -> None:
         """Works began to wait for a place, or none does any more."""
         waits = bool(pwq.inactive) and not pwq.frozen
-        if waits == self.law.watches:
+        law = self.law
+        if waits == law.watches:
             return
-        law = self.law.copy()
+        # This happens often, and is whole at each step, so it needs no copy.
         if waits:
             law.begin(pwq.pool.host.monotonic(), pwq.nr_active)
         else:
@@ -83,7 +87,8 @@ class Learning:
         executing = [worker for worker in pool.workers if worker.item is not None and worker.item.pwq is pwq]
         ended = self.quota - self.left
         if not ended and law.stage is Stage.RISE:
-            self.sleepers = _all_sleep(executing)
+            self.sleepers = self.strikes < STRIKES and _all_sleep(executing)
+            self.strikes += bool(executing) and not self.sleepers
         sight = Sight(
             pool.host.monotonic(), ended, failed - self.seen_failed, len(executing), pwq.nr_active, self.sleepers
         )
@@ -168,6 +173,6 @@ def _key(pwq: PoolWorkQueue) -> tuple[str, str]:
 
 
 def _all_sleep(workers: list[Worker]) -> bool:
-    """Whether a sample of the workers sleeps, each for a time of its own. Those with low numbers began first, mostly."""
+    """Whether a sample of the workers sleeps, each for a time of its own. Low numbers began first, mostly."""
     sample = sorted(workers, key=attrgetter("index"))[:SAMPLE]
     return bool(sample) and all(worker.pool.host.sleeps(worker.tid) for worker in sample)

@@ -38,8 +38,8 @@ class PoolWorkQueue:
 
     __slots__ = (
         "__weakref__", "attends", "called", "careful", "exempt", "freezers", "frozen", "gate", "inactive", "learning",
-        "lends", "max_active", "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "observed", "outside", "phase", "pool",
-        "sealed", "wq",
+        "lends", "max_active", "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "observed", "outside", "phase",
+        "pool", "sealed", "wq",
     )  # fmt: skip
 
     def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool, gate: bool) -> None:
