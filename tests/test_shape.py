@@ -33,7 +33,7 @@ LAYERS = """
     _workqueue: options, submitting, queueing, gate, periodic, serving, asking
     _workqueue: runtime, end, drain, settings, snapshot, watchdog, subscriptions
     _workqueue: work, work_future, future, audience, delay, queued, room, item_end, place_end, unfetched
-    _workqueue: wait, pwq, learning, learned, phase
+    _workqueue: wait, pwq, learning, learned, rising, phase
     _pool: pools, hotplug
     _pool: pool, manager, rescuer, worker_thread, hogs, lending, alarm
     _pool: mend, closing, recovery, leaks, invariants, blocking, worker

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from cmwq._workqueue.learned import Law, Sight
+from cmwq._workqueue.learned import Law
+from cmwq._workqueue.rising import Sight
 
 INF = float("inf")
 Durations = Callable[[random.Random], float]

@@ -4,7 +4,7 @@ The question is how many works of a queue should be active at a time. The judge 
 well in a time, while others waited for a place. How long works take is no judge, because it can't tell a service that
 is full from works that are long; it is only a hint when to look.
 
-A `Law` is told what was seen (`Sight`), and says the limit, and when it wants to see again. It is in one of three
+A `Law` is told what was seen (`Sight`), and says the limit and when it wants to see again. It is in one of three
 stages:
 
     RISE ── enough ended, or too few of those that were due ──> STAY or TRY
@@ -40,16 +40,10 @@ from __future__ import annotations
 from copy import copy
 from enum import Enum
 from math import log, sqrt
-from typing import NamedTuple
 
-FIRST = 4
-"""The limit of a queue of which nothing is known."""
-SLEEPERS = 32_000.0
-"""Places that are added per second while nothing ends, if the works sleep: about as fast as threads can be made."""
-OTHERS = 2e-3
-"""If they may be waiting for one another, the limit rises with the cube root of the time, and doubles seven times
-this many seconds after the beginning: a work of a hundredth of a second ends among seven, one of a second among thirty.
-"""
+from cmwq._workqueue.rising import FIRST, Rise, Sight
+
+NEVER = 1 << 30
 LEAST = 12
 """Works that have to end well in a window, at least."""
 SHORTEST = 2e-3
@@ -58,6 +52,10 @@ LULL = 8e-3
 """Seconds between two looks at least, while nothing is tried."""
 SPANS = 2
 """A window lasts at least so many times what a work takes alone: works that begin together end together."""
+NOISE = 0.04
+"""The variance of the logarithm of a window's rate, until it is known."""
+UNLIMITED = 12
+"""Windows to wait, where there is no limit, until a lower one is tried."""
 SPENT = 0.02
 """The share of the works done that tries may cost."""
 REST = 1.0
@@ -66,25 +64,6 @@ CHANGE = 0.4
 """The logarithm of a rate's change that is taken for a change of the world."""
 CROWDED = 1.6
 """Works that take this much longer than they could are a hint that fewer would do."""
-
-
-class Sight(NamedTuple):
-    """What was seen of a place in a queue since the last look."""
-
-    now: float
-    """The time in seconds."""
-    ended: int
-    """Works that ended."""
-    failed: int
-    """Those of them that raised."""
-    executing: int
-    """Works that have begun and not ended."""
-    active: int
-    """Works that hold a place."""
-    sleepers: bool = False
-    """Each work that was looked at sleeps for a time of its own, as in `time.sleep`, which needs nothing that is
-    short. It is looked at while the limit rises, and only then.
-    """
 
 
 class Stage(Enum):
@@ -100,52 +79,43 @@ class Law:
     """What one place has learned, and what it does about it. `copy` it before a change that may be interrupted."""
 
     __slots__ = (
-        "_all", "_alone", "_area", "_at", "_bad", "_base", "_best", "_down", "_executing", "_first", "_from", "_good",
-        "_last", "_more_to_come", "_noise", "_odd", "_owed", "_patience", "_rates", "_rose", "_settles", "_since", "_streak", "_to_end", "_tried", "_vain", "_windows",
-        "ceiling", "enough", "limit", "quota", "stage", "wake",
+        "_all", "_alone", "_at", "_bad", "_base", "_best", "_down", "_executing", "_from", "_good", "_looks", "_noise",
+        "_odd", "_owed", "_patience", "_rates", "_rise", "_settles", "_since", "_streak", "_to_end", "_tried", "_vain",
+        "_windows", "ceiling", "enough", "limit", "quota", "stage", "wake",
     )  # fmt: skip
 
     def __init__(self, ceiling: int, enough: int, known: int | None = None) -> None:
         """ceiling: what counts as no limit. enough: below this a limit must gain something, not only lose nothing.
         known: a limit learned before.
         """
-        self.ceiling = ceiling
-        self.enough = enough
-        self.limit = min(FIRST if known is None else known, ceiling)
-        self.quota = 1  # so many works end until it wants to see again
-        self.wake: float | None = None  # in so many seconds it wants to see again, if fewer end; None: never
-        self.stage = RISE if known is None else STAY
-        self._since: float | None = None  # when the window began; None: no work waits
-        self._at = 0.0  # when it saw last
-        self._good = self._bad = 0  # works that ended well, and others, in the window
-        self._executing: list[int] = []  # how many were seen executing
-        self._settles = False  # more are active than the limit allows, and the window has not begun
-        self._to_end = 0  # so many works have to end before the window begins
-        self._first: float | None = None  # RISE: seconds until the first work ended well
-        self._last = 0.0  # RISE: when the last one did
-        self._area = 0.0  # RISE: seconds that works have taken since the first ended, all together
-        self._rose = 0.0  # RISE: when the limit rose last
-        self._more_to_come = 0.0  # RISE: the part of a place by which it is to rise
-        self._alone: float | None = None  # seconds a work takes if nothing is in its way, as far as is known
-        self._base: float | None = None  # what gets done at this limit, in works per second
-        self._best = 0.0  # the highest base since the limit went up last
-        self._windows = 0  # windows since the last try
-        self._odd = 0  # windows in a row in which the rate was another
-        self._all = 0  # TRY: works that ended well since it began
-        self._tried = 0.0  # when a try began or ended last
-        self._patience = 1  # windows until the next try
-        self._vain = 0  # tries in a row that were in vain
-        self._streak = False  # the last try was not
-        self._noise = 0.04  # the variance of the logarithm of a window's rate
-        self._owed = [0.0, 0.0]  # works that vain tries cost, those of more places and those of less
-        self._down = False  # TRY: where the limit went; else: where it is to go next
-        self._from = self.limit  # TRY: the limit before
-        self._rates: list[float] = []  # TRY: what got done in each window
-
-    @property
-    def _period(self) -> float:
-        """RISE: seconds between two looks while nothing ends."""
-        return max(RISE_PERIOD, (self._at - (self._since or 0.0)) / 16)
+        self.ceiling = ceiling  # I
+        self.enough = enough  # I
+        self.limit = min(FIRST if known is None else known, ceiling)  # L
+        self.stage = RISE if known is None else STAY  # L
+        self.quota = NEVER  # L: so many works end until it wants to see again
+        self.wake: float | None = None  # L: in so many seconds it wants to see again, if fewer end; None: never
+        self._since: float | None = None  # L: when the window began; None: no work waits
+        self._at = 0.0  # L: when it saw last
+        self._good = self._bad = 0  # L: works that ended well, and others, in the window
+        self._executing = self._looks = 0  # L: how many executed, all looks together, and how many looks those are
+        self._settles = False  # L: the window has not begun: more are active than the limit allows, or fewer
+        self._to_end = 0  # L: so many works have to end before it begins
+        self._rise = Rise()  # L: RISE
+        self._alone: float | None = None  # L: seconds a work takes if nothing is in its way, as far as is known
+        self._base: float | None = None  # L: what gets done at this limit, in works per second
+        self._best = 0.0  # L: the highest base since the limit went up last
+        self._noise = NOISE  # L: the variance of the logarithm of a window's rate
+        self._windows = 0  # L: windows since the last try
+        self._odd = 0  # L: windows in a row in which the rate was another
+        self._patience = 1  # L: windows until the next try
+        self._vain = 0  # L: tries in a row that were in vain
+        self._streak = False  # L: the last try was not
+        self._owed = (0.0, 0.0)  # L: works that vain tries cost: those of a higher limit, and of a lower one
+        self._tried = 0.0  # L: when a try began or ended last
+        self._down = False  # L: TRY: where the limit went; else: where it is to go next
+        self._from = self.limit  # L: TRY: the limit before
+        self._rates: tuple[float, ...] = ()  # L: TRY: what got done in each window
+        self._all = 0  # L: TRY: works that ended well since it began
 
     @property
     def watches(self) -> bool:
@@ -158,7 +128,7 @@ class Law:
 
     def copy(self) -> Law:
         new = copy(self)
-        new._executing, new._rates, new._owed = self._executing[:], self._rates[:], self._owed[:]
+        new._rise = copy(self._rise)
         return new
 
     # ------------------------------------------------------------------------------- what is seen
@@ -166,14 +136,14 @@ class Law:
     def begin(self, now: float, active: int) -> None:
         """Works wait for a place from now on."""
         if self.stage is RISE:
-            self._first, self._area, self._rose, self._more_to_come = None, 0.0, now, 0.0
+            self._rise = Rise(now)
         self._new_window(now, active)
 
     def stop(self) -> None:
         """No work waits any more: what was seen of the window is void, and a try can't be judged."""
         self._since = None
         self.wake = None
-        self.quota = 1 << 30
+        self.quota = NEVER
         if self.stage is TRY:
             self.limit, self.stage, self._windows = self._from, STAY, 0
 
@@ -194,14 +164,15 @@ class Law:
             return
         self._good += good
         self._bad += sight.ended - good
-        self._executing.append(sight.executing)
+        self._executing += sight.executing
+        self._looks += 1
         if self.stage is RISE:
-            self._rise(sight, good, sight.now - before)
+            self._go_up(sight, good, sight.now - before)
         elif self._is_void():
             self._give_up(sight)
         elif self.stage is TRY and self._is_hopeless(sight.now):
             self._reject(sight, self._rate(sight.now))
-        elif self._good < self._needed() or sight.now - self._since < max(SHORTEST, SPANS * (self._alone or 0.0)):
+        elif not self._is_complete(sight.now):
             self._look_again()
         elif self.stage is TRY:
             self._judge(sight)
@@ -214,29 +185,32 @@ class Law:
         return max(self.limit, LEAST)
 
     def _new_window(self, now: float, active: int) -> None:
-        self._since = self._at = self._last = now
-        self._good = self._bad = 0
-        self._executing = []
+        self._good = self._bad = self._executing = self._looks = 0
         self._settles = active > self.limit and self.stage is not RISE
         self._to_end = 0
-        self.wake = None
+        self._at = self._since = now
         self._look_again(active)
 
     def _look_again(self, active: int = 0) -> None:
         """Choose when to look next: a few times in a window, and at its end."""
-        left = max(1, self._needed() - self._good)
+        needed, self.wake = self._needed(), None
+        left = max(1, needed - self._good)
         if self.stage is RISE:
-            self.quota = 1 if self._first is None else max(1, self.limit // 16)
-            self.wake = self._period if self.limit < self.ceiling else None
+            self.quota = 1 if self._rise.first is None else max(1, self.limit // 16)
+            self.wake = self._rise.period(self._at) if self.limit < self.ceiling else None
         elif self._settles:
             self.quota = max(1, active - self.limit, self._to_end // 4)
         elif self.stage is TRY:
-            self.quota = max(1, min(left, self._needed() // 4), self._good // 4)
+            self.quota = max(1, min(left, needed // 4), self._good // 4)
         else:
             # The window may have to last longer; and next to nothing may be spent on looking.
             self.quota = max(left, self._good // 2, int(LULL * (self._base or 0.0)))
         if self.stage is TRY and self._base:
-            self.wake = max(2 * SHORTEST, 2 * self._needed() / self._base)
+            self.wake = max(2 * SHORTEST, 2 * needed / self._base)
+
+    def _is_complete(self, now: float) -> bool:
+        assert self._since is not None
+        return self._good >= self._needed() and now - self._since >= max(SHORTEST, SPANS * (self._alone or 0.0))
 
     def _rate(self, now: float) -> float:
         assert self._since is not None
@@ -250,67 +224,29 @@ class Law:
         return self._mean_executing() > 0.7 * self.limit
 
     def _mean_executing(self) -> float:
-        return sum(self._executing) / max(1, len(self._executing))
+        return self._executing / max(1, self._looks)
 
     # ------------------------------------------------------------------------------- RISE
 
-    def _rise(self, sight: Sight, good: int, elapsed: float) -> None:
-        """Let the limit rise while nothing ends, and while works take no longer than the first one did."""
-        assert self._since is not None
-        now = sight.now
-        if self._first is None:
-            if sight.ended > good:
-                self._since = self._rose = now  # failures prove nothing
-            if good:
-                self._first = self._alone = max(now - self._since, 1e-6)
-                self._since, self._good, self._bad = now, 0, 0  # what gets done is counted from here on
-        else:
-            self._area += elapsed * sight.executing
-        if good:
-            self._last = now
-        share = self._share()
+    def _go_up(self, sight: Sight, good: int, elapsed: float) -> None:
+        """Let the limit rise, until enough works have ended; that is fewer if they are in one another's way."""
+        rise = self._rise
+        if rise.first is None and good:
+            self._since, self._good = sight.now, 0  # what gets done is counted from here on
+        rise.see(sight, good, elapsed)
+        share = rise.share()
         if self._good >= (max(LEAST, self.limit // 4) if share < 0.5 and not sight.sleepers else self._needed()):
             self._end_rise(sight, share)
-            return
-        gap = (self._last - self._since) / max(1, self._good)
-        silent = self._first is None or now - self._last > max(8 * gap, self._first)
-        if now - self._rose >= 0.5 * RISE_PERIOD and (silent or share > (0.15 if sight.sleepers else 0.75)):
-            self.limit = min(self.ceiling, max(self.limit, self._risen(sight, share)))
-            self._rose = now
-        self._look_again()
-
-    def _risen(self, sight: Sight, share: float) -> int:
-        """The limit that it has risen to."""
-        passed = min(sight.now - self._rose, 4 * self._period)
-        if sight.sleepers:
-            more = passed * SLEEPERS
-        elif self._first is None:
-            assert self._since is not None
-            return round(FIRST * (1 + (sight.now - self._since) / OTHERS) ** (1 / 3))
         else:
-            more = passed * self.limit / self._first * (1 if share > 0.75 else 0.25)
-        more += self._more_to_come
-        self._more_to_come = more % 1
-        return self.limit + int(more)
-
-    def _share(self) -> float:
-        """What a work alone takes, as a share of what works take now. Unknown: 0.5.
-
-        If works take less than the first one did, that one was slow for another reason: it connected, or imported.
-        """
-        if self._first is None or self._good < 8:
-            return 0.5
-        share = self._first * self._good / max(self._area, 1e-9)
-        if share < 1.3:
-            return share
-        self._alone = self._area / self._good
-        return 0.5
+            self.limit = min(self.ceiling, rise.limit(sight, self.limit))
+            self._look_again()
 
     def _end_rise(self, sight: Sight, share: float) -> None:
         self.stage = STAY
+        self._alone = self._rise.alone
         self._base = self._best = self._rate(sight.now)
         if self.limit >= self.ceiling:
-            self._down, self._patience = True, 12
+            self._down, self._patience = True, UNLIMITED
             self._new_window(sight.now, sight.active)
         elif (share > 0.5 or sight.sleepers) and self._matters():
             self._try(sight, self._more(2))
@@ -325,7 +261,8 @@ class Law:
     def _measure(self, sight: Sight) -> None:
         """A window at the same limit is over."""
         rate = self._rate(sight.now)
-        self._owed = [max(0.0, owed - SPENT * self._good) for owed in self._owed]
+        more, less = self._owed
+        self._owed = max(0.0, more - SPENT * self._good), max(0.0, less - SPENT * self._good)
         off = log(rate / self._base) if self._base and self._windows else 0.0
         odd = abs(off) > max(CHANGE, 3 * sqrt(self._noise))
         if self._windows and not odd:
@@ -333,7 +270,7 @@ class Law:
         self._odd = self._odd + 1 if odd else 0
         if self._odd >= 2:
             self._windows = self._odd = self._vain = 0
-            self._patience, self._owed, self._best = 1, [0.0, 0.0], 0.0
+            self._patience, self._owed, self._best = 1, (0.0, 0.0), 0.0
         if self._base is None or not self._windows:
             self._base = rate
         elif not self._odd:
@@ -343,17 +280,23 @@ class Law:
         alone = self._mean_executing() / rate
         crowded = self._alone is None or alone > CROWDED * self._alone
         self._alone = alone if self._alone is None else min(alone, self._alone)
-        rested = self._windows >= min(self._patience, 4) and sight.now - self._tried >= REST
-        if (self._windows >= self._patience or rested) and self._matters():
-            may_rise = self.limit < self.ceiling and not self._owed[0]
-            may_fall = self.limit > 1 and (crowded or self.limit < self.ceiling) and not self._owed[1]
-            if (self._down or not may_rise) and may_fall:
-                self._try(sight, max(1, round(self.limit * (0.7 if self.limit > 64 else 0.5))))
-                return
-            if may_rise:
-                self._try(sight, self._more(2 if self._vain < 2 else 1.5))
-                return
-        self._new_window(sight.now, sight.active)
+        limit = self._next(sight.now, crowded=crowded)
+        if limit is None:
+            self._new_window(sight.now, sight.active)
+        else:
+            self._try(sight, limit)
+
+    def _next(self, now: float, *, crowded: bool) -> int | None:
+        """The limit to be tried now. None: it is not time for that, or nothing is to be gained."""
+        rested = self._windows >= min(self._patience, 4) and now - self._tried >= REST
+        if not (self._windows >= self._patience or rested) or not self._matters():
+            return None
+        limit, (more, less) = self.limit, self._owed
+        may_rise = limit < self.ceiling and not more
+        may_fall = limit > 1 and (crowded or limit < self.ceiling) and not less
+        if may_fall and (self._down or not may_rise):
+            return max(1, round(limit * (0.7 if limit > 64 else 0.5)))
+        return self._more(2 if self._vain < 2 else 1.5) if may_rise else None
 
     # ------------------------------------------------------------------------------- TRY
 
@@ -361,7 +304,7 @@ class Law:
         """Go to another limit, for some windows."""
         self._from, self.limit, self.stage = self.limit, limit, TRY
         self._down = limit < self._from
-        self._rates, self._tried, self._all = [], sight.now, 0
+        self._rates, self._tried, self._all = (), sight.now, 0
         self._new_window(sight.now, sight.active)
         if not self._down:
             self._settles, self._to_end = True, self._from
@@ -381,11 +324,12 @@ class Law:
 
     def _booms(self, now: float) -> bool:
         """A higher limit has brought so much more that there is no need to wait for a whole window."""
-        if self.stage is not TRY or self._down or not self._base or not self._first:
+        first = self._rise.first
+        if self.stage is not TRY or self._down or not self._base or not first:
             return False
         due = self._base * (now - self._tried)
         wanted = 1.1 * (1 + 0.3 * (self.limit / self._from - 1))
-        return now - self._tried >= 1.5 * self._first and self._all >= max(wanted * due, due + 8, due + 3 * sqrt(due))
+        return now - self._tried >= 1.5 * first and self._all >= max(wanted * due, due + 8, due + 3 * sqrt(due))
 
     def _is_hopeless(self, now: float) -> bool:
         """So little gets done that the verdict is clear."""
@@ -401,7 +345,7 @@ class Law:
         if not self._base:
             self._accept(sight, rate)
             return
-        self._rates.append(rate)
+        self._rates = *self._rates, rate
         mean = len(self._rates) / sum(1 / each for each in self._rates)
         gain = log(mean / self._base)
         verdict = self._of_less(gain, mean) if self._down else self._of_more(gain)
@@ -449,7 +393,9 @@ class Law:
         """Go back, and rest for longer before the next try, which goes the other way."""
         assert self._since is not None
         if self._base:
-            self._owed[self._down] += max(0.0, (self._base - rate) * (sight.now - self._since))
+            lost = max(0.0, (self._base - rate) * (sight.now - self._since))
+            more, less = self._owed
+            self._owed = (more, less + lost) if self._down else (more + lost, less)
             if self._down and self._from >= self.ceiling:
                 self._alone = self._mean_executing() / max(rate, 1e-9)  # that is how long they take here
         self.limit = self._from
@@ -470,7 +416,3 @@ class Law:
         self.stage = STAY
         self._windows, self._odd, self._tried = windows, 0, sight.now
         self._new_window(sight.now, sight.active)
-
-
-RISE_PERIOD = 1e-3
-"""Seconds between two looks while the limit rises."""

@@ -24,15 +24,15 @@ from cmwq._core.config import DFL_ACTIVE
 from cmwq._core.held import holding, outside
 from cmwq._errors import ThreadLimit
 from cmwq._pool.alarm import Alarm
-from cmwq._workqueue.learned import FIRST, Law, Sight, Stage
+from cmwq._workqueue.learned import NEVER, Law, Stage
 from cmwq._workqueue.phase import LearnedPhase, Phase
+from cmwq._workqueue.rising import FIRST, Sight
 
 if TYPE_CHECKING:
     from cmwq._pool.worker import Worker
     from cmwq._workqueue.pwq import PoolWorkQueue
     from cmwq._workqueue.queue import WorkQueue
 
-NEVER = 1 << 30
 SAMPLE = 8
 """Of so many works it is asked how they wait."""
 STRIKES = 3
@@ -149,6 +149,15 @@ def end(pwq: PoolWorkQueue) -> None:
     if learning is not None:
         learning.alarm.cancel()
         pwq.learning = None
+
+
+@holding("pwq.pool.lock")
+def mend(pwq: PoolWorkQueue) -> None:
+    """Make the place agree with its law after an interruption. The caller lists the items that have room."""
+    begin(pwq)
+    learning = pwq.learning
+    if learning is not None and learning.law.watches:
+        learning.left = learning.quota = 1  # what has ended since the law was asked is lost
 
 
 def remember(pwq: PoolWorkQueue, limit: int) -> None:

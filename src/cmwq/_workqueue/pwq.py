@@ -247,7 +247,7 @@ class PoolWorkQueue:
     def mend_limit(self) -> None:
         """Make the limit what the law says, after an interruption. The caller lists the items that have room."""
         if self.learning is not None:
-            learning.begin(self)
+            learning.mend(self)
 
     @holding("self.pool.lock")
     def tell_learning(self) -> None:
