@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from copy import copy
 from enum import Enum
-from math import log, sqrt
+from math import exp, log, sqrt
 
 from cmwq._workqueue.rising import FIRST, Rise, Sight
 
@@ -52,8 +52,12 @@ LULL = 8e-3
 """Seconds between two looks at least, while nothing is tried."""
 SPANS = 2
 """A window lasts at least so many times what a work takes alone: works that begin together end together."""
+HOPELESS = 0.7
+"""The logarithm of how many times less gets done if a try is ended at once."""
 NOISE = 0.04
 """The variance of the logarithm of a window's rate, until it is known."""
+NOISY = 0.1
+"""If the noise is so many times this, windows are that much longer."""
 UNLIMITED = 12
 """Windows to wait, where there is no limit, until a lower one is tried."""
 SPENT = 0.02
@@ -182,7 +186,7 @@ class Law:
     # ------------------------------------------------------------------------------- windows
 
     def _needed(self) -> int:
-        return max(self.limit, LEAST)
+        return max(self.limit, LEAST) * (1 + min(3, int(self._noise / NOISY)))
 
     def _new_window(self, now: float, active: int) -> None:
         self._good = self._bad = self._executing = self._looks = 0
@@ -251,6 +255,7 @@ class Law:
         elif (share > 0.5 or sight.sleepers) and self._matters():
             self._try(sight, self._more(2))
         else:  # the first works may have been slow for other reasons: a connection, a cache
+            self._patience = 1 if share > 0.3 else 2
             self._new_window(sight.now, sight.active)
 
     def _more(self, ratio: float) -> int:
@@ -265,16 +270,18 @@ class Law:
         self._owed = max(0.0, more - SPENT * self._good), max(0.0, less - SPENT * self._good)
         off = log(rate / self._base) if self._base and self._windows else 0.0
         odd = abs(off) > max(CHANGE, 3 * sqrt(self._noise))
-        if self._windows and not odd:
-            self._noise += 0.2 * (off * off - self._noise)
+        if self._windows:
+            self._noise += 0.2 * (min(off * off, 1.0) - self._noise)
         self._odd = self._odd + 1 if odd else 0
         if self._odd >= 2:
             self._windows = self._odd = self._vain = 0
             self._patience, self._owed, self._best = 1, (0.0, 0.0), 0.0
-        if self._base is None or not self._windows:
+        if not self._base or not self._windows:
             self._base = rate
-        elif not self._odd:
-            self._base += 0.3 * (rate - self._base)
+        elif not self._odd or self._windows < 3:
+            # In time, not in rate: of two windows the longer one says more.
+            weight = max(0.3, 1 / (self._windows + 1))
+            self._base = 1 / ((1 - weight) / self._base + weight / rate)
         self._windows += 1
         self._best = max(self._best, self._base)
         alone = self._mean_executing() / rate
@@ -292,8 +299,8 @@ class Law:
         if not (self._windows >= self._patience or rested) or not self._matters():
             return None
         limit, (more, less) = self.limit, self._owed
-        may_rise = limit < self.ceiling and not more
-        may_fall = limit > 1 and (crowded or limit < self.ceiling) and not less
+        may_rise = limit < self.ceiling and (rested or not more)
+        may_fall = limit > 1 and (crowded or limit < self.ceiling) and (not less or (rested and limit < self.ceiling))
         if may_fall and (self._down or not may_rise):
             return max(1, round(limit * (0.7 if limit > 64 else 0.5)))
         return self._more(2 if self._vain < 2 else 1.5) if may_rise else None
@@ -337,7 +344,7 @@ class Law:
         if self._base is None:
             return False
         due = self._base * (now - self._since)
-        return due >= max(6, self._from / 2) and self._good < 0.5 * due
+        return due >= max(6, self._from / 2) and self._good < due * exp(-max(HOPELESS, 2 * sqrt(self._noise)))
 
     def _judge(self, sight: Sight) -> None:
         """A window at the limit tried is over."""
@@ -399,11 +406,11 @@ class Law:
             if self._down and self._from >= self.ceiling:
                 self._alone = self._mean_executing() / max(rate, 1e-9)  # that is how long they take here
         self.limit = self._from
-        self._vain += 2 if self._streak else 1  # after a streak it is known what is on the other side
+        # After a streak it is known what is on the other side, and more places do less harm than too few.
+        self._down, self._vain = not (self._down or self._streak), self._vain + (2 if self._streak else 1)
         self._streak = False
         self._patience = 1 if self._vain < 2 else min(4 * 2**self._vain, 64)
         self._go_on(sight, 0)
-        self._down = not self._down
 
     def _give_up(self, sight: Sight) -> None:
         """The window is void: nearly all failed."""
