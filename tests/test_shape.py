@@ -67,9 +67,9 @@ SYSTEM = {
 MODULE, FUNCTION, ATTRIBUTES = 450, 60, 30
 
 LARGE = {
-    "_workqueue/queue.py": (490, "`WorkQueue` is the face that users see: most of it is what its methods promise"),
+    "_workqueue/queue.py": (500, "`WorkQueue` is the face that users see: most of it is what its methods promise"),
     "cli/map.py": (495, "the command with the most options, each of which is explained"),
-    "testing/sim.py": (830, "host, sensor and scripts of the simulator: three modules to be"),
+    "testing/sim.py": (835, "host, sensor and scripts of the simulator: three modules to be"),
 }
 """Modules that are larger than they should be, how large they may be, and why."""
 

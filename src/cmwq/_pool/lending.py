@@ -11,6 +11,8 @@ Guarantees
 - Where the limit is the default one, which protects no resource of the user's, nothing hangs for want of a place. If
   in a whole period no work of the queue's place began or ended, none of them is listed, and none of those that execute
   used any CPU, then 1 of them lends its place, then 2, 4, ... So only the cap on threads bounds how deep such waits go.
+- A learned limit, which may protect something, is lent like the default one, but only after all have rested for a
+  second, and for four times what works usually take.
 - An explicit limit is kept in all other cases (E11): a work that sleeps may be using what the limit protects.
 - Ordered queues lend nothing (E2).
 

@@ -58,8 +58,8 @@ NOISE = 0.04
 """The variance of the logarithm of a window's rate, until it is known."""
 NOISY = 0.1
 """If the noise is so many times this, windows are that much longer."""
-UNLIMITED = 12
-"""Windows to wait, where there is no limit, until a lower one is tried."""
+UNLIMITED = 30
+"""Windows to wait, where there is no limit, until a lower one is tried: that costs half a window or so."""
 SPENT = 0.02
 """The share of the works done that tries may cost."""
 REST = 1.0
@@ -186,7 +186,8 @@ class Law:
     # ------------------------------------------------------------------------------- windows
 
     def _needed(self) -> int:
-        return max(self.limit, LEAST) * (1 + min(3, int(self._noise / NOISY)))
+        needed = max(self.limit, LEAST)
+        return needed if self.limit < self._from >= self.ceiling else needed * (1 + min(3, int(self._noise / NOISY)))
 
     def _new_window(self, now: float, active: int) -> None:
         self._good = self._bad = self._executing = self._looks = 0
@@ -368,7 +369,7 @@ class Law:
         doubt = sqrt(self._noise / len(self._rates))
         if gain >= 0.05 + doubt and (self._from < self.ceiling or len(self._rates) > 1):
             return True
-        if gain <= -0.05 - doubt:
+        if gain <= -0.05 - (0.05 if self._from >= self.ceiling else doubt):
             return False
         if len(self._rates) < 3:
             return None

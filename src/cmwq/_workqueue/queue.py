@@ -57,7 +57,8 @@ class WorkQueue(Gate):
     name: shown in snapshots, logs and thread names. It need not be unique.
     max_active: how many works of this queue may be active on one pool at a time (E1); the others wait, in order. A work
         does not count while it waits for another's result or in `concurrent.futures.wait`. The default is 256; with it,
-        a work that sleeps for any other reason does not count either while no work of the queue moves.
+        a work that sleeps for any other reason does not count either while no work of the queue moves. "auto": the
+        limit is learned from what gets done, between 1 and 256 on each pool (E11; docs/adaptive.md).
     ordered: exactly one work at a time, in queueing order (E2). Then max_active is 1, and scope must be "system".
     scope: "system": one pool for all CPUs. "cpu": a pool per CPU, with its workers bound to it. "smt", "cache", "numa":
         a pool per set of CPUs that share a core, their largest cache, or their memory (A1).
@@ -299,7 +300,8 @@ class WorkQueue(Gate):
     @property
     def max_active(self) -> int:
         """How many works may be active on one pool; settable at any time. Raising it starts waiting works at once;
-        lowering it lets active works end. An ordered queue's is 1 and stays 1. Raises TypeError, ValueError.
+        lowering it lets active works end. "auto": from now on it is learned; a number ends that, and reading it gives
+        the limit in force, the highest of the pools. An ordered queue's is 1 and stays 1. Raises TypeError, ValueError.
         """
         limit = self._limit
         return learned_limit(self) if limit is None else limit
