@@ -296,12 +296,12 @@ class Law:
 
     def _next(self, now: float, *, crowded: bool) -> int | None:
         """The limit to be tried now. None: it is not time for that, or nothing is to be gained."""
-        rested = self._windows >= min(self._patience, 4) and now - self._tried >= REST
+        rested = self.limit < self.ceiling and self._windows >= 4 and now - self._tried >= REST
         if not (self._windows >= self._patience or rested) or not self._matters():
             return None
         limit, (more, less) = self.limit, self._owed
         may_rise = limit < self.ceiling and (rested or not more)
-        may_fall = limit > 1 and (crowded or limit < self.ceiling) and (not less or (rested and limit < self.ceiling))
+        may_fall = limit > 1 and (crowded or limit < self.ceiling) and (rested or not less)
         if may_fall and (self._down or not may_rise):
             return max(1, round(limit * (0.7 if limit > 64 else 0.5)))
         return self._more(2 if self._vain < 2 else 1.5) if may_rise else None
