@@ -83,17 +83,16 @@ class Learning:
     @holding("pwq.pool.lock")
     def look(self, pwq: PoolWorkQueue) -> None:
         """Show the law what happened since it was asked last, and do what it says."""
-        law, failed, pool = self.law.copy(), self.failed, pwq.pool
+        law, pool = self.law.copy(), pwq.pool
         executing = [worker for worker in pool.workers if worker.item is not None and worker.item.pwq is pwq]
         ended = self.quota - self.left
+        failed = min(ended, self.failed - self.seen_failed)  # others that raised have not quite ended yet
         if not ended and law.stage is Stage.RISE:
             self.sleepers = self.strikes < STRIKES and _all_sleep(executing)
             self.strikes += bool(executing) and not self.sleepers
-        sight = Sight(
-            pool.host.monotonic(), ended, failed - self.seen_failed, len(executing), pwq.nr_active, self.sleepers
-        )
+        sight = Sight(pool.host.monotonic(), ended, failed, len(executing), pwq.nr_active, self.sleepers)
         law.see(sight)
-        self.seen_failed = failed
+        self.seen_failed += failed
         self._adopt(law, pwq)
         if law.stage is Stage.STAY:
             remember(pwq, law.limit)

@@ -2,7 +2,7 @@
 
 While no work has ended there is nothing to judge, and most queues need no limit. So the limit rises with time, and how
 fast is a guess from how the works wait. Works that sleep for a time of their own (`time.sleep`) need nothing that could
-be short, so their limit rises as fast as threads can be made. All others may be waiting for one another, or for the one
+be short, so their limit doubles at each look, which is about as fast as threads can be made. All others may be waiting for one another, or for the one
 thing that gets slower with each of them. If they do, the more there are, the later the first one ends. So their limit
 rises with the cube root of the time, which even a service that slows down with the square of the load can stand.
 
@@ -18,10 +18,8 @@ FIRST = 4
 """The limit of a queue of which nothing is known."""
 PERIOD = 1e-3
 """Seconds between two looks, at first."""
-SLEEPERS = 32_000.0
-"""Places that are added per second while nothing ends, if the works sleep: about as fast as threads can be made."""
 OTHERS = 2e-3
-"""If they do not, the limit has doubled after seven times this many seconds: a work of a hundredth of a second ends
+"""If works do not sleep, the limit has doubled after seven times this many seconds: a work of a hundredth of a second ends
 among seven, one of a second among thirty.
 """
 ENOUGH = 8
@@ -54,7 +52,7 @@ class Sight(NamedTuple):
 class Rise:
     """What is seen while the limit rises."""
 
-    __slots__ = ("_area", "_good", "_last", "_part", "_rose", "_since", "alone", "first")
+    __slots__ = ("_area", "_failed", "_good", "_last", "_part", "_rose", "_since", "alone", "first")
 
     def __init__(self, now: float = 0.0) -> None:
         self._since = now  # L: when it began; later: when the first work ended well
@@ -63,6 +61,7 @@ class Rise:
         self.first: float | None = None  # L: seconds until the first work ended well; None: none has
         self.alone: float | None = None  # L: seconds a work takes if nothing is in its way, as far as is known
         self._last = now  # L: when a work ended well last
+        self._failed = 0  # L: works that failed before the first ended well
         self._good = 0  # L: works that ended well after the first
         self._area = 0.0  # L: seconds that all works together have taken since then
 
@@ -76,6 +75,7 @@ class Rise:
             self._since = sight.now
         elif sight.ended:
             self._since = self._rose = sight.now  # failures prove nothing
+            self._failed += sight.ended
         if good:
             self._last = sight.now
         if self._good >= ENOUGH and self._alone_by_first() >= ANOTHER_REASON:
@@ -98,19 +98,17 @@ class Rise:
     def limit(self, sight: Sight, limit: int) -> int:
         """The limit to which it has risen, from that one."""
         now, share = sight.now, self.share()
-        if now - self._rose < 0.5 * PERIOD:
+        if now - self._rose < 0.5 * PERIOD or (self.first is None and self._failed >= limit):
             return limit
         if not self._is_silent(now) and share <= (0.15 if sight.sleepers else UNHINDERED):
             return limit
         passed = min(now - self._rose, 4 * self.period(now))
         self._rose = now
         if sight.sleepers:
-            more = passed * SLEEPERS
-        elif self.first is None:
+            return 2 * limit
+        if self.first is None:
             return max(limit, int(FIRST * (1 + (now - self._since) / OTHERS) ** (1 / 3)))
-        else:
-            more = passed * limit / self.first * (1 if share > UNHINDERED else 0.25)
-        more += self._part
+        more = self._part + passed * limit / self.first * (1 if share > UNHINDERED else 0.25)
         self._part = more % 1
         return limit + int(more)
 
