@@ -2,9 +2,9 @@
 
 While no work has ended there is nothing to judge, and most queues need no limit. So the limit rises with time, and how
 fast is a guess from how the works wait. Works that sleep for a time of their own (`time.sleep`) need nothing that could
-be short, so their limit doubles at each look, which is about as fast as threads can be made. All others may be waiting for one another, or for the one
-thing that gets slower with each of them. If they do, the more there are, the later the first one ends. So their limit
-rises with the cube root of the time, which even a service that slows down with the square of the load can stand.
+be short, so their limit doubles at each look, which is about as fast as threads can be made. All others may be waiting
+for one another, or for the one thing that gets slower with each of them. If they do, the more there are, the later the
+first one ends. So their limit rises with the cube root of the time, which even a service that slows down with the square of the load can stand.
 
 Once works end, the limit goes on rising while they take no longer than the first one did, at most to double in the time
 that one took; and if works stop ending, because short ones ended and long ones are left.
@@ -19,8 +19,8 @@ FIRST = 4
 PERIOD = 1e-3
 """Seconds between two looks, at first."""
 OTHERS = 2e-3
-"""If works do not sleep, the limit has doubled after seven times this many seconds: a work of a hundredth of a second ends
-among seven, one of a second among thirty.
+"""If works do not sleep, the limit has doubled after seven times this many seconds: a work of a hundredth of a second
+ends among seven, one of a second among thirty.
 """
 ENOUGH = 8
 """So many works have to end well before it is said how long they take."""
@@ -98,7 +98,7 @@ class Rise:
     def limit(self, sight: Sight, limit: int) -> int:
         """The limit to which it has risen, from that one."""
         now, share = sight.now, self.share()
-        if now - self._rose < 0.5 * PERIOD or (self.first is None and self._failed >= limit):
+        if now - self._rose < 0.5 * PERIOD or (self.first is None and self._failed >= FIRST):
             return limit
         if not self._is_silent(now) and share <= (0.15 if sight.sleepers else UNHINDERED):
             return limit
