@@ -4,7 +4,8 @@ While no work has ended there is nothing to judge, and most queues need no limit
 fast is a guess from how the works wait. Works that sleep for a time of their own (`time.sleep`) need nothing that could
 be short, so their limit doubles at each look, which is about as fast as threads can be made. All others may be waiting
 for one another, or for the one thing that gets slower with each of them. If they do, the more there are, the later the
-first one ends. So their limit rises with the cube root of the time, which even a service that slows down with the square of the load can stand.
+first one ends. So their limit rises with the cube root of the time, which even a service that slows down with the
+square of the load can stand.
 
 Once works end, the limit goes on rising while they take no longer than the first one did, at most to double in the time
 that one took; and if works stop ending, because short ones ended and long ones are left.
