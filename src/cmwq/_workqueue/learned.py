@@ -41,7 +41,7 @@ from copy import copy
 from enum import Enum
 from math import exp, log, sqrt
 
-from cmwq._workqueue.rising import FIRST, Rise, Sight
+from cmwq._workqueue.rising import FIRST, UNHINDERED, Rise, Sight
 
 NEVER = 1 << 30
 LEAST = 12
@@ -240,7 +240,12 @@ class Law:
             self._since, self._good = sight.now, 0  # what gets done is counted from here on
         rise.see(sight, good, elapsed)
         share = rise.share()
-        if self._good >= (max(LEAST, self.limit // 4) if share < 0.5 and not sight.sleepers else self._needed()):
+        needed = self._needed()
+        if share < 0.5 and not sight.sleepers:
+            needed = max(LEAST, self.limit // 4)
+        elif share > UNHINDERED and self.limit < self.ceiling:
+            needed *= 4  # it goes on rising
+        if self._good >= needed:
             self._end_rise(sight, share)
         else:
             self.limit = min(self.ceiling, rise.limit(sight, self.limit))
@@ -323,7 +328,8 @@ class Law:
         assert self._since is not None
         self._good += good
         self._to_end -= sight.ended
-        if sight.active <= self.limit and self._to_end <= 0:
+        here = sight.executing > 0.85 * self.limit or self._to_end < -self.limit  # threads take time to begin
+        if sight.active <= self.limit and self._to_end <= 0 and (here or self._down):
             self._new_window(sight.now, sight.active)
         elif self.stage is TRY and self._is_hopeless(sight.now):
             self._reject(sight, self._rate(sight.now))
