@@ -79,36 +79,6 @@ class Phase:
         self.leave()
 
 
-class LearnedPhase(Phase):
-    """A phase of a place whose limit is learned (E11): it counts down the works that end."""
-
-    __slots__ = ()
-
-    @holding("self.pwq.pool.lock")
-    def retire(self) -> None:
-        pwq = self.pwq
-        # The code of `Phase.retire`: a call of it would take longer than all that is added.
-        self.count -= 1
-        if not pwq.attends:
-            pwq.nr_active -= 1
-        elif pwq.nr_withdrawn or pwq.careful or pwq.nr_active > pwq.max_active:
-            pwq.nr_active -= 1
-            pwq.attend()
-        else:
-            pwq.pool.worklist.append(pwq.inactive[0])
-            del pwq.inactive[0]
-            if not pwq.inactive:
-                pwq.attends = False
-                pwq.tell_learning()
-        if not self.count and self is not pwq.phase:
-            pwq.complete_phases(self)
-        learning = pwq.learning
-        if learning is not None:
-            learning.left -= 1
-            if learning.left <= 0:
-                learning.look(pwq)
-
-
 class Outside(Phase):
     """The phase of works that are not queued yet. They may be taken back, and no flush waits for them."""
 
