@@ -46,6 +46,9 @@ class Places:
         self.sim.sleep(seconds)
         self.free += 1
         self.asking -= 1
+        self.tell()
+
+    def tell(self) -> None:
         if self.line:
             self.line.popleft().unpark()
 
@@ -314,14 +317,35 @@ def test_E11_an_executor_takes_auto(universe: cmwq.Runtime) -> None:
 
 
 def test_E11_works_that_wait_for_one_another_unseen_are_not_kept_apart_for_good(universe: cmwq.Runtime) -> None:
-    """More works than places wait for the last one, by means that cmwq can't see: after a while they lend their
-    places.
-    """
+    """More works than places wait for the last one, by means that cmwq can't see. None gives up."""
     wq = cmwq.WorkQueue("q", max_active="auto", runtime=universe)
     told = threading.Event()
-    waiting = [wq.submit(told.wait, HANG) for _ in range(100)]
+    waiting = [wq.submit(told.wait, HANG) for _ in range(50)]
     wq.submit(told.set)
     assert all(future.result(HANG) for future in waiting)
+
+
+def test_E11_under_a_limit_that_was_learned_works_lend_their_places_when_nothing_moves() -> None:
+    """Learned is about 4; then 40 works wait, unseen, for one that comes after them."""
+    sim = Simulation(cpus=2)
+
+    def main() -> None:
+        with sim.runtime(lends=True) as runtime:
+            wq = cmwq.WorkQueue("q", max_active="auto", runtime=runtime)
+            places, event = Places(sim, 4), Places(sim, 0)
+            for _ in range(200):
+                wq.submit(places.use, 0.01)
+            wq.flush()
+            assert wq.max_active <= 16
+            for _ in range(40):
+                wq.submit(event.use, 0.01)
+            wq.submit(setattr, event, "free", 1)
+            for _ in range(40):
+                wq.submit(event.tell)
+            wq.flush()
+            assert not event.line
+
+    sim.run(main)
 
 
 def test_G2_E11_the_child_of_a_fork_learns_anew(universe: cmwq.Runtime, gate: Gate) -> None:

@@ -23,6 +23,10 @@ OTHERS = 2e-3
 """If works do not sleep, the limit has doubled after seven times this many seconds: a work of a hundredth of a second
 ends among seven, one of a second among thirty.
 """
+HANGS = 2.0
+"""After so many seconds without an end the limit doubles each time they pass again: the works may wait for others that
+have no place yet.
+"""
 ENOUGH = 8
 """So many works have to end well before it is said how long they take."""
 UNHINDERED = 0.75
@@ -108,7 +112,9 @@ class Rise:
         if sight.sleepers:
             return 2 * limit
         if self.first is None:
-            return max(limit, int(FIRST * (1 + (now - self._since) / OTHERS) ** (1 / 3)))
+            waited = now - self._since
+            risen = FIRST * (1 + min(waited, HANGS) / OTHERS) ** (1 / 3)
+            return max(limit, int(risen * 2 ** max(0.0, waited / HANGS - 1)))
         more = self._part + passed * limit / self.first * (1 if share > UNHINDERED else 0.25)
         self._part = more % 1
         return limit + int(more)
