@@ -214,6 +214,23 @@ def test_E11_no_timer_is_left_and_none_exists_while_no_work_waits() -> None:
     simulate(scenario)
 
 
+def test_E11_G4_the_law_watches_only_while_works_wait() -> None:
+    """Also if the last one that waited got the place of one that ended, which is the usual way."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        runtime.limits["q", "system"] = 4
+        wq = cmwq.WorkQueue("q", max_active="auto", runtime=runtime)
+        for n in range(5):
+            wq.submit(sim.sleep, 1.0 + n)
+        assert learning(wq).law.watches
+        sim.sleep(1.5)
+        assert wq.nr_unfinished() == 4
+        assert not learning(wq).law.watches
+        wq.flush()
+
+    simulate(scenario)
+
+
 def test_E8_E11_nothing_is_learned_and_nothing_rises_while_the_queue_is_frozen() -> None:
     def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
         wq = cmwq.WorkQueue("q", max_active="auto", freezable=True, runtime=runtime)
