@@ -10,8 +10,8 @@ MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check lint types bench performance suite stress scale faults hotplug model mutants \
-	cpython-tests promises clean setup interrupted storms tsan bench-exec
+.PHONY: help demo test test-all check lint types bench bench-auto bench-exec performance suite stress scale faults \
+	hotplug model mutants cpython-tests promises clean setup interrupted storms tsan
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -68,6 +68,11 @@ hotplug: EXTRAS := bench
 hotplug: setup  ## latency of works while a CPU goes offline and comes back; chart in out/ (root)
 	@mkdir -p out
 	$(PY) bench/hotplug.py --chart out/hotplug.svg $(ARGS)
+
+bench-auto: EXTRAS := bench
+bench-auto: setup  ## the limit that is learned, beside every number and beside none: a table; plots over time in out/
+	@mkdir -p out
+	$(PY) bench/adaptive.py --chart out/adaptive.svg $(ARGS)
 
 model: setup  ## the runtime beside a model of it: 2,000 random programs of 50 steps, and 1,000 of CPUs that come and go
 	CMWQ_MODEL_EXAMPLES=2000 CMWQ_MODEL_STEPS=50 CMWQ_MODEL_INTERLEAVINGS=1000 $(PY) -m pytest --timeout 3600 \

@@ -192,6 +192,29 @@ class SubmitInactive(Submit, name="submit beyond max_active"):
         self.close_gate()
 
 
+class SubmitLearned(Submit, name="submit beyond a learned limit"):
+    options: ClassVar = {"max_active": "auto"}
+
+    def arrange(self) -> None:
+        super().arrange()
+        for _ in range(4):  # as many as it begins with
+            self.close_gate()
+
+
+class LearnNoMore(Submit, name="set max_active, which was learned"):
+    options: ClassVar = {"max_active": "auto"}
+
+    def arrange(self) -> None:
+        super().arrange()
+        for _ in range(4):
+            self.close_gate()
+        super().act()
+
+    def act(self) -> None:
+        self.queue.max_active = 7
+        self.queue.max_active = "auto"
+
+
 class SubmitWork(Operation, name="submit(work)"):
     def arrange(self) -> None:
         self.item = self.work()

@@ -126,6 +126,35 @@ def test_F10_lists_that_were_emptied_to_be_filled_anew_are_filled() -> None:
     simulate(scenario)
 
 
+def test_E11_F10_a_law_that_is_not_in_force_yet_is_put_in_force() -> None:
+    """And it is asked anew, with nothing counted twice."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", max_active="auto", runtime=runtime)
+        pool = used_pool(runtime, wq)
+        for _ in range(40):
+            wq.submit(sim.sleep, 1.0)
+        (place,) = wq.places()
+        learning = place.learning
+        assert learning is not None
+        law = learning.law.copy()
+        law.limit = 30
+
+        def steps() -> None:
+            learning.law = law
+            learning.left, learning.quota = 3, 1 << 30
+
+        interrupted(pool, steps)
+        runtime.check_invariants()
+        assert place.max_active == 30
+        assert place.nr_active == 30
+        assert learning.left == learning.quota == 1
+        wq.flush()
+        assert learning.law.usual() < 100
+
+    simulate(scenario)
+
+
 def test_F10_a_phase_that_was_sealed_and_has_no_successor_gets_one() -> None:
     """Else works queued later would be counted in a phase that is done."""
 

@@ -267,6 +267,10 @@ class Host(Protocol):
         """What a thread waits for in the system, in words; empty: nothing, or not known."""
         ...
 
+    def sleeps(self, tid: int) -> bool:
+        """Whether a thread sleeps for a time that it chose itself, as in `time.sleep`; False: no, or not known."""
+        ...
+
     def watch_process(self, runtime: Runtime) -> None:
         """From now on call `runtime.process_forked()` in the child of a fork, and `runtime.process_exits()` at exit, or
         at once if exit is over. The runtime is complete and has started nothing.

@@ -228,5 +228,8 @@ class ThreadHost:
             return ""
         return "" if function in ("", "0") else f"asleep in the kernel's {function}"
 
+    def sleeps(self, tid: int) -> bool:
+        return self.waits_in(tid).endswith("nanosleep")
+
     def watch_process(self, runtime: Runtime) -> None:
         life.watch(runtime)

@@ -62,6 +62,11 @@ class Source(Protocol):
         ...
 
     @property
+    def rest_to_lend(self) -> float:
+        """Seconds for which all its works must rest before they lend their places, if its limit is no explicit one."""
+        ...
+
+    @property
     def ordered(self) -> bool:
         """Whether its works run one at a time, in queueing order (E2)."""
         ...

@@ -11,6 +11,8 @@ Guarantees
 - Where the limit is the default one, which protects no resource of the user's, nothing hangs for want of a place. If
   in a whole period no work of the queue's place began or ended, none of them is listed, and none of those that execute
   used any CPU, then 1 of them lends its place, then 2, 4, ... So only the cap on threads bounds how deep such waits go.
+- A learned limit, which may protect something, is lent like the default one, but only after all have rested for a
+  second, and for four times what works usually take.
 - An explicit limit is kept in all other cases (E11): a work that sleeps may be using what the limit protects.
 - Ordered queues lend nothing (E2).
 
@@ -121,13 +123,14 @@ def _index(worker: Worker) -> int:
 class Lending(Alarm):
     """What is known of one pool's places. The alarm is set only while works wait inactive."""
 
-    __slots__ = ("pause", "seen", "steps")
+    __slots__ = ("pause", "rests", "seen", "steps")
 
     def __init__(self) -> None:
         super().__init__()
         self.pause = 0.0  # L: until the next look
         self.seen: WeakKeyDictionary[PoolWorkQueue, Sight] = WeakKeyDictionary()  # T
         self.steps: WeakKeyDictionary[PoolWorkQueue, int] = WeakKeyDictionary()  # T: how many are to lend next
+        self.rests: WeakKeyDictionary[PoolWorkQueue, float] = WeakKeyDictionary()  # T: since when all have rested
 
 
 @holding("pool.lock")
@@ -169,6 +172,7 @@ def look(pool: WorkerPool) -> None:
             if pwq not in now:
                 lending.seen.pop(pwq)
                 lending.steps.pop(pwq, None)
+                lending.rests.pop(pwq, None)
         if lent:
             pool.kick_or_settle()
         lending.cancel()  # activate() may have set one
@@ -185,7 +189,11 @@ def _who_lends(lending: Lending, pwq: PoolWorkQueue, before: Sight, now: Sight) 
     known = [worker for worker in lenders if waits_for_works(worker)]
     if not all(before.still_holds(worker) for worker in before.holders):
         lending.steps.pop(pwq, None)  # one has ended: begin with one again
+    if not before.all_rested(now):
+        lending.rests.pop(pwq, None)
     if known or pwq.wq.has_explicit_limit or not before.all_rested(now):
+        return known
+    if now.at - lending.rests.setdefault(pwq, before.at) < pwq.rest_to_lend:
         return known
     step = lending.steps.get(pwq, 1)
     lending.steps[pwq] = 2 * step

@@ -65,6 +65,7 @@ def mend(pool: WorkerPool) -> None:
         if pwq.sealed and pwq.sealed[-1] is pwq.phase:
             pwq.new_phase()  # sealed, and its successor not made yet
         pwq.complete_phases()
+        pwq.mend_limit()
         pwq.attend()
     if pool.closing:
         dismiss_all(pool)

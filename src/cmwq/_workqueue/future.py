@@ -118,6 +118,7 @@ class Future(cf.Future[T]):
                 self._exception = exc
                 if self.phase.pwq.wq.runtime.on_unfetched is not None:
                     self._note_unfetched(exc)
+            self.phase.pwq.note_failed()
             self._call = self._context = self._kwargs = None
             self = None  # type: ignore[assignment]  # break the cycle through the traceback
         else:

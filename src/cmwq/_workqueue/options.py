@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from cmwq._workqueue.runtime import Runtime
     from cmwq._workqueue.work import Work
 
+AUTO = "auto"
+"""The limit that is learned (E11)."""
 SCOPES = ("cpu", "smt", "cache", "numa", "system")
 DELAYED = ("cancel", "run")
 """What can happen, when a queue closes, to works whose time has not come."""
@@ -25,7 +27,7 @@ class QueueOptions:
     """The options of a queue, as explained in `WorkQueue`, checked. Raises TypeError or ValueError for a bad value."""
 
     name: str
-    max_active: int | None
+    max_active: int | str | None
     ordered: bool
     scope: str
     highpri: bool
@@ -45,7 +47,7 @@ class QueueOptions:
         self.full = checks.choice(f"{me}full", self.full, FULL)
         self.delayed = checked_delayed(self.name, self.delayed)
         if self.max_active is not None:
-            self.max_active = checks.integer(f"{me}max_active", self.max_active, 1)
+            self.max_active = checked_limit(self.name, self.max_active)
         if self.max_pending is not None:
             self.max_pending = checks.integer(f"{me}max_pending", self.max_pending, 1)
         for flag in ("ordered", "highpri", "cpu_intensive", "freezable", "rescuer"):
@@ -57,9 +59,19 @@ class QueueOptions:
         if self.ordered and (self.scope != "system" or self.max_active not in (None, 1)):
             raise ValueError(f"{me}an ordered queue has scope 'system' and max_active 1, one work at a time")
 
-    def limit(self) -> int:
-        """How many works may be active on one pool."""
-        return 1 if self.ordered else DFL_ACTIVE if self.max_active is None else self.max_active
+    def limit(self) -> int | None:
+        """How many works may be active on one pool; None: that is to be learned."""
+        if self.max_active is None:
+            return 1 if self.ordered else DFL_ACTIVE
+        return None if isinstance(self.max_active, str) else self.max_active
+
+
+def checked_limit(name: str, limit: int | str) -> int | str:
+    """The option `max_active`, checked: a number, or AUTO. Raises TypeError, ValueError."""
+    me = f"queue {name!r}: max_active"
+    if isinstance(limit, str):
+        return checks.choice(me, limit, (AUTO,))
+    return checks.integer(me, limit, 1)
 
 
 def checked_delayed(name: str, delayed: str | None) -> str | None:

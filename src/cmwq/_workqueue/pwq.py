@@ -14,9 +14,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core.config import DFL_ACTIVE
 from cmwq._core.held import holding
 from cmwq._errors import CmwqError
 from cmwq._pool import events, lane, lending
+from cmwq._workqueue import learning
 from cmwq._workqueue.phase import Outside, Phase
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from cmwq._pool.rescuer import Rescuer
     from cmwq._pool.worker import Worker
     from cmwq._workqueue.future import Future
+    from cmwq._workqueue.learning import Learning
     from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.queued import Queued
 
@@ -34,9 +37,9 @@ class PoolWorkQueue:
     """A queue's place on one pool (the kernel's pool_workqueue)."""
 
     __slots__ = (
-        "__weakref__", "attends", "called", "careful", "exempt", "freezers", "frozen", "gate", "inactive", "lends",
-        "max_active", "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "observed", "outside", "phase", "pool",
-        "sealed", "wq",
+        "__weakref__", "attends", "called", "careful", "exempt", "freezers", "frozen", "gate", "inactive", "learning",
+        "lends", "max_active", "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "observed", "outside", "phase",
+        "pool", "sealed", "wq",
     )  # fmt: skip
 
     def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool, gate: bool) -> None:
@@ -44,7 +47,8 @@ class PoolWorkQueue:
         self.pool = pool  # I
         self.exempt = wq.cpu_intensive  # I
         self.lends = not wq.ordered  # I: a work that waits lends its place to another work
-        self.max_active = wq._max_active  # L: the queue's, as this pool knows it
+        self.learning: Learning | None = None  # L: how the limit is learned; None: it is a number
+        self.max_active = DFL_ACTIVE  # L: set below
         self.nr_active = 0  # L: listed or executing, and not lent
         self.inactive: deque[Item] = deque()  # L: beyond max_active, in order
         self.nr_withdrawn = 0  # L: works in `inactive` or on the pool's worklist, to be passed over
@@ -60,6 +64,7 @@ class PoolWorkQueue:
         self.observed = False  # L to change, read freely: its works are reported to observers (`events`)
         self.careful = frozen  # L: frozen or observed: no work takes the fast path
         self.attends = frozen  # L: careful, or works are inactive: the end of a work needs more than a decrement
+        self._adopt_limit()  # nobody knows the place yet
 
     @holding("self.pool.lock")
     def check_admitted(self, item: Item) -> None:
@@ -85,6 +90,12 @@ class PoolWorkQueue:
 
     def thread_name(self, worker: Worker) -> str:
         return self.wq.thread_name(worker)
+
+    def note_failed(self) -> None:
+        """One of its works raised."""
+        learning = self.learning  # read once: another thread may end it
+        if learning is not None:
+            learning.failed += 1
 
     @holding("self.pool.lock")
     def note_hog(self) -> None:
@@ -145,6 +156,7 @@ class PoolWorkQueue:
         self.attends = self.careful or bool(self.inactive)
         if self.inactive and self.lends and self.pool.lending.timer is None:
             lending.watch(self.pool)
+        self.tell_learning()
 
     @holding("self.pool.lock")
     def attend(self) -> None:
@@ -216,12 +228,37 @@ class PoolWorkQueue:
         self.activate()
         self.pool.settle()
 
-    def set_max_active(self, limit: int) -> None:
+    def adopt_limit(self) -> None:
         """Adopt the queue's new limit, and list the inactive items that have room now."""
         with self.pool.lock:
-            self.max_active = limit
+            self._adopt_limit()
             self.activate()
             self.pool.kick_or_settle()
+
+    def _adopt_limit(self) -> None:
+        """Take over the queue's limit, a number or the learning of one.  Context: lock held, or not known yet."""
+        limit = self.wq._limit
+        if limit is None:
+            learning.begin(self)
+        else:
+            learning.end(self)
+            self.max_active = limit
+
+    @holding("self.pool.lock")
+    def mend_limit(self) -> None:
+        """Make the limit what the law says, after an interruption. The caller lists the items that have room."""
+        if self.learning is not None:
+            learning.mend(self)
+
+    @holding("self.pool.lock")
+    def tell_learning(self) -> None:
+        """Works began to wait for a place, or none does any more."""
+        if self.learning is not None:
+            self.learning.attend(self)
+
+    @property
+    def rest_to_lend(self) -> float:
+        return 0.0 if self.learning is None else self.learning.rest
 
     @holding("self.pool.lock")
     def has_listed(self, item: Item) -> bool:
@@ -250,7 +287,7 @@ class PoolWorkQueue:
     @holding("self.pool.lock")
     def new_phase(self) -> None:
         """Begin the phase after the current one, which was sealed."""
-        self.phase = Phase(self, self.phase.number + 1)
+        self.phase = type(self.phase)(self, self.phase.number + 1)
 
     @holding("self.pool.lock")
     def complete_phases(self, empty: Phase | None = None) -> None:
@@ -313,6 +350,7 @@ class PoolWorkQueue:
                 return
             self.frozen = self.careful = self.attends = True
             lane.merge(self.pool)
+            self.tell_learning()
             worklist = self.pool.worklist
             listed = [item for item in worklist if item.pwq is self]
             if listed:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context, copy_context
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from cmwq._core import checks
 from cmwq._core.held import holding, outside
@@ -24,8 +24,9 @@ from cmwq._workqueue import queueing
 from cmwq._workqueue.drain import close_steps, drain_steps, flush_steps
 from cmwq._workqueue.future import Future
 from cmwq._workqueue.gate import Gate
+from cmwq._workqueue.learning import learned_limit
 from cmwq._workqueue.map import map_calls
-from cmwq._workqueue.options import QueueOptions, checked_delayed, checked_runtime
+from cmwq._workqueue.options import QueueOptions, checked_delayed, checked_limit, checked_runtime
 from cmwq._workqueue.periodic import PeriodicWork
 from cmwq._workqueue.periodic import begin as begin_periodic
 from cmwq._workqueue.pwq import PoolWorkQueue, insert, insert_later, insert_many
@@ -56,7 +57,8 @@ class WorkQueue(Gate):
     name: shown in snapshots, logs and thread names. It need not be unique.
     max_active: how many works of this queue may be active on one pool at a time (E1); the others wait, in order. A work
         does not count while it waits for another's result or in `concurrent.futures.wait`. The default is 256; with it,
-        a work that sleeps for any other reason does not count either while no work of the queue moves.
+        a work that sleeps for any other reason does not count either while no work of the queue moves. "auto": the
+        limit is learned from what gets done, between 1 and 256 on each pool (E11; docs/adaptive.md).
     ordered: exactly one work at a time, in queueing order (E2). Then max_active is 1, and scope must be "system".
     scope: "system": one pool for all CPUs. "cpu": a pool per CPU, with its workers bound to it. "smt", "cache", "numa":
         a pool per set of CPUs that share a core, their largest cache, or their memory (A1).
@@ -94,7 +96,7 @@ class WorkQueue(Gate):
         self,
         name: str,
         *,
-        max_active: int | None = None,
+        max_active: int | Literal["auto"] | None = None,
         ordered: bool = False,
         scope: str = "system",
         highpri: bool = False,
@@ -123,8 +125,8 @@ class WorkQueue(Gate):
         self.delayed = options.delayed  # I: what happens to delayed works when it closes
         self._on_error = on_error  # I
         self._context = context  # I
-        self._max_active = options.limit()  # Q
-        self.has_explicit_limit = max_active is not None  # Q to change, read freely: it is a bound, not a default
+        self._limit = options.limit()  # Q to change: None, if each place learns its own (E11)
+        self.has_explicit_limit = isinstance(options.max_active, int)  # Q to change, read freely: a bound, no default
         self._lock = runtime.host.lock(Rank.QUEUE, mending(self))  # F
         self.nr_hogs = 0  # ~: works that were CPU hogs (A9)
         self._pwqs: dict[WorkerPool, PoolWorkQueue] = {}  # Q to change
@@ -298,20 +300,27 @@ class WorkQueue(Gate):
     @property
     def max_active(self) -> int:
         """How many works may be active on one pool; settable at any time. Raising it starts waiting works at once;
-        lowering it lets active works end. An ordered queue's is 1 and stays 1. Raises TypeError, ValueError.
+        lowering it lets active works end. "auto": from now on it is learned; a number ends that, and reading it gives
+        the limit in force, the highest of the pools. An ordered queue's is 1 and stays 1. Raises TypeError, ValueError.
         """
-        return self._max_active
+        limit = self._limit
+        return learned_limit(self) if limit is None else limit
 
     @max_active.setter
-    def max_active(self, limit: int) -> None:
-        limit = checks.integer(f"queue {self.name!r}: max_active", limit, 1)
-        if self.ordered and limit != 1:
+    def max_active(self, limit: int | Literal["auto"]) -> None:
+        checked = checked_limit(self.name, limit)
+        if self.ordered and checked != 1:
             raise ValueError(f"queue {self.name!r} is ordered: its max_active is 1 and stays so")
         with self._lock:
-            self._max_active = limit
-            self.has_explicit_limit = True
+            self._limit = checked if isinstance(checked, int) else None
+            self.has_explicit_limit = self._limit is not None
             for pwq in self._pwqs.values():
-                pwq.set_max_active(limit)
+                pwq.adopt_limit()
+
+    @property
+    def learns(self) -> bool:
+        """Whether `max_active` is learned."""
+        return self._limit is None
 
     @property
     def max_pending(self) -> int | None:
@@ -397,8 +406,8 @@ class WorkQueue(Gate):
         """Called after something was raised while Q was held: make all places agree with what the queue says."""
         self._change_state()
         for pwq in self._pwqs.values():
-            if pwq.max_active != self._max_active:
-                pwq.set_max_active(self._max_active)
+            if (pwq.learning is None and pwq.max_active) != (self._limit or False):
+                pwq.adopt_limit()
         if self.scope == "system" and self._only is None:
             self._only = next((pwq for pwq in self._pwqs.values() if pwq.pool.runtime is self.runtime), None)
 

@@ -308,6 +308,7 @@ class Queued:
                 self.outcome = (result, None)
         except BaseException as exc:
             self.raised = type(exc)
+            self.phase.pwq.note_failed()
             if any(not future.done() for future in self.futures or ()):
                 self.outcome = (None, exc)
             else:

@@ -111,6 +111,7 @@ class Runtime:
         self.waits = waits_of(host)  # I
         self.hogs = HogReports()  # I
         self.events.clients[Kind.HOG] = self._hear_of_hog
+        self.limits: dict[tuple[str, str], int] = {}  # A: what queues of which name and scope have learned (E11)
         self.leaks: set[tuple[str, str]] = set()  # A: what works of which queue left behind on a thread
         self._turn = itertools.count()  # A: where the next per-CPU work goes if this thread's CPU is unknown
         self.exiting = False  # ~: interpreter exit closes it, or did

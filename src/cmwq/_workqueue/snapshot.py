@@ -49,6 +49,8 @@ class QueueView:
     scope: str
     state: str
     max_active: int
+    learns: bool
+    """max_active is learned, and is the limit in force now: the highest of its pools (E11)."""
     active: int
     inactive: int
     unfinished: int
@@ -118,6 +120,7 @@ def view_of_queue(wq: WorkQueue) -> QueueView:
         scope=wq.scope,
         state=wq._state.value,
         max_active=wq.max_active,
+        learns=wq.learns,
         active=active,
         inactive=inactive,
         unfinished=unfinished,

@@ -322,7 +322,7 @@ def _describe_place(pwq: Source, seconds: float, resting: set[Worker]) -> Stall:
         pending = sum(not item.withdrawn for item in pwq.inactive)
         found = _executed(worker for worker in pool.workers if worker.item is not None and worker.item.pwq is pwq)
         holders = sum(worker.lender is not pwq for worker, _, _ in found)
-        limit = "it is ordered" if pwq.ordered else f"max_active is {pwq.max_active}"
+        limit = "it is ordered" if pwq.ordered else f"max_active is {pwq.max_active}{', learned' * pwq.wq.learns}"
     reason = (
         f"{limit}, and none of the {holders} before them used the CPU since: see what they wait for, "
         "and give that a limit of time"

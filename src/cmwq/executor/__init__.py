@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context
 from queue import Queue, SimpleQueue
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from cmwq._workqueue.map import map_calls
 from cmwq._workqueue.runtime import default_runtime
@@ -45,7 +45,7 @@ class Executor(cf.ThreadPoolExecutor):
         executor is broken: waiting and later calls get `concurrent.futures.thread.BrokenThreadPool`.
     max_active: how many calls of this executor may be active at once (default 256). A call that waits for the result of
         another one does not count meanwhile. Without a number, neither does a call that rests while no other makes
-        progress.
+        progress. "auto": the limit is learned, as for `WorkQueue`.
     max_workers: the same as max_active, for callers that insist on this name. But `max_workers=1` means one thread: all
         calls run on the same thread, in order, as code with thread-bound objects (sqlite3, Django) requires. That
         thread is started at the first call, and ends at shutdown, at interpreter exit, or when nothing refers to the
@@ -68,7 +68,7 @@ class Executor(cf.ThreadPoolExecutor):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         *,
-        max_active: int | None = None,
+        max_active: int | Literal["auto"] | None = None,
         scope: str = "system",
         context: Context | None = None,
         max_workers: int | None = None,
@@ -82,7 +82,7 @@ class Executor(cf.ThreadPoolExecutor):
         if max_active is not None and max_workers is not None and max_active != max_workers:
             raise TypeError("max_workers is another word for max_active: pass one of them")
         limit = max_active if max_active is not None else max_workers
-        if limit is not None and limit <= 0:
+        if isinstance(limit, int) and limit <= 0:
             raise ValueError("max_workers must be greater than 0")
         if max_workers == 1 and scope != "system":
             raise ValueError(f"max_workers=1 is one thread, and no scope of {scope!r}: for a limit say max_active=1")

@@ -350,6 +350,9 @@ class SimHost:
             yield Process(pid, thread.cpu_time(), runnable)
             yield from self.processes_below(tuple(child.tid for child in self._children.get(pid, ())))
 
+    def sleeps(self, tid: int) -> bool:
+        return self._threads[tid - 1].waits_for.endswith("of sleep")
+
     def waits_in(self, tid: int) -> str:
         return self._threads[tid - 1].waits_for
 
