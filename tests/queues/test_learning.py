@@ -293,17 +293,17 @@ def test_E11_the_limit_is_one_for_each_pool() -> None:
 
 
 def test_E11_what_no_limit_can_be_is_refused(universe: cmwq.Runtime) -> None:
-    with pytest.raises(ValueError, match="'q': max_active 'many' is none of 'auto'"):
+    with pytest.raises(TypeError, match="'q': max_active is 'many', and must be an integer or 'auto'"):
         cmwq.WorkQueue("q", max_active="many", runtime=universe)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ordered queue has"):
         cmwq.WorkQueue("q", ordered=True, max_active="auto", runtime=universe)
     wq = cmwq.WorkQueue("q", ordered=True, runtime=universe)
     with pytest.raises(ValueError, match="is ordered"):
         wq.max_active = "auto"
-    with pytest.raises(ValueError, match="is none of 'auto'"):
+    with pytest.raises(TypeError, match="must be an integer or 'auto'"):
         wq.max_active = "AUTO"  # type: ignore[assignment]
     assert wq.max_active == 1
-    with pytest.raises(ValueError, match="is none of 'auto'"):
+    with pytest.raises(TypeError, match="must be an integer or 'auto'"):
         cmwq.Executor(max_active="few", runtime=universe)  # type: ignore[arg-type]
 
 

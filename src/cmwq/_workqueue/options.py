@@ -68,10 +68,11 @@ class QueueOptions:
 
 def checked_limit(name: str, limit: int | str) -> int | str:
     """The option `max_active`, checked: a number, or AUTO. Raises TypeError, ValueError."""
-    me = f"queue {name!r}: max_active"
     if isinstance(limit, str):
-        return checks.choice(me, limit, (AUTO,))
-    return checks.integer(me, limit, 1)
+        if limit == AUTO:
+            return AUTO
+        raise TypeError(f"queue {name!r}: max_active is {limit!r}, and must be an integer or {AUTO!r}")
+    return checks.integer(f"queue {name!r}: max_active", limit, 1)
 
 
 def checked_delayed(name: str, delayed: str | None) -> str | None:
