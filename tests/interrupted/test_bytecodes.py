@@ -47,7 +47,7 @@ def test_F10_an_exception_at_any_bytecode_leaves_everything_whole(sensor: str, l
 
 
 def test_F10_a_call_of_ours_at_any_bytecode_returns_and_leaves_everything_whole(sensor: str, locks: str) -> None:
-    done = sweep("enter", sensor, locks, samples=15)
+    done = sweep("enter", sensor, locks, samples=10)
     assert done.whole, done.failures()
 
 

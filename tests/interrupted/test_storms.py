@@ -51,4 +51,4 @@ def test_G2_a_fork_at_any_moment_leaves_a_child_that_works() -> None:
 
 def test_G3_an_end_at_any_moment_does_what_was_accepted_and_says_nothing() -> None:
     told: list[str] = []
-    assert exits(20, SEED, told.append) == 0, "\n".join(told)
+    assert exits(15, SEED, told.append) == 0, "\n".join(told)
