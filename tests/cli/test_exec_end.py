@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Cli, environment
+from .conftest import Cli, environment, wait_until_full
 
 Started = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -73,6 +73,18 @@ def test_a_signal_reaches_the_groups_and_nothing_is_left(start: Started, folder:
     assert (process.returncode, out, err) == (-number, b"", b"")
     nothing_is_left(folder)
     assert (folder / "log").read_bytes().count(b"\n") == 1  # none of them ended by itself
+
+
+@pytest.mark.parametrize("options", [[], ["--line-buffer"]])
+def test_no_full_pipe_makes_it_deaf(start: Started, folder: Path, unread: tuple[int, int], options: list[str]) -> None:
+    _, writing = unread
+    script = 'echo "$$" >> pids; yes | head -c 1000000; [ "$1" = 1 ] || exec sleep 1000'
+    process = start(*options, "--kill-after", "1d", "1", "2", "--", "sh", "-c", script, "sh", stdout=writing)
+    wait_until_full(writing)
+    wait_until(lambda: len(lines(folder / "pids")) == 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == -signal.SIGTERM
+    nothing_is_left(folder)
 
 
 def test_what_ignores_the_signal_is_killed_after_a_while(start: Started, folder: Path) -> None:
