@@ -248,6 +248,19 @@ def test_a_full_log_ends_the_commands(cli: Cli, folder: Path) -> None:
     nothing_is_left(folder)
 
 
+def test_a_child_that_something_else_reaped_ends_the_run(cli: Cli) -> None:
+    """No unforeseen error leaves the run waiting for ever."""
+    code = """
+import signal, sys
+from cmwq.cli import exec, main
+exec._arrange_signals = lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+sys.exit(main())
+"""
+    done = cli("exec", "a", "--", "true", code=("-c", code))
+    assert done.returncode == 2
+    assert done.stderr == b"cmwq exec: error: ChildProcessError: [Errno 10] No child processes\n"
+
+
 def test_no_terminal_is_waited_for(folder: Path) -> None:
     """A command that reads the terminal gets an error; it isn't stopped for ever as a background job."""
     import pty

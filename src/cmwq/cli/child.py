@@ -306,7 +306,10 @@ def _signal_group(pid: int, number: int) -> None:
 
 def _has_exited(pid: int) -> bool:
     """Of a child that isn't reaped."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # something else in this process reaped it
+        return True
 
 
 def _exits(pid: int, seconds: float) -> bool:
