@@ -11,6 +11,7 @@ compute at a time is looked up ten times a second in /proc, and is therefore rou
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -149,24 +150,22 @@ def is_computing(pid: int) -> bool:
 
 
 def measure(options: argparse.Namespace) -> dict[str, dict[str, list[Run]]]:
-    rates = calibrated()
+    """The runs, by workload and contender. After Ctrl-C: those of the workloads that are done."""
     results: dict[str, dict[str, list[Run]]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        for workload in workloads(options.scale, rates):
-            runs: dict[str, list[Run]] = {}
-
-            def once(
-                contender: str, command: list[str], workload: Workload = workload, runs: dict[str, list[Run]] = runs
-            ) -> float:
-                done = run(command, workload, Path(name))
-                runs.setdefault(contender, []).append(done)
-                return done.seconds
-
-            names = contenders(options.sizes)
-            turns({key: partial(once, key, command) for key, command in names.items()}, options.rounds, workload.name)
-            results[f"{workload.items} x {workload.name}"] = {key: runs[key] for key in names}
+    names = contenders(options.sizes)
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
+        for workload in workloads(options.scale, calibrated()):
+            runs: dict[str, list[Run]] = {name: [] for name in names}
+            once = {name: partial(add_run, runs[name], names[name], workload, Path(folder)) for name in names}
+            turns(once, options.rounds, workload.name)
+            results[f"{workload.items} x {workload.name}"] = runs
             print(f"measured: {workload.name}", file=sys.stderr, flush=True)
     return results
+
+
+def add_run(runs: list[Run], command: list[str], workload: Workload, folder: Path) -> float:
+    runs.append(run(command, workload, folder))
+    return runs[-1].seconds
 
 
 def table(results: dict[str, dict[str, list[Run]]]) -> list[str]:
@@ -200,6 +199,8 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write all times there too")
     options = parser.parse_args()
     results = measure(options)
+    if not results:
+        raise SystemExit("nothing was measured")
     load = os.getloadavg()[0]
     print(f"{CPUS} CPUs, Linux {platform.release()}, Python {platform.python_version()}, {version('xargs')}, "
           f"{version('parallel')}; median of {options.rounds}, in turns; load at the end {load:.1f}\n")  # fmt: skip

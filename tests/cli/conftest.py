@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,20 @@ def unordered(cli: Cli, folder: Path) -> Callable[..., bytes]:
         return (folder / "out").read_bytes()
 
     return run
+
+
+def wait_until_full(pipe: int) -> None:
+    """Whoever writes more than a little to it next is stuck in `write`."""
+    end = time.monotonic() + 60
+    while select.select([], [pipe], [], 0)[1]:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def unread() -> Iterator[tuple[int, int]]:
+    """A pipe that nobody reads: both ends."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Cli, environment
+from .conftest import Cli, environment, wait_until_full
 
 Started = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -73,6 +73,18 @@ def test_a_signal_reaches_the_groups_and_nothing_is_left(start: Started, folder:
     assert (process.returncode, out, err) == (-number, b"", b"")
     nothing_is_left(folder)
     assert (folder / "log").read_bytes().count(b"\n") == 1  # none of them ended by itself
+
+
+@pytest.mark.parametrize("options", [[], ["--line-buffer"]])
+def test_no_full_pipe_makes_it_deaf(start: Started, folder: Path, unread: tuple[int, int], options: list[str]) -> None:
+    _, writing = unread
+    script = 'echo "$$" >> pids; yes | head -c 1000000; [ "$1" = 1 ] || exec sleep 1000'
+    process = start(*options, "--kill-after", "1d", "1", "2", "--", "sh", "-c", script, "sh", stdout=writing)
+    wait_until_full(writing)
+    wait_until(lambda: len(lines(folder / "pids")) == 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == -signal.SIGTERM
+    nothing_is_left(folder)
 
 
 def test_what_ignores_the_signal_is_killed_after_a_while(start: Started, folder: Path) -> None:
@@ -234,6 +246,19 @@ def test_a_full_log_ends_the_commands(cli: Cli, folder: Path) -> None:
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr == b"cmwq exec: error: job log '/dev/full': No space left on device\n"
     nothing_is_left(folder)
+
+
+def test_a_child_that_something_else_reaped_ends_the_run(cli: Cli) -> None:
+    """No unforeseen error leaves the run waiting for ever."""
+    code = """
+import signal, sys
+from cmwq.cli import exec, main
+exec._arrange_signals = lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+sys.exit(main())
+"""
+    done = cli("exec", "a", "--", "true", code=("-c", code))
+    assert done.returncode == 2
+    assert done.stderr == b"cmwq exec: error: ChildProcessError: [Errno 10] No child processes\n"
 
 
 def test_no_terminal_is_waited_for(folder: Path) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from .conftest import SCRIPT, Cli, environment
+from .conftest import SCRIPT, Cli, environment, wait_until_full
 
 TARGETS = """
 import ctypes, os, sys
@@ -51,23 +48,6 @@ def start(folder: Path) -> Iterator[Started]:
     for process in running:
         process.kill()
         process.communicate()
-
-
-def wait_until_full(pipe: int) -> None:
-    """Whoever writes more than a little to it next is stuck in `write`."""
-    end = time.monotonic() + 60
-    while select.select([], [pipe], [], 0)[1]:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-@pytest.fixture
-def unread() -> Iterator[tuple[int, int]]:
-    """A pipe that nobody reads: both ends."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -93,7 +93,8 @@ class Children:
     @property
     def any(self) -> bool:
         """Whether any command runs or is being started."""
-        return bool(self._running or self._starting)
+        with self._changed:
+            return bool(self._starting) or not all(map(_has_exited, self._running))
 
     # For the threads that run commands
 
@@ -243,8 +244,7 @@ class Children:
             self._changed.notify_all()
 
     def _end(self, child: Child, number: int) -> None:
-        if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            child.given_up = True
+        child.given_up = child.given_up or not _has_exited(child.pid)
         child.killed = child.killed or number == signal.SIGKILL
         _signal_group(child.pid, number)
 
@@ -302,6 +302,14 @@ def _signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
         if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT):
             os.killpg(pid, signal.SIGCONT)  # what is stopped would not notice
+
+
+def _has_exited(pid: int) -> bool:
+    """Of a child that isn't reaped."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # something else in this process reaped it
+        return True
 
 
 def _exits(pid: int, seconds: float) -> bool:

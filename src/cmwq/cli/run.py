@@ -194,6 +194,8 @@ class Run:
                     self.events.put(event)
         except MemoryError:
             self.events.put(Failed(OUT_OF_MEMORY))
+        except BaseException as error:  # the run can't know what became of the item
+            self.events.put(Failed(describe(error)))
         finally:
             self.window.end()
             self.read_on()
