@@ -54,6 +54,8 @@ SPANS = 2
 """A window lasts at least so many times what a work takes alone: works that begin together end together."""
 HOPELESS = 0.7
 """The logarithm of how many times less gets done if a try is ended at once."""
+LATE = 0.3
+"""If less than this share of what was done before is done, a window that is not complete says so, too."""
 NOISE = 0.04
 """The variance of the logarithm of a window's rate, until it is known."""
 NOISY = 0.1
@@ -176,7 +178,7 @@ class Law:
             self._give_up(sight)
         elif self.stage is TRY and self._is_hopeless(sight.now):
             self._reject(sight, self._rate(sight.now))
-        elif not self._is_complete(sight.now):
+        elif not (self._is_complete(sight.now) or (self.stage is STAY and self._is_late(sight.now))):
             self._look_again()
         elif self.stage is TRY:
             self._judge(sight)
@@ -210,8 +212,8 @@ class Law:
         else:
             # The window may have to last longer; and next to nothing may be spent on looking.
             self.quota = max(left, self._good // 2, int(LULL * (self._base or 0.0)))
-        if self.stage is TRY and self._base:
-            self.wake = max(2 * SHORTEST, 2 * needed / self._base)
+        if self.stage is not RISE and self._base:
+            self.wake = max(2 * SHORTEST, (2 if self.stage is TRY else 1 / LATE) * needed / self._base)
 
     def _is_complete(self, now: float) -> bool:
         assert self._since is not None
@@ -278,10 +280,9 @@ class Law:
         odd = abs(off) > max(CHANGE, 3 * sqrt(self._noise))
         if self._windows:
             self._noise += 0.2 * (min(off * off, 1.0) - self._noise)
-        self._odd = self._odd + 1 if odd else 0
-        if self._odd >= 2:
-            self._windows = self._odd = self._vain = 0
-            self._patience, self._owed, self._best = 1, (0.0, 0.0), 0.0
+        self._odd = (max(0, self._odd) + 1 if off > 0 else min(0, self._odd) - 1) if odd else 0
+        if abs(self._odd) >= 2 or (odd and self._is_late(sight.now)):
+            self._begin_anew(down=off < 0)
         if not self._base or not self._windows:
             self._base = rate
         elif not self._odd or self._windows < 3:
@@ -298,6 +299,19 @@ class Law:
             self._new_window(sight.now, sight.active)
         else:
             self._try(sight, limit)
+
+    def _is_late(self, now: float) -> bool:
+        """So little gets done, compared with before, that the window need not be waited for."""
+        if self._since is None or not self._base or not self._windows or self._good < max(LEAST // 4, self._bad):
+            return False
+        due = self._base * (now - self._since)
+        return due >= self._needed() and self._good < LATE * due
+
+    def _begin_anew(self, *, down: bool) -> None:
+        """The world has changed: what is known of it is void."""
+        self._windows = self._odd = self._vain = 0
+        self._owed, self._best, self._noise, self._down = (0.0, 0.0), 0.0, NOISE, down
+        self._patience = 1 if self.limit < self.ceiling else UNLIMITED // 4
 
     def _next(self, now: float, *, crowded: bool) -> int | None:
         """The limit to be tried now. None: it is not time for that, or nothing is to be gained."""
@@ -350,7 +364,10 @@ class Law:
         assert self._since is not None
         if self._base is None:
             return False
-        due = self._base * (now - self._since)
+        passed = now - self._since
+        due = self._base * passed
+        if passed < SPANS * (self._alone or 0.0):
+            return False
         return due >= max(6, self._from / 2) and self._good < due * exp(-max(HOPELESS, 2 * sqrt(self._noise)))
 
     def _judge(self, sight: Sight) -> None:
