@@ -259,6 +259,7 @@ class Law:
         self._base = self._best = self._rate(sight.now)
         if self.limit >= self.ceiling:
             self._down, self._patience = True, UNLIMITED
+            self._windows = -3  # where short works and long ones began together, all short ones end first
             self._new_window(sight.now, sight.active)
         elif (share > 0.5 or sight.sleepers) and self._matters():
             self._try(sight, self._more(2))
@@ -276,14 +277,14 @@ class Law:
         rate = self._rate(sight.now)
         more, less = self._owed
         self._owed = max(0.0, more - SPENT * self._good), max(0.0, less - SPENT * self._good)
-        off = log(rate / self._base) if self._base and self._windows else 0.0
+        off = log(rate / self._base) if self._base and self._windows > 0 else 0.0
         odd = abs(off) > max(CHANGE, 3 * sqrt(self._noise))
-        if self._windows:
+        if self._windows > 0:
             self._noise += 0.2 * (min(off * off, 1.0) - self._noise)
         self._odd = (max(0, self._odd) + 1 if off > 0 else min(0, self._odd) - 1) if odd else 0
         if abs(self._odd) >= 2 or (odd and self._is_late(sight.now)):
             self._begin_anew(down=off < 0)
-        if not self._base or not self._windows:
+        if not self._base or self._windows <= 0:
             self._base = rate
         elif not self._odd or self._windows < 3:
             # In time, not in rate: of two windows the longer one says more.
@@ -302,7 +303,7 @@ class Law:
 
     def _is_late(self, now: float) -> bool:
         """So little gets done, compared with before, that the window need not be waited for."""
-        if self._since is None or not self._base or not self._windows or self._good < max(LEAST // 4, self._bad):
+        if self._since is None or not self._base or self._windows <= 0 or self._good < max(LEAST // 4, self._bad):
             return False
         due = self._base * (now - self._since)
         return due >= self._needed() and self._good < LATE * due
@@ -356,7 +357,7 @@ class Law:
         if self.stage is not TRY or self._down or not self._base or not first:
             return False
         due = self._base * (now - self._tried)
-        wanted = 1.1 * (1 + 0.3 * (self.limit / self._from - 1))
+        wanted = max(1.1 * (1 + 0.3 * (self.limit / self._from - 1)), exp(2 * sqrt(self._noise)))
         return now - self._tried >= 1.5 * first and self._all >= max(wanted * due, due + 8, due + 3 * sqrt(due))
 
     def _is_hopeless(self, now: float) -> bool:
@@ -406,7 +407,7 @@ class Law:
             return True
         if gain <= wanted - doubt:
             return False
-        return None if len(self._rates) < 3 else gain >= wanted
+        return None if len(self._rates) < 3 else gain >= wanted + doubt / 2
 
     def _accept(self, sight: Sight, rate: float) -> None:
         """Stay there, and go on in the same direction at once."""
