@@ -7,13 +7,9 @@ is full from works that are long; it is only a hint when to look.
 A `Law` is told what was seen (`Sight`), and says the limit and when it wants to see again. It is in one of three
 stages:
 
-    RISE ── enough ended, or too few of those that were due ──> STAY or TRY
+    RISE ── enough ended to judge by ──> STAY or TRY           nothing is known yet: see `rising`
     STAY ── it is time to look for something better ──> TRY    a window after a window at the same limit
     TRY  ── a verdict ──> STAY or TRY                          windows at another limit, compared with those before
-
-RISE. A new queue knows nothing, and most queues need no limit. While nothing has ended there is nothing to judge, and
-the limit rises with time, so a flood of long sleeps has all its places before the first of them ends. The rise stops
-as works end, and goes on if they stop ending.
 
 STAY. A window ends when as many works ended well as may be active, so that each place was used once on average.
 
@@ -21,15 +17,16 @@ TRY. Another limit is kept if it pays: a lower one if more gets done or, beyond 
 if at least 0.3 of the places added are used. Else the limit goes back to where it was.
 
 Guarantees
-- It does not oscillate. A limit is kept only if the windows show it to be better, and what pays upwards (0.3 of the
-  places, a tenth more at the least) is more than what is lost downwards (at most 0.04), so no two limits are each
-  preferred to the other. After each vain try the next one is further off.
-- It does not drift. Going down step by step with a small loss each is compared with the best rate at the same spell
-  (`_best`), and a step that can't be told from noise is not taken upwards.
-- What trying costs is bounded: works that a vain try lost are owed (`_owed`), and no try is made until `SPENT` of what
-  was done since has paid for them.
-- It follows. A rate that is no more what it was makes it try at once, and no rest between two tries is longer than a
-  second or four windows.
+- It does not oscillate. A higher limit has to get at least 0.15 more done, and a lower one may lose 0.04 at most, so
+  but for noise no two limits are each preferred to the other. The noise is measured (`_noise`): the larger it is, the
+  longer the windows and the clearer the verdict has to be. After vain tries the rests become longer.
+- It does not drift. Whoever goes down step by step, with a small loss each time, is compared with the best rate of the
+  whole descent (`_best`); and a step upwards that can't be told from noise is not taken.
+- Trying costs little: works that a vain try lost are owed (`_owed`), and the next try of that kind is not made until
+  `SPENT` of what was done since has paid for them, or, below the ceiling, for `REST` seconds. Where there is no limit
+  none is looked for until the works are known well (`UNLIMITED`).
+- It follows. A rate that is no more what it was makes it try at once, even before the window is over if next to nothing
+  gets done; and below the ceiling no rest is longer than `REST` or four windows.
 - Failures prove nothing. Only works that ended well count; a window in which next to none did is void, and the limit
   stays. So a service that is down for a while finds the limit as it was, however fast its callers fail.
 - Windows in which no work waited are void, too, because then the limit was not what limited.

@@ -126,22 +126,23 @@ class LearnedPhase(Phase):
         self.count -= 1
         if not pwq.attends:
             pwq.nr_active -= 1
-        elif pwq.nr_withdrawn or pwq.careful or pwq.nr_active > pwq.max_active:
-            pwq.nr_active -= 1
-            pwq.attend()
         else:
-            pwq.pool.worklist.append(pwq.inactive[0])
-            del pwq.inactive[0]
-            if not pwq.inactive:
-                pwq.attends = False
-                pwq.tell_learning()
+            learning = pwq.learning
+            if pwq.nr_withdrawn or pwq.careful or pwq.nr_active > pwq.max_active:
+                pwq.nr_active -= 1
+                pwq.attend()
+            else:
+                pwq.pool.worklist.append(pwq.inactive[0])
+                del pwq.inactive[0]
+                if not pwq.inactive:
+                    pwq.attends = False
+                    pwq.tell_learning()
+            if learning is not None:
+                learning.left = left = learning.left - 1
+                if left <= 0:
+                    learning.look(pwq)
         if not self.count and self is not pwq.phase:
             pwq.complete_phases(self)
-        learning = pwq.learning
-        if learning is not None:
-            learning.left -= 1
-            if learning.left <= 0:
-                learning.look(pwq)
 
 
 @outside
