@@ -40,7 +40,7 @@ from math import exp, log, sqrt
 
 from cmwq._workqueue.rising import FIRST, UNHINDERED, Rise, Sight
 
-NEVER = 1 << 30
+NEVER = 1 << 29
 LEAST = 12
 """Works that have to end well in a window, at least."""
 SHORTEST = 2e-3
