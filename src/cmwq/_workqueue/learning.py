@@ -199,8 +199,11 @@ def remember(pwq: PoolWorkQueue, limit: int) -> None:
 
 
 def learned_limit(wq: WorkQueue) -> int:
-    """The limit in force: the highest of the queue's places; without any, that with which one would begin."""
-    found = [pwq.max_active for pwq in wq.places()]
+    """The limit in force: the highest of the queue's places; without any, that with which one would begin.
+
+    Takes no lock, so it may be read anywhere.
+    """
+    found = [pwq.max_active for pwq in wq._pwqs.copy().values()]
     return max(found) if found else wq.runtime.limits.get((wq.name, wq.scope), FIRST)
 
 
