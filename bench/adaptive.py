@@ -28,7 +28,7 @@ from measure import CPUS, FREE_THREADED
 
 import cmwq
 
-FIXED = (1, 2, 4, 8, 16, 32, 64)
+FIXED = (2, 4, 8, 16, 32, 64)
 NONE = 256
 Limit = int | str
 Work = Callable[[int], object]

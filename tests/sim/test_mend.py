@@ -142,13 +142,13 @@ def test_E11_F10_a_law_that_is_not_in_force_yet_is_put_in_force() -> None:
 
         def steps() -> None:
             learning.law = law
-            learning.left, learning.quota = 3, 1 << 30
+            place.left, learning.quota = 3, 1 << 30
 
         interrupted(pool, steps)
         runtime.check_invariants()
         assert place.max_active == 30
         assert place.nr_active == 30
-        assert learning.left == learning.quota == 1
+        assert place.left == learning.quota == 1
         wq.flush()
         assert learning.law.usual() < 100
 

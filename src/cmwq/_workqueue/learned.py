@@ -7,13 +7,9 @@ is full from works that are long; it is only a hint when to look.
 A `Law` is told what was seen (`Sight`), and says the limit and when it wants to see again. It is in one of three
 stages:
 
-    RISE ── enough ended, or too few of those that were due ──> STAY or TRY
+    RISE ── enough ended to judge by ──> STAY or TRY           nothing is known yet: see `rising`
     STAY ── it is time to look for something better ──> TRY    a window after a window at the same limit
     TRY  ── a verdict ──> STAY or TRY                          windows at another limit, compared with those before
-
-RISE. A new queue knows nothing, and most queues need no limit. While nothing has ended there is nothing to judge, and
-the limit rises with time, so a flood of long sleeps has all its places before the first of them ends. The rise stops
-as works end, and goes on if they stop ending.
 
 STAY. A window ends when as many works ended well as may be active, so that each place was used once on average.
 
@@ -21,15 +17,16 @@ TRY. Another limit is kept if it pays: a lower one if more gets done or, beyond 
 if at least 0.3 of the places added are used. Else the limit goes back to where it was.
 
 Guarantees
-- It does not oscillate. A limit is kept only if the windows show it to be better, and what pays upwards (0.3 of the
-  places, a tenth more at the least) is more than what is lost downwards (at most 0.04), so no two limits are each
-  preferred to the other. After each vain try the next one is further off.
-- It does not drift. Going down step by step with a small loss each is compared with the best rate at the same spell
-  (`_best`), and a step that can't be told from noise is not taken upwards.
-- What trying costs is bounded: works that a vain try lost are owed (`_owed`), and no try is made until `SPENT` of what
-  was done since has paid for them.
-- It follows. A rate that is no more what it was makes it try at once, and no rest between two tries is longer than a
-  second or four windows.
+- It does not oscillate. A higher limit has to get at least 0.15 more done, and a lower one may lose 0.04 at most, so
+  but for noise no two limits are each preferred to the other. The noise is measured (`_noise`): the larger it is, the
+  longer the windows and the clearer the verdict has to be. After vain tries the rests become longer.
+- It does not drift. Whoever goes down step by step, with a small loss each time, is compared with the best rate of the
+  whole descent (`_best`); and a step upwards that can't be told from noise is not taken.
+- Trying costs little: works that a vain try lost are owed (`_owed`), and the next try of that kind is not made until
+  `SPENT` of what was done since has paid for them, or, below the ceiling, for `REST` seconds. Where there is no limit
+  none is looked for until the works are known well (`UNLIMITED`).
+- It follows. A rate that is no more what it was makes it try at once, even before the window is over if next to nothing
+  gets done; and below the ceiling no rest is longer than `REST` or four windows.
 - Failures prove nothing. Only works that ended well count; a window in which next to none did is void, and the limit
   stays. So a service that is down for a while finds the limit as it was, however fast its callers fail.
 - Windows in which no work waited are void, too, because then the limit was not what limited.
@@ -43,7 +40,7 @@ from math import exp, log, sqrt
 
 from cmwq._workqueue.rising import FIRST, UNHINDERED, Rise, Sight
 
-NEVER = 1 << 30
+NEVER = 1 << 29
 LEAST = 12
 """Works that have to end well in a window, at least."""
 SHORTEST = 2e-3
@@ -54,6 +51,8 @@ SPANS = 2
 """A window lasts at least so many times what a work takes alone: works that begin together end together."""
 HOPELESS = 0.7
 """The logarithm of how many times less gets done if a try is ended at once."""
+LATE = 0.3
+"""If less than this share of what was done before is done, a window that is not complete says so, too."""
 NOISE = 0.04
 """The variance of the logarithm of a window's rate, until it is known."""
 NOISY = 0.1
@@ -176,7 +175,7 @@ class Law:
             self._give_up(sight)
         elif self.stage is TRY and self._is_hopeless(sight.now):
             self._reject(sight, self._rate(sight.now))
-        elif not self._is_complete(sight.now):
+        elif not (self._is_complete(sight.now) or (self.stage is STAY and self._is_late(sight.now))):
             self._look_again()
         elif self.stage is TRY:
             self._judge(sight)
@@ -210,8 +209,8 @@ class Law:
         else:
             # The window may have to last longer; and next to nothing may be spent on looking.
             self.quota = max(left, self._good // 2, int(LULL * (self._base or 0.0)))
-        if self.stage is TRY and self._base:
-            self.wake = max(2 * SHORTEST, 2 * needed / self._base)
+        if self.stage is not RISE and self._base:
+            self.wake = max(2 * SHORTEST, (2 if self.stage is TRY else 1 / LATE) * needed / self._base)
 
     def _is_complete(self, now: float) -> bool:
         assert self._since is not None
@@ -257,6 +256,7 @@ class Law:
         self._base = self._best = self._rate(sight.now)
         if self.limit >= self.ceiling:
             self._down, self._patience = True, UNLIMITED
+            self._windows = -3  # where short works and long ones began together, all short ones end first
             self._new_window(sight.now, sight.active)
         elif (share > 0.5 or sight.sleepers) and self._matters():
             self._try(sight, self._more(2))
@@ -274,15 +274,14 @@ class Law:
         rate = self._rate(sight.now)
         more, less = self._owed
         self._owed = max(0.0, more - SPENT * self._good), max(0.0, less - SPENT * self._good)
-        off = log(rate / self._base) if self._base and self._windows else 0.0
+        off = log(rate / self._base) if self._base and self._windows > 0 else 0.0
         odd = abs(off) > max(CHANGE, 3 * sqrt(self._noise))
-        if self._windows:
+        if self._windows > 0:
             self._noise += 0.2 * (min(off * off, 1.0) - self._noise)
-        self._odd = self._odd + 1 if odd else 0
-        if self._odd >= 2:
-            self._windows = self._odd = self._vain = 0
-            self._patience, self._owed, self._best = 1, (0.0, 0.0), 0.0
-        if not self._base or not self._windows:
+        self._odd = (max(0, self._odd) + 1 if off > 0 else min(0, self._odd) - 1) if odd else 0
+        if abs(self._odd) >= 2 or (odd and self._is_late(sight.now)):
+            self._begin_anew(down=off < 0)
+        if not self._base or self._windows <= 0:
             self._base = rate
         elif not self._odd or self._windows < 3:
             # In time, not in rate: of two windows the longer one says more.
@@ -298,6 +297,19 @@ class Law:
             self._new_window(sight.now, sight.active)
         else:
             self._try(sight, limit)
+
+    def _is_late(self, now: float) -> bool:
+        """So little gets done, compared with before, that the window need not be waited for."""
+        if self._since is None or not self._base or self._windows <= 0 or self._good < max(LEAST // 4, self._bad):
+            return False
+        due = self._base * (now - self._since)
+        return due >= self._needed() and self._good < LATE * due
+
+    def _begin_anew(self, *, down: bool) -> None:
+        """The world has changed: what is known of it is void."""
+        self._windows = self._odd = self._vain = 0
+        self._owed, self._best, self._noise, self._down = (0.0, 0.0), 0.0, NOISE, down
+        self._patience = 1 if self.limit < self.ceiling else UNLIMITED // 4
 
     def _next(self, now: float, *, crowded: bool) -> int | None:
         """The limit to be tried now. None: it is not time for that, or nothing is to be gained."""
@@ -342,7 +354,7 @@ class Law:
         if self.stage is not TRY or self._down or not self._base or not first:
             return False
         due = self._base * (now - self._tried)
-        wanted = 1.1 * (1 + 0.3 * (self.limit / self._from - 1))
+        wanted = max(1.1 * (1 + 0.3 * (self.limit / self._from - 1)), exp(2 * sqrt(self._noise)))
         return now - self._tried >= 1.5 * first and self._all >= max(wanted * due, due + 8, due + 3 * sqrt(due))
 
     def _is_hopeless(self, now: float) -> bool:
@@ -350,7 +362,10 @@ class Law:
         assert self._since is not None
         if self._base is None:
             return False
-        due = self._base * (now - self._since)
+        passed = now - self._since
+        due = self._base * passed
+        if passed < SPANS * (self._alone or 0.0):
+            return False
         return due >= max(6, self._from / 2) and self._good < due * exp(-max(HOPELESS, 2 * sqrt(self._noise)))
 
     def _judge(self, sight: Sight) -> None:
@@ -389,7 +404,7 @@ class Law:
             return True
         if gain <= wanted - doubt:
             return False
-        return None if len(self._rates) < 3 else gain >= wanted
+        return None if len(self._rates) < 3 else gain >= wanted + doubt / 2
 
     def _accept(self, sight: Sight, rate: float) -> None:
         """Stay there, and go on in the same direction at once."""

@@ -48,13 +48,12 @@ and lend their places.
 class Learning:
     """What a place knows of its limit."""
 
-    __slots__ = ("alarm", "failed", "law", "left", "quota", "seen_failed", "sleepers", "strikes")
+    __slots__ = ("alarm", "failed", "law", "quota", "seen_failed", "sleepers", "strikes")
 
     def __init__(self, pwq: PoolWorkQueue) -> None:
         known = pwq.wq.runtime.limits.get(_key(pwq))
         self.law = Law(DFL_ACTIVE, 2 * len(pwq.pool.cpus), known)  # L: replaced as a whole
-        self.left = NEVER  # L: so many works end until the law is asked
-        self.quota = NEVER  # L: what `left` was to begin with
+        self.quota = NEVER  # L: what the place's `left` was to begin with
         self.failed = 0  # ~: works that raised
         self.seen_failed = 0  # L: how many of them the law knows
         self.sleepers = False  # L: the works that were looked at slept
@@ -85,7 +84,7 @@ class Learning:
         """Show the law what happened since it was asked last, and do what it says."""
         law, pool = self.law.copy(), pwq.pool
         executing = [worker for worker in pool.workers if worker.item is not None and worker.item.pwq is pwq]
-        ended = self.quota - self.left
+        ended = self.quota - pwq.left
         failed = min(ended, self.failed - self.seen_failed)  # others that raised have not quite ended yet
         if not ended and law.stage is Stage.RISE:
             self.sleepers = self.strikes < STRIKES and _all_sleep(executing)
@@ -103,7 +102,7 @@ class Learning:
         more = law.limit > pwq.max_active
         self.law = law  # first: `mend_limit` makes the rest agree
         pwq.max_active = law.limit
-        self.left = self.quota = law.quota
+        pwq.left = self.quota = law.quota
         if law.wake is None:
             self.alarm.cancel()
         elif self.alarm.timer is None and not pwq.pool.closing:
@@ -126,22 +125,21 @@ class LearnedPhase(Phase):
         self.count -= 1
         if not pwq.attends:
             pwq.nr_active -= 1
-        elif pwq.nr_withdrawn or pwq.careful or pwq.nr_active > pwq.max_active:
-            pwq.nr_active -= 1
-            pwq.attend()
         else:
-            pwq.pool.worklist.append(pwq.inactive[0])
-            del pwq.inactive[0]
-            if not pwq.inactive:
-                pwq.attends = False
-                pwq.tell_learning()
+            if pwq.nr_withdrawn or pwq.careful or pwq.nr_active > pwq.max_active:
+                pwq.nr_active -= 1
+                pwq.attend()
+            else:
+                pwq.pool.worklist.append(pwq.inactive[0])
+                del pwq.inactive[0]
+                if not pwq.inactive:
+                    pwq.attends = False
+                    pwq.tell_learning()
+            pwq.left = left = pwq.left - 1
+            if left <= 0 and pwq.learning is not None:
+                pwq.learning.look(pwq)
         if not self.count and self is not pwq.phase:
             pwq.complete_phases(self)
-        learning = pwq.learning
-        if learning is not None:
-            learning.left -= 1
-            if learning.left <= 0:
-                learning.look(pwq)
 
 
 @outside
@@ -186,7 +184,7 @@ def mend(pwq: PoolWorkQueue) -> None:
     begin(pwq)
     learning = pwq.learning
     if learning is not None and learning.law.watches:
-        learning.left = learning.quota = 1  # what has ended since the law was asked is lost
+        pwq.left = learning.quota = 1  # what has ended since the law was asked is lost
 
 
 def remember(pwq: PoolWorkQueue, limit: int) -> None:
@@ -201,8 +199,11 @@ def remember(pwq: PoolWorkQueue, limit: int) -> None:
 
 
 def learned_limit(wq: WorkQueue) -> int:
-    """The limit in force: the highest of the queue's places; without any, that with which one would begin."""
-    found = [pwq.max_active for pwq in wq.places()]
+    """The limit in force: the highest of the queue's places; without any, that with which one would begin.
+
+    Takes no lock, so it may be read anywhere.
+    """
+    found = [pwq.max_active for pwq in wq._pwqs.copy().values()]
     return max(found) if found else wq.runtime.limits.get((wq.name, wq.scope), FIRST)
 
 

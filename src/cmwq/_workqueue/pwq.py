@@ -19,6 +19,7 @@ from cmwq._core.held import holding
 from cmwq._errors import CmwqError
 from cmwq._pool import events, lane, lending
 from cmwq._workqueue import learning
+from cmwq._workqueue.learned import NEVER
 from cmwq._workqueue.phase import Outside, Phase
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class PoolWorkQueue:
 
     __slots__ = (
         "__weakref__", "attends", "called", "careful", "exempt", "freezers", "frozen", "gate", "inactive", "learning",
-        "lends", "max_active", "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "observed", "outside", "phase",
-        "pool", "sealed", "wq",
+        "left", "lends", "max_active", "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "observed", "outside",
+        "phase", "pool", "sealed", "wq",
     )  # fmt: skip
 
     def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool, gate: bool) -> None:
@@ -48,6 +49,7 @@ class PoolWorkQueue:
         self.exempt = wq.cpu_intensive  # I
         self.lends = not wq.ordered  # I: a work that waits lends its place to another work
         self.learning: Learning | None = None  # L: how the limit is learned; None: it is a number
+        self.left = NEVER  # L: so many works end, while others wait, until the law is asked
         self.max_active = DFL_ACTIVE  # L: set below
         self.nr_active = 0  # L: listed or executing, and not lent
         self.inactive: deque[Item] = deque()  # L: beyond max_active, in order

@@ -110,7 +110,7 @@ class Rise:
         passed = min(now - self._rose, 4 * self.period(now))
         self._rose = now
         if sight.sleepers:
-            return 2 * limit
+            return limit * (2 if passed < 2 * PERIOD else 4)  # looks may come late
         if self.first is None:
             waited = now - self._since
             risen = FIRST * (1 + min(waited, HANGS) / OTHERS) ** (1 / 3)
