@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check lint types bench bench-auto bench-exec performance suite stress scale faults \
+.PHONY: help demo test test-all check lint types bench bench-auto bench-exec bench-long performance suite stress scale faults \
 	hotplug model mutants cpython-tests promises clean setup interrupted storms tsan
 
 help:  ## this list
@@ -53,6 +53,9 @@ suite: setup  ## the workload suite alone
 bench-exec: setup  ## `cmwq exec` beside xargs and GNU parallel, swept over the number of processes: a table
 	@mkdir -p out
 	$(PY) bench/exec.py --json out/exec.json $(ARGS)
+
+bench-long: setup  ## short works beside long computations, beside ThreadPoolExecutor of several sizes
+	$(PY) bench/long_short.py $(ARGS)
 
 stress: setup  ## work queues under stress: flushes, races, coalescing, a million delayed works
 	$(PY) bench/stress.py $(ARGS)
