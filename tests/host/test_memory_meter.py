@@ -62,7 +62,7 @@ def test_A11_v1_and_its_way_to_say_that_there_is_no_limit(system: System) -> Non
 
 
 def test_A11_cache_that_can_be_given_back_does_not_count_when_it_matters(system: System) -> None:
-    stat = f"anon 1\ninactive_file {150 * MIB}\ntotal_inactive_file 7\n"
+    stat = f"anon 1\ninactive_file {100 * MIB}\nactive_file {50 * MIB}\ntotal_inactive_file 7\n"
     folder = system.cgroup("own", memory__max=str(300 * MIB), memory__current=str(290 * MIB), memory__stat=stat)
     assert system.meter() == Memory(140 * MIB, 300 * MIB, str(folder))
 

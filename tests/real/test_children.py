@@ -122,6 +122,22 @@ def test_A10_a_flood_of_children_that_sleep_runs_at_once(wq: cmwq.WorkQueue) -> 
             os.close(fd)
 
 
+def test_A9_A10_other_works_pass_children_that_compute_for_ever(wq: cmwq.WorkQueue) -> None:
+    def body() -> None:
+        with subprocess.Popen([*PYTHON, "while True: pass"]) as child:
+            children.append(child)
+
+    children: list[subprocess.Popen[bytes]] = []
+    futures = [wq.submit(body) for _ in range(6)]
+    try:
+        assert [wq.submit(abs, -n).result(HANG) for n in range(50)] == list(range(50))
+        assert not any(future.done() for future in futures)
+    finally:
+        while not all(future.done() or future.cancel() for future in futures):
+            for child in list(children):
+                child.kill()
+
+
 def test_A10_works_behind_children_that_compute_go_on_when_those_end(wq: cmwq.WorkQueue) -> None:
     futures = [wq.submit(subprocess.run, [*PYTHON, COMPUTE], check=True) for _ in range(6)]
     short = [wq.submit(abs, -n) for n in range(50)]

@@ -87,24 +87,39 @@ def test_A10_works_whose_children_have_slept_do_not_all_compute_at_once(sim: Sim
     assert peak.most <= 4
 
 
-def test_A10_while_children_take_up_the_target_no_sensor_looks(sim: Simulation) -> None:
+def test_A9_A10_other_works_pass_children_that_compute_for_long(sim: Simulation) -> None:
     runtime = sim.runtime()
+    waits: list[float] = []
+
+    def short(queued_at: float) -> None:
+        waits.append(sim.host.now - queued_at)
 
     def main() -> None:
         wq = cmwq.WorkQueue("q", runtime=runtime)
-        futures = [wq.submit(sim.run_child, BURN) for _ in range(4)]
-        sim.host.sleep(0.05)
-        (pool,) = runtime._pools.values()
-        assert pool.children.nr_counted >= 2
-        assert pool.armed_with is None
-        wakeups = pool.nr_wakeups
-        sim.host.sleep(0.04)
-        assert pool.nr_wakeups == wakeups
+        futures = [wq.submit(sim.run_child, ("burn", 1.0)) for _ in range(8)]
+        for _ in range(40):
+            futures.append(wq.submit(short, sim.host.now))  # type: ignore[arg-type]
+            sim.host.sleep(0.02)
+        assert len(waits) == 40
         for future in futures:
             future.result()
         runtime.close()
 
     sim.run(main)
+    assert max(waits) < 0.05
+
+
+def test_A10_works_of_one_function_begin_in_order(sim: Simulation) -> None:
+    begun: list[int] = []
+
+    def body(n: int) -> None:
+        begun.append(n)
+        sim.run_child(("burn", 0.05))
+
+    flood(sim, *[lambda n=n: body(n) for n in range(20)])
+    if not sim.host._random:
+        assert begun == list(range(20))
+    assert sorted(begun) == list(range(20))
 
 
 def test_A10_what_a_child_starts_counts_too(sim: Simulation) -> None:

@@ -138,6 +138,26 @@ def test_A9_a_hog_that_sleeps_makes_room_for_the_next() -> None:
     assert bench.sim.host.now < 3.0
 
 
+def test_A9_works_that_wait_for_one_another_by_computing_come_to_an_end() -> None:
+    """More of them than are let go of at a time."""
+    bench = Bench()
+    arrived: list[int] = []
+
+    def body() -> None:
+        arrived.append(1)
+        while len(arrived) < 8:
+            bench.sim.burn(0.05)
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        for _ in range(8):
+            wq.submit(body)
+        wq.flush()
+
+    bench.run(scenario)
+    assert 1.0 < bench.sim.host.now < 60
+
+
 def with_a_lane(check: Callable[[Bench, cmwq.Runtime, cmwq.WorkQueue, list[cmwq.Future[None]]], None]) -> None:
     """Call it while some long works run and others wait in the lane."""
     bench = Bench()

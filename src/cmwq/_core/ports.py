@@ -363,7 +363,7 @@ class Lookout(Protocol):
 
     @outside
     def sleeps(self, worker: Worker) -> bool:
-        """Whether the thread of a worker that is exempt sleeps right now; also if that can't be told."""
+        """Whether the worker's thread sleeps right now; also if that can't be told."""
         ...
 
     def exempt(self, worker: Worker, flag: bool) -> None:

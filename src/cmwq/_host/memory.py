@@ -1,7 +1,7 @@
 """How much memory the process may still use (A11): its cgroup's limits (v2 and v1), and what the machine has left.
 
-A cgroup counts the page cache, too. What of it was not used lately is given back as soon as it is needed, so it does
-not count here (`inactive_file`), as in the kernel's MemAvailable. The tightest of all limits decides: those of the
+A cgroup counts the page cache, too. That is given back as soon as it is needed, so it does not count here
+(`inactive_file`, `active_file`), nor in the kernel's MemAvailable. The tightest of all limits decides: those of the
 process's own cgroup and those above it, `memory.high` as well as `memory.max`, and the machine. Swap does not count.
 
 What limits there are is found out at most once a second, because that takes longest.
@@ -35,8 +35,8 @@ class Limit(NamedTuple):
 
     folder: Path
     used: str
-    cache: str
-    """The name of the field of `memory.stat`."""
+    cache: tuple[str, ...]
+    """The names of the fields of `memory.stat` that are page cache."""
     bytes: int
 
     def look(self) -> Memory | None:
@@ -45,7 +45,8 @@ class Limit(NamedTuple):
         if used is None:
             return None
         if self.bytes - used < _AMPLE * self.bytes:
-            used = max(0, used - (_field(self.folder / "memory.stat", self.cache) or 0))
+            cache = sum(_field(self.folder / "memory.stat", name) or 0 for name in self.cache)
+            used = max(0, used - cache)
         return Memory(used, self.bytes, str(self.folder))
 
 
@@ -104,9 +105,9 @@ def _limits() -> Iterator[Limit]:
         if limit is None:
             continue
         if limits[2] is None:
-            yield Limit(folder, "memory.current", "inactive_file", limit)
+            yield Limit(folder, "memory.current", ("inactive_file", "active_file"), limit)
         else:
-            yield Limit(folder, "memory.usage_in_bytes", "total_inactive_file", limit)
+            yield Limit(folder, "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"), limit)
 
 
 def _machine() -> Memory | None:

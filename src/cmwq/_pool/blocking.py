@@ -1,5 +1,4 @@
-"""Why a worker that executes something does not count as running, or does although it sleeps: `Blocked`, decided here
-and nowhere else.
+"""Why a worker that executes something does not count as running: `Blocked`, decided here and nowhere else.
 
 Guarantees: each worker has one reason at a time, or none, and `nr_running`, `nr_blocked`, `nr_hogs` and
 `children.nr_counted` follow from the reasons (A2, A5, A9, A10). What a work says of itself (`blocking()`, a wait of
@@ -14,7 +13,7 @@ reports the contrary, or the item ends.
     none -> HOG                     it used the CPU for long (`let_go`)
     HOG -> SEEN_ON_LOCK             it used no CPU since the last look (`no_hog_any_more`)
     SEEN -> CHILD                   a process that it has started computes (`children_compute`)
-    CHILD -> none                   none does any more, and a sensor will tell what it does (`children_rest`)
+    CHILD -> SEEN, none             none does any more (`children_rest`)
     SEEN, SEEN_ON_LOCK -> none      a sensor saw it run (`worker_running`)
     any -> none                     its item ended (`over`)
 
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class Blocked(Enum):
-    """Why a worker that is counted does not count as running. With `CHILD` it does."""
+    """Why a worker that is counted does not count as running."""
 
     SEEN = "asleep"
     """A sensor saw that it sleeps, and not for a lock; or it used no CPU for a whole period."""
@@ -55,17 +54,17 @@ class Blocked(Enum):
     HOG = "hog"
     """It does not sleep at all: it has computed for long, and is let go of (A9)."""
     CHILD = "child"
-    """It sleeps while a process that it has started computes, and counts as running for that (A10)."""
+    """It sleeps while a process that it has started computes, so works of that function are held back (A10)."""
 
-    counts: bool
-    """Whether the worker counts as running all the same."""
+    computes: bool
+    """Whether it uses a CPU all the same, itself or by a child process."""
     known: bool
     """Whether the pool knows this by itself, so the sensor is told not to look."""
 
 
 SEEN, SEEN_ON_LOCK, SAID, HOG, CHILD = Blocked
 for _why in Blocked:
-    _why.counts = _why is CHILD
+    _why.computes = _why in (HOG, CHILD)
     _why.known = _why in (SAID, HOG, CHILD)
 
 
@@ -74,7 +73,6 @@ def _become(worker: Worker, why: Blocked | None) -> None:
     """Change the reason; None means that the worker runs. Context: the worker is counted."""
     pool, before = worker.pool, worker.blocked
     known, was_known = why is not None and why.known, before is not None and before.known
-    counts, counted = why is None or why is CHILD, before is None or before is CHILD
     if was_known and not known:
         pool.lookout.exempt(worker, False)
     if why is not None:
@@ -82,17 +80,15 @@ def _become(worker: Worker, why: Blocked | None) -> None:
         if why is SEEN:
             pool.children.dozers.add(worker)
     worker.blocked = why
-    pool.nr_running += counts - counted
+    pool.nr_running += (why is None) - (before is None)
     pool.nr_blocked += (why is SEEN or why is SAID) - (before is SEEN or before is SAID)
     pool.nr_hogs += (why is HOG) - (before is HOG)
-    if why is CHILD or before is CHILD:
-        pool.children.nr_counted += (why is CHILD) - (before is CHILD)
-        pool.tell_target()
-    if pool.taps and counts is not counted:
-        events.running(pool, worker) if why is None or why is CHILD else events.blocked(pool, worker, why.value)
+    pool.children.nr_counted += (why is CHILD) - (before is CHILD)
+    if pool.taps and (why is None) is not (before is None):
+        events.blocked(pool, worker, why.value) if why else events.running(pool, worker)
     if known and not was_known:
         pool.lookout.exempt(worker, True)
-    if before is HOG and pool.lane.items and lane.readmit(pool):
+    if before is not None and before.computes and pool.lane.items and lane.readmit(pool):
         pool.kick_or_settle()
 
 
@@ -101,7 +97,7 @@ def recount(pool: WorkerPool) -> tuple[int, int, int, int]:
     """Return what `nr_running`, `nr_blocked`, `nr_hogs` and `nr_children` have to be. Costs O(workers)."""
     reasons = [worker.blocked for worker in pool.workers if worker.counted]
     on_their_way, children = sum(worker.kicked for worker in pool.workers), reasons.count(CHILD)
-    running = on_their_way + reasons.count(None) + children
+    running = on_their_way + reasons.count(None)
     return running, reasons.count(SEEN) + reasons.count(SAID), reasons.count(HOG), children
 
 
@@ -177,10 +173,10 @@ def children_compute(worker: Worker) -> None:
 
 
 @holding("worker.pool.lock")
-def children_rest(worker: Worker) -> None:
-    """Note that no process below the worker computes any more. Whether it sleeps or runs, a sensor will tell."""
+def children_rest(worker: Worker, *, asleep: bool) -> None:
+    """Note that no process below the worker computes any more, and whether it sleeps itself."""
     if worker.blocked is CHILD:
-        _become(worker, None)
+        _become(worker, SEEN if asleep else None)
 
 
 # ----------------------------------------------------------------------------------- what works say

@@ -1,15 +1,17 @@
 """Child processes (A10): a worker that waits for its children counts as running while one of them computes.
 
 A sensor sees that such a worker sleeps, and would have the next one started, until as many programs compute as there
-are works. So whoever was woken because others sleep first looks at these: a sleeper below which a process computes is
-counted as running (`blocking.CHILD`), and the woken worker rests again unless it is still needed.
+are works. So whoever was woken because others sleep first looks at these. A sleeper below which a process computes is
+noted as such (`blocking.CHILD`), and so is the function that it executes (`lane.Record.parent`): from then on works of
+such functions begin only while fewer of them than the target compute, by themselves or by their children. The others
+wait in the lane. Works of all other functions pass them, for a program that computes for long must not hold up what is
+short (A9): to them such a worker is blocked.
 
 Guarantees
 - While work waits, a sleeper is looked at before a worker that was woken for its sake takes any work, and then again
-  and again, by a timer. So it counts as running only as long as its children were seen to compute, and for one pause of
+  and again, by a timer. So it holds back others only as long as its children were seen to compute, and for one pause of
   the timer after.
-- No work waits for ever because of this: once the children rest or are gone, the worker counts as running only until a
-  sensor says otherwise; and who waits for works of ours with a call of ours is not looked at (`blocking.SAID`).
+- Who waits for works of ours with a call of ours is not looked at (`blocking.SAID`).
 - Nothing is read while the process has no children, nor while no work waits; and only of workers seen asleep.
 - No file is read with the pool's lock held.
 
@@ -32,7 +34,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, outside
 from cmwq._errors import ThreadLimit
-from cmwq._pool import blocking
+from cmwq._pool import blocking, lane
 from cmwq._pool.alarm import Alarm
 from cmwq._pool.blocking import CHILD, SEEN
 
@@ -81,16 +83,24 @@ class Below:
 class Children(Alarm):
     """What is known of one pool's child processes. The alarm is set while work waits and workers have children."""
 
-    __slots__ = ("cursor", "dozers", "nr_counted", "parents", "pause", "strays")
+    __slots__ = ("cursor", "dozers", "known", "nr_counted", "parents", "pause", "strays")
 
     def __init__(self) -> None:
         super().__init__()
-        self.nr_counted = 0  # L: workers that sleep, and count as running because of a child process
+        self.nr_counted = 0  # L: workers that sleep while a child process computes
         self.parents: set[Worker] = set()  # L: workers that were seen asleep while their items had child processes
         self.dozers: set[Worker] = set()  # L: workers seen asleep, and not looked at since
         self.strays: dict[Worker, frozenset[int]] = {}  # L: child processes that earlier items of it left behind
+        self.known = False  # L: a child process was seen to compute
         self.cursor = 0  # L: where the next look at sleepers begins
         self.pause = SHORTEST  # L: seconds until the next look
+
+    @holding("pool.lock")
+    def must_look(self, pool: WorkerPool) -> bool:
+        """Return whether the timer has to look again and again: work waits, and workers have children, or what waits in
+        the lane begins when children rest.
+        """
+        return bool(self.parents and pool.worklist) or bool(self.known and pool.lane.items)
 
     @holding("worker.pool.lock")
     def forget_item(self, worker: Worker) -> None:
@@ -127,10 +137,10 @@ def check(pool: WorkerPool) -> None:
     known = pool.children
     with pool.lock:
         known.cancel()
-        if not pool.worklist:
+        if not known.must_look(pool):
             return
         begin(pool)  # the next look, before anything that could fail
-        parents = [worker for worker in pool.children.parents if worker.blocked is CHILD]
+        parents = [w for w in pool.workers if w.blocked is CHILD or (w.blocked is None and lane.is_parent(w))]
         asleep = [worker for worker in pool.workers if worker.blocked is SEEN]
         first = known.cursor % len(asleep) if asleep else 0
         known.cursor = first + AT_A_TIME
@@ -141,6 +151,9 @@ def check(pool: WorkerPool) -> None:
         known.pause = SHORTEST if changed else min(2 * known.pause, LONGEST)
         if changed:
             known.cancel()
+        if pool.lane.items:
+            lane.readmit(pool)
+        pool.kick()
         pool.settle()
 
 
@@ -160,16 +173,17 @@ def _look(pool: WorkerPool, sleepers: list[tuple[Worker, Item | None]]) -> bool:
         left_behind = pool.children.strays.get(worker, NONE)
         children = host.children_of(worker.tid)
         roots = tuple(child for child in children if child not in left_behind)
-        if item is not None and (roots or left_behind or worker.below is not None):
+        if item is not None and (roots or left_behind or worker.below is not None or worker.record is not None):
             below = Below(roots, host.processes_below(roots), host.monotonic(), worker.below)
-            seen.append((worker, item, below, left_behind.intersection(children)))
+            asleep = pool.lookout.sleeps(worker)
+            seen.append((worker, item, below, asleep, left_behind.intersection(children)))
     if not seen:
         return False
     changed = False
     with pool.lock:
-        for worker, item, below, left_behind in seen:
+        for worker, item, below, asleep, left_behind in seen:
             if worker.item is item:
-                changed |= _note(pool, worker, below)
+                changed |= _note(pool, worker, below, asleep=asleep)
                 if left_behind:
                     pool.children.strays[worker] = left_behind
                 else:
@@ -182,10 +196,12 @@ def _look(pool: WorkerPool, sleepers: list[tuple[Worker, Item | None]]) -> bool:
 
 
 @holding("pool.lock")
-def _note(pool: WorkerPool, worker: Worker, below: Below) -> bool:
+def _note(pool: WorkerPool, worker: Worker, below: Below, *, asleep: bool) -> bool:
     """Note what was seen below a worker. Returns whether that changed anything."""
     before = worker.blocked
-    if before is not SEEN and before is not CHILD:
+    if before is None and asleep and lane.is_parent(worker):
+        blocking.worker_sleeping(worker)  # no sensor looks while all that waits is in the lane
+    if worker.blocked is not SEEN and worker.blocked is not CHILD:
         return False
     was_parent = worker in pool.children.parents
     if below.roots:
@@ -195,7 +211,11 @@ def _note(pool: WorkerPool, worker: Worker, below: Below) -> bool:
         worker.below = None
         pool.children.parents.discard(worker)
     if below.computes:
+        if worker.item is not None:
+            pool.lane.remember(worker.item).parent = pool.children.known = True
         blocking.children_compute(worker)
     elif before is CHILD:
-        blocking.children_rest(worker)
+        blocking.children_rest(worker, asleep=asleep)
+    elif not asleep:
+        blocking.worker_running(worker)  # a sensor would not: it was not told that the worker is believed asleep
     return (worker in pool.children.parents) is not was_parent or worker.blocked is not before

@@ -82,8 +82,7 @@ def check(pool: WorkerPool) -> None:
                     found.append(_note(pool, worker, worker.item))
                 worker.hog_used = worker.cpu_time()
                 let_go(worker)
-        while pool.lane.items and lane.readmit(pool):
-            pass
+        lane.look_after(pool)
         pool.kick()
         pool.settle()
     pool.runtime.events.tell(found)
@@ -106,13 +105,15 @@ def set_aside(pool: WorkerPool, worker: Worker, item: Item) -> bool:
     aside, in the lane; if not, it may begin now. Context: works of this pool were hogs.
     """
     worker.record = None
-    record = pool.lane.record_of(item)
+    record, comes_back = pool.lane.record_of(item), item is pool.lane.out
+    if comes_back:
+        pool.lane.out = None
     if record is None:
         return False
-    if lane.may_begin(pool, record):
+    if (comes_back and pool.lane.forced) or lane.may_begin(pool, record):
         worker.record, worker.served = (record, worker.cpu_time()), None  # so it is not executed the short way
         return False
-    pool.lane.items.append(item)
+    pool.lane.add(item, comes_back=comes_back)
     if pool.alarms.hogs.timer is None:
         begin(pool)
     return True
@@ -124,9 +125,12 @@ def begin_on_record(pool: WorkerPool, worker: Worker) -> int:
 
     Returns how many run.
     """
-    if worker.record is not None and worker.record[0].chance(pool) < lane.EVEN:
-        worker.hog_used = worker.record[1]
+    record, used = worker.record or (None, None)
+    if record is not None and not record.parent and record.chance(pool) < lane.EVEN:
+        worker.hog_used = used
         let_go(worker)
+    if pool.lane.items:
+        lane.readmit(pool)
     return pool.nr_running
 
 
@@ -142,6 +146,8 @@ def observe(pool: WorkerPool, worker: Worker) -> None:
             if was_long:
                 item.pwq.note_hog()
                 found.append(events.hog(pool, worker, known[0].name))
+        if pool.lane.items and lane.readmit(pool):
+            pool.kick_or_settle()
     pool.runtime.events.tell(found)
 
 

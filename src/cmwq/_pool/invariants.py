@@ -27,14 +27,14 @@ def check(pool: WorkerPool) -> None:
 
 @holding("pool.lock")
 def _counts(pool: WorkerPool) -> dict[str, bool]:
-    running, blocked, hogs, children = blocking.recount(pool)
+    running, blocked, hogs, counted = blocking.recount(pool)
     workers = pool.workers
     return {
         "A2: nr_running is the recount": pool.nr_running == running,
         "A2: nr_waking is the recount": pool.nr_waking == sum(w.kicked for w in workers),
         "A5: nr_blocked is the recount": pool.nr_blocked == blocked,
         "A9: nr_hogs is the recount": pool.nr_hogs == hogs,
-        "A10: nr_counted is the recount": pool.children.nr_counted == children,
+        "A10: nr_counted is the recount": pool.children.nr_counted == counted,
         "A10: parents are those with children": pool.children.parents == {w for w in workers if w.below is not None},
         "A10: no other workers are remembered": pool.children.dozers <= workers
         and pool.children.strays.keys() <= workers,
@@ -67,7 +67,7 @@ def _promises(pool: WorkerPool) -> dict[str, bool]:
 def _settled(pool: WorkerPool) -> dict[str, bool]:
     return {
         "A4: not settled: the sensor knows whom to wake": pool.armed_with is pool.reserve(),
-        "A10: not settled: children are looked at while work waits": not (pool.children.parents and pool.worklist)
+        "A10: not settled: children are looked at while work waits": not pool.children.must_look(pool)
         or pool.children.timer is not None
         or pool.closing,
         "A3: not settled: nobody naps when no work waits": bool(pool.worklist) or not pool.nappers,

@@ -71,10 +71,9 @@ def slack(pool: WorkerPool) -> int:
     takes tens of microseconds, during which the CPU idles. While works of the pool block, those that run are likely to
     block as well, and the workers in excess then fill the gap. The slack vanishes with the last blocked work, so a
     flood of computations runs on as many threads as there are CPUs, and so does a flood of works that contend for
-    locks. No worker is ever *woken* for the slack (A3). There is none while works have child processes, for the next
-    child would compute at once (A10).
+    locks. No worker is ever *woken* for the slack (A3).
     """
-    return 0 if pool.children.parents else min(pool.nr_blocked, pool.config.slack_per_cpu * pool.target)
+    return min(pool.nr_blocked, pool.config.slack_per_cpu * pool.target)
 
 
 @holding("pool.lock")

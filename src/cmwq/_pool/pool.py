@@ -201,7 +201,7 @@ class WorkerPool:
             self.lookout.arm(reserve)
             if reserve is not None and self.alarms.hogs.timer is None:
                 hogs.begin(self)
-        if self.children.parents and self.worklist and self.children.timer is None:
+        if self.children.timer is None and self.children.must_look(self):
             children.begin(self)
         if self.rescued and self.alarms.mayday.timer is None and need_rescuer(self):
             rescuer.set_alarm(self, self.config.mayday_initial_timeout)
@@ -212,11 +212,8 @@ class WorkerPool:
 
     @holding("self.lock")
     def reserve(self) -> Worker | None:
-        """Return the idle worker that the sensor has to wake; None: nothing is to be looked for.
-
-        No sensor sees the child processes that count as running. Where they take up the whole target, it need not look.
-        """
-        waits = self.worklist and self.idle_list and not self.nr_waking and self.children.nr_counted < self.target
+        """Return the idle worker that the sensor has to wake; None: nothing is to be looked for."""
+        waits = self.worklist and self.idle_list and not self.nr_waking and not self.memory.held
         return self.idle_list[-1] if waits else None
 
     @holding("self.lock")
@@ -230,8 +227,8 @@ class WorkerPool:
 
     @holding("self.lock")
     def tell_target(self) -> None:
-        """Tell the sensor how many of the workers that it sees may run."""
-        self.lookout.set_target(max(0, self.target - self.children.nr_counted))
+        """Tell the sensor how many may run."""
+        self.lookout.set_target(self.target)
 
     @holding("self.lock")
     def disarm(self) -> None:

@@ -81,7 +81,7 @@ class Worker:
     @property
     def sleeping(self) -> bool:
         """Whether the worker is counted but does not count as running."""
-        return self.blocked is not None and not self.blocked.counts
+        return self.blocked is not None
 
     @property
     def is_rescuer(self) -> bool:

@@ -121,10 +121,10 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
     rests = memory.must_rest(pool)
     worker.kicked = False
     pool.nr_waking -= 1
-    if worker.dying or rests or (pool.target and pool.children.nr_counted and pool.nr_running > pool.target):
+    if worker.dying or rests:
         pool.nr_running -= 1
         if not worker.dying:
-            pool.enter_idle(worker)  # A11; or A10: some for whose sake it was woken count as running
+            pool.enter_idle(worker)
         return False
     worker.counted = True
     worker.ended()  # what a sensor saw of it while it waited for the lock is void
