@@ -66,6 +66,7 @@ def test_A9_short_works_do_not_wait_behind_long_ones(number: int) -> None:
 
     bench.run(scenario)
     assert max(bench.waits) <= PATIENCE
+    assert max(bench.waits[20:]) < 0.001, "once the function is known, nobody waits"
     assert bench.most <= 4
 
 
@@ -75,12 +76,12 @@ def test_A9_a_flood_of_equal_long_works_is_no_crowd() -> None:
     def scenario(runtime: cmwq.Runtime) -> None:
         wq = cmwq.WorkQueue("q", runtime=runtime, max_active=300)
         for _ in range(300):
-            wq.submit(bench.long, 0.05)
+            wq.submit(bench.long, 0.043)
         wq.flush()
 
     bench.run(scenario)
     assert bench.most <= 4
-    assert bench.sim.host.now < 300 * 0.05 / 2 * 1.05, "both CPUs were kept busy"
+    assert bench.sim.host.now < 300 * 0.043 / 2 * 1.05, "both CPUs were kept busy"
 
 
 @pytest.mark.parametrize("seed", range(3))
