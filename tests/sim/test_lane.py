@@ -139,6 +139,23 @@ def test_A9_a_hog_that_sleeps_makes_room_for_the_next() -> None:
     assert bench.sim.host.now < 3.0
 
 
+def test_A8_works_that_do_not_count_are_not_held_back() -> None:
+    bench = Bench()
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        for _ in range(10):
+            wq.submit(bench.long, 10.0)
+        bench.shorts(wq, 20)
+        exempt = cmwq.WorkQueue("exempt", cpu_intensive=True, runtime=runtime)
+        began = bench.sim.host.now
+        for future in [exempt.submit(bench.long, 0.5) for _ in range(10)]:
+            future.result()
+        assert bench.sim.host.now - began < 1.0
+
+    bench.run(scenario)
+
+
 def test_A9_works_that_wait_for_one_another_by_computing_come_to_an_end() -> None:
     """More of them than are let go of at a time."""
     bench = Bench()

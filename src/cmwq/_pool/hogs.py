@@ -108,7 +108,7 @@ def set_aside(pool: WorkerPool, worker: Worker, item: Item) -> bool:
     record, comes_back = pool.lane.record_of(item), item is pool.lane.out
     if comes_back:
         pool.lane.out = None
-    if record is None:
+    if record is None or item.phase.pwq.exempt:
         return False
     if (comes_back and pool.lane.forced) or lane.may_begin(pool, record):
         worker.record, worker.served = (record, worker.cpu_time()), None  # so it is not executed the short way
