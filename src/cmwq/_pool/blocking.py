@@ -1,10 +1,9 @@
 """Why a worker that executes something does not count as running: `Blocked`, decided here and nowhere else.
 
-Guarantees: each worker has one reason at a time, or none, and `nr_running`, `nr_blocked`, `nr_hogs` and
-`children.nr_counted` follow from the reasons (A2, A5, A9, A10). What a work says of itself (`blocking()`, a wait of
-this package) and what the pool found out (a hog, a child that computes) override all reports of a sensor: the sensor is
-told not to look at such a worker, and any report about it is ignored. A report of a sensor stands until the sensor
-reports the contrary, or the item ends.
+Guarantees: each worker has one reason at a time, or none, and `nr_running`, `nr_blocked` and `nr_hogs` follow from the
+reasons (A2, A5, A9). What a work says of itself (`blocking()`, a wait of this package) and what the pool found out (a
+hog, a child that computes) override all reports of a sensor: the sensor is told not to look at such a worker, and any
+report about it is ignored. A report of a sensor stands until the sensor reports the contrary, or the item ends.
 
     none -> SEEN, SEEN_ON_LOCK      a sensor saw the worker sleep (`worker_sleeping`)
     any but SAID -> SEEN            it used no CPU for a whole period, and lends its place (`at_rest`)
@@ -83,7 +82,6 @@ def _become(worker: Worker, why: Blocked | None) -> None:
     pool.nr_running += (why is None) - (before is None)
     pool.nr_blocked += (why is SEEN or why is SAID) - (before is SEEN or before is SAID)
     pool.nr_hogs += (why is HOG) - (before is HOG)
-    pool.children.nr_counted += (why is CHILD) - (before is CHILD)
     if pool.taps and (why is None) is not (before is None):
         events.blocked(pool, worker, why.value) if why else events.running(pool, worker)
     if known and not was_known:
@@ -93,12 +91,11 @@ def _become(worker: Worker, why: Blocked | None) -> None:
 
 
 @holding("pool.lock")
-def recount(pool: WorkerPool) -> tuple[int, int, int, int]:
-    """Return what `nr_running`, `nr_blocked`, `nr_hogs` and `nr_children` have to be. Costs O(workers)."""
+def recount(pool: WorkerPool) -> tuple[int, int, int]:
+    """Return what `nr_running`, `nr_blocked` and `nr_hogs` have to be. Costs O(workers)."""
     reasons = [worker.blocked for worker in pool.workers if worker.counted]
-    on_their_way, children = sum(worker.kicked for worker in pool.workers), reasons.count(CHILD)
-    running = on_their_way + reasons.count(None)
-    return running, reasons.count(SEEN) + reasons.count(SAID), reasons.count(HOG), children
+    on_their_way = sum(worker.kicked for worker in pool.workers)
+    return on_their_way + reasons.count(None), reasons.count(SEEN) + reasons.count(SAID), reasons.count(HOG)
 
 
 # ----------------------------------------------------------------------------------- what sensors report

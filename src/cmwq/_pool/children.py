@@ -83,11 +83,10 @@ class Below:
 class Children(Alarm):
     """What is known of one pool's child processes. The alarm is set while work waits and workers have children."""
 
-    __slots__ = ("cursor", "dozers", "known", "nr_counted", "parents", "pause", "strays")
+    __slots__ = ("cursor", "dozers", "known", "parents", "pause", "strays")
 
     def __init__(self) -> None:
         super().__init__()
-        self.nr_counted = 0  # L: workers that sleep while a child process computes
         self.parents: set[Worker] = set()  # L: workers that were seen asleep while their items had child processes
         self.dozers: set[Worker] = set()  # L: workers seen asleep, and not looked at since
         self.strays: dict[Worker, frozenset[int]] = {}  # L: child processes that earlier items of it left behind

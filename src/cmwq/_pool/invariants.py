@@ -27,14 +27,13 @@ def check(pool: WorkerPool) -> None:
 
 @holding("pool.lock")
 def _counts(pool: WorkerPool) -> dict[str, bool]:
-    running, blocked, hogs, counted = blocking.recount(pool)
+    running, blocked, hogs = blocking.recount(pool)
     workers = pool.workers
     return {
         "A2: nr_running is the recount": pool.nr_running == running,
         "A2: nr_waking is the recount": pool.nr_waking == sum(w.kicked for w in workers),
         "A5: nr_blocked is the recount": pool.nr_blocked == blocked,
         "A9: nr_hogs is the recount": pool.nr_hogs == hogs,
-        "A10: nr_counted is the recount": pool.children.nr_counted == counted,
         "A10: parents are those with children": pool.children.parents == {w for w in workers if w.below is not None},
         "A10: no other workers are remembered": pool.children.dozers <= workers
         and pool.children.strays.keys() <= workers,

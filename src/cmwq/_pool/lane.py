@@ -92,19 +92,19 @@ class Lane:
     @holding("item.pwq.pool.lock")
     def remember(self, item: Item) -> Record:
         """Return the record of the item's function, a new one if need be: the item is a hog, or its child computes."""
-        anchor, name = kind_of(item.function)
-        key = id(anchor), name  # by identity, since to compare classes may run user code
-        if key not in self.records:
+        record = self.record_of(item)
+        if record is None:
             if len(self.records) >= REMEMBERED:
                 self.records.pop(next(iter(self.records)))
-            self.records[key] = Record(anchor, name_of(item.function))
-        return self.records[key]
+            anchor, name = kind_of(item.function)
+            record = self.records[id(anchor), name] = Record(anchor, name_of(item.function))
+        return record
 
     @holding("item.pwq.pool.lock")
     def record_of(self, item: Item) -> Record | None:
         """Return what is known of the function of this item; None: nothing."""
         anchor, name = kind_of(item.function)
-        return self.records.get((id(anchor), name))
+        return self.records.get((id(anchor), name))  # by identity, since to compare classes may run user code
 
     @holding("item.pwq.pool.lock")
     def add(self, item: Item, *, comes_back: bool) -> None:

@@ -102,8 +102,7 @@ class Gate(Alarm):
         if all(waits_for_works(worker) for worker in executing):
             return True
         if pool.nr_completed != self.completed or pool.nr_running > pool.nr_waking or pool.nr_hogs:
-            self.completed, self._valve_pause = pool.nr_completed, VALVE
-            self._valve_at = now + VALVE
+            self.shut_valve(pool)
             return False
         if now < self._valve_at:
             return False
@@ -113,7 +112,7 @@ class Gate(Alarm):
 
     @holding("pool.lock")
     def shut_valve(self, pool: WorkerPool) -> None:
-        """The pool is held from now on."""
+        """The pool is held from now on, or goes on by itself."""
         self.completed, self._valve_pause = pool.nr_completed, VALVE
         self._valve_at = pool.host.monotonic() + VALVE
 

@@ -95,12 +95,11 @@ def _mend_workers(pool: WorkerPool) -> None:
         if worker.dying and not worker.item and worker.listed:
             pool.workers.discard(worker)
     pool.nr_waking = sum(worker.kicked for worker in pool.workers)
-    pool.nr_running, pool.nr_blocked, pool.nr_hogs, pool.children.nr_counted = blocking.recount(pool)
+    pool.nr_running, pool.nr_blocked, pool.nr_hogs = blocking.recount(pool)
     pool.children.parents = {worker for worker in pool.workers if worker.below is not None}
     pool.children.dozers &= pool.workers
     for worker in pool.children.strays.keys() - pool.workers:
         del pool.children.strays[worker]
-    pool.tell_target()
 
 
 @holding("pool.lock")

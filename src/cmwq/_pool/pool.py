@@ -223,11 +223,6 @@ class WorkerPool:
         """
         self.full_target = target
         self.target = 0 if self.memory.held else target
-        self.tell_target()
-
-    @holding("self.lock")
-    def tell_target(self) -> None:
-        """Tell the sensor how many may run."""
         self.lookout.set_target(self.target)
 
     @holding("self.lock")
