@@ -20,7 +20,7 @@ demo: setup  ## the main job on real input, beside ThreadPoolExecutor
 	$(PY) demo/stdlib.py $(ARGS)
 
 test: setup  ## all tests, with $(PYTHON)
-	$(PY) -m pytest $(ARGS)
+	$(PY) tools/run_tests.py $(ARGS)
 
 test-all:  ## all tests, with every Python >= 3.11 that is installed, free-threaded builds too
 	@$(PYTHON) tools/interpreters.py --run $(MAKE) test 'PYTHON={python}' 'VENV=.venv-{tag}'

@@ -125,4 +125,4 @@ def test_a_result_lives_no_longer_than_its_taker_wants(runtime: cmwq.Runtime) ->
             deadline = time.monotonic() + HANG
             while gone() is not None and time.monotonic() < deadline:
                 gc.collect()  # its worker may hold it for a moment
-            assert gone() is None
+            assert gone() is None, gc.get_referrers(gone())

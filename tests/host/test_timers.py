@@ -652,6 +652,21 @@ def test_a_host_may_stop_its_timers_and_have_new_ones(host: ThreadHost) -> None:
     assert fires(host)
 
 
+def test_F10_timers_whose_end_was_interrupted_are_ended_by_the_next_call() -> None:
+    def run(interrupt: InterruptAt) -> None:
+        host = ThreadHost()
+        host.start_timers()
+        thread = host._timers._thread
+        assert isinstance(thread, threading.Thread)
+        with contextlib.suppress(Interrupt), interrupt:
+            host.stop_timers()
+        host.stop_timers()
+        thread.join(HANG)
+        assert not thread.is_alive()
+
+    assert at_each(run, "_host/__init__.py", "_host/timers.py") > 30
+
+
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -142,20 +142,70 @@ def test_C2_C3_C4_the_rescuer_does_it_all_where_no_worker_can_be_had() -> None:
     host.stop_timers()
 
 
+ended_by_exceptions = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@ended_by_exceptions
 def test_C1_F10_a_rescuer_that_is_interrupted_at_rest_or_at_work_goes_on() -> None:
     host = NoWorkers()
     with cmwq.Runtime(host=host, config=cmwq.Config(mayday_initial_timeout=0.001)) as runtime:
         wq = cmwq.WorkQueue("q", rescuer=True, runtime=runtime)
         assert wq.rescuer is not None
-        thread = wq.rescuer.thread
-        assert isinstance(thread, threading.Thread)
         for n in range(50):
+            thread = wq.rescuer.thread
+            assert isinstance(thread, threading.Thread)
             future = wq.submit(abs, n) if n % 2 else None  # else it rests
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
             with suppress(SystemExit):  # it was interrupted within the work
                 assert future is None or future.result(HANG) == n
-            assert wq.submit(abs, -n).result(HANG) == n or not thread.is_alive()
-        assert thread.is_alive()
+            assert wq.submit(abs, -n).result(HANG) == n
+    host.stop_timers()
+
+
+@ended_by_exceptions
+@pytest.mark.parametrize("refused", [False, True], ids=["at once", "the watchdog"])
+def test_C1_F10_a_rescuer_that_is_ended_all_the_same_has_a_successor(
+    refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an exception that comes while another one is handled. It had not yet left the pool that it helped. If it can't
+    have its successor at once, the watchdog sees to it."""
+    host = NoWorkers()
+    with cmwq.Runtime(host=host, config=cmwq.Config(mayday_initial_timeout=0.001)) as runtime:
+        wq = cmwq.WorkQueue("q", rescuer=True, runtime=runtime)
+        rescuer = wq.rescuer
+        assert rescuer is not None
+        thread, queue, retire = rescuer.thread, rescuer._queue, rescuer._retire
+
+        def end(*_: object) -> None:
+            monkeypatch.setattr(rescuer, "_retire", retire)
+            raise SystemExit
+
+        def refuse(*_: object) -> None:
+            raise cmwq.ThreadLimit("refused")
+
+        def needed_no_more() -> None:
+            monkeypatch.setattr(rescuer, "_queue", queue)  # the next question has its answer
+            raise SystemExit
+
+        def work() -> None:
+            monkeypatch.setattr(rescuer, "_retire", end)
+            monkeypatch.setattr(rescuer, "_queue", needed_no_more)
+            if refused:
+                monkeypatch.setattr(host, "spawn", refuse)
+
+        assert wq.submit(work).result(HANG) is None
+        assert thread is not None
+        thread.join(HANG)
+        assert not thread.is_alive()
+        assert refused or rescuer.thread is not thread
+        monkeypatch.undo()
+        assert wq.submit(abs, -7).result(HANG) == 7
+        assert rescuer.thread is not thread
+        runtime.check_invariants()
+        deadline = time.monotonic() + HANG
+        while any(pool.workers for pool in runtime._pools.values()):
+            assert time.monotonic() < deadline, "what the first thread was in the pool is still there"
+            time.sleep(0.001)
     host.stop_timers()
 
 

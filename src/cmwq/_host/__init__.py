@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from functools import partial
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING
@@ -58,6 +59,7 @@ class ThreadHost:
 
     def _know_nothing(self) -> None:
         self._timers = Timers(self.spawn, self.monotonic)
+        self._ending: list[Timers] = []  # each change is atomic
         self.memory = memory.Meter(self.monotonic)
         self._headroom = 0  # threads below the caps, as last read and asked for since
         self._headroom_until = 0.0
@@ -119,10 +121,15 @@ class ThreadHost:
     def stop_timers(self) -> None:
         """End the timer thread and drop all timers of this host. A later timer starts a new thread.
 
-        Context: no lock held that a timer's function may take.
+        If it is interrupted, the next call ends what this one has left. Context: no lock held that a timer's function
+        may take.
         """
-        timers, self._timers = self._timers, Timers(self.spawn, self.monotonic)
-        timers.close()
+        self._ending.append(self._timers)
+        self._timers = Timers(self.spawn, self.monotonic)
+        for timers in list(self._ending):
+            timers.close()
+            with suppress(ValueError):  # another thread stops them, too
+                self._ending.remove(timers)
 
     def bind(self, cpus: Iterable[int], tid: int = 0) -> bool:
         """Best effort, because a CPU may have left between the decision and the call (D6). False: it failed."""

@@ -1,9 +1,10 @@
 """Rescuer: a thread that a queue owns from the start, for the time when no worker can be had (C).
 
-Guarantees: the thread exists before anything can go wrong, or making the queue fails (C1). When work waits and no
-worker could be created for `mayday_initial_timeout`, and again after every `mayday_interval`, the rescuer of each queue
-with works on the pool is called (C2). It then runs the works of its own queue there, in order, on that pool's CPUs, one
-at a time, under the same limits as every worker (C3, C5). So they execute even if no thread can ever be created (C4).
+Guarantees: the thread exists before anything can go wrong, or making the queue fails (C1), and one that exceptions end
+has a successor (F10). When work waits and no worker could be created for `mayday_initial_timeout`, and again after
+every `mayday_interval`, the rescuer of each queue with works on the pool is called (C2). It then runs the works of its
+own queue there, in order, on that pool's CPUs, one at a time, under the same limits as every worker (C3, C5). So they
+execute even if no thread can ever be created (C4).
 
 A rescuer does not count as running (A8): it is called because the count cannot be relied on. Without an idle worker no
 sensor looks, so a worker that blocked in the meantime may still be believed to run. Therefore a mayday asks only
@@ -23,8 +24,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 from weakref import ref
 
-from cmwq._core.held import holding, outside
-from cmwq._errors import ThreadLimit
+from cmwq._core.held import holding, not_holding, outside
+from cmwq._core.surely import surely
+from cmwq._errors import CmwqError, ThreadLimit
 from cmwq._pool import blocking, events
 from cmwq._pool.policy import need_rescuer
 from cmwq._pool.recovery import recover
@@ -61,11 +63,17 @@ class Rescuer:
         self._queue = ref(queue, self._parker.unpark)  # I
         self._calls: deque[Source] = deque()  # L of the place's pool to append; S to take
         self._stopped = False  # ~
-        self.thread: Thread | None = None  # I once it is started
+        self.thread: Thread | None = None  # S: the last thread that began to be the rescuer's
 
     def start(self) -> None:
-        """Start the thread, which ends after `stop`, or with the queue. Raises ThreadLimit."""
-        self.thread = self._host.spawn(self.name, self._run)
+        """Start the thread, which ends after `stop`, or with the queue. Raises ThreadLimit.
+
+        Context: there is none, or it is the caller and ends, or it has ended.
+        """
+        self._host.spawn(self.name, self._run, self._began)
+
+    def _began(self, thread: Thread) -> None:
+        self.thread = thread  # on itself, and surely if it runs: so there are never two
 
     @holding("pwq.pool.lock")
     def call(self, pwq: Source) -> bool:
@@ -89,19 +97,43 @@ class Rescuer:
         self.wake()
 
     def _run(self) -> None:
-        with suppress(Exception):  # it works without the name
-            self._host.set_thread_name(self.name)
-        interruption: BaseException | None = None
-        while not self._stopped and self._queue() is not None:
-            try:
-                if interruption is None:
-                    self._parker.park()
-                else:
-                    self._recover(interruption)
-                    interruption = None
-                self._answer()
-            except BaseException as exc:  # an asynchronous one, at any bytecode
-                interruption = exc
+        succeed = partial(self._succeed, self.thread)
+        with surely(succeed), surely(succeed):
+            with suppress(Exception):  # it works without the name
+                self._host.set_thread_name(self.name)
+            self._parker.unpark()  # look at the calls first: there may be some that its predecessor has left
+            interruption: BaseException | None = None
+            if self.worker is not None:
+                interruption = CmwqError(f"the thread of rescuer {self.name} has ended")
+            while self._is_needed():
+                try:
+                    if interruption is None:
+                        self._parker.park()
+                    else:
+                        self._recover(interruption)
+                        interruption = None
+                    self._answer()
+                except BaseException as exc:  # an asynchronous one, at any bytecode
+                    interruption = exc
+
+    def _is_needed(self) -> bool:
+        return not self._stopped and self._queue() is not None
+
+    def _succeed(self, ended: Thread | None) -> None:
+        """If that thread is the rescuer's and ends although it is needed, as several exceptions at once may end it:
+        start another, which puts down what this one had. If that is refused, the watchdog tries again.
+
+        Context: that thread, or it has ended.
+        """
+        if self.thread is ended and self._is_needed():
+            with suppress(ThreadLimit):
+                self.start()
+
+    def revive(self) -> None:
+        """Start another thread if the rescuer's has ended without notice. Context: the watchdog."""
+        thread = self.thread
+        if thread is not None and not thread.is_alive():
+            self._succeed(thread)
 
     def _answer(self) -> None:
         """Answer the calls. One that is interrupted is answered again, from the beginning."""
@@ -158,6 +190,16 @@ class Rescuer:
             pool.kick_or_settle()
         be_worker(None)
         self.worker = None
+
+
+@not_holding("pool.lock")
+def revive_the_dead(pool: WorkerPool) -> None:
+    """Give every rescuer of a queue with a place on the pool a thread, if its own has ended without notice."""
+    with pool.lock:
+        rescuers = [pwq.rescuer for pwq in pool.pwqs]
+    for rescuer in rescuers:
+        if rescuer is not None:
+            rescuer.revive()
 
 
 @holding("pool.lock")

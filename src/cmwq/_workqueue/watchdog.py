@@ -26,6 +26,7 @@ from cmwq._core.ranks import Rank
 from cmwq._errors import ThreadLimit
 from cmwq._pool.lending import AT_REST, Sight, sights
 from cmwq._pool.recovery import bury_the_dead
+from cmwq._pool.rescuer import revive_the_dead
 
 if TYPE_CHECKING:
     from cmwq._pool.events import Event
@@ -226,6 +227,7 @@ class Watchdog:
     def _look_at(self, pool: WorkerPool, elapsed: float) -> bool:
         """Look at one pool, and report what stalls or goes on. Returns whether the pool has work to do."""
         bury_the_dead(pool)
+        revive_the_dead(pool)
         progress, threshold = self.progress(pool), pool.config.watchdog_thresh
         before = progress.stalled_for
         with pool.lock:
