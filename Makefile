@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check lint types bench bench-auto bench-exec bench-long performance suite stress scale faults \
+.PHONY: help demo test test-all check lint types bench bench-auto bench-exec bench-integrations bench-long performance suite stress scale faults \
 	hotplug model mutants cpython-tests promises clean setup interrupted storms tsan
 
 help:  ## this list
@@ -19,6 +19,7 @@ help:  ## this list
 demo: setup  ## the main job on real input, beside ThreadPoolExecutor
 	$(PY) demo/stdlib.py $(ARGS)
 
+check test types: EXTRAS := frameworks
 test: setup  ## all tests, with $(PYTHON)
 	$(PY) tools/run_tests.py $(ARGS)
 
@@ -53,6 +54,11 @@ suite: setup  ## the workload suite alone
 bench-exec: setup  ## `cmwq exec` beside xargs and GNU parallel, swept over the number of processes: a table
 	@mkdir -p out
 	$(PY) bench/exec.py --json out/exec.json $(ARGS)
+
+bench-integrations: EXTRAS := frameworks
+bench-integrations: setup  ## frameworks with their own pools, these tuned by hand, and with cmwq: a table
+	@mkdir -p out
+	$(PY) bench/integrations --json out/integrations.json $(ARGS)
 
 bench-long: setup  ## short works beside long computations, beside ThreadPoolExecutor of several sizes
 	$(PY) bench/long_short.py $(ARGS)

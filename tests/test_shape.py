@@ -26,7 +26,7 @@ DOCUMENTS += sorted((ROOT / "docs").glob("*.md")) + sorted(CODE.rglob("README.md
 with_documents = pytest.mark.skipif(not DOCUMENTS[0].exists(), reason="no documents here")
 
 LAYERS = """
-    cli
+    cli, contrib
     cmwq
     executor, aio, events, testing
     _workqueue: batch, queue, map

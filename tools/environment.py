@@ -1,8 +1,8 @@
 """Make a virtual environment in which cmwq is installed from this tree, with some of its extras.
 
 Its one job: `environment.py DIRECTORY EXTRA...` leaves DIRECTORY ready, made of the Python that runs this file. The C
-extension is built in place if there is a C compiler, and which sensor serves is said. Of the extra `peers`, what can't
-be installed for this Python is left out, and that is said.
+extension is built in place if there is a C compiler, and which sensor serves is said. Of the extras `frameworks` and
+`peers`, what can't be installed for this Python is left out, and that is said.
 
 Guarantees: nothing is done where nothing changed (Python, this tree's place, pyproject.toml, the C sources, the
 compiler); the stamp that says so is written last, so an interrupted run is begun again from nothing. No compiler is
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SENTINEL = ROOT / "src/cmwq/_sensor/_sentinel"  # with a suffix that depends on the Python: the C extension
 NATIVE = ROOT / "src/cmwq/_sensor/_native"  # what it is built from
 STAMP = "cmwq.json"
-PEERS = "peers"  # an extra of which any part may be missing
+PARTIAL = {"frameworks", "peers"}  # extras of which any part may be missing
 SENSOR = """
 from cmwq._sensor import NAMES, why_not
 for name in NAMES:
@@ -61,13 +61,15 @@ def main(argv: list[str]) -> int:
     python = str(directory / "bin/python")
     # One that was built from other source or by another compiler must not serve if the build now fails.
     SENTINEL.with_suffix(str(sysconfig.get_config_var("EXT_SUFFIX"))).unlink(missing_ok=True)
-    project = f"{ROOT}[{','.join(sorted(extras - {PEERS}))}]"
+    project = f"{ROOT}[{','.join(sorted(extras - PARTIAL))}]"
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--only-binary=:all:"]
     if status := run([*pip, "--editable", project]):
         return status
-    for peer in peers() if PEERS in wanted["extras"] else ():
-        if run([*pip, peer], show=False):
-            print(f"not installed: {peer} (no wheel for this Python)")
+    for extra in sorted(PARTIAL.intersection(wanted["extras"])):
+        if run([*pip, *parts(extra)], show=False):
+            for part in parts(extra):
+                if run([*pip, part], show=False):
+                    print(f"not installed: {part} (no wheel for this Python)")
     if status := run([python, "-c", SENSOR], show=True):
         return status
     stamp.write_text(json.dumps(wanted, indent=1) + "\n")
@@ -82,10 +84,10 @@ def read(stamp: Path) -> dict[str, Any]:
     return found
 
 
-def peers() -> list[str]:
+def parts(extra: str) -> list[str]:
     import tomllib  # not in Pythons that `main` refuses
 
-    found: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][PEERS]
+    found: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]
     return found
 
 
