@@ -388,7 +388,7 @@ def test_B4_F10_the_end_of_a_dead_worker_may_be_interrupted_at_any_bytecode(
     always = raising(math.inf)
 
     def run(interrupt: InterruptAt) -> None:
-        runtime = cmwq.Runtime(config=cmwq.Config(watch_period=3600.0))
+        runtime = cmwq.Runtime(config=cmwq.Config(watch_period=0.0))
         wq = cmwq.WorkQueue("q", runtime=runtime)
         with monkeypatch.context() as patch:
             for name in ("recover", "mourn", *(["announce"] if locked else ["execute_specially"])):

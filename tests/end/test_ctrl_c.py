@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import concurrent.futures as cf
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from contextlib import suppress
 
 import pytest
 from conftest import HANG
+from interrupted.whole import Gate, until
 from opcodes import Interrupt, InterruptAt, at_each
 
 import cmwq
+from cmwq._workqueue import audience
 
 EXIT_HOOK = """
     import cmwq, sys, threading
@@ -107,3 +111,32 @@ def test_F8_B1_a_first_use_interrupted_at_any_bytecode_leaves_a_pool_that_works(
         runtime.close(HANG)
 
     assert at_each(run, "_pool/pools.py", "_core/surely.py") > 50
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["after its set", "within its set"])
+def test_F10_a_thread_in_wait_whose_event_was_interrupted_is_woken(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in `Event.set` may leave the event's lock held, and nobody would ever release it."""
+    monkeypatch.setattr(audience, "ORPHANED", 0.2)
+    gate = Gate()
+    with cmwq.Runtime() as runtime:
+        wq = cmwq.WorkQueue("q", max_active=1, runtime=runtime)
+        wq.submit(gate)
+        future = wq.submit(int)
+        thread = threading.Thread(target=cf.wait, args=([future],))
+        thread.start()
+        until(lambda: bool(future._waiters), HANG, lambda: "nobody waits")
+        (waiter,) = future._waiters
+        real = waiter.event.set
+
+        def interrupted() -> None:
+            monkeypatch.setattr(waiter.event, "set", real)
+            if held:
+                waiter.event._cond.acquire()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(waiter.event, "set", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            future.cancel()
+        thread.join(HANG)
+        assert not thread.is_alive()
+        gate.open()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
+from contextlib import suppress
 from itertools import repeat
 from operator import call, methodcaller
 from threading import Condition
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from cmwq._core.ports import Parker
 
 _log = logging.getLogger("cmwq")
+
+ORPHANED = 2.0
+"""Seconds: the lock of an event that nobody releases for so long is held by nobody."""
 
 
 class Audience:
@@ -101,8 +105,19 @@ class Audience:
                 next(telling)
             except BaseException as exc:
                 _put_back(exc, waiter, untold)
-                waiter.event.set()  # the call was interrupted halfway: wake the thread, lest it wait for ever
+                _set(waiter.event)  # the call was interrupted halfway: wake the thread, lest it wait for ever
                 raise
+
+
+def _set(event: Any) -> None:
+    """Set an event that was interrupted in its own `set`. That may have left the event's own lock held, which is held
+    for moments only: who can't have it for so long is the one who has to release it.
+    """
+    condition = event._cond
+    condition.acquire(timeout=ORPHANED)
+    with suppress(RuntimeError):  # it was released just now
+        condition.release()
+    event.set()
 
 
 def _taken(things: list[Any]) -> Iterator[Any]:
