@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check lint types bench bench-auto bench-exec bench-integrations bench-long performance suite stress scale faults \
+.PHONY: help demo test test-all check lint types bench bench-auto bench-exec bench-integrations bench-long bench-memory performance suite stress scale faults \
 	hotplug model mutants cpython-tests promises clean setup interrupted storms tsan
 
 help:  ## this list
@@ -62,6 +62,10 @@ bench-integrations: setup  ## frameworks with their own pools, these tuned by ha
 
 bench-long: setup  ## short works beside long computations, beside ThreadPoolExecutor of several sizes
 	$(PY) bench/long_short.py $(ARGS)
+
+bench-memory: setup  ## works that need more memory than there is, in a small cgroup: who is killed? (root)
+	@mkdir -p out
+	$(PY) bench/memory.py --json out/memory.json $(ARGS)
 
 stress: setup  ## work queues under stress: flushes, races, coalescing, a million delayed works
 	$(PY) bench/stress.py $(ARGS)
