@@ -318,7 +318,7 @@ def declared(node: ast.AST) -> list[str]:
     if not isinstance(node, ast.FunctionDef):
         return []
     said = [ast.unparse(each) for each in node.decorator_list]
-    return [each for each in said if re.match(r"(holding|not_holding)\(|outside$", each)]
+    return [each for each in said if re.match(r"(holding|holding_any|not_holding)\(|outside$", each)]
 
 
 def test_contexts_are_declared_and_not_told() -> None:

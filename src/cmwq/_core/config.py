@@ -33,7 +33,7 @@ class Config:
     mayday_interval: float = 0.1
     """C2: how long until they are called again, while that lasts."""
     trustee_cooldown: float = 0.1
-    """D5: the interval between checks whether a pool without a CPU has drained."""
+    """D2: the interval between checks whether a pool without a CPU has drained."""
     lend_interval: float = 0.1
     """E1: the interval between checks, while works are inactive, whether active works wait for them. 0: no checks."""
     watch_period: float = 1.0

@@ -205,9 +205,14 @@ def watched(lock: Lock, holds: Callable[[], int]) -> Lock:
 # ------------------------------------------------------------------------------------- declarations
 
 
-def holding(*paths: str) -> Callable[[F], F]:
+def holding_any(*paths: str) -> Callable[[F], F]:
     """The caller holds one of these locks."""
     return lambda fn: _checked(fn, paths, _must_hold) if DEBUG else fn
+
+
+def holding(path: str) -> Callable[[F], F]:
+    """The caller holds this lock."""
+    return holding_any(path)
 
 
 def not_holding(*paths: str) -> Callable[[F], F]:

@@ -28,7 +28,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cmwq._core.held import holding, not_holding, outside
+from cmwq._core.held import holding, holding_any, not_holding, outside
 from cmwq._core.ranks import Rank
 from cmwq._pool import events
 
@@ -109,7 +109,7 @@ class Hotplug:
                 home = self._homes.setdefault((scope, cpu), cpu)
         return home
 
-    @holding("self._pools.lock", "self._lock")
+    @holding_any("self._pools.lock", "self._lock")
     def served_by(self, key: PoolKey) -> tuple[int, ...]:
         """Return the CPUs that the pool serves now; empty if its last CPU left."""
         scope, first, _ = key
@@ -223,7 +223,9 @@ def _end_if_drained(pool: WorkerPool) -> None:
 
 
 def _dismiss_surplus(pool: WorkerPool) -> None:
-    """Let the idle workers die, except one in reserve (B1): up to one for each work may have been created (D4)."""
+    """Let the idle workers die, except one in reserve (B1). While the pool had no CPU, it may have created a worker for
+    each work (D4).
+    """
     with pool.lock:
         for _ in pool.idle_list[1:]:
             pool.office.dismiss_coldest()

@@ -65,7 +65,7 @@ def _promises(pool: WorkerPool) -> dict[str, bool]:
 @holding("pool.lock")
 def _settled(pool: WorkerPool) -> dict[str, bool]:
     return {
-        "A4: not settled: the sensor knows whom to wake": pool.armed_with is pool.reserve(),
+        "A4: not settled: the sensor knows whom to wake": pool.armed_with is pool.worker_to_arm(),
         "A10: not settled: children are looked at while work waits": not pool.children.must_look(pool)
         or pool.children.timer is not None
         or pool.closing,

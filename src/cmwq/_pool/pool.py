@@ -195,7 +195,7 @@ class WorkerPool:
         `nr_waking`, or anything that `need_rescuer` reads. `kick`, `kick_or_settle`, `enter_idle` and `note_refusal`
         call it. `invariants` detects a section that forgot.
         """
-        reserve = self.reserve()
+        reserve = self.worker_to_arm()
         if reserve is not self.armed_with:
             self.armed_with = reserve
             self.lookout.arm(reserve)
@@ -211,8 +211,8 @@ class WorkerPool:
             self.nappers.clear()
 
     @holding("self.lock")
-    def reserve(self) -> Worker | None:
-        """Return the idle worker that the sensor has to wake; None: nothing is to be looked for."""
+    def worker_to_arm(self) -> Worker | None:
+        """Return the idle worker that the sensor is to wake; None: no work waits for one."""
         waits = self.worklist and self.idle_list and not self.nr_waking and not self.memory.held
         return self.idle_list[-1] if waits else None
 

@@ -71,7 +71,7 @@ class Queued:
 
     # Class attributes hold the state of a new queueing, so that creating one stores only what differs.
     work: Work | None  # L: None once taken back
-    stage = LISTED  # L: where it is
+    stage = LISTED  # L to change, read freely: where it is
     phase: Phase  # I once queued
     _context: Context | None  # L: dropped when taken back
     accepted = False  # I: its queue took it earlier, as a delayed work

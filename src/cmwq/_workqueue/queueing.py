@@ -1,8 +1,8 @@
 """How a work is queued: `WorkQueue.queue`, `queue_on`, `queue_delayed`, `mod_delayed`, and `submit` of a work.
 
 Guarantees: a work that is pending or blocked is left as it is (E4, F6). Whatever else is raised, the work is either
-pending with this queueing, or as it was (F10). `work` says what pending means; only it, `queued`, `delay` and this
-module change that. The letters are those of `pool`; W: work._lock.
+pending with this queueing, or as it was (F10). `work` says what pending means; only it, `queued`, `delay`, `periodic`
+and this module change that. The letters are those of `pool`; W: work._lock.
 """
 
 from __future__ import annotations

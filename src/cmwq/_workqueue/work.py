@@ -9,9 +9,12 @@ After `cancel_sync` the work is neither pending nor running (F5). A disabled wor
 A work is pending while it has a timer (`_delay`) or an item on some pool (`_item`); there is no separate pending bit as
 in the kernel. Either is set under the work's own lock, W, by a thread that found neither of them and no block
 (`_disables`, `_cancels`); or by one that moves the work from the one to the other, and notes that first (`_moving`). So
-only the thread that holds W ever sees a work half queued. `_item` is cleared by the worker that claims it, under L,
-just before the function runs (E4). Otherwise it is cleared where the work is taken back (`_take_back`), where its queue
-refuses it, and where an interruption is mended.
+only the thread that holds W ever sees a work half queued.
+
+`_item` is cleared by the worker that claims it, under L, just before the function runs (E4: `Queued.claim`). Otherwise
+it is cleared where the work is taken back (`_take_back`), where its queue refuses it (`Queued.insert`), where it ends
+without having begun (`Queued.be_over`), and where an interruption is mended (`mend`). `_delay` is only cleared under W:
+where the time has come or the timer is taken back (`delay`), and where a periodic work stops (`periodic`).
 
 `queue` first looks at both without W: a work found pending was so at that moment, and its execution had not begun. What
 the caller did before is visible to that execution (E6). With a GIL, handing over the GIL ensures that; without one,
