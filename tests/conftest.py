@@ -84,6 +84,9 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*parts: str, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-X", "faulthandler", "-c", "".join(map(textwrap.dedent, parts))]
+        # A line is written at once, and not its end by itself: others may write in between.
+        env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+        options = {"env": env, **options}
         return subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False, **options)
 
     return run

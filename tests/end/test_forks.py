@@ -190,3 +190,27 @@ def test_G3_at_exit_a_work_that_forks_does_not_hang(python: Python) -> None:
         ),
         "0\n",
     )
+
+
+def test_G2_forks_while_another_thread_makes_queues(python: Python) -> None:
+    """Without a GIL whatever stops all threads of the process must not be done then: CPython's child would hang."""
+    check(
+        python(
+            FORKS,
+            """
+            import threading
+            over = threading.Event()
+            def make():
+                while not over.is_set():
+                    with cmwq.WorkQueue("new") as queue: queue.submit(int).result()
+            thread = threading.Thread(target=make)
+            thread.start()
+            def child():
+                assert cmwq.WorkQueue("own").submit(pow, 2, 3).result(30) == 8
+            print(sum(status(forked(child)) != 0 for _ in range(50)))
+            over.set()
+            thread.join()
+            """,
+        ),
+        "0\n",
+    )

@@ -156,6 +156,20 @@ def _wake(place: ref[PoolWorkQueue]) -> None:
                 learning.look(pwq)
 
 
+def first_phase(pwq: PoolWorkQueue) -> Phase:
+    """Return the first phase of a new place, of the class that suits its queue's limit."""
+    return (LearnedPhase if pwq.wq._limit is None else Phase)(pwq, 0)
+
+
+def _all_become(pwq: PoolWorkQueue, kind: type[Phase]) -> None:
+    """Make all phases of the place be of that class. To set `__class__` stops all threads of a free-threaded process,
+    and a fork meanwhile leaves a child in which it hangs (CPython 3.13). So where nothing changes nothing is set.
+    """
+    for phase in (*pwq.sealed, pwq.phase):
+        if phase.__class__ is not kind:
+            phase.__class__ = kind
+
+
 def begin(pwq: PoolWorkQueue) -> None:
     """Let the place learn its limit from now on; its works that wait or run already count.
 
@@ -163,16 +177,14 @@ def begin(pwq: PoolWorkQueue) -> None:
     """
     if pwq.learning is None:
         pwq.learning = Learning(pwq)
-    for phase in (*pwq.sealed, pwq.phase):
-        phase.__class__ = LearnedPhase
+    _all_become(pwq, LearnedPhase)
     pwq.max_active = pwq.learning.law.limit
 
 
 def end(pwq: PoolWorkQueue) -> None:
     """Learn no more.  Context: lock held, or nobody knows the place yet."""
     learning = pwq.learning
-    for phase in (*pwq.sealed, pwq.phase):
-        phase.__class__ = Phase
+    _all_become(pwq, Phase)
     if learning is not None:
         learning.alarm.cancel()
         pwq.learning = None

@@ -54,7 +54,7 @@ class PoolWorkQueue:
         self.nr_active = 0  # L: listed or executing, and not lent
         self.inactive: deque[Item] = deque()  # L: beyond max_active, in order
         self.nr_withdrawn = 0  # L: works in `inactive` or on the pool's worklist, to be passed over
-        self.phase = Phase(self, 0)  # L: where new works are counted
+        self.phase: Phase = learning.first_phase(self)  # L: where new works are counted
         self.outside = Outside(self, -1)  # I
         self.sealed: deque[Phase] = deque()  # L: phases that are being flushed, oldest first
         self.frozen = frozen  # L: nothing is started (E8)
