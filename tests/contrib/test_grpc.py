@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from conftest import HANG, Gate, until
 
-grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
+pytest.importorskip("grpc", reason="grpcio is not installed")
+
+import grpc
 
 import cmwq
 from cmwq.contrib.grpc import Executor

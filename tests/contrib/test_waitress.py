@@ -14,9 +14,8 @@ from conftest import HANG, Gate, until
 
 pytest.importorskip("waitress", reason="waitress is not installed")
 
-from contrib.wsgi import Asking, Server, ask, free_port, serving
-
 from cmwq.contrib.waitress import Dispatcher, create_server
+from contrib.wsgi import Asking, Server, ask, free_port, serving
 
 
 class Start(Protocol):

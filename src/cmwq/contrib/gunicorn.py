@@ -20,7 +20,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped,unused-ignore]
 
 import cmwq
 from cmwq.contrib._routes import Routes

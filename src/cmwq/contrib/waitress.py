@@ -17,10 +17,10 @@ import sys
 from functools import partial
 from typing import Any, Protocol
 
-import waitress
-from waitress.adjustments import Adjustments
-from waitress.runner import run
-from waitress.utilities import logger
+import waitress  # type: ignore[import-untyped,unused-ignore]
+from waitress.adjustments import Adjustments  # type: ignore[import-untyped,unused-ignore]
+from waitress.runner import run  # type: ignore[import-untyped,unused-ignore]
+from waitress.utilities import logger  # type: ignore[import-untyped,unused-ignore]
 
 import cmwq
 from cmwq.contrib._routes import Routes
