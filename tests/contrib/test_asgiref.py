@@ -17,6 +17,7 @@ pytest.importorskip("asgiref", reason="asgiref is not installed")
 from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 
 import cmwq
+from contrib.wsgi import run_example
 
 NAME: ContextVar[str] = ContextVar("NAME", default="nobody")
 
@@ -119,3 +120,7 @@ def test_sync_code_in_a_context_may_call_async_code_that_calls_sync_code() -> No
 
     here, there = asyncio.run(asyncio.wait_for(main(), HANG))
     assert here == there
+
+
+def test_the_example_runs() -> None:
+    assert "on one thread: [(42,)]" in run_example("asgiref_calls.py")

@@ -26,6 +26,7 @@ from django.utils import timezone
 
 import cmwq
 from contrib import django_tasks as tasks
+from contrib.wsgi import run_example
 
 
 def finished(result: Any) -> Any:
@@ -231,6 +232,7 @@ PROGRAM = """
     from datetime import timedelta
     from django.utils import timezone
     from contrib import django_tasks as tasks
+from contrib.wsgi import run_example
 """
 
 
@@ -283,3 +285,7 @@ def test_the_child_of_a_fork_begins_with_nothing_and_goes_on(python: Callable[..
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["forgotten", "2"]
+
+
+def test_the_example_runs() -> None:
+    assert "failed: builtins.ConnectionError" in run_example("django_tasks.py")

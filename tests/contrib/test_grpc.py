@@ -18,6 +18,7 @@ import grpc
 
 import cmwq
 from cmwq.contrib.grpc import Executor
+from contrib.wsgi import run_example
 
 LEFT: ContextVar[str] = ContextVar("LEFT", default="nothing")
 
@@ -168,3 +169,7 @@ def test_methods_are_told_apart(pool: Executor, gate: Gate) -> None:
 def test_other_calls_may_be_submitted(pool: Executor) -> None:
     assert pool.submit(max, 1, 2, 3, 4).result(HANG) == 4
     assert list(pool.map(pow, [1, 2], [3, 4])) == [1, 16]
+
+
+def test_the_example_runs() -> None:
+    assert "50 streams are open" in run_example("grpc_server.py")

@@ -13,7 +13,7 @@ from conftest import until
 
 pytest.importorskip("gunicorn", reason="gunicorn is not installed")
 
-from contrib.wsgi import Asking, Server, ask, free_port, serving
+from contrib.wsgi import Asking, Server, ask, free_port, run_example, serving
 
 
 class Start(Protocol):
@@ -144,3 +144,7 @@ def test_requests_are_told_apart_by_their_routes(start: Start) -> None:
         for connection in connections:
             ask(connection, "/about")  # from now on requests are there before they are submitted
         until(compute)
+
+
+def test_the_example_runs() -> None:
+    assert "50 pages" in run_example("gunicorn_worker.py")

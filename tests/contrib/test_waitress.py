@@ -15,7 +15,7 @@ from conftest import HANG, Gate, until
 pytest.importorskip("waitress", reason="waitress is not installed")
 
 from cmwq.contrib.waitress import Dispatcher, create_server
-from contrib.wsgi import Asking, Server, ask, free_port, serving
+from contrib.wsgi import Asking, Server, ask, free_port, run_example, serving
 
 
 class Start(Protocol):
@@ -182,3 +182,7 @@ def test_what_a_task_raises_is_logged_and_others_are_served(caplog: pytest.LogCa
     dispatcher.set_thread_count(0)
     dispatcher.shutdown()
     assert "Exception when servicing" in caplog.text
+
+
+def test_the_example_runs() -> None:
+    assert "50 pages" in run_example("waitress_server.py")

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import HANG
 
 TESTS = Path(__file__).parent.parent
@@ -26,6 +27,16 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def run_example(name: str) -> str:
+    """Run one of the examples, and return what it printed."""
+    path = TESTS.parent / "examples" / name
+    if not path.exists():
+        pytest.skip("no examples here")
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=HANG, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 class Server:
