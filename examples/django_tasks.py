@@ -12,10 +12,10 @@ import time
 from datetime import timedelta
 from typing import Any
 
-import django
-from django.conf import settings
-from django.tasks import task
-from django.utils import timezone
+import django  # type: ignore[import-not-found,import-untyped,unused-ignore]
+from django.conf import settings  # type: ignore[import-not-found,import-untyped,unused-ignore]
+from django.tasks import task  # type: ignore[import-not-found,import-untyped,unused-ignore]
+from django.utils import timezone  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 sys.modules.setdefault("django_tasks", sys.modules[__name__])  # Django finds a task by the name of its module
 settings.configure(
@@ -27,14 +27,14 @@ began = time.monotonic()
 sent: list[str] = []
 
 
-@task
+@task  # type: ignore[misc,untyped-decorator,unused-ignore]
 def send_mail(to: str) -> str:
     time.sleep(0.2)  # a mail server
     sent.append(to)
     return f"{to} at {time.monotonic() - began:.1f} s"
 
 
-@task
+@task  # type: ignore[misc,untyped-decorator,unused-ignore]
 def fail() -> None:
     raise ConnectionError("the mail server is away")
 

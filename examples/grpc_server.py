@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
+import grpc  # type: ignore[import-untyped,unused-ignore]
 
 import cmwq.contrib.grpc
 
@@ -47,7 +47,7 @@ def main() -> None:
             answer = channel.unary_unary("/example.Service/Echo")(b"hello", timeout=60)
             print(answer, f"beside them, in {(time.monotonic() - began) * 1000:.0f} ms")
             over.set()
-            print([list(stream) for stream in streams][0])
+            print({answer for stream in streams for answer in stream})
         server.stop(grace=5).wait()
 
 

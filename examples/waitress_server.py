@@ -2,8 +2,8 @@
 
     python examples/waitress_server.py
 
-serves an application on a thread of this process, asks it for 50 slow pages and then for a quick one. To serve your own:
-`cmwq.contrib.waitress.serve(application, listen="127.0.0.1:8080")`
+serves an application on a thread of this process, asks it for 50 slow pages and then for a quick one. To serve
+your own: `cmwq.contrib.waitress.serve(application, listen="127.0.0.1:8080")`
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Requests over HTTP, on connections that are kept, from one asyncio loop in this process; and the server they go to."""
+"""Requests over HTTP, on connections that are kept, from one loop in this process; and the server they go to."""
 
 from __future__ import annotations
 
