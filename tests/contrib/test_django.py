@@ -232,7 +232,6 @@ PROGRAM = """
     from datetime import timedelta
     from django.utils import timezone
     from contrib import django_tasks as tasks
-from contrib.wsgi import run_example
 """
 
 
