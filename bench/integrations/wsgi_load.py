@@ -24,11 +24,13 @@ TITLES = {
     "trivial": "3,000 requests that do nothing, 64 clients",
 }
 NOTES = {
-    "mixed": "the CPUs bound the whole. A crowd of threads shares them among all requests, cmwq takes these more in "
-    "order: its slowest requests are faster, half of them slower, and each of its wake-ups costs a little.",
+    "mixed": "here the CPUs bound the whole, and cmwq is slower than the best number of threads, by a tenth with "
+    "gunicorn. Its few threads take requests in order, a crowd shares the CPUs among all of them. With gunicorn its "
+    "slowest requests are faster for that.",
     "long": "cmwq lets about as many compressions run as there are CPUs, and the sleeps pass them; a crowd runs all at "
-    "once, and the sleeps wait with them (p50 of the sleeps alone: 0.11 s to 0.36 s with 32 threads). It loses in the "
-    "time of the whole, above all beside other busy processes, with which few threads get a smaller share of the CPUs.",
+    "once, and the sleeps wait with them (p50 of the sleeps alone: 0.11 s to 0.36 s with 32 threads). It is slower in "
+    "the time of the whole. Two compressions were active nearly always, but each took 45 ms for 27 ms of CPU, because "
+    "other processes of the machine had the CPUs.",
     "trivial": "the worst case for cmwq: nothing waits, so there is nothing to win, and each request costs it one more "
     "look at the connection, and a wake-up that a busy pool of few threads saves.",
 }
