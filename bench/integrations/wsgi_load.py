@@ -1,0 +1,70 @@
+"""WSGI servers with threads: gunicorn's gthread worker, and waitress."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from loads import Load, Outcome
+from served.http_load import measured
+
+SIZES = ("stock", "8", "32", "128", "cmwq")
+CLIENTS = 64
+STOCK_THREADS = "4"
+PATHS = {
+    "sleeps": ["/sleep/100"] * 256,
+    "mixed": ["/sleep/50", "/zlib/256", "/sleep/50", "/"] * 150,
+    "long": ["/sleep/100", "/zlib/1024"] * 64,
+    "trivial": ["/"] * 3000,
+}
+TITLES = {
+    "sleeps": "256 x 100 ms of sleep, 64 clients",
+    "mixed": "600 requests: half sleep 50 ms, a quarter compress 256 KB, a quarter do nothing; 64 clients",
+    "long": "128 requests: half sleep 100 ms, half compress 1 MB; 64 clients",
+    "trivial": "3,000 requests that do nothing, 64 clients",
+}
+NOTES = {
+    "mixed": "here the CPUs bound the whole, and cmwq is slower than the best number of threads, by a tenth with "
+    "gunicorn. Its few threads take requests in order, a crowd shares the CPUs among all of them. With gunicorn its "
+    "slowest requests are faster for that.",
+    "long": "cmwq lets about as many compressions run as there are CPUs, and the sleeps pass them; a crowd runs all at "
+    "once, and the sleeps wait with them (p50 of the sleeps alone: 0.11 s to 0.36 s with 32 threads). It is slower in "
+    "the time of the whole. Two compressions were active nearly always, but each took 45 ms for 27 ms of CPU, because "
+    "other processes of the machine had the CPUs.",
+    "trivial": "the worst case for cmwq: nothing waits, so there is nothing to win, and each request costs it one more "
+    "look at the connection, and a wake-up that a busy pool of few threads saves.",
+}
+
+
+def gunicorn(setting: str, port: int) -> Sequence[str]:
+    worker = ["cmwq.contrib.gunicorn.Worker"]
+    if setting != "cmwq":
+        worker = ["gthread", "--threads", STOCK_THREADS if setting == "stock" else setting]
+    address = f"127.0.0.1:{port}"
+    return ["-m", "gunicorn", "-b", address, "--log-level", "error", "--keep-alive", "5", "-k", *worker, "wsgi_app:app"]
+
+
+def waitress(setting: str, port: int) -> Sequence[str]:
+    module = ["cmwq.contrib.waitress"] if setting == "cmwq" else ["waitress"]
+    if setting not in ("stock", "cmwq"):
+        module.append(f"--threads={setting}")
+    return ["-m", *module, f"--listen=127.0.0.1:{port}", "wsgi_app:app"]
+
+
+def run(name: str, load: str, setting: str) -> Outcome:
+    command = gunicorn if name == "gunicorn" else waitress
+    return measured(partial(command, setting), PATHS[load], CLIENTS)
+
+
+LOADS = [
+    Load(
+        f"{name}-{load}",
+        f"{name}{f' ({STOCK_THREADS} threads as stock)' if name == 'gunicorn' else ''}: {TITLES[load]}",
+        SIZES,
+        partial(run, name, load),
+        NOTES.get(load, ""),
+        (name,),
+    )
+    for name in ("gunicorn", "waitress")
+    for load in PATHS
+]

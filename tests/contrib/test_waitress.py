@@ -1,0 +1,188 @@
+"""cmwq.contrib.waitress, with real servers and requests to them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from conftest import HANG, Gate, until
+
+pytest.importorskip("waitress", reason="waitress is not installed")
+
+from cmwq.contrib.waitress import Dispatcher, create_server
+from contrib.wsgi import Asking, Server, ask, free_port, run_example, serving
+
+
+class Start(Protocol):
+    def __call__(self, *options: str) -> Server: ...
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a server with these options. It is stopped after the test."""
+    with ExitStack() as running:
+
+        def run(*options: str) -> Server:
+            port = free_port()
+            command = ["-m", "cmwq.contrib.waitress", f"--listen=127.0.0.1:{port}", *options, "contrib.wsgi_app:app"]
+            return running.enter_context(serving(command, port, tmp_path))
+
+        yield run
+
+
+def test_waiting_requests_beyond_any_number_of_threads_do_not_hold_up_another_one(start: Start, tmp_path: Path) -> None:
+    server = start()
+    waiting = [Asking(server, f"/wait?folder={tmp_path}&number={number}") for number in range(60)]
+    until(lambda: len(list(tmp_path.glob("begun-*"))) == 60)
+    about = server.get("/about")
+    assert about["in_pool"]
+    assert not about["main"]
+    (tmp_path / "go").touch()
+    assert {each.answer()["number"] for each in waiting} == {str(number) for number in range(60)}
+
+
+def test_a_request_sees_nothing_of_the_context_of_an_earlier_one(start: Start) -> None:
+    server = start()
+    with closing(server.connect()) as connection:
+        assert {ask(connection, "/about")["left"] for _ in range(20)} == {"nothing"}
+
+
+def test_connection_limit_stays_the_bound(start: Start, tmp_path: Path) -> None:
+    server = start("--connection-limit=8")
+    waiting = [Asking(server, f"/wait?folder={tmp_path}&number={number}") for number in range(20)]
+    until(lambda: "reached the connection limit" in server.log())
+    (tmp_path / "go").touch()
+    for each in waiting:
+        each.answer()
+    assert server.get("/most")["most"] <= 8
+
+
+def test_requests_are_told_apart_by_their_routes(start: Start) -> None:
+    server = start()
+    server.get("/hogs")
+
+    def compute() -> bool:
+        for each in [Asking(server, "/compute?seconds=0.05") for _ in range(8)]:
+            each.answer()
+        return any(name.startswith("/compute") for name in server.get("/hogs")["hogs"])
+
+    until(compute)
+
+
+def test_an_application_that_raises_gets_its_answer_and_the_server_goes_on(start: Start) -> None:
+    server = start()
+    with closing(server.connect()) as connection:
+        connection.request("GET", "/fail")
+        assert connection.getresponse().status == 500
+    assert server.get("/about")["in_pool"]
+
+
+def test_ctrl_c_ends_the_server_after_the_requests_that_run(start: Start, tmp_path: Path) -> None:
+    server = start()
+    waiting = Asking(server, f"/wait?folder={tmp_path}&number=1")
+    until(lambda: (tmp_path / "begun-1").exists())
+    server.process.send_signal(signal.SIGINT)
+    (tmp_path / "go").touch()
+    server.process.wait(HANG)
+    with pytest.raises((OSError, AssertionError)):
+        server.get("/about")
+    assert waiting.answer()["number"] == "1"  # small answers are sent by the thread that made them
+
+
+def test_several_sockets_share_one_dispatcher() -> None:
+    ports = [free_port(), free_port()]
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", "2")])
+        return [b"{}"]
+
+    server = create_server(app, listen=" ".join(f"127.0.0.1:{port}" for port in ports))
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.is_set():
+            server.asyncore.loop(timeout=0.05, map=server.map, count=1)
+        server.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        for port in ports:
+            assert Server(None, port, Path()).get("/") == {}  # type: ignore[arg-type]
+    finally:
+        over.set()
+        thread.join(HANG)
+    assert not thread.is_alive()
+    late = Task()
+    server.task_dispatcher.add_task(late)
+    assert late.cancelled
+
+
+class Task:
+    """A task of the test's own, in place of a channel."""
+
+    def __init__(self, gate: Gate | None = None, raises: bool = False) -> None:
+        self.gate = gate
+        self.raises = raises
+        self.done = threading.Event()
+        self.cancelled = False
+
+    def service(self) -> None:
+        if self.gate is not None:
+            self.gate()
+        self.done.set()
+        if self.raises:
+            raise SystemExit
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def test_shutdown_cancels_what_has_not_begun_and_waits_for_what_runs(gate: Gate) -> None:
+    dispatcher = Dispatcher(max_active=1)
+    running, waiting, late = Task(gate), Task(), Task()
+    dispatcher.add_task(running)
+    gate.await_arrivals(1)
+    dispatcher.add_task(waiting)
+    ending = threading.Thread(target=dispatcher.shutdown)
+    ending.start()
+    until(lambda: waiting.cancelled)
+    dispatcher.add_task(late)
+    assert late.cancelled
+    gate.open.set()
+    ending.join(HANG)
+    assert running.done.is_set()
+    assert not running.cancelled
+    assert not waiting.done.is_set()
+
+
+def test_shutdown_gives_up_after_its_time(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    dispatcher = Dispatcher()
+    running = Task(gate)
+    dispatcher.add_task(running)
+    gate.await_arrivals(1)
+    assert dispatcher.shutdown(timeout=0.01)
+    assert "still run" in caplog.text
+    gate.open.set()
+    assert dispatcher.shutdown(cancel_pending=False) is False
+    assert running.done.is_set()
+
+
+def test_what_a_task_raises_is_logged_and_others_are_served(caplog: pytest.LogCaptureFixture) -> None:
+    dispatcher = Dispatcher()
+    broken, next_one = Task(raises=True), Task()
+    dispatcher.add_task(broken)
+    dispatcher.add_task(next_one)
+    assert next_one.done.wait(HANG)
+    dispatcher.set_thread_count(0)
+    dispatcher.shutdown()
+    assert "Exception when servicing" in caplog.text
+
+
+def test_the_example_runs() -> None:
+    assert "50 pages" in run_example("waitress_server.py")
