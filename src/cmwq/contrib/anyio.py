@@ -34,7 +34,7 @@ from anyio._core import _eventloop as core
 import cmwq
 import cmwq.aio
 
-OLDEST, NEWEST = (4, 11), (4, 16)
+OLDEST, NEWEST = (4, 12), (4, 16)
 """The versions of anyio with which its own tests of threads were run on cmwq."""
 
 _NAME = "run_sync_in_worker_thread"
