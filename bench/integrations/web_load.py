@@ -249,8 +249,8 @@ LOADS = [
         partial(on_fastapi, ["/sleep", "/compute"] * 100, 5), needs=NEEDS,
     ),
     Load(
-        "fastapi-deadlock", f"FastAPI: 200 clients × 5, {POOL} connections (fastapi#12066)", LARGE,
-        partial(on_fastapi, ["/query"] * 200, 5), needs=NEEDS,
+        "fastapi-deadlock", f"FastAPI: 200 clients × 2, {POOL} connections (fastapi#12066)", LARGE,
+        partial(on_fastapi, ["/query"] * 200, 2), needs=NEEDS,
         note=f"a request that gets no connection in {POOL_TIMEOUT:.0f} s fails; it may have waited for one that a "
         "request has which waits for a thread",
     ),

@@ -342,7 +342,7 @@ def test_a_full_queue_that_raises_raises(run: Run, universe: cmwq.Runtime, gate:
 # ------------------------------------------------------------------------------------------- works that wait for a loop
 
 
-def test_A4_works_that_wait_for_a_loop_are_known_to_be_blocked(runtime: cmwq.Runtime) -> None:
+def test_works_that_wait_for_a_loop_are_known_to_be_blocked(runtime: cmwq.Runtime) -> None:
     """With asyncio's own function: as many as there are CPUs wait, and more; each sensor lets the next begin."""
     queue = cmwq.WorkQueue("q", runtime=runtime)
     number = 4 * (os.cpu_count() or 1)
@@ -367,7 +367,7 @@ def test_A4_works_that_wait_for_a_loop_are_known_to_be_blocked(runtime: cmwq.Run
     asyncio.run(asyncio.wait_for(main(), HANG))
 
 
-def test_E1_a_work_that_waits_for_a_coroutine_lends_its_place(run: Run, universe: cmwq.Runtime) -> None:
+def test_a_work_that_waits_for_a_coroutine_lends_its_place(run: Run, universe: cmwq.Runtime) -> None:
     queue = cmwq.WorkQueue("q", max_active=1, runtime=universe)
 
     async def main() -> None:
