@@ -1,26 +1,37 @@
-"""aio: the waiting calls of cmwq as coroutines, for asyncio. Importing this module imports asyncio.
+"""aio: cmwq for asyncio: its waiting calls as coroutines, calls of queues awaited, and loops whose executor is a lease.
 
     await cmwq.aio.flush(queue)
     was_pending = await cmwq.aio.cancel_sync(work)
+    page = await cmwq.aio.run(queue, fetch, url)
+    with cmwq.aio.Runner() as runner: runner.run(main())     # to_thread, getaddrinfo, aiofiles: on cmwq's pools
 
-Each coroutine promises what the method of the same name promises, and the event loop runs meanwhile. A future needs no
-coroutine of its own: use `asyncio.wrap_future(queue.submit(...))`. timeout: seconds; after it CmwqTimeout is raised. If
-the awaiting task is cancelled, the wait is given up, and what the call had changed for its duration is undone: a queue
-that was to be drained is open again, a work that was being cancelled can be queued again.
+The waiting calls promise what the methods of the same names promise, and the event loop runs meanwhile. timeout:
+seconds; after it CmwqTimeout is raised. If the awaiting task is cancelled, the wait is given up, and what the call had
+changed for its duration is undone: a queue that was to be drained is open again, a work that was being cancelled can be
+queued again. Importing this module imports asyncio. All of it works on other loops, too, such as uvloop's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from weakref import ref
 
 from cmwq._core import checks
-from cmwq._errors import CmwqTimeout
+from cmwq._errors import CmwqTimeout, FlushDeadlock
+from cmwq._pool.blocking import step_aside, step_back
 from cmwq._pool.worker import current_worker
 from cmwq._workqueue.drain import close_steps, drain_steps, flush_steps
+from cmwq._workqueue.future import BoundedFuture, Future
+from cmwq._workqueue.pwq import insert
 from cmwq._workqueue.runtime import default_runtime
 from cmwq._workqueue.work import Work
+from cmwq.executor import Executor
 
 if TYPE_CHECKING:
     from cmwq._workqueue.batch import Batch
@@ -28,7 +39,10 @@ if TYPE_CHECKING:
     from cmwq._workqueue.runtime import Runtime
     from cmwq._workqueue.wait import Steps, Target
 
+P = ParamSpec("P")
 T = TypeVar("T")
+UNLIMITED = 2**31 - 1
+"""How many calls of a loop's executor may be active: the cap on threads comes first."""
 
 
 class _LoopParker:
@@ -123,3 +137,233 @@ async def wait(batch: Batch, timeout: float | None = None) -> None:
 async def freeze(timeout: float | None = None, runtime: Runtime | None = None) -> None:
     """Do what `cmwq.freeze` does; runtime: freeze this one instead of the default runtime."""
     await drive((runtime or default_runtime()).freeze_steps(), timeout, "freezable queues still run works")
+
+
+# ----------------------------------------------------------------------------------- calls, awaited
+
+
+async def run(queue: WorkQueue | Executor, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call fn(*args, **kwargs) on a worker, as `queue.submit` does, and return its result or raise its exception.
+
+    The call runs in a copy of the task's context. If the task is cancelled, this raises CancelledError at once: a call
+    that has not begun is taken back and never runs; one that runs goes on, nobody stops it, and what it returns or
+    raises is dropped. `run_to_end` waits for it instead. If the call is cancelled by others, such as
+    `Executor.shutdown(cancel_futures=True)`, this raises CancelledError, too.
+
+    A queue that is full (`max_pending`) makes the task wait, and not the loop; one made with full="raise" raises
+    QueueFull. Raises what `submit` raises: QueueClosed, ThreadLimit. Context: a task of a running loop.
+    """
+    future: Future[T] = await _submit(queue, fn, args, kwargs)
+    try:
+        return await outcome(future)
+    finally:
+        del future  # a traceback keeps this frame, and the future the exception
+
+
+async def run_to_end(queue: WorkQueue | Executor, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """`run`, but no call that has begun is left behind: if the task is cancelled, this waits until the call has ended.
+
+    Then it raises CancelledError, whose cause is the call's exception if it raised one; its result is dropped. A call
+    that has not begun is taken back. For calls that use what the task gives back afterwards: a file, a connection, a
+    lock. A task that is cancelled while it waits for room in a full queue is done at once.
+    """
+    future: Future[T] = await _submit(queue, fn, args, kwargs)
+    cancelled: asyncio.CancelledError | None = None
+    cause: BaseException | None = None
+    waiter = _waiter(future)
+    while not waiter.done():
+        try:
+            await asyncio.wait([waiter])
+        except asyncio.CancelledError as exc:
+            future.cancel()
+            cancelled = cancelled or exc
+    try:
+        if cancelled is not None:
+            cause = None if future.cancelled() else future.exception()
+            raise cancelled from cause
+        return _result(future)
+    finally:
+        del future, cancelled, cause  # a traceback keeps this frame
+
+
+async def outcome(future: Future[T]) -> T:
+    """Return the result of a submitted call, or raise its exception; a cancelled task cancels the future.
+
+    `asyncio.wrap_future` does the same, call by call. This tells the loop of all calls that have ended meanwhile at a
+    time, which makes many short calls about twice as fast.
+    """
+    waiter = _waiter(future)
+    try:
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+        return _result(future)
+    finally:
+        del future  # a traceback keeps this frame, and the future the exception
+
+
+def run_coroutine(
+    coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop, timeout: float | None = None
+) -> T:
+    """Run a coroutine in the loop of another thread, and wait for its result: the way back from a work to the loop.
+
+    `asyncio.run_coroutine_threadsafe(coroutine, loop).result()` for works: the work is known to be blocked at once, and
+    it lends its place under `max_active` while it waits, so the coroutine may await further works of the same queue.
+    (With asyncio's own function the sensor notices the wait, and an explicit limit keeps the place.) An ordered queue
+    lends nothing.
+
+    timeout: seconds; after it the coroutine is cancelled, and CmwqTimeout is raised. If this wait is interrupted, the
+    coroutine is cancelled, too. Raises what the coroutine raises, and `concurrent.futures.CancelledError` if it is
+    cancelled. On the loop's own thread it
+    raises FlushDeadlock. Thread-safe.
+    """
+    timeout = checks.timeout(timeout)
+    if asyncio._get_running_loop() is loop:
+        coroutine.close()
+        raise FlushDeadlock(f"this thread runs {loop!r}, so it would wait for itself: await {coroutine!r} instead")
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    worker = current_worker()
+    item = worker.item if worker is not None else None
+    lent = False
+    if worker is not None and item is not None:
+        lent = step_aside(worker, item.pwq if item.pwq.lends else None)
+    try:
+        return future.result(timeout)
+    except TimeoutError as exc:
+        if future.done():  # it is the coroutine's, or came just now
+            return future.result()
+        raise CmwqTimeout(f"no result within {timeout} s: {coroutine!r}") from exc
+    finally:
+        if worker is not None and item is not None:
+            step_back(worker, lent)
+        future.cancel()
+
+
+async def _submit(queue: WorkQueue | Executor, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+    """`queue.submit`, but a full queue makes the task wait."""
+    if isinstance(queue, Executor) or queue._room is None or queue._room.full == "raise" or isinstance(fn, Work):
+        return queue.submit(fn, *args, **kwargs)
+    room = queue._room
+    pwq = queue._only or queue.place_here()
+    future: BoundedFuture[Any] = BoundedFuture(pwq.outside, (fn, *args), kwargs, queue.new_context())
+    future._room = room
+    try:
+        await drive(room.steps(future))
+        insert(pwq, future)
+    except BaseException:
+        if not pwq.has(future):
+            room.give(future)
+        raise
+    return future
+
+
+class _Bell:
+    """Tells a loop of calls that have ended, of all at a time. Thread-safe."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = ref(loop)
+        self._ended: deque[asyncio.Future[None]] = deque()
+        self._rung = False
+        """Whether the loop is going to look. It becomes false before the loop looks, so nothing is overlooked."""
+
+    def ring(self, waiter: asyncio.Future[None]) -> None:
+        """Wake the task that awaits this."""
+        self._ended.append(waiter)
+        loop = self.loop()
+        if self._rung or loop is None:
+            return
+        self._rung = True
+        try:
+            loop.call_soon_threadsafe(self._answer)
+        except BaseException as exc:
+            self._rung = False
+            if not isinstance(exc, RuntimeError):  # the loop is closed: no task waits there any more
+                raise
+
+    def _answer(self) -> None:
+        self._rung = False
+        with suppress(IndexError):
+            while True:
+                waiter = self._ended.popleft()
+                if not waiter.done():  # it was cancelled
+                    waiter.set_result(None)
+
+
+class _Here(threading.local):
+    bell: _Bell | None = None
+
+
+_here = _Here()
+
+
+def _waiter(future: Future[Any]) -> asyncio.Future[None]:
+    """Return what a task of this thread's loop awaits until the call has ended."""
+    loop = asyncio.get_running_loop()
+    bell = _here.bell
+    if bell is None or bell.loop() is not loop:
+        bell = _here.bell = _Bell(loop)
+    waiter = loop.create_future()
+    ring = bell.ring
+    future.add_done_callback(lambda _: ring(waiter))
+    return waiter
+
+
+def _result(future: Future[T]) -> T:
+    """The result of a call that has ended."""
+    try:
+        if future.cancelled():
+            raise asyncio.CancelledError
+        return future.result()
+    finally:
+        del future
+
+
+# ----------------------------------------------------------------------------------- loops whose executor is a lease
+
+
+def install(loop: asyncio.AbstractEventLoop | None = None) -> Executor:
+    """Make a lease on cmwq's pools the loop's default executor, and return it. loop: by default the one that runs here.
+
+    `asyncio.to_thread`, `loop.run_in_executor(None, ...)`, `getaddrinfo` and with it most clients, aiofiles and others
+    then run on cmwq. Nothing bounds how many of them run at a time but the runtime's cap on threads (`max_workers` of
+    `cmwq.configure`), so a call that waits never keeps another from beginning. The end of `asyncio.run`, of a `Runner`
+    or of the loop waits for the lease's calls as it does with its own threads, and ends the lease; the pools stay.
+
+    Starts no thread. An executor that the loop had before stays with those who use it, so call this first. Raises
+    RuntimeError if no loop was given and none runs here. Thread-safe if a loop that runs elsewhere isn't using its
+    executor meanwhile.
+    """
+    loop = loop or asyncio.get_running_loop()
+    executor = Executor("asyncio", max_active=UNLIMITED)
+    loop.set_default_executor(executor)
+    return executor
+
+
+def new_event_loop(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+) -> asyncio.AbstractEventLoop:
+    """Make a loop and `install` a lease in it: a `loop_factory` for all who take one, such as `asyncio.run`.
+
+    loop_factory: what makes the loop, such as `uvloop.new_event_loop`. On the command line of uvicorn:
+    `--loop cmwq.aio:new_event_loop`.
+    """
+    loop = loop_factory()
+    try:
+        install(loop)
+    except BaseException:
+        loop.close()
+        raise
+    return loop
+
+
+def Runner(
+    *, debug: bool | None = None, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> asyncio.Runner:
+    """Return an `asyncio.Runner` whose loop has a lease on cmwq's pools as its default executor.
+
+    `with cmwq.aio.Runner() as runner: runner.run(main())`. loop_factory: what makes the loop. Leaving it ends the
+    lease. (A function, because asyncio.Runner may not be subclassed.)
+    """
+    return asyncio.Runner(debug=debug, loop_factory=partial(new_event_loop, loop_factory or asyncio.new_event_loop))
