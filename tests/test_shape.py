@@ -28,7 +28,7 @@ with_documents = pytest.mark.skipif(not DOCUMENTS[0].exists(), reason="no docume
 LAYERS = """
     cli, contrib
     cmwq
-    executor, aio, events, testing
+    aio, executor, events, testing
     _workqueue: batch, queue, map
     _workqueue: options, submitting, queueing, gate, periodic, serving, asking
     _workqueue: runtime, end, drain, settings, snapshot, watchdog, subscriptions
