@@ -125,7 +125,8 @@ class Broker(taskiq.InMemoryBroker):
         for number in range(30):
             yield self.formatter.dumps(taskiq.TaskiqMessage(
                 task_id=str(number), task_name="meet", labels={}, args=[], kwargs={})).message
-        await asyncio.Event().wait()
+        while True:  # taskiq's handler of signals does not wake an event loop that waits for nothing
+            await asyncio.sleep(0.05)
 
 
 broker = Broker()

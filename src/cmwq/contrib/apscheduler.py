@@ -4,8 +4,8 @@
 
 Guarantees: a job begins when a CPU is free, however many others wait for something. How many runs of one job may
 overlap (`max_instances`), misfires and coalescing are up to the scheduler, as before. Each run has a copy of the
-scheduler thread's context, and leaves nothing in it. Its shutdown ends its own lease and nothing else. Assumes APScheduler 3;
-version 4 has no executors of this kind.
+scheduler thread's context, and leaves nothing in it. Its shutdown ends its own lease and nothing else. Assumes
+APScheduler 3; version 4 has no executors of this kind.
 """
 
 from __future__ import annotations
