@@ -14,9 +14,9 @@ import cmwq
 
 pytest.importorskip("apscheduler.executors.pool", reason="APScheduler 3 can't be imported here")
 
-from apscheduler.schedulers.background import BackgroundScheduler  # noqa: E402
+from apscheduler.schedulers.background import BackgroundScheduler
 
-import cmwq.contrib.apscheduler  # noqa: E402
+import cmwq.contrib.apscheduler
 
 
 @pytest.fixture
