@@ -345,3 +345,10 @@ def test_a_lost_connection_runs_no_task_twice_that_had_not_begun(app: Any, worke
     until(lambda: len(ended(redis)) >= 6)
     first.end(signal.SIGTERM)
     assert sorted(begun(redis)) == sorted(map(str, range(6)))
+
+
+def test_the_example_says_what_it_shows(redis_port: int, redis: Any) -> None:
+    example = Path(__file__).resolve().parents[2] / "examples/celery_app.py"
+    command = [sys.executable, str(example), f"redis://127.0.0.1:{redis_port}/0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
+    assert done.stdout.startswith("50 tasks of 0.2 s each in "), done.stderr
