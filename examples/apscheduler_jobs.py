@@ -18,7 +18,7 @@ JOBS = 30
 
 
 def main() -> None:
-    scheduler = BackgroundScheduler(executors={"default": cmwq.contrib.apscheduler.Executor()}, timezone="UTC")
+    scheduler = BackgroundScheduler(executors={"default": cmwq.contrib.apscheduler.PoolExecutor()}, timezone="UTC")
     ended = threading.Semaphore(0)
 
     def job() -> None:

@@ -30,7 +30,7 @@ def apscheduler_sleeps(setting: str) -> Outcome:
     import cmwq.contrib.apscheduler
 
     if setting == "cmwq":
-        executor: Any = cmwq.contrib.apscheduler.Executor()
+        executor: Any = cmwq.contrib.apscheduler.PoolExecutor()
     else:
         executor = Stock() if setting == "stock" else Stock(int(setting))
     scheduler = BackgroundScheduler(executors={"default": executor}, timezone="UTC")

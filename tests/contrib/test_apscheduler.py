@@ -21,7 +21,7 @@ import cmwq.contrib.apscheduler
 
 @pytest.fixture
 def scheduler() -> Iterator[Any]:
-    scheduler = BackgroundScheduler(executors={"default": cmwq.contrib.apscheduler.Executor()}, timezone="UTC")
+    scheduler = BackgroundScheduler(executors={"default": cmwq.contrib.apscheduler.PoolExecutor()}, timezone="UTC")
     scheduler.start()
     yield scheduler
     if scheduler.running:
@@ -37,7 +37,7 @@ def test_jobs_that_wait_for_each_other_run_at_once_on_however_few_cpus(scheduler
 
 def test_a_bound_is_kept() -> None:
     scheduler = BackgroundScheduler(
-        executors={"default": cmwq.contrib.apscheduler.Executor(max_active=2)}, timezone="UTC"
+        executors={"default": cmwq.contrib.apscheduler.PoolExecutor(max_active=2)}, timezone="UTC"
     )
     scheduler.start()
     lock, over, at_once, most, ended = threading.Lock(), threading.Event(), 0, 0, 0

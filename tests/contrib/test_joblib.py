@@ -78,7 +78,7 @@ def test_nested_to_any_depth_without_deadlock_and_with_the_same_backend() -> Non
         if depth == 0:
             return 1
         backend, _ = joblib.parallel.get_active_backend()
-        assert isinstance(backend, cmwq.contrib.joblib.Backend)
+        assert isinstance(backend, cmwq.contrib.joblib.JoblibBackend)
         return sum(joblib.Parallel(n_jobs=-1)(joblib.delayed(nested)(depth - 1) for _ in range(4)))
 
     assert joblib.Parallel()(joblib.delayed(nested)(3) for _ in range(4)) == [64] * 4

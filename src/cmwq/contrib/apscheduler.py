@@ -1,6 +1,6 @@
 """apscheduler: an executor for APScheduler 3 whose jobs do not wait for a free thread.
 
-    scheduler = BackgroundScheduler(executors={"default": cmwq.contrib.apscheduler.Executor()})
+    scheduler = BackgroundScheduler(executors={"default": cmwq.contrib.apscheduler.PoolExecutor()})
 
 Guarantees: a job begins when a CPU is free, however many others wait for something. How many runs of one job may
 overlap (`max_instances`), misfires and coalescing are up to the scheduler, as before. Each run has a copy of the
@@ -16,10 +16,10 @@ from apscheduler.executors.pool import (  # type: ignore[import-untyped,import-n
 
 import cmwq
 
-__all__ = ("Executor",)
+__all__ = ("PoolExecutor",)
 
 
-class Executor(BasePoolExecutor):  # type: ignore[misc,unused-ignore]
+class PoolExecutor(BasePoolExecutor):  # type: ignore[misc,unused-ignore]
     """An executor of APScheduler on the process's pools.
 
     max_active: how many runs may be active at a time; the default is 256. max_workers: the same, so that a

@@ -21,7 +21,10 @@ from collections.abc import Callable
 from threading import get_native_id
 from typing import Any
 
-from celery.concurrency.base import BasePool, apply_target  # type: ignore[import-untyped,import-not-found,unused-ignore]
+from celery.concurrency.base import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    BasePool,
+    apply_target,
+)
 from celery.utils import log  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from celery.worker import state  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from kombu.asynchronous import get_event_loop  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -92,7 +95,10 @@ class TaskPool(BasePool):  # type: ignore[misc,unused-ignore]
         soft_timeout: float | None = None,
         **_: Any,
     ) -> _Submitted:
-        """Let a task wait until it could run. Does not block."""
+        """Let a task wait until it could run. Does not block. Raises QueueClosed before the start and after the end.
+
+        timeout, soft_timeout: seconds that the task may take; they have no effect, and the log says so.
+        """
         if timeout or soft_timeout:
             self._say_once("timeout", f"the time limit of {timeout or soft_timeout} s")
         if self._queue is None:

@@ -27,7 +27,7 @@ from joblib.parallel import ParallelBackendBase  # type: ignore[import-untyped,i
 
 import cmwq
 
-__all__ = ("Backend", "register")
+__all__ = ("JoblibBackend", "register")
 
 AT_ONCE = 256
 """How many tasks `n_jobs=-1` lets be active at a time: as for any queue without a limit of its own."""
@@ -38,10 +38,10 @@ def register(name: str = "cmwq", *, make_default: bool = False) -> None:
 
     make_default: use it wherever no backend is asked for, and threads will do. (joblib calls this experimental.)
     """
-    joblib.register_parallel_backend(name, Backend, make_default=make_default)
+    joblib.register_parallel_backend(name, JoblibBackend, make_default=make_default)
 
 
-class Backend(ParallelBackendBase):  # type: ignore[misc,unused-ignore]
+class JoblibBackend(ParallelBackendBase):  # type: ignore[misc,unused-ignore]
     """What joblib's context holds. Each `Parallel` gets a `_Call` from it, so that nothing is shared among them.
 
     n_jobs=-1: as many tasks run as pays, at most 256 at a time. Also the default, except within a task, where nothing
@@ -60,7 +60,10 @@ class Backend(ParallelBackendBase):  # type: ignore[misc,unused-ignore]
             self.default_n_jobs = 1
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Into how many parts to cut what is to be computed: as many as there are CPUs, unless a number is given."""
+        """Into how many parts to cut what is to be computed: as many as there are CPUs, unless a number is given.
+
+        Raises ValueError for 0.
+        """
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is None:
@@ -68,16 +71,17 @@ class Backend(ParallelBackendBase):  # type: ignore[misc,unused-ignore]
         return n_jobs if n_jobs > 0 else max(1, joblib.cpu_count() + 1 + n_jobs)
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **_: Any) -> int:
-        """Send each `Parallel` to a backend of its own."""
+        """Send each `Parallel` to a backend of its own, as joblib wants it: by raising FallbackToBackend."""
         if n_jobs != -1 and self.effective_n_jobs(n_jobs) == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         raise FallbackToBackend(_Call(nesting_level=self.nesting_level))
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Any:
+        """Raise RuntimeError: only the backend of a `Parallel` takes tasks."""
         raise RuntimeError("joblib.Parallel asks for this only after `configure`")
 
 
-class _Call(Backend):
+class _Call(JoblibBackend):
     """The backend of one `Parallel`: a queue, and what was submitted to it."""
 
     def __init__(self, nesting_level: int | None = None) -> None:
@@ -122,6 +126,6 @@ class _Call(Backend):
         if queue is not None:
             queue.close()
 
-    def get_nested_backend(self) -> tuple[Backend, int | None]:
+    def get_nested_backend(self) -> tuple[JoblibBackend, int | None]:
         """What `Parallel` uses within a task."""
-        return Backend(nesting_level=(self.nesting_level or 0) + 1), None
+        return JoblibBackend(nesting_level=(self.nesting_level or 0) + 1), None
