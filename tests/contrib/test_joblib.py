@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import multiprocessing
 import threading
@@ -93,7 +94,8 @@ def test_nested_and_bounded_by_less_than_the_depth() -> None:
     assert joblib.Parallel(n_jobs=2)(joblib.delayed(nested)(4) for _ in range(2)) == [16, 16]
 
 
-def test_the_error_of_a_task_is_raised_once_the_running_ones_have_ended(gate: Gate) -> None:
+@pytest.mark.parametrize("managed", [False, True])
+def test_the_error_of_a_task_is_raised_once_the_running_ones_have_ended(gate: Gate, managed: bool) -> None:
     ended: list[int] = []
 
     def task(number: int) -> None:
@@ -104,9 +106,11 @@ def test_the_error_of_a_task_is_raised_once_the_running_ones_have_ended(gate: Ga
         gate()
         ended.append(number)
 
-    with pytest.raises(ValueError, match="on purpose"):
-        joblib.Parallel(n_jobs=2, pre_dispatch="all")(joblib.delayed(task)(number) for number in range(100))
-    before = list(ended)
+    parallel = joblib.Parallel(n_jobs=2, pre_dispatch="all")
+    with parallel if managed else contextlib.nullcontext():
+        with pytest.raises(ValueError, match="on purpose"):
+            parallel(joblib.delayed(task)(number) for number in range(100))
+        before = list(ended)
     assert 1 <= len(before) < 99
     assert gate.open.is_set()
     assert ended == before, "a task ran on after the error was raised"
