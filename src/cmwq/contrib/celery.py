@@ -74,7 +74,7 @@ class TaskPool(BasePool):  # type: ignore[misc,unused-ignore]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._queue: cmwq.WorkQueue | None = None
-        self._waiting: set[cmwq.Future[None]] = set()
+        self._unfinished: set[cmwq.Future[None]] = set()
         self._said: set[str] = set()
 
     def on_start(self) -> None:
@@ -104,8 +104,8 @@ class TaskPool(BasePool):  # type: ignore[misc,unused-ignore]
         if self._queue is None:
             raise cmwq.QueueClosed("the pool of this Celery worker was not started, or has been stopped")
         future = self._queue.submit(self._begin, target, args, kwargs, callback, accept_callback)
-        self._waiting.add(future)
-        future.add_done_callback(self._waiting.discard)
+        self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
         return _Submitted(future)
 
     @staticmethod
@@ -164,7 +164,7 @@ class TaskPool(BasePool):  # type: ignore[misc,unused-ignore]
 
     def flush(self) -> None:
         """Take back what has not begun: the connection is lost, and its messages will be delivered again."""
-        for future in tuple(self._waiting):
+        for future in tuple(self._unfinished):
             future.cancel()
 
     def on_stop(self) -> None:
