@@ -219,9 +219,9 @@ LOADS = [
     Load("taskiq-sleeps", "taskiq: 200 synchronous tasks of 50 ms", SIZES, taskiq_sleeps, needs=("taskiq",)),
     Load("celery-sleeps", "Celery, Redis: 200 tasks of 200 ms", SIZES, celery_naps, needs=("celery", "redis")),
     Load("celery-short", "Celery, Redis: 1,000 tasks that do nothing", SIZES, celery_short,
-         "the worst case for cmwq: the broker is what takes the time, and threads only get in each other's way.",
+         "the broker and Celery's event loop take the time; no pool makes much of a difference.",
          needs=("celery", "redis")),
     Load("celery-compute", "Celery, Redis: 200 tasks that compute for some ms", SIZES, celery_compute,
-         "with a GIL, threads can't compute at the same time; the prefork pool is for that.",
+         "with a GIL, threads can't compute at the same time, whatever their pool; the prefork pool is for that.",
          needs=("celery", "redis")),
 ]  # fmt: skip
