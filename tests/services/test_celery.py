@@ -277,7 +277,7 @@ def test_a_warm_shutdown_ends_what_runs_and_gives_back_what_waits(app: Any, work
         app.early.delay(str(number))
     until(lambda: unacknowledged(redis) == 4)
     first.process.send_signal(signal.SIGTERM)
-    until(lambda: first.said("Warm shutdown"))
+    until(lambda: first.said("waiting for 2 that run"))
     redis.set("open", 1)
     assert first.process.wait(HANG) == 0, first.log.read_text()
     assert sorted(ended(redis)) == ["early", "late"]

@@ -172,6 +172,7 @@ class TaskPool(BasePool):  # type: ignore[misc,unused-ignore]
         if _is_cold() or self._queue is None:
             return  # within a signal handler: `on_terminate`, or the call that it interrupted, goes on
         self.flush()
+        _log.info("tasks that had not begun were given back; waiting for %d that run", self._queue.nr_unfinished())
         while not _is_cold():
             try:
                 self._queue.close(ROUND)
