@@ -10,8 +10,9 @@ MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check lint types bench bench-auto bench-exec bench-integrations bench-long bench-memory performance suite stress scale faults \
-	hotplug model mutants cpython-tests promises clean setup interrupted storms tsan
+.PHONY: help demo test test-all test-services check lint types bench bench-auto bench-exec bench-integrations bench-long \
+	bench-memory performance suite stress scale faults hotplug model mutants cpython-tests promises clean setup \
+	interrupted storms tsan
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -25,6 +26,10 @@ test: setup  ## all tests, with $(PYTHON)
 
 test-all:  ## all tests, with every Python >= 3.11 that is installed, free-threaded builds too
 	@$(PYTHON) tools/interpreters.py --run $(MAKE) test 'PYTHON={python}' 'VENV=.venv-{tag}'
+
+test-services: EXTRAS := frameworks
+test-services: setup  ## tests with servers of other people, such as Redis; installs what is missing, if it may
+	$(PY) tools/services.py $(ARGS)
 
 check: lint types test  ## what CI runs: lint, types, all tests
 
