@@ -21,9 +21,9 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import IO
 
-APART = (("tests/cli", "tests/interrupted"), ("tests/sim", "tests/model"))
-"""Directories that are parts of their own: they watch other processes, or a machine of their own, so that they do not
-mind what runs beside them. The first part is all others.
+APART = (("tests/cli", "tests/interrupted"), ("tests/sim", "tests/model", "tests/contrib"))
+"""Directories that are parts of their own: they watch other processes, servers, or a machine of their own, so that they
+do not mind what runs beside them. The first part is all others.
 """
 PARTS = (tuple(f"--ignore={each}" for part in APART for each in part), *APART)
 NO_TESTS = 5  # pytest's exit status
