@@ -175,7 +175,7 @@ def test_C3_C5_a_work_queued_while_it_runs_follows_itself_though_a_worker_must_r
 
 @pytest.mark.parametrize("ordered", [False, True])
 def test_C5_E2_one_that_hung_behind_the_rescuers_execution_and_was_taken_back_gives_one_place_back(
-    ordered: bool,
+    ordered: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     sim = Simulation(cpus=2)
 
@@ -184,7 +184,13 @@ def test_C5_E2_one_that_hung_behind_the_rescuers_execution_and_was_taken_back_gi
             rescued = cmwq.WorkQueue("rescued", rescuer=True, runtime=runtime)
             other = cmwq.WorkQueue("other", ordered=ordered, max_active=1, runtime=runtime)
             sim.host.refuse = no_workers
-            work = cmwq.Work(sim.sleep, 2.0)
+            ran: list[float] = []
+
+            def once() -> None:
+                ran.append(sim.host.now)
+                sim.sleep(2.0)
+
+            work = cmwq.Work(once)
             rescued.queue(work)
             sim.sleep(20 * MS)
             sim.host.refuse = lambda name: False
@@ -198,8 +204,11 @@ def test_C5_E2_one_that_hung_behind_the_rescuers_execution_and_was_taken_back_gi
             sim.sleep(5 * MS)
             assert first.running()
             assert not second.done()
+            sim.sleep(3.0)
+            assert len(ran) == 1
 
     sim.run(main)
+    assert caplog.messages == []  # no worker stumbled over it, and recovered
 
 
 def test_C4_works_execute_though_all_workers_are_blocked_for_good() -> None:
