@@ -303,13 +303,26 @@ def test_a_callback_of_a_future_runs_in_a_context_that_is_given_to_it() -> None:
         REQUEST.set("mine")
         held = threading.Event()
         future = cmwq.system.submit(held.wait, HANG)
-        future.add_done_callback(partial(contextvars.copy_context().run, note))
+        context = contextvars.copy_context()
+        future.add_done_callback(lambda future: context.run(note, future))
         held.set()
         future.result(HANG)
 
     contextvars.Context().run(request)
     assert ended.acquire(timeout=HANG)
     assert told == ["mine"]
+
+
+def test_a_context_is_copied_and_what_it_refers_to_is_not() -> None:
+    """So an object that is no use to two threads at a time, such as a session, is not to be in a variable."""
+
+    def request() -> None:
+        mine: dict[str, int] = {}
+        OBJECT.set(mine)
+        futures = [cmwq.system.submit(OBJECT.get) for _ in range(2)]
+        assert all(future.result(HANG) is mine for future in futures)
+
+    contextvars.Context().run(request)
 
 
 @pytest.mark.xfail(reason="the core reports a work that raised outside of the work's context", strict=True)
@@ -382,8 +395,8 @@ def test_a_span_within_a_call_is_the_child_of_the_submitters(hop: Hop, tracing: 
 
 
 def test_each_part_of_a_request_of_fastapi_sees_logs_and_traces_its_own(said: Said, tracing: tuple[Any, Any]) -> None:
-    for name in ("fastapi", "uvicorn", "httpx"):
-        pytest.importorskip(name, reason=f"{name} can't be imported here")
+    for needed in ("fastapi", "uvicorn", "httpx"):
+        pytest.importorskip(needed, reason=f"{needed} can't be imported here")
     import anyio.to_thread
     from fastapi import BackgroundTasks, Depends, FastAPI, Request
     from opentelemetry import context as otel
