@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,8 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCall
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 import cmwq
+
+from .wsgi import run_example
 
 USER: contextvars.ContextVar[str] = contextvars.ContextVar("USER", default="nobody")
 
@@ -137,3 +140,8 @@ def test_a_cancelled_run_takes_back_tools_that_have_not_begun_and_others_go_on(g
         assert len(ended) == 3
 
     asyncio.run(main())
+
+
+def test_the_example_runs() -> None:
+    told = run_example("pydantic_ai_tools.py")
+    assert re.fullmatch(r"anyio: 200 pages in [\d.]+ s\ncmwq: 200 pages in [\d.]+ s\n", told), told
