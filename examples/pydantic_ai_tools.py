@@ -1,4 +1,4 @@
-"""Pydantic AI: the synchronous tools that a model asks for at a time run at a time. The model is a function: no network.
+"""Pydantic AI: the synchronous tools that a model asks for at a time run at a time. (The model here is a function.)
 
 python examples/pydantic_ai_tools.py
 """
@@ -33,7 +33,11 @@ def look_up(page: int) -> str:
 
 async def main() -> None:
     with cmwq.Executor("tools") as executor:
-        for name, where in [("anyio", contextlib.nullcontext()), ("cmwq", Agent.using_thread_executor(executor))]:
+        places: dict[str, contextlib.AbstractContextManager[None]] = {
+            "anyio": contextlib.nullcontext(),
+            "cmwq": Agent.using_thread_executor(executor),
+        }
+        for name, where in places.items():
             with where:
                 began = time.monotonic()
                 answer = await agent.run("Look them all up.")
