@@ -325,6 +325,29 @@ def test_a_context_is_copied_and_what_it_refers_to_is_not() -> None:
     contextvars.Context().run(request)
 
 
+def test_a_local_of_asgiref_follows_sync_to_async_and_nothing_of_it_stays_on_a_thread() -> None:
+    sync = pytest.importorskip("asgiref.sync", reason="asgiref can't be imported here")
+    from asgiref.local import Local
+
+    local = Local()
+
+    def call() -> str:
+        seen: str = getattr(local, "language", "none")
+        local.language = "left behind"
+        return seen
+
+    async def request(executor: cmwq.Executor) -> str:
+        local.language = "de"
+        seen: str = await sync.sync_to_async(call, thread_sensitive=False, executor=executor)()
+        return seen
+
+    with cmwq.Executor(max_workers=1) as executor:
+        assert contextvars.Context().run(asyncio.run, request(executor)) == "de"
+        for _ in range(3):
+            assert contextvars.Context().run(executor.submit, call).result(HANG) == "none"
+        assert contextvars.Context().run(asyncio.run, request(executor)) == "de"
+
+
 @pytest.mark.xfail(reason="the core reports a work that raised outside of the work's context", strict=True)
 def test_the_report_of_a_work_that_raised_has_the_works_context(said: Said) -> None:
     told: list[str] = []
