@@ -65,14 +65,21 @@ def lines(load: Load, figures: dict[str, dict[str, float]]) -> list[str]:
 
 
 def missing(load: Load) -> list[str]:
-    return [each for each in load.needs if importlib.util.find_spec(each) is None]
+    return [each for each in load.needs if not can_import(each)]
+
+
+def can_import(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it would be in
+        return False
 
 
 def versions(loads: list[Load]) -> str:
     told = [f"CPython {platform.python_version()}"]
     names = importlib.metadata.packages_distributions()
     for module in sorted({each for load in loads for each in load.needs}):
-        for name in names.get(module, ())[:1]:
+        for name in names.get(module.partition(".")[0], ())[:1]:
             told.append(f"{name} {importlib.metadata.version(name)}")
     return ", ".join(told)
 
