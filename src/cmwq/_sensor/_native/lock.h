@@ -39,6 +39,21 @@ typedef struct {
     PyObject *woken[MAX_WOKEN]; /* L */
 } Guard;
 
+/* In the child of a fork, until cmwq's own hook has made all locks free: whoever holds one of them, other than this
+   thread, is not in this process.  Hooks that come before ours may call us. */
+static atomic_bool holders_are_gone;
+
+static void note_fork(void)
+{
+    atomic_store(&holders_are_gone, true);
+}
+
+static PyObject *fork_is_over(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
+{
+    atomic_store(&holders_are_gone, false);
+    Py_RETURN_NONE;
+}
+
 /* Take the lock.  It is taken only while the GIL is held: a thread that got it and then waited for the GIL would stop
    the thread that holds the GIL at its next item, and two workers would alternate, at four switches per item. */
 static void word_acquire(atomic_uint *word)
@@ -58,7 +73,7 @@ static void word_acquire(atomic_uint *word)
             return;
     }
 #endif
-    while (atomic_exchange(word, 2)) {
+    while (atomic_exchange(word, 2) && !atomic_load_explicit(&holders_are_gone, memory_order_relaxed)) {
         Py_BEGIN_ALLOW_THREADS
         futex(word, FUTEX_WAIT, 2, NULL);
         Py_END_ALLOW_THREADS

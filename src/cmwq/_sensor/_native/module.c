@@ -46,6 +46,8 @@ static PyMethodDef functions[] = {
     {"set_name", set_name, METH_O, "set_name(text): the calling thread's name for top, ps and debuggers."},
     {"inside", inside, METH_NOARGS, "The ranks of the locks that this thread holds, a bit each."},
     {"defer", defer, METH_O, "defer(fn): call it once this thread holds no lock."},
+    {"fork_is_over", fork_is_over, METH_NOARGS,
+     "In the child of a fork: all locks of the parent have been made free. Until then one that is held is not waited for."},
     {"has_children", has_children, METH_NOARGS, "Has this process any child that it has not waited for yet?"},
     {"children_of", children_of, METH_VARARGS,
      "children_of(tid[, pid]): the children that a thread of this process, or of that one, has started."},
@@ -62,6 +64,11 @@ static int add_constants(PyObject *m)
 static int exec(PyObject *m)
 {
     State *state = PyModule_GetState(m);
+    static atomic_flag watching = ATOMIC_FLAG_INIT;
+    if (!atomic_flag_test_and_set(&watching) && pthread_atfork(NULL, NULL, note_fork)) {
+        PyErr_NoMemory();
+        return -1;
+    }
     if (!(state->slot_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &slot_spec, NULL)) ||
         !(state->lookout_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &lookout_spec, NULL)) ||
         !(state->watch_type = (PyTypeObject *)PyType_FromModuleAndSpec(m, &watch_spec, NULL)) ||
