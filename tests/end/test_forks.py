@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from cmwq._host import locks
+
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
 
 FORKS = """
@@ -124,6 +126,45 @@ def test_G2_what_is_queued_in_the_child_by_a_hook_before_ours(python: Python, us
     )
     assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
     assert not (used and done.stderr)
+
+
+@pytest.mark.skipif(locks.Lock is locks.PyLock, reason="the locks in Python know of a fork only from our hook")
+def test_G2_a_hook_before_ours_does_not_wait_for_a_lock_that_a_thread_of_the_parent_holds(python: Python) -> None:
+    check(
+        python(
+            """
+            import os
+            futures = []
+            def early():
+                futures.append(executor.submit(pow, 2, 3))
+            os.register_at_fork(after_in_child=early)
+            """,
+            FORKS,
+            """
+            executor = cmwq.Executor()
+            executor.submit(int).result()
+            (pool,) = cmwq.default_runtime()._pools.values()
+            held, over = threading.Event(), threading.Event()
+            def hold():
+                with pool.lock:
+                    held.set()
+                    over.wait()
+            thread = threading.Thread(target=hold)
+            thread.start()
+            held.wait()
+            def child():
+                try:
+                    futures[0].result(30)
+                except cmwq.ForeignProcess:
+                    assert executor.submit(pow, 2, 4).result(30) == 16
+            pid = forked(child)
+            print(status(pid))
+            over.set()
+            thread.join()
+            """,
+        ),
+        "0\n",
+    )
 
 
 def test_G2_what_is_queued_in_the_child_by_a_hook_after_ours_is_done(python: Python) -> None:
