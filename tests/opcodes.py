@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
@@ -54,33 +53,13 @@ class InterruptAt:
 
 
 def at_each(run: Callable[[InterruptAt], None], *files: str) -> int:
-    """Call run() with one after the other, until it was too late for the last. How many there were.
-
-    In a thread of its own. At some bytecodes an exception leaves the one that was being handled behind: as long as its
-    thread lives, that one is the context of all that come later.
-    """
-    outcome: list[int | BaseException] = []
-
-    def count() -> int:
-        n = 0
-        while True:
-            if sys.version_info >= (3, 12):
-                run(InterruptAt(0, *files))  # none; the bytecodes of a function's first call may not be seen
-            n += 1
-            interrupt = InterruptAt(n, *files)
-            run(interrupt)
-            if not interrupt.raised:
-                return n - 1
-
-    def body() -> None:
-        try:
-            outcome.append(count())
-        except BaseException as exc:
-            outcome.append(exc)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+    """Call run() with one after the other, until it was too late for the last. How many there were."""
+    n = 0
+    while True:
+        if sys.version_info >= (3, 12):
+            run(InterruptAt(0, *files))  # none; the bytecodes of a function's first call may not be seen
+        n += 1
+        interrupt = InterruptAt(n, *files)
+        run(interrupt)
+        if not interrupt.raised:
+            return n - 1
