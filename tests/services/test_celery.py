@@ -25,10 +25,12 @@ import celery, redis
 app = celery.Celery("app", broker=os.environ["REDIS"], backend=os.environ["REDIS"])
 app.conf.update(
     broker_transport_options={
-        "visibility_timeout": int(os.environ.get("VISIBILITY", "3600")),
+        "visibility_timeout": int(os.environ["VISIBILITY"]),
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
-    },
+    }
+    if "VISIBILITY" in os.environ
+    else {},
     worker_hijack_root_logger=False,
     task_store_eager_result=False,
     broker_connection_retry_on_startup=True,
