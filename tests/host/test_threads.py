@@ -133,14 +133,16 @@ def test_a_thread_that_dies_in_its_bootstrap_is_a_refusal_at_once(
     def die(self: threading.Thread) -> None:
         raise MemoryError
 
+    told = threading.Event()
     monkeypatch.setattr(threads, "PATIENCE", HANG)
-    monkeypatch.setattr(sys, "unraisablehook", lambda args: None)
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: told.set())
     monkeypatch.setattr(threading.Thread, "_bootstrap_inner", die)
     began = time.monotonic()
     with pytest.raises(ThreadLimit, match="refused thread cmwq/dies: it was created, and then ended"):
         host.spawn("cmwq/dies", lambda: pytest.fail("it runs"))
     assert time.monotonic() - began < HANG / 2
     assert in_limbo() == []
+    assert told.wait(HANG)  # while this hook is there
 
 
 @pytest.fixture
