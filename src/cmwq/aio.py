@@ -27,14 +27,15 @@ from cmwq._errors import CmwqTimeout, FlushDeadlock
 from cmwq._pool.blocking import step_aside, step_back
 from cmwq._pool.worker import current_worker
 from cmwq._workqueue.drain import close_steps, drain_steps, flush_steps
-from cmwq._workqueue.future import BoundedFuture, Future
 from cmwq._workqueue.pwq import insert
 from cmwq._workqueue.runtime import default_runtime
+from cmwq._workqueue.submitting import bounded_future
 from cmwq._workqueue.work import Work
 from cmwq.executor import Executor
 
 if TYPE_CHECKING:
     from cmwq._workqueue.batch import Batch
+    from cmwq._workqueue.future import Future
     from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.runtime import Runtime
     from cmwq._workqueue.wait import Steps, Target
@@ -246,9 +247,7 @@ async def _submit(queue: WorkQueue | Executor, fn: Any, args: tuple[Any, ...], k
     if isinstance(queue, Executor) or queue._room is None or queue._room.full == "raise" or isinstance(fn, Work):
         return queue.submit(fn, *args, **kwargs)
     room = queue._room
-    pwq = queue._only or queue.place_here()
-    future: BoundedFuture[Any] = BoundedFuture(pwq.outside, (fn, *args), kwargs, queue.new_context())
-    future._room = room
+    future, pwq = bounded_future(queue, room, fn, args, kwargs)
     try:
         await drive(room.steps(future))
         insert(pwq, future)

@@ -31,13 +31,9 @@ class Phase:
         self.pwq = pwq  # I
         self.number = number  # I: later phases have higher numbers
         self.count = 0  # L: works queued and neither ended nor taken back
-        self.done = (
-            False  # L to change, read freely: it is sealed, and its works and those of all phases before it have ended
-        )
+        self.done = False  # L to change, read freely: sealed, and all works of it and of those before it have ended
         self.parkers: list[Parker] = []  # L: the threads that flush
-        self.into: Phase | None = (
-            None  # L to change, once; read freely: its own works have ended, and its end is now that of this phase
-        )
+        self.into: Phase | None = None  # L to change, once; read freely: it ends with this one, its works having ended
 
     def which(self) -> Phase:
         """The phase whose end is this one's end: itself, or the one that it was merged into."""
