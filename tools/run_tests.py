@@ -21,13 +21,14 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import IO
 
+from interpreters import CLOSING
+
 APART = (("tests/cli", "tests/interrupted"), ("tests/sim", "tests/model", "tests/contrib"))
 """Directories that are parts of their own: they watch other processes, servers, or a machine of their own, so that they
 do not mind what runs beside them. The first part is all others.
 """
 PARTS = (tuple(f"--ignore={each}" for part in APART for each in part), *APART)
 NO_TESTS = 5  # pytest's exit status
-CLOSING = re.compile(r"^(=+ )?(?P<counts>.*\d+ \w+.*|no tests ran) in \d+\.\d+s( .*)?$")
 ORDER = ("failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warnings", "errors")
 
 
@@ -45,8 +46,7 @@ def begin(arguments: list[str], output: IO[bytes] | None) -> subprocess.Popen[by
 
 def counts(line: str) -> Counter[str]:
     """Of a closing line of pytest: passed, failed, skipped, ...; empty if it is none."""
-    found = CLOSING.match(line)
-    words = re.findall(r"(\d+) (\w+)", found["counts"]) if found else []
+    words = re.findall(r"(\d+) (\w+)", line.rpartition(" in ")[0]) if CLOSING.match(line) else []
     return Counter({{"error": "errors", "warning": "warnings"}.get(word, word): int(n) for n, word in words})
 
 
