@@ -120,6 +120,23 @@ kernel. A busy machine may let a thread that is about to rest come to it seconds
 """
 
 
+class AtOnce:
+    """Counts how many threads are within its `with` block at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._now = self.most = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._now -= 1
+
+
 class Gate:
     """Lets a test hold works at a point and know that they are there."""
 

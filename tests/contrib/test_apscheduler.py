@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import HANG, Gate
+from conftest import HANG, AtOnce, Gate
 
 import cmwq
 
@@ -40,25 +40,18 @@ def test_a_bound_is_kept() -> None:
         executors={"default": cmwq.contrib.apscheduler.PoolExecutor(max_active=2)}, timezone="UTC"
     )
     scheduler.start()
-    lock, over, at_once, most, ended = threading.Lock(), threading.Event(), 0, 0, 0
+    at_once, ended = AtOnce(), threading.Semaphore(0)
 
     def job() -> None:
-        nonlocal at_once, most, ended
-        with lock:
-            at_once += 1
-            most = max(most, at_once)
-        threading.Event().wait(0.002)
-        with lock:
-            at_once -= 1
-            ended += 1
-            if ended == 20:
-                over.set()
+        with at_once:
+            threading.Event().wait(0.002)
+        ended.release()
 
     for _ in range(20):
         scheduler.add_job(job)
-    assert over.wait(HANG)
+    assert all(ended.acquire(timeout=HANG) for _ in range(20))
     scheduler.shutdown()
-    assert 1 <= most <= 2
+    assert 1 <= at_once.most <= 2
 
 
 def test_max_instances_of_a_job_is_up_to_the_scheduler(scheduler: Any, gate: Gate) -> None:

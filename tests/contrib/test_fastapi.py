@@ -43,8 +43,10 @@ def get_many(address: str, paths: list[str], then: Callable[[], object] = lambda
     return asyncio.run(main())
 
 
-def test_more_synchronous_endpoints_than_tokens_run_at_the_same_time(gate: Gate) -> None:
-    app = FastAPI(lifespan=contrib.lifespan())
+def gated(app: FastAPI, gate: Gate) -> Callable[[], None]:
+    """Give the application an endpoint that waits for the gate and tells its thread. Returns what opens the gate once
+    60 requests are there.
+    """
 
     @app.get("/")
     def endpoint() -> str:
@@ -54,6 +56,14 @@ def test_more_synchronous_endpoints_than_tokens_run_at_the_same_time(gate: Gate)
     def then() -> None:
         gate.await_arrivals(60)
         gate.open.set()
+
+    return then
+
+
+def test_more_synchronous_endpoints_than_tokens_run_at_the_same_time(gate: Gate) -> None:
+    app = FastAPI(lifespan=contrib.lifespan())
+
+    then = gated(app, gate)
 
     with served(app) as address:
         names = [answer.json() for answer in get_many(address, ["/"] * 60, then)]
@@ -195,14 +205,7 @@ def test_an_unknown_anyio_still_serves_with_its_own_threads(monkeypatch: pytest.
     async def limit() -> None:
         tokens.append(anyio.to_thread.current_default_thread_limiter().total_tokens)
 
-    @app.get("/")
-    def endpoint() -> str:
-        gate()
-        return threading.current_thread().name
-
-    def then() -> None:
-        gate.await_arrivals(60)
-        gate.open.set()
+    then = gated(app, gate)
 
     with served(app) as address:
         get_many(address, ["/tokens"])

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 from conftest import until
 
 pytest.importorskip("gunicorn", reason="gunicorn is not installed")
 
-from contrib.wsgi import Asking, Server, ask, free_port, run_example, serving
-
-
-class Start(Protocol):
-    def __call__(self, *options: str) -> Server: ...
+from contrib.wsgi import Asking, Start, ask, run_example, starting
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start a server with these options. It is stopped after the test."""
-    with ExitStack() as running:
-
-        def run(*options: str) -> Server:
-            port = free_port()
-            command = ["-m", "gunicorn", "-b", f"127.0.0.1:{port}", "-k", "cmwq.contrib.gunicorn.Worker", *options]
-            starting: AbstractContextManager[Server] = serving([*command, "contrib.wsgi_app:app"], port, tmp_path)
-            return running.enter_context(starting)
-
-        yield run
+    with starting(
+        lambda address, options: [
+            "-m", "gunicorn", "-b", address, "-k", "cmwq.contrib.gunicorn.Worker", *options, "contrib.wsgi_app:app",
+        ],
+        tmp_path,
+    ) as start:  # fmt: skip
+        yield start
 
 
 def test_waiting_requests_beyond_any_number_of_threads_do_not_hold_up_another_one(start: Start, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import HANG, Gate
+from conftest import HANG, AtOnce, Gate
 
 import cmwq
 
@@ -47,19 +47,14 @@ def test_within_parallel_as_a_context_manager_too() -> None:
 
 @pytest.mark.parametrize("n_jobs", [2, 5])
 def test_a_number_is_a_bound(n_jobs: int) -> None:
-    lock, at_once, most = threading.Lock(), 0, 0
+    at_once = AtOnce()
 
     def task() -> None:
-        nonlocal at_once, most
-        with lock:
-            at_once += 1
-            most = max(most, at_once)
-        threading.Event().wait(0.002)
-        with lock:
-            at_once -= 1
+        with at_once:
+            threading.Event().wait(0.002)
 
     joblib.Parallel(n_jobs=n_jobs)(joblib.delayed(task)() for _ in range(60))
-    assert 1 <= most <= n_jobs
+    assert 1 <= at_once.most <= n_jobs
 
 
 def test_one_job_runs_in_the_calling_thread() -> None:

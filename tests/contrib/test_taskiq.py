@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HANG, until
+from conftest import HANG, AtOnce, until
 
 import cmwq
 
@@ -66,18 +66,12 @@ def test_tasks_that_wait_for_each_other_run_at_once_on_however_few_cpus() -> Non
 
 
 def test_the_bound_on_tasks_is_kept_and_failures_are_reported() -> None:
-    broker, lock = Broker(), threading.Lock()
-    at_once = most = 0
+    broker, at_once = Broker(), AtOnce()
 
     @broker.task
     def count(number: int) -> int:
-        nonlocal at_once, most
-        with lock:
-            at_once += 1
-            most = max(most, at_once)
-        threading.Event().wait(0.002)
-        with lock:
-            at_once -= 1
+        with at_once:
+            threading.Event().wait(0.002)
         return 100 // number
 
     async def sends() -> list[Any]:
@@ -85,7 +79,7 @@ def test_the_bound_on_tasks_is_kept_and_failures_are_reported() -> None:
         return [await each.wait_result(timeout=HANG) for each in sent]
 
     results = asyncio.run(serve(broker, sends=sends, max_async_tasks=3))
-    assert 1 <= most <= 3
+    assert 1 <= at_once.most <= 3
     assert [each.is_err for each in results] == [True] + [False] * 29
     assert results[4].return_value == 25
 

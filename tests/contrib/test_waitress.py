@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from conftest import HANG, Gate, until
@@ -15,24 +15,19 @@ from conftest import HANG, Gate, until
 pytest.importorskip("waitress", reason="waitress is not installed")
 
 from cmwq.contrib.waitress import Dispatcher, create_server
-from contrib.wsgi import Asking, Server, ask, free_port, run_example, serving
-
-
-class Start(Protocol):
-    def __call__(self, *options: str) -> Server: ...
+from contrib.wsgi import Asking, Server, Start, ask, free_port, run_example, starting
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start a server with these options. It is stopped after the test."""
-    with ExitStack() as running:
-
-        def run(*options: str) -> Server:
-            port = free_port()
-            command = ["-m", "cmwq.contrib.waitress", f"--listen=127.0.0.1:{port}", *options, "contrib.wsgi_app:app"]
-            return running.enter_context(serving(command, port, tmp_path))
-
-        yield run
+    with starting(
+        lambda address, options: [
+            "-m", "cmwq.contrib.waitress", f"--listen={address}", *options, "contrib.wsgi_app:app",
+        ],
+        tmp_path,
+    ) as start:  # fmt: skip
+        yield start
 
 
 def test_waiting_requests_beyond_any_number_of_threads_do_not_hold_up_another_one(start: Start, tmp_path: Path) -> None:

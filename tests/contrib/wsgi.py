@@ -11,10 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from conftest import HANG
@@ -125,3 +125,20 @@ def serving(command: Sequence[str], port: int, folder: Path) -> Iterator[Server]
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+class Start(Protocol):
+    def __call__(self, *options: str) -> Server: ...
+
+
+@contextmanager
+def starting(command: Callable[[str, tuple[str, ...]], list[str]], folder: Path) -> Iterator[Start]:
+    """Servers with options, each at a port of its own, until the end of the block. command: of an address and options.
+    """
+    with ExitStack() as running:
+
+        def start(*options: str) -> Server:
+            port = free_port()
+            return running.enter_context(serving(command(f"127.0.0.1:{port}", options), port, folder))
+
+        yield start
