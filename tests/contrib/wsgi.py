@@ -133,7 +133,7 @@ class Start(Protocol):
 
 @contextmanager
 def starting(command: Callable[[str, tuple[str, ...]], list[str]], folder: Path) -> Iterator[Start]:
-    """Servers with options, each at a port of its own, until the end of the block. command: of an address and options."""
+    """Servers with options, each at a port of its own, until the end of the block. command: of address and options."""
     with ExitStack() as running:
 
         def start(*options: str) -> Server:
