@@ -120,9 +120,14 @@ class Worker:
         return what in self.log.read_text()
 
     def end(self, number: int) -> int:
-        """Its exit status after this signal."""
+        """Its exit status after this signal. If it does not end, the error says what its threads are at."""
         self.process.send_signal(number)
-        return self.process.wait(HANG)
+        try:
+            return self.process.wait(HANG)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGUSR1)  # Celery writes where every thread is
+            time.sleep(2)
+            raise AssertionError(self.log.read_text()) from None
 
 
 @pytest.fixture

@@ -64,7 +64,8 @@ class TaskPool(BasePool):  # type: ignore[misc,unused-ignore]
     not used. A task that waits for the result of another work of cmwq does not count meanwhile.
 
     Tasks begin on any thread of cmwq, and as many run as pays: all that wait for something, but only about as many as
-    there are CPUs of those that compute. `apply_async` is called by Celery; it raises QueueClosed after a shutdown.
+    there are CPUs of those that compute. `apply_async` is called by Celery; it raises QueueClosed after a
+    warm shutdown.
     """
 
     limit: int
@@ -95,15 +96,17 @@ class TaskPool(BasePool):  # type: ignore[misc,unused-ignore]
         soft_timeout: float | None = None,
         **_: Any,
     ) -> _Submitted:
-        """Let a task wait until it could run. Does not block. Raises QueueClosed before the start and after the end.
+        """Let a task wait until it could run. Does not block. Raises QueueClosed before the start and after
+        a warm shutdown.
 
         timeout, soft_timeout: seconds that the task may take; they have no effect, and the log says so.
         """
         if timeout or soft_timeout:
             self._say_once("timeout", f"the time limit of {timeout or soft_timeout} s")
-        if self._queue is None:
+        queue = self._queue
+        if queue is None:
             raise cmwq.QueueClosed("the pool of this Celery worker was not started, or has been stopped")
-        future = self._queue.submit(self._begin, target, args, kwargs, callback, accept_callback)
+        future = queue.submit(self._begin, target, args, kwargs, callback, accept_callback)
         self._unfinished.add(future)
         future.add_done_callback(self._unfinished.discard)
         return _Submitted(future)
@@ -168,14 +171,21 @@ class TaskPool(BasePool):  # type: ignore[misc,unused-ignore]
             future.cancel()
 
     def on_stop(self) -> None:
-        """Give back what has not begun, and wait for what runs, unless the shutdown becomes a cold one."""
-        if _is_cold() or self._queue is None:
-            return  # within a signal handler: `on_terminate`, or the call that it interrupted, goes on
-        self.flush()
-        _log.info("tasks that had not begun were given back; waiting for %d that run", self._queue.nr_unfinished())
+        """Give back what has not begun, and wait for what runs, unless the shutdown is a cold one, or becomes one.
+
+        A cold shutdown calls it from a signal handler, which may have interrupted this very call, or `on_apply`, or the
+        steps from the end of the event loop to here. So whoever finds that the shutdown is cold does what that takes,
+        and it may be done more than once.
+        """
+        queue = self._queue
+        if queue is None:
+            return
+        if not _is_cold():
+            self.flush()
+            _log.info("tasks that had not begun were given back; waiting for %d that run", queue.nr_unfinished())
         while not _is_cold():
             try:
-                self._queue.close(ROUND)
+                queue.close(ROUND)
             except cmwq.CmwqTimeout:
                 _keep_connected()
             else:
@@ -186,7 +196,6 @@ class TaskPool(BasePool):  # type: ignore[misc,unused-ignore]
     def on_terminate(self) -> None:
         """Leave behind what runs. The process is to end, and ends without it; acknowledged late, it is done again."""
         if self._queue is not None:
-            self._queue = None
             self.flush()
             cmwq.default_runtime().exit_timeout = 0.0
 
