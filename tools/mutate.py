@@ -7,12 +7,17 @@ Guarantees: the tree itself is never touched. A mutant whose old text does not o
 pass without it, or which breaks so much that no test is run, is an error and not a success: mutants must not rot. The
 mutated copy is what runs, never an installed cmwq. A mutant of the C extension is compiled in its copy; where there is
 no compiler, that is an error. Exit status: 0 all killed, 1 a survivor, 2 an error.
+
+Two things make the whole list cheap. Without a mutant, each file of tests is run once, with all tests of it that some
+mutant names. And the test that killed a mutant is noted in a file, and comes first the next time: with another
+interpreter, say.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -30,6 +35,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "tests/mutants.toml"
+RECORD = ROOT / "out/mutants.json"
 NATIVE = "src/cmwq/_sensor/_native/"
 EXTENSION = "src/cmwq/_sensor/_sentinel" + str(sysconfig.get_config_var("EXT_SUFFIX"))
 PYTEST_FAILED = 1  # pytest's other statuses: 2 interrupted (a module did not import), 3 internal, 4 usage, 5 no tests
@@ -197,18 +203,49 @@ def first_failure(output: str) -> str:
     return found[1] if found else ""
 
 
-def check_baseline(mutants: list[Mutant], jobs: ThreadPoolExecutor, timeout: float) -> dict[tuple[str, ...], Outcome]:
-    """The tests pass as they are, else nothing can be said. Raises BadMutant."""
-    selections = list(dict.fromkeys(mutant.tests for mutant in mutants))
-    outcomes = dict(zip(selections, jobs.map(lambda tests: trial(tests, timeout), selections), strict=True))
-    for tests, outcome in outcomes.items():
+def check_baseline(mutants: list[Mutant], jobs: ThreadPoolExecutor, timeout: float) -> dict[str, float]:
+    """The tests pass as they are, else nothing can be said. The seconds of each file. Raises BadMutant."""
+    files: dict[str, list[str]] = {}
+    for test in dict.fromkeys(test for mutant in mutants for test in mutant.tests):
+        files.setdefault(file_of(test), []).append(test)
+    whole = {name: [name] if name in tests else tests for name, tests in files.items()}
+    outcomes = jobs.map(lambda tests: trial(tests, 4 * timeout), whole.values())
+    seconds = {}
+    for (name, tests), outcome in zip(whole.items(), outcomes, strict=True):
         if outcome.verdict != "passed":
             raise BadMutant(f"without any mutant, {' '.join(tests)}: {outcome.verdict}\n{outcome.output}")
-        print(f"without a mutant: {' '.join(tests)} pass in {outcome.seconds:.1f} s", flush=True)
-    return outcomes
+        print(f"without a mutant: {name} passes in {outcome.seconds:.1f} s", flush=True)
+        seconds[name] = outcome.seconds
+    return seconds
 
 
-def run_all(mutants: list[Mutant], parallel: int, timeout: float) -> int:
+def file_of(test: str) -> str:
+    return test.partition("::")[0]
+
+
+class Record:
+    """Which test killed each mutant the last time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._killers: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def first(self, mutant: Mutant) -> tuple[str, ...]:
+        """The test to begin with, if it is still one of those that the mutant names."""
+        killer = self._killers.get(mutant.name, "")
+        name = killer.partition("[")[0]
+        named = any(name == test or name.startswith((f"{test}::", f"{test}/")) for test in mutant.tests)
+        path = ROOT / file_of(killer)
+        there = named and path.is_file() and f"def {name.rpartition('::')[2]}(" in path.read_text()
+        return (name,) if there else ()
+
+    def note(self, mutant: Mutant, outcome: Outcome) -> None:
+        self._killers[mutant.name] = f"tests/{outcome.by}".partition(" - ")[0] if outcome.by else ""
+        self._path.parent.mkdir(exist_ok=True)
+        self._path.write_text(json.dumps(self._killers, indent=1))
+
+
+def run_all(mutants: list[Mutant], parallel: int, timeout: float, record: Record) -> int:
     width = max(len(mutant.name) for mutant in mutants)
     survivors: list[str] = []
     errors: list[str] = []
@@ -217,11 +254,13 @@ def run_all(mutants: list[Mutant], parallel: int, timeout: float) -> int:
         baseline = check_baseline(mutants, jobs, timeout)
 
         def attempt(mutant: Mutant) -> Outcome:
-            return trial(mutant.tests, min(timeout, 30 + 5 * baseline[mutant.tests].seconds), mutant)
+            known = sum(baseline[name] for name in {file_of(test) for test in mutant.tests})
+            return trial((*record.first(mutant), *mutant.tests), min(timeout, 30 + 5 * known), mutant)
 
         for mutant, outcome in zip(mutants, jobs.map(attempt, mutants), strict=True):
             if outcome.killed:
                 word, note = "killed", outcome.by + (f" ({outcome.verdict})" if outcome.verdict != "failed" else "")
+                record.note(mutant, outcome)
             elif outcome.verdict == "passed":
                 word, note = "SURVIVED", " ".join(mutant.tests)
                 survivors.append(mutant.name)
@@ -244,6 +283,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="check the list against the code and print it; run nothing")
     parser.add_argument("--parallel", type=int, default=2, metavar="N", help="mutants tried at a time (default 2)")
     parser.add_argument("--timeout", type=float, default=300, metavar="SECONDS", help="per mutant (default 300)")
+    parser.add_argument("--record", type=Path, default=RECORD, metavar="FILE", help="which test killed each mutant")
     options = parser.parse_args()
     try:
         mutants = load(LIST)
@@ -254,7 +294,7 @@ def main() -> int:
             for mutant in chosen:
                 print(f"{mutant.name}  {','.join(mutant.rules)}  {mutant.file}  {' '.join(mutant.tests)}")
             return 0
-        return run_all(chosen, options.parallel, options.timeout)
+        return run_all(chosen, options.parallel, options.timeout, Record(options.record))
     except BadMutant as error:
         print(f"mutants: {error}", file=sys.stderr)
         return 2
