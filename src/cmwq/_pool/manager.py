@@ -96,7 +96,9 @@ class Office:
     def _list(self, worker: Worker) -> bool:
         """Put a new worker, whose thread exists, on the idle list, or take it for work at once.
 
-        Returns False if it died before. A second call for the same worker changes nothing.
+        Returns False if it died before. A second call for the same worker changes nothing. Setting its flag `idle` is
+        the step that decides: if what follows is interrupted, it is idle and `listed` when the lock is released
+        (`mend`).
         """
         pool = self._pool
         with pool.lock:
@@ -104,6 +106,7 @@ class Office:
                 return True
             if worker.fate:
                 return False
+            worker.idle = True
             worker.listed = True
             pool.stats.created += 1
             pool.stats.peak_workers = max(pool.stats.peak_workers, len(pool.workers))

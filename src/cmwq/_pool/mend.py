@@ -89,6 +89,7 @@ def _mend_workers(pool: WorkerPool) -> None:
     idle.update((worker, None) for worker in pool.workers if worker.idle)
     pool.idle_list[:] = [worker for worker in idle if worker.idle and not (worker.kicked or worker.dying)]
     for worker in list(pool.workers):
+        worker.listed = worker.listed or worker.idle
         if worker.kicked or worker.dying:
             worker.idle = False
             pool.lock.wake(worker.parker)  # once too often does no harm
