@@ -348,7 +348,6 @@ def test_a_local_of_asgiref_follows_sync_to_async_and_nothing_of_it_stays_on_a_t
         assert contextvars.Context().run(asyncio.run, request(executor)) == "de"
 
 
-@pytest.mark.xfail(reason="the core reports a work that raised outside of the work's context", strict=True)
 def test_the_report_of_a_work_that_raised_has_the_works_context(said: Said) -> None:
     told: list[str] = []
 

@@ -92,7 +92,7 @@ class Ask(Future[None]):
         try:
             self._context.run(call)  # type: ignore[union-attr]
         except BaseException as exc:
-            serving.call_failed(call, exc)
+            self._context.run(serving.call_failed, call, exc)  # type: ignore[union-attr]
         self.over = True
         serving.call_ended(self)
         self._call = self._context = None

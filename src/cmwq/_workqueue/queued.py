@@ -312,7 +312,7 @@ class Queued:
             if any(not future.done() for future in self.futures or ()):
                 self.outcome = (None, exc)
             else:
-                self.queue.work_failed(work, exc)
+                self._context.run(self.queue.work_failed, work, exc)  # type: ignore[union-attr]
         self._context = None
 
     @holding("self.pwq.pool.lock")
