@@ -238,6 +238,27 @@ def test_E1_one_place_is_lent_then_two_then_four() -> None:
     assert times == pytest.approx([200.0] + [400.0] * 2 + [600.0] * 4)
 
 
+def test_E1_whoever_lends_its_place_does_not_count_as_running_whatever_the_sensor_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cmwq._workqueue.options.DFL_ACTIVE", 2)
+    sim = Simulation(cpus=2)
+
+    def main() -> None:
+        with sim.runtime(lends=True) as runtime:
+            wq = cmwq.WorkQueue("q", runtime=runtime)
+            parkers = [sim.host.parker(), sim.host.parker()]
+            for parker in parkers:
+                wq.submit(parker.park)  # as many as may run, and no sensor notices that they wait
+            try:
+                wq.submit(int).result(10.0)
+            finally:
+                for parker in parkers:
+                    parker.unpark()
+
+    sim.run(main)
+
+
 @pytest.mark.usefixtures("small")
 def test_E1_after_works_have_ended_one_is_lent_first_again() -> None:
     sim = Simulation(cpus=2)
