@@ -151,14 +151,17 @@ def test_C1_F10_a_rescuer_that_is_interrupted_at_rest_or_at_work_goes_on() -> No
     with cmwq.Runtime(host=host, config=cmwq.Config(mayday_initial_timeout=0.001)) as runtime:
         wq = cmwq.WorkQueue("q", rescuer=True, runtime=runtime)
         assert wq.rescuer is not None
+        threads = set()
         for n in range(50):
             thread = wq.rescuer.thread
             assert isinstance(thread, threading.Thread)
+            threads.add(thread)
             future = wq.submit(abs, n) if n % 2 else None  # else it rests
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
             with suppress(SystemExit):  # it was interrupted within the work
                 assert future is None or future.result(HANG) == n
             assert wq.submit(abs, -n).result(HANG) == n
+        assert len(threads) < 25, "it needs a successor, which may be refused, each time"
     host.stop_timers()
 
 
