@@ -110,7 +110,7 @@ def snapshot() -> Snapshot:
 
 
 def monitor(path: str | None = None) -> Monitor:
-    """Let this user and root look at this process from outside: `cmwq ps`, `cmwq dump PID`. `docs/monitor.md` says more.
+    """Let this user and root look at this process from outside, by `cmwq ps` and `cmwq dump PID` (docs/monitor.md).
 
     The picture of `snapshot()` can be had at a Unix socket from now on, and nothing can be changed there. path: where
     the socket is made; None: in the user's own folder, where the commands find it. Returns a handle with `path` and

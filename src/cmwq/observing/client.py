@@ -321,8 +321,8 @@ def _why_none(pid: int) -> str:
     except PermissionError:
         return f"process {pid} belongs to another user: ask as that user, or as root"
     return (
-        f"process {pid} has no monitor: start it with CMWQ_MONITOR=1, or call cmwq.monitor() in it (`cmwq ps` lists the "
-        "processes that have one)"
+        f"process {pid} has no monitor: start it with CMWQ_MONITOR=1, or call cmwq.monitor() in it (`cmwq ps` lists "
+        "those that have one)"
     )
 
 

@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -229,10 +230,11 @@ def begin_as_asked_for() -> None:
 
 def picture(stacks: bool) -> dict[str, Any]:
     """The picture of this process's default runtime, ready for JSON."""
-    snapshot = default_runtime().snapshot
+    snapshot: Callable[..., Any] = default_runtime().snapshot
     # A snapshot of before version 1 has no stacks.
     taken = snapshot(stacks=stacks) if "stacks" in inspect.signature(snapshot).parameters else snapshot()
-    return taken.to_dict()
+    plain: dict[str, Any] = taken.to_dict()
+    return plain
 
 
 def who() -> dict[str, Any]:

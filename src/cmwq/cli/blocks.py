@@ -1,0 +1,194 @@
+"""Text for people, laid out for a width: headings, paragraphs, tables, code. With rich where it is a terminal and rich
+is there, else as plain text.
+
+Guarantees: rich is imported only if it is used. Whatever a foreign process says cannot break a line, move the cursor or
+colour anything. NO_COLOR is respected. No line is longer than the width, but for words that are longer themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cmwq.cli.output import one_line
+
+LEAST, MOST, USUAL = 40, 160, 80
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    """mark: what stands before its first line; further lines begin below its text. tone: "", "bad", "good", "dim" or
+    "strong".
+    """
+
+    text: str
+    indent: int = 0
+    mark: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """rank: 0 stays; of the others those with the highest go first where there is not enough room, and each goes if it
+    says nothing.
+    """
+
+    head: str
+    right: bool = True
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    lines: Sequence[str]
+    indent: int = 4
+
+
+Block = Heading | Paragraph | Table | Code
+SAYS_NOTHING = frozenset({"", "0", "-", "0 s"})
+GAP = "  "
+
+
+def show(blocks: Sequence[Block]) -> None:
+    """Print the blocks to standard output."""
+    width = min(max(shutil.get_terminal_size((USUAL, 24)).columns, LEAST), MOST)
+    if not (sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and _show_rich(blocks, width)):
+        print(plain(blocks, width))
+
+
+def plain(blocks: Sequence[Block], width: int) -> str:
+    """The blocks as plain text."""
+    lines: list[str] = []
+    for number, block in enumerate(blocks):
+        if isinstance(block, Heading):
+            lines += [""] * bool(number) + [one_line(block.text).upper()]
+        elif isinstance(block, Paragraph):
+            lines += wrapped(block, width)
+        elif isinstance(block, Code):
+            lines += [cut(" " * block.indent + _code(line), width) for line in block.lines]
+        else:
+            lines += _table(block, width)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def wrapped(block: Paragraph, width: int) -> list[str]:
+    """The lines of a paragraph."""
+    first = " " * block.indent + block.mark
+    return textwrap.wrap(
+        one_line(block.text),
+        width,
+        initial_indent=first,
+        subsequent_indent=" " * len(first),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def cut(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
+def fitted(table: Table, width: int) -> Table:
+    """The table without columns that say nothing, and without those for which there is no room; the first column is cut
+    if even that is not enough.
+    """
+    rows = [[one_line(cell) for cell in row] for row in table.rows]
+    kept = [
+        index
+        for index, column in enumerate(table.columns)
+        if not column.rank or any(row[index] not in SAYS_NOTHING for row in rows)
+    ]
+
+    def room() -> int:
+        return sum(max(len(table.columns[i].head), *(len(row[i]) for row in rows)) + len(GAP) for i in kept)
+
+    while room() > width and any(table.columns[index].rank for index in kept):
+        kept.remove(max(kept, key=lambda index: table.columns[index].rank))
+    left = [index for index in kept if not table.columns[index].right]  # texts
+    while room() > width and left:
+        widest = max(left, key=lambda index: max(len(row[index]) for row in rows))
+        longest = max(len(row[widest]) for row in rows)
+        if longest <= max(8, len(table.columns[widest].head)):
+            break
+        for row in rows:
+            row[widest] = cut(row[widest], max(longest - (room() - width), 8, len(table.columns[widest].head)))
+    return Table([table.columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
+
+
+def _table(block: Table, width: int) -> list[str]:
+    if not block.rows:
+        return []
+    table = fitted(block, width)
+    cells = [[column.head for column in table.columns], *table.rows]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(table.columns))]
+    return [
+        GAP + GAP.join(_aligned(*each) for each in zip(row, widths, table.columns, strict=True)).rstrip()
+        for row in cells
+    ]
+
+
+def _aligned(cell: str, width: int, column: Column) -> str:
+    return cell.rjust(width) if column.right else cell.ljust(width)
+
+
+def _code(line: str) -> str:
+    return one_line(line.expandtabs(4))
+
+
+# ------------------------------------------------------------------------------- rich
+
+TONES = {"bad": "bold red", "good": "green", "dim": "dim", "strong": "bold", "": ""}
+
+
+def _show_rich(blocks: Sequence[Block], width: int) -> bool:
+    """Print with colours. False: rich is not there."""
+    try:
+        from rich.console import Console
+        from rich.text import Text
+    except ImportError:
+        return False
+    # Its width is one more, so that a full line does not break.
+    console = Console(width=width + 1, highlight=False, soft_wrap=True, no_color="NO_COLOR" in os.environ or None)
+    for number, block in enumerate(blocks):
+        if isinstance(block, Heading):
+            title = Text("\n" * bool(number)).append(f"{one_line(block.text)} ", "bold cyan")
+            console.print(title.append("─" * max(width - len(block.text) - 1, 0), "cyan dim"))
+        elif isinstance(block, Paragraph):
+            _print_paragraph(console, block, width)
+        elif isinstance(block, Code):
+            for line in block.lines:
+                text = _code(line)
+                place = text.lstrip().startswith("File ")
+                console.print(Text(cut(" " * block.indent + text, width), "dim" if place else ""))
+        elif block.rows:
+            head, *rows = _table(block, width)
+            console.print(Text(head, "bold"))
+            for row in rows:
+                console.print(Text(row))
+    return True
+
+
+def _print_paragraph(console: Any, block: Paragraph, width: int) -> None:
+    from rich.text import Text
+
+    for number, line in enumerate(wrapped(block, width)):
+        text = Text(line, TONES[block.tone])
+        if not number and block.mark:
+            text.stylize("bold", block.indent, block.indent + len(block.mark))
+        console.print(text)
