@@ -27,8 +27,8 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """mark: what stands before its first line; further lines begin below its text. tone: "", "bad", "good", "dim" or
-    "strong".
+    """mark: what stands before its first line; further lines begin below its text. tone: "", "bad", "good", "dim",
+    "code" or "strong".
     """
 
     text: str
@@ -56,7 +56,9 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    lines: Sequence[str]
+    """Lines, each with its tone."""
+
+    lines: Sequence[tuple[str, str]]
     indent: int = 4
 
 
@@ -81,7 +83,7 @@ def plain(blocks: Sequence[Block], width: int) -> str:
         elif isinstance(block, Paragraph):
             lines += wrapped(block, width)
         elif isinstance(block, Code):
-            lines += [cut(" " * block.indent + _code(line), width) for line in block.lines]
+            lines += [cut(" " * block.indent + _code(line), width) for line, _ in block.lines]
         else:
             lines += _table(block, width)
     return "\n".join(line.rstrip() for line in lines)
@@ -153,7 +155,7 @@ def _code(line: str) -> str:
 
 # ------------------------------------------------------------------------------- rich
 
-TONES = {"bad": "bold red", "good": "green", "dim": "dim", "strong": "bold", "": ""}
+TONES = {"bad": "bold red", "good": "green", "dim": "dim", "code": "yellow", "strong": "bold", "": ""}
 
 
 def _show_rich(blocks: Sequence[Block], width: int) -> bool:
@@ -172,10 +174,8 @@ def _show_rich(blocks: Sequence[Block], width: int) -> bool:
         elif isinstance(block, Paragraph):
             _print_paragraph(console, block, width)
         elif isinstance(block, Code):
-            for line in block.lines:
-                text = _code(line)
-                place = text.lstrip().startswith("File ")
-                console.print(Text(cut(" " * block.indent + text, width), "dim" if place else ""))
+            for line, tone in block.lines:
+                console.print(Text(cut(" " * block.indent + _code(line), width), TONES[tone]))
         elif block.rows:
             head, *rows = _table(block, width)
             console.print(Text(head, "bold"))

@@ -12,6 +12,7 @@ from cmwq.cli.blocks import Block, Code, Column, Heading, Paragraph, Table
 from cmwq.observing.findings import (
     OF_LIBRARIES,
     Finding,
+    Frame,
     Group,
     Level,
     Plain,
@@ -235,13 +236,19 @@ def _group(group: Group, stacks: bool) -> list[Block]:
         Paragraph(f"{does(group, 1).removeprefix('is ')}; {times}", indent=2, mark=f"{state}: " if state else ""),
     ]
     if stacks and group.frames:
-        lines = [f"... {len(group.frames) - MOST_FRAMES} calls before"] * (len(group.frames) > MOST_FRAMES)
-        for frame in group.frames[-MOST_FRAMES:]:
-            lines.append(f"{_short(frame.file)}:{frame.line} in {frame.function}")
-            if frame.code:
-                lines.append(f"    {frame.code.splitlines()[0]}")
-        blocks.append(Code(lines))
+        blocks.append(Code(_stack(group.frames)))
     return blocks
+
+
+def _stack(frames: list[Frame]) -> list[tuple[str, str]]:
+    """The calls, the innermost last. Those of libraries are less prominent."""
+    lines = [(f"... {len(frames) - MOST_FRAMES} calls before", "dim")] * (len(frames) > MOST_FRAMES)
+    for frame in frames[-MOST_FRAMES:]:
+        library = OF_LIBRARIES.search(frame.file) is not None
+        lines.append((f"{_short(frame.file)}:{frame.line} in {frame.function}", "dim" if library else ""))
+        if frame.code:
+            lines.append((f"    {frame.code.splitlines()[0]}", "dim" if library else "code"))
+    return lines
 
 
 def _short(file: str) -> str:

@@ -46,6 +46,8 @@ SHARE = 0.02
 """The share of one CPU's time that pictures may take; but one is never older than `OLDEST`."""
 OLDEST = 1.0
 """Seconds."""
+MOST_AT_ONCE = 16
+"""How many are accepted before others have their turn."""
 RESPITE = 1.0
 """Seconds for which nobody is accepted after the system refused a descriptor, and in which a broken loop rests."""
 PIECE = 100
@@ -137,7 +139,9 @@ class Answering:
         if self._wake in ready or ready.get(self._listener.fileno(), 0) & select.POLLNVAL:
             return False  # the latter: the program has closed all descriptors, as daemons do
         if self._listener.fileno() in ready:
-            self._accept()
+            for _ in range(MOST_AT_ONCE):
+                if not self._accept():
+                    break
         for fd, event in ready.items():
             client = self.clients.get(fd)  # type: ignore[assignment]
             if client is not None and fd != self._listener.fileno():
@@ -157,15 +161,16 @@ class Answering:
             times.append(self._deaf_until)
         return min(times, default=None)
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Take one who has connected. Returns whether there may be another."""
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return
+            return False
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self._deaf_until = time.monotonic() + RESPITE  # who waits there would wake us at once, for nothing
-                return
+                return False
             raise
         connection.setblocking(False)
         if hasattr(socket, "SO_NOSIGPIPE"):  # where there is no MSG_NOSIGNAL
@@ -178,6 +183,7 @@ class Answering:
             self._send_away(client, f"this process answers its own user ({os.geteuid()}) and root only")
         elif len(self.clients) > MOST_CLIENTS:
             self._send_away(client, f"busy: {MOST_CLIENTS} clients are connected, and there may be no more; try later")
+        return True
 
     def _tend(self, client: Client, event: int) -> None:
         try:

@@ -14,7 +14,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ LONGEST_ANSWER = 256 << 20
 """Bytes."""
 LISTED_WITHIN = 2.0
 """Seconds that `processes` waits for all answers together."""
+BUSY = 0.01
+"""Seconds after which a process that has too many callers is called again."""
 MOST_LISTED = 500
 """How many processes of one folder are asked who they are."""
 
@@ -110,10 +112,17 @@ class Connection:
 
     def _reach(self) -> None:
         """Call the process. Raises NotAnswering."""
-        try:
-            reached = places.dial(self.path)
-        except OSError as error:
-            raise NotAnswering(_why_not_reached(self.path, self.pid, error)) from error
+        until = time.monotonic() + self._timeout
+        while True:
+            try:
+                reached = places.dial(self.path)
+                break
+            except BlockingIOError as error:  # too many wait there to be accepted
+                if time.monotonic() >= until:
+                    raise NotAnswering(_why_silent(self.pid, self._timeout)) from error
+            except OSError as error:
+                raise NotAnswering(_why_not_reached(self.path, self.pid, error)) from error
+            time.sleep(BUSY)
         peer = places.peer_of(reached)
         if peer is not None and peer.pid and self.pid and peer.pid != self.pid:
             reached.close()
@@ -224,12 +233,16 @@ def processes() -> list[Process]:
     """
     until = time.monotonic() + LISTED_WITHIN
     asked: list[tuple[socket.socket, int, str]] = []
+    busy: list[Process] = []  # nobody accepts there
     question = json.dumps({"version": VERSION, "ask": "who"}).encode() + b"\n"
     for folder in _all_folders():
         places.sweep(folder)
         for number, path in list(places.sockets(folder))[:MOST_LISTED]:
             try:
                 reached = places.dial(path)
+            except BlockingIOError:
+                busy.append(Process(number, _command_of(number), path, 0.0, answers=False))
+                continue
             except OSError:
                 continue
             peer = places.peer_of(reached)
@@ -237,7 +250,7 @@ def processes() -> list[Process]:
                 reached.send(question, NO_SIGNAL)
             asked.append((reached, (peer.pid if peer is not None else 0) or number, path))
     found = [_process(reached, pid, path, until) for reached, pid, path in asked]
-    return sorted((process for process in found if process is not None), key=lambda process: process.pid)
+    return sorted((process for process in (*found, *busy) if process is not None), key=lambda process: process.pid)
 
 
 def _process(reached: socket.socket, pid: int, path: str, until: float) -> Process | None:
@@ -328,15 +341,13 @@ def _why_none(pid: int) -> str:
 
 def _why_not_reached(path: str, pid: int, error: OSError) -> str:
     whom = f"process {pid}" if pid else path
-    reasons: dict[int, Callable[[], str]] = {
-        errno.EAGAIN: lambda: _why_silent(pid, 0.0) if pid else f"too many wait at {path} already",
-        errno.ECONNREFUSED: lambda: f"{whom} has ended, and has left its socket behind",
-        errno.ENOENT: lambda: f"{whom}: there is no socket {path}",
-        errno.EACCES: lambda: f"{whom} belongs to another user: ask as that user, or as root",
-        errno.ENOTSOCK: lambda: f"{path} is no socket",
+    reasons = {
+        errno.ECONNREFUSED: f"{whom} has ended, and has left its socket behind",
+        errno.ENOENT: f"{whom}: there is no socket {path}",
+        errno.EACCES: f"{whom} belongs to another user: ask as that user, or as root",
+        errno.ENOTSOCK: f"{path} is no socket",
     }
-    reason = reasons.get(error.errno or 0)
-    return reason() if reason is not None else f"{whom} can't be reached at {path}: {error.strerror or error}"
+    return reasons.get(error.errno or 0) or f"{whom} can't be reached at {path}: {error.strerror or error}"
 
 
 def _why_silent(pid: int, seconds: float) -> str:
@@ -346,8 +357,7 @@ def _why_silent(pid: int, seconds: float) -> str:
         state = file.read().rpartition(b") ")[2].split()[0].decode()
     if state in ("T", "t"):
         return f"process {pid} is stopped, and cannot answer: let it go on with `kill -CONT {pid}`"
-    waited = f" within {seconds:g} s" if seconds else ""
     return (
-        f"process {pid} did not answer{waited}: native code keeps the GIL there, or the machine is overloaded; "
-        f"`py-spy dump --native --pid {pid}` shows where it is"
+        f"process {pid} did not answer within {seconds:g} s: native code keeps the GIL there, or the machine "
+        f"is overloaded; `py-spy dump --native --pid {pid}` shows where it is"
     )

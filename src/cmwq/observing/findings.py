@@ -18,7 +18,10 @@ Plain = dict[str, Any]
 LONG = 5.0
 """Seconds that a worker waits before that is told, if it is the only one that waits there."""
 ENTRY = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+), in (?P<function>.+?)(?:\n\s*(?P<code>.*\S))?\s*', re.S)
-OF_LIBRARIES = re.compile(r"[/\\](?:lib|Lib)[/\\](?:python3[^/\\]*[/\\])?|[/\\]site-packages[/\\]|^<frozen")
+OF_LIBRARIES = re.compile(
+    r"[/\\]lib\d*[/\\]python3[^/\\]*[/\\](?:(?:site|dist)-packages[/\\])?|[/\\](?:site|dist)-packages[/\\]|^<frozen",
+    re.I,
+)
 OF_WORKERS = re.compile(r"[/\\](?:threading|cmwq[/\\](?:_host|_pool|_workqueue|executor)[/\\].*)\.py$|_sentinel")
 NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
@@ -130,12 +133,19 @@ def grouped(picture: Plain) -> list[Group]:
         group.workers.append(worker)
         if group.waits_for != waits_for:
             group.waits_for = _common(group.waits_for, waits_for)
+    for group in groups.values():
+        group.workers.sort(key=lambda worker: [int(part) for part in _parts(worker)])
     found = sorted(groups.values(), key=lambda group: (group.state != "blocked", -len(group.workers), -group.longest))
     for group in found:
         group.passed = _passed(group, found)
         if not group.passed:
             group.failed = _failed(group, picture)
     return found
+
+
+def _parts(worker: Plain) -> list[str]:
+    """The numbers of its name, so that 10 comes after 9."""
+    return re.findall(r"[0-9]+", word(worker, "name"))
 
 
 def _common(one: str, other: str) -> str:

@@ -30,6 +30,8 @@ FORGOTTEN = 60.0
 """Seconds after which a socket that is still being made is taken for left behind."""
 LONGEST = 100
 """Bytes that the address of a socket may have on every system."""
+BACKLOG = 128
+"""How many may wait to be accepted."""
 MOST = 1000
 """How many names of a folder are looked at."""
 _LINUX = sys.platform.startswith("linux")
@@ -105,7 +107,7 @@ def _listen(folder: str, name: str, owner: int | None) -> Listening:
                 os.fchmod(made.fileno(), 0o600)  # the file gets this mode as it is made
             made.bind(_address(folder, fd, unfinished))
             os.chmod(unfinished, 0o600, dir_fd=fd)
-            made.listen(64)
+            made.listen(BACKLOG)
             made.setblocking(False)
             os.rename(unfinished, name, src_dir_fd=fd, dst_dir_fd=fd)
             inode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino
