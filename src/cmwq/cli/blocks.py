@@ -162,26 +162,35 @@ def _show_rich(blocks: Sequence[Block], width: int) -> bool:
     """Print with colours. False: rich is not there."""
     try:
         from rich.console import Console
-        from rich.text import Text
     except ImportError:
         return False
     # Its width is one more, so that a full line does not break.
-    console = Console(width=width + 1, highlight=False, soft_wrap=True, no_color="NO_COLOR" in os.environ or None)
+    print_rich(blocks, width, Console(width=width + 1, no_color="NO_COLOR" in os.environ or None))
+    return True
+
+
+def print_rich(blocks: Sequence[Block], width: int, console: Any) -> None:
+    """Print the blocks to a console of rich."""
+    from rich.text import Text
+
     for number, block in enumerate(blocks):
         if isinstance(block, Heading):
             title = Text("\n" * bool(number)).append(f"{one_line(block.text)} ", "bold cyan")
-            console.print(title.append("─" * max(width - len(block.text) - 1, 0), "cyan dim"))
+            _print(console, title.append("─" * max(width - len(block.text) - 1, 0), "cyan dim"))
         elif isinstance(block, Paragraph):
             _print_paragraph(console, block, width)
         elif isinstance(block, Code):
             for line, tone in block.lines:
-                console.print(Text(cut(" " * block.indent + _code(line), width), TONES[tone]))
+                _print(console, Text(cut(" " * block.indent + _code(line), width), TONES[tone]))
         elif block.rows:
             head, *rows = _table(block, width)
-            console.print(Text(head, "bold"))
+            _print(console, Text(head, "bold"))
             for row in rows:
-                console.print(Text(row))
-    return True
+                _print(console, Text(row))
+
+
+def _print(console: Any, text: Any) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _print_paragraph(console: Any, block: Paragraph, width: int) -> None:
@@ -191,4 +200,4 @@ def _print_paragraph(console: Any, block: Paragraph, width: int) -> None:
         text = Text(line, TONES[block.tone])
         if not number and block.mark:
             text.stylize("bold", block.indent, block.indent + len(block.mark))
-        console.print(text)
+        _print(console, text)

@@ -32,6 +32,8 @@ MOST_FINDINGS = 20
 MOST_STALLS = 10
 MOST_GROUPS = 100
 """How many entries of workers are shown. A stalled program has few: those at the same point share one."""
+LONGEST_PATH = 44
+"""Characters."""
 MOST_FRAMES = 14
 """How many calls of a stack are shown: the innermost ones."""
 
@@ -149,7 +151,7 @@ def _pools(picture: Plain) -> list[Block]:
         ]
         for pool in pools
     ]
-    return [Heading("Pools"), Table(POOLS, rows), *_reasons(pools)]
+    return [Heading("Pools"), Table(POOLS, rows), *_reasons([pool for pool in pools if number(pool, "pending")])]
 
 
 QUEUES = (
@@ -256,7 +258,10 @@ def _short(file: str) -> str:
     library = OF_LIBRARIES.search(file)
     if library and not file.startswith("<"):
         file = file[library.end() :]
-    return file if len(file) <= 48 else f"…{file[-47:]}"
+    if len(file) <= LONGEST_PATH:
+        return file
+    end = file[-LONGEST_PATH:]
+    return f"…{end[end.find('/') :] if '/' in end else end}"
 
 
 # ------------------------------------------------------------------------------- functions
@@ -279,7 +284,8 @@ def _functions(picture: Plain) -> list[Block]:
         rows.append(
             [word(each, "name"), word(each, "queue"), *counts, mean, duration(seconds), _time(each, "cpu_seconds")]
         )
-    return [Heading("Busiest functions"), Table(FUNCTIONS, rows)]
+    note = Paragraph("ended, failed, mean, time, CPU: estimated from the works that were measured", 2, tone="dim")
+    return [Heading("Busiest functions"), Table(FUNCTIONS, rows), note]
 
 
 def _count(plain: Plain, key: str) -> str:

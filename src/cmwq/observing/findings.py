@@ -72,7 +72,7 @@ class Group:
     passed: list[str] = field(default_factory=list)
     """Who is further in the same function, and so may have what these wait for; in words."""
     failed: str = ""
-    """If nobody is: that calls of this function have failed, in words."""
+    """If nobody is: that works of the same queue have failed, in words."""
 
     @property
     def longest(self) -> float:
@@ -174,15 +174,15 @@ def _passed(group: Group, groups: Iterable[Group]) -> list[str]:
 
 
 def _failed(group: Group, picture: Plain) -> str:
-    """That calls of the function in which this group waits have failed: they may have kept what it waits for."""
-    frame = group.frame
-    if frame is None or group.state != "blocked":
+    """That works of the same queue have failed: they may have kept what this group waits for."""
+    if group.state != "blocked" or "lock" not in group.waits_for:
         return ""
-    for each in entries(picture, "functions"):
-        failed, name = int(number(each, "failed")), word(each, "name")
-        if failed and re.search(rf"\b{re.escape(frame.function)}\b", name):
-            calls = f"{failed:,} calls of {name} have" if failed > 1 else f"a call of {name} has"
-            return f"{calls} failed so far, and may not have given back what these wait for"
+    mine = {word(worker, "queue") for worker in group.workers}
+    for queue in entries(picture, "queues"):
+        failed = int(number(queue, "failed"))
+        if failed and word(queue, "name") in mine:
+            works = f"{failed:,} works of queue" if failed > 1 else "a work of queue"
+            return f"{works} {word(queue, 'name')!r} failed so far, and may have kept what these wait for"
     return ""
 
 
@@ -251,7 +251,7 @@ def _of_pool(pool: Plain, stall: Plain | None) -> list[Finding]:
     why, pending = word(pool, "why"), int(number(pool, "pending"))
     if stall is not None:
         finding = Finding(Level.WRONG, f"Stalled for {duration(number(stall, 'ago'))} and more: {headline(stall)}")
-        finding.details += [f"now: {why}"] if why else []
+        finding.details += [f"now: {why}"] if pending and why and why not in finding.text else []
     elif pending and (why or pool.get("held")):
         busy = number(pool, "running") >= number(pool, "target") > 0 and not pool.get("held")
         text = f"{_works(pending)} for a worker of pool {word(pool, 'name')}: {why or 'memory is short'}"
@@ -303,7 +303,7 @@ def _waits(group: Group) -> Finding:
 def _suspects(group: Group) -> list[str]:
     """Who probably has what these workers wait for."""
     if group.failed:
-        return [f"no other worker is past that line; {group.failed}"]
+        return [f"nobody is past that line, so nobody who runs has what they wait for; {group.failed}"]
     return [f"probably for what this one has: {each}" for each in group.passed[:3]]
 
 
