@@ -2,7 +2,7 @@
 is there, else as plain text.
 
 Guarantees: rich is imported only if it is used. Whatever a foreign process says cannot break a line, move the cursor or
-colour anything. NO_COLOR is respected. No line is longer than the width, but for words that are longer themselves.
+colour anything. NO_COLOR is respected. No line is longer than the width.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ class Code:
 Block = Heading | Paragraph | Table | Code
 SAYS_NOTHING = frozenset({"", "0", "-", "0 s"})
 GAP = "  "
+READABLE, SHORTEST = 24, 4
+"""Characters to which a text in a table is cut: before columns are left out, and after that."""
 
 
 def show(blocks: Sequence[Block]) -> None:
@@ -91,15 +93,13 @@ def plain(blocks: Sequence[Block], width: int) -> str:
 
 def wrapped(block: Paragraph, width: int) -> list[str]:
     """The lines of a paragraph."""
-    first = " " * block.indent + block.mark
+    mark, text = one_line(block.mark), one_line(block.text)
+    if len(mark) > width // 2:
+        mark, text = "", mark + text
+    first = " " * block.indent + mark
     return textwrap.wrap(
-        one_line(block.text),
-        width,
-        initial_indent=first,
-        subsequent_indent=" " * len(first),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+        text, width, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False
+    ) or [first]
 
 
 def cut(line: str, width: int) -> str:
@@ -107,8 +107,8 @@ def cut(line: str, width: int) -> str:
 
 
 def fitted(table: Table, width: int) -> Table:
-    """The table without columns that say nothing, and without those for which there is no room; the first column is cut
-    if even that is not enough.
+    """The table, as it has room: long texts are cut a little, then columns are left out by their rank, then texts are
+    cut for good. Columns with a rank that say nothing are left out in any case.
     """
     rows = [[one_line(cell) for cell in row] for row in table.rows]
     kept = [
@@ -117,19 +117,23 @@ def fitted(table: Table, width: int) -> Table:
         if not column.rank or any(row[index] not in SAYS_NOTHING for row in rows)
     ]
 
-    def room() -> int:
-        return sum(max(len(table.columns[i].head), *(len(row[i]) for row in rows)) + len(GAP) for i in kept)
+    def wide(index: int) -> int:
+        return max(len(table.columns[index].head), *(len(row[index]) for row in rows))
 
-    while room() > width and any(table.columns[index].rank for index in kept):
+    def excess() -> int:
+        return sum(wide(index) + len(GAP) for index in kept) - width
+
+    def cut_texts(least: int) -> None:
+        for index in sorted(kept, key=wide, reverse=True):
+            if not table.columns[index].right and excess() > 0:
+                room = max(wide(index) - excess(), least, len(table.columns[index].head))
+                for row in rows:
+                    row[index] = cut(row[index], room)
+
+    cut_texts(READABLE)
+    while excess() > 0 and any(table.columns[index].rank for index in kept):
         kept.remove(max(kept, key=lambda index: table.columns[index].rank))
-    left = [index for index in kept if not table.columns[index].right]  # texts
-    while room() > width and left:
-        widest = max(left, key=lambda index: max(len(row[index]) for row in rows))
-        longest = max(len(row[widest]) for row in rows)
-        if longest <= max(8, len(table.columns[widest].head)):
-            break
-        for row in rows:
-            row[widest] = cut(row[widest], max(longest - (room() - width), 8, len(table.columns[widest].head)))
+    cut_texts(SHORTEST)
     return Table([table.columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
@@ -139,10 +143,8 @@ def _table(block: Table, width: int) -> list[str]:
     table = fitted(block, width)
     cells = [[column.head for column in table.columns], *table.rows]
     widths = [max(len(row[index]) for row in cells) for index in range(len(table.columns))]
-    return [
-        GAP + GAP.join(_aligned(*each) for each in zip(row, widths, table.columns, strict=True)).rstrip()
-        for row in cells
-    ]
+    lines = [GAP + GAP.join(map(_aligned, row, widths, table.columns)) for row in cells]
+    return [cut(line.rstrip(), width) for line in lines]
 
 
 def _aligned(cell: str, width: int, column: Column) -> str:

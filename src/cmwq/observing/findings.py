@@ -17,6 +17,7 @@ Plain = dict[str, Any]
 
 LONG = 5.0
 """Seconds that a worker waits before that is told, if it is the only one that waits there."""
+MOST_SUSPECTS = 3
 ENTRY = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+), in (?P<function>.+?)(?:\n\s*(?P<code>.*\S))?\s*', re.S)
 OF_LIBRARIES = re.compile(
     r"[/\\]lib\d*[/\\]python3[^/\\]*[/\\](?:(?:site|dist)-packages[/\\])?|[/\\](?:site|dist)-packages[/\\]|^<frozen",
@@ -136,10 +137,16 @@ def grouped(picture: Plain) -> list[Group]:
     for group in groups.values():
         group.workers.sort(key=lambda worker: [int(part) for part in _parts(worker)])
     found = sorted(groups.values(), key=lambda group: (group.state != "blocked", -len(group.workers), -group.longest))
+    further: dict[tuple[str, str], list[tuple[int, Group]]] = {}  # who is in which function, at which line
     for group in found:
-        group.passed = _passed(group, found)
-        if not group.passed:
-            group.failed = _failed(group, picture)
+        for frame in group.frames:
+            further.setdefault((frame.file, frame.function), []).append((frame.line, group))
+    for there in further.values():
+        there.sort(key=lambda each: -each[0])
+    for group in found:
+        if group.frame is not None and group.state == "blocked":
+            group.passed = _passed(group, group.frame, further)
+            group.failed = "" if group.passed else _failed(group, picture)
     return found
 
 
@@ -156,26 +163,23 @@ def _common(one: str, other: str) -> str:
     return "".join(a if a == b else "…" for a, b in zip(parts, others, strict=True))
 
 
-def _passed(group: Group, groups: Iterable[Group]) -> list[str]:
+def _passed(group: Group, frame: Frame, further: dict[tuple[str, str], list[tuple[int, Group]]]) -> list[str]:
     """Who is past the line at which this group waits, in the same function: what is waited for there, a lock or a
     connection, these are likely to have.
     """
-    frame = group.frame
-    if frame is None or group.state != "blocked":
-        return []
     found = []
-    for other in groups:
-        further = [each for each in other.frames if (each.file, each.function) == (frame.file, frame.function)]
-        if other is group or not further or further[-1].line <= frame.line:
-            continue
-        what = f"{names(other.workers)}, which {does(other, len(other.workers))}"
-        found.append(f"{what}, at line {further[-1].line}, for {_so_long(other)}")
+    for line, other in further[frame.file, frame.function]:
+        if line <= frame.line or len(found) == MOST_SUSPECTS:
+            break
+        if other is not group:
+            what = f"{names(other.workers)}, which {does(other, len(other.workers))}"
+            found.append(f"{what}, at line {line}, for {_so_long(other)}")
     return found
 
 
 def _failed(group: Group, picture: Plain) -> str:
     """That works of the same queue have failed: they may have kept what this group waits for."""
-    if group.state != "blocked" or "lock" not in group.waits_for:
+    if group.waits_for.startswith("waits in"):  # in a system call, for something outside
         return ""
     mine = {word(worker, "queue") for worker in group.workers}
     for queue in entries(picture, "queues"):
@@ -304,7 +308,7 @@ def _suspects(group: Group) -> list[str]:
     """Who probably has what these workers wait for."""
     if group.failed:
         return [f"nobody is past that line, so nobody who runs has what they wait for; {group.failed}"]
-    return [f"probably for what this one has: {each}" for each in group.passed[:3]]
+    return [f"probably for what this one has: {each}" for each in group.passed]
 
 
 def _named(group: Group) -> str:
@@ -317,10 +321,13 @@ def _so_long(group: Group) -> str:
 
 
 def _at(group: Group) -> str:
+    """Where that is, and the text of the line; unless the words say where already."""
     frame = group.frame
     if frame is None:
         return ""
-    return f", at {frame.place}" + (f" ({frame.code.splitlines()[0]})" if frame.code else "")
+    code = f" ({frame.code.splitlines()[0]})" if frame.code else ""
+    told = frame.place.partition(" ")[0] in group.waits_for
+    return f", at{code.replace('(', '', 1)[:-1]}" if told and code else "" if told else f", at {frame.place}{code}"
 
 
 def _works(count: int) -> str:
