@@ -166,7 +166,7 @@ def _passed(group: Group, frame: Frame, further: dict[tuple[str, str], list[tupl
     """Who is past the line at which this group waits, in the same function: what is waited for there, a lock or a
     connection, these are likely to have.
     """
-    found = []
+    found: list[str] = []
     for line, other in further[frame.file, frame.function]:
         if line <= frame.line or len(found) == MOST_SUSPECTS:
             break
