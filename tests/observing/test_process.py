@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,30 @@ def test_a_path_of_ones_own_has_the_childs_number_added(program: Program, tmp_pa
     with connect(path=path) as connection:
         assert connection.who()["pid"] == process.pid
     os.kill(int(grandchild), signal.SIGKILL)
+
+
+def test_a_monitor_closed_in_a_child_at_any_moment_leaves_none(python: Any, home: Path) -> None:
+    """Before its thread has begun, in its rest, or when it listens."""
+    done = python(
+        FORKS,
+        """
+        import time
+        monitor = cmwq.monitor()
+        folder, bad = os.path.dirname(monitor.path), 0
+        for number in range(60):
+            pid = os.fork()
+            if pid == 0:
+                if number % 3:
+                    time.sleep(0.002 * number)
+                monitor.close()
+                if number % 10 == 0:
+                    time.sleep(0.2)
+                os._exit(monitor.path != "" or len(os.listdir(folder)) != 1)
+            bad += os.waitpid(pid, 0)[1] != 0
+        print(bad)
+        """,
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_a_child_that_executes_another_program_has_none_and_leaves_none(program: Program, home: Path) -> None:
@@ -403,18 +428,24 @@ def test_whatever_listens_there_the_client_ends_with_a_sentence(
     path = str(tmp_path / "strange")
 
     def serve() -> None:
-        for _ in range(2):
-            connection, _ = strange.accept()
-            with connection:
-                connection.recv(1000)
-                connection.sendall(answer)
+        with suppress(OSError):  # the socket is shut down
+            while True:
+                connection, _ = strange.accept()
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(answer)
 
     with socket.socket(socket.AF_UNIX) as strange:
         strange.bind(path)
         strange.listen()
-        threading.Thread(target=serve, daemon=True).start()
-        with connect(path=path, timeout=HANG) as connection, pytest.raises(NotAnswering, match=words):
-            connection.picture()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            with connect(path=path, timeout=HANG) as connection, pytest.raises(NotAnswering, match=words):
+                connection.picture()
+        finally:
+            strange.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def test_a_connection_that_was_hung_up_on_calls_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._errors import CmwqError
 from cmwq._host import interpreters
+from cmwq._host.threads import HostThread
 from cmwq._workqueue.runtime import default_runtime
 from cmwq.observing import places
 from cmwq.observing.answering import Answering, readable
@@ -94,42 +95,53 @@ class Server:
         self.listening: places.Listening | None = None
         self.thread: Thread | None = None
         self.answering: Answering | None = None
+        self._stopped = False
         self._wake, self._ring = os.pipe()  # the thread ends when the first can be read
 
-    def start(self, rest: float = 0.0) -> None:
-        """Listen, and start the thread; with a rest, the thread listens after so many seconds. Raises OSError, and
-        ThreadLimit.
-        """
+    def start(self) -> None:
+        """Listen, and start the thread. Raises OSError, and ThreadLimit."""
         try:
-            if not rest:
-                self.listening = places.listen(self._path)
-            self.thread = default_runtime().host.spawn(NAME, lambda: self._run(rest))
+            self.listening = places.listen(self._path)
+            self.thread = default_runtime().host.spawn(NAME, self._run)
         except BaseException:
             self._put_away()
             raise
 
-    def _run(self, rest: float) -> None:
+    def start_soon(self) -> None:
+        """Start the thread, which listens after a rest. Raises RuntimeError.
+
+        It is not waited for, as `Host.spawn` would: a child that executes another program at once should not pay for
+        that.
+        """
+        self.thread = thread = HostThread(NAME, self._run_soon, None)
+        thread.start()
+
+    def _run_soon(self) -> None:
+        if readable(self._wake, CHILD_REST) or self._stopped:
+            return
+        try:
+            self.listening = places.listen(self._path)
+        except OSError as error:
+            _log.warning("the child of a fork has no monitor: %s", error)
+            return
+        self._run()
+
+    def _run(self) -> None:
         with suppress(Exception):  # the name is dispensable
             default_runtime().host.set_thread_name(NAME)
-        if rest:
-            if readable(self._wake, rest):
-                return
-            try:
-                self.listening = places.listen(self._path)
-            except OSError as error:
-                _log.warning("the child of a fork has no monitor: %s", error)
-                return
         assert self.listening is not None
         self.answering = Answering(self.listening.socket, self._wake, picture, who)
         self.answering.run()
 
     def stop(self, patience: float) -> None:
         """End the thread and remove the socket. patience: seconds to wait for the thread."""
+        self._stopped = True
         with suppress(OSError):
             os.write(self._ring, b"x")
         thread = self.thread
         if thread is not None:
-            thread.join(patience)
+            with suppress(RuntimeError):  # it was started, and has not begun yet
+                thread.join(patience)
             if thread.is_alive():  # it has the descriptors still; what it listens at goes away now
                 self._unlink()
                 return
@@ -192,9 +204,9 @@ class _State:
         try:
             server.forget()
             own = Server(server.chosen, child=True)
-            own.start(CHILD_REST)
+            own.start_soon()
             self.server = own
-        except (CmwqError, OSError) as error:
+        except (RuntimeError, OSError) as error:
             _log.warning("the child of a fork has no monitor: %s", error)
 
 
