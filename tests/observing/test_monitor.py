@@ -33,10 +33,9 @@ def monitor() -> Iterator[server.Monitor]:
 
 
 def its_loop() -> answering.Answering:
-    """What answers in this process. It is there a moment after its socket."""
+    """What answers in this process."""
     running = server._state.server
     assert running is not None
-    until(lambda: running.answering is not None)
     assert running.answering is not None
     return running.answering
 

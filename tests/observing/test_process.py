@@ -492,10 +492,12 @@ def test_a_process_without_a_monitor_is_given_one_by_a_script(
     process = program(
         """
         import cmwq
+        print("here")
         while True:
             exec(open(input()).read())
         """
     )
+    line(process)
     scripts: list[str] = []
 
     def run(pid: int, script: str) -> None:

@@ -101,7 +101,7 @@ class Server:
     def start(self) -> None:
         """Listen, and start the thread. Raises OSError, and ThreadLimit."""
         try:
-            self.listening = places.listen(self._path)
+            self._listen()
             self.thread = default_runtime().host.spawn(NAME, self._run)
         except BaseException:
             self._put_away()
@@ -120,18 +120,21 @@ class Server:
         if readable(self._wake, CHILD_REST) or self._stopped:
             return
         try:
-            self.listening = places.listen(self._path)
+            self._listen()
         except OSError as error:
             _log.warning("the child of a fork has no monitor: %s", error)
             return
         self._run()
 
+    def _listen(self) -> None:
+        self.listening = listening = places.listen(self._path)
+        self.answering = Answering(listening.socket, self._wake, picture, who)
+
     def _run(self) -> None:
         with suppress(Exception):  # the name is dispensable
             default_runtime().host.set_thread_name(NAME)
-        assert self.listening is not None
-        self.answering = Answering(self.listening.socket, self._wake, picture, who)
-        self.answering.run()
+        if self.answering is not None:
+            self.answering.run()
 
     def stop(self, patience: float) -> None:
         """End the thread and remove the socket. patience: seconds to wait for the thread."""
