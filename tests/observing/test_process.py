@@ -281,6 +281,21 @@ def test_a_new_monitor_removes_what_others_left_behind(program: Program, home: P
         assert [str(path) for path in (home / "cmwq").iterdir()] == [monitor.path]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a folder of another user")
+def test_root_removes_nothing_in_folders_of_others(program: Program, home: Path, tmp_path: Path) -> None:
+    """They could put another folder there meanwhile."""
+    dead = program(SLEEPER, **monitored())
+    line(dead)
+    dead.kill()
+    dead.wait()
+    os.chown(home / "cmwq", 65534, -1)
+    places.sweep(str(home / "cmwq"))
+    assert len(list((home / "cmwq").iterdir())) == 1
+    os.chown(home / "cmwq", 0, -1)
+    places.sweep(str(home / "cmwq"))
+    assert list((home / "cmwq").iterdir()) == []
+
+
 def test_a_number_that_is_used_again_is_not_mistaken(program: Program, home: Path) -> None:
     """Its old socket has another's number, or nobody listens there, or a process that inherited it does."""
     process, bare = program(SLEEPER, **monitored()), program("print('here'); input()")

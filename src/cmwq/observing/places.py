@@ -26,6 +26,7 @@ from typing import NamedTuple
 NAME = re.compile(r"(\d+)-[0-9a-f]{8}\.sock")
 UNFINISHED = ".new"
 """The end of a name under which a socket is being made."""
+HALF_MADE = re.compile(rf"\.{NAME.pattern}{re.escape(UNFINISHED)}")
 FORGOTTEN = 60.0
 """Seconds after which a socket that is still being made is taken for left behind."""
 LONGEST = 100
@@ -127,16 +128,20 @@ def remove(path: str, inode: int) -> None:
 
 
 def sweep(folder: str) -> None:
-    """Remove what processes left behind that ended without a farewell: killed, or replaced by exec."""
-    for pid, path in sockets(folder):
-        if (pid == os.getpid() or not _lives(pid)) and nobody_listens(path):
-            with suppress(OSError):
-                os.unlink(path)
-    with suppress(OSError):
-        for name in os.listdir(folder)[:MOST]:
-            unfinished = os.path.join(folder, name)
-            if name.endswith(UNFINISHED) and os.lstat(unfinished).st_mtime < time.time() - FORGOTTEN:
-                os.unlink(unfinished)
+    """Remove what processes left behind that ended without a farewell: killed, or replaced by exec.
+
+    Only in a folder of this user: in one of others, who can exchange it meanwhile, root must remove nothing.
+    """
+    with suppress(OSError), _opened(folder, os.geteuid()) as fd:
+        for pid, path in sockets(folder):
+            if (pid == os.getpid() or not _lives(pid)) and nobody_listens(path):
+                with suppress(OSError):
+                    os.unlink(os.path.basename(path), dir_fd=fd)
+        for name in os.listdir(fd)[:MOST]:
+            if HALF_MADE.fullmatch(name):
+                with suppress(OSError):
+                    if os.stat(name, dir_fd=fd, follow_symlinks=False).st_mtime < time.time() - FORGOTTEN:
+                        os.unlink(name, dir_fd=fd)
 
 
 def nobody_listens(path: str) -> bool:

@@ -114,7 +114,11 @@ class Server:
         that.
         """
         self.thread = thread = HostThread(NAME, self._run_soon, None)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            self._put_away()
+            raise
 
     def _run_soon(self) -> None:
         if readable(self._wake, CHILD_REST) or self._stopped:
