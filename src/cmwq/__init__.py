@@ -130,9 +130,9 @@ def monitor(path: str | None = None) -> Monitor:
 
 
 if _os.environ.get("CMWQ_MONITOR", "0") not in ("", "0"):
-    from cmwq.observing.server import begin_as_asked_for as _begin
+    from cmwq.observing.server import begin_or_log as _begin
 
-    _begin()
+    _begin("CMWQ_MONITOR is set")
 
 __all__ = [
     "Abandoned",

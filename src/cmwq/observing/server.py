@@ -236,12 +236,12 @@ def begin(path: str | None = None) -> Monitor:
         return Monitor()
 
 
-def begin_as_asked_for() -> None:
-    """Begin because CMWQ_MONITOR is set. What goes wrong is logged: the program itself does not know of it."""
+def begin_or_log(asked_by: str) -> None:
+    """Begin because somebody asked for it of whom the program does not know. What goes wrong is logged."""
     try:
         begin()
-    except (CmwqError, OSError) as error:
-        _log.warning("CMWQ_MONITOR is set, and there is no monitor: %s", error)
+    except (CmwqError, OSError, ValueError) as error:
+        _log.warning("%s, and there is no monitor: %s", asked_by, error)
 
 
 # ------------------------------------------------------------------------------- what it answers
