@@ -64,4 +64,5 @@ def _row(plain: dict[str, Any], now: float) -> list[str]:
     counts = ["?" if plain[key] is None else f"{plain[key]:,}" for key in ("pools", "workers", "running", "blocked")]
     pending = "?" if plain["pending"] is None else f"{plain['pending']:,}"
     silent = "" if plain["answers"] else "(does not answer) "
-    return [str(plain["pid"]), since, *counts, pending, silent + " ".join(plain["command"])]
+    program, *arguments = plain["command"] or [""]
+    return [str(plain["pid"]), since, *counts, pending, silent + " ".join([os.path.basename(program), *arguments])]
