@@ -8,7 +8,8 @@ Importing this package starts no thread.
 
 from __future__ import annotations
 
-from typing import Unpack
+import os as _os
+from typing import TYPE_CHECKING, Unpack
 
 from cmwq import events
 from cmwq._core.config import Config
@@ -39,6 +40,9 @@ from cmwq._workqueue.snapshot import PoolView, QueueView, Snapshot
 from cmwq._workqueue.watchdog import Stall, StalledWorker
 from cmwq._workqueue.work import DelayedWork, Work
 from cmwq.executor import Executor
+
+if TYPE_CHECKING:
+    from cmwq.observing.server import Monitor
 
 __version__ = "0.1.0"
 
@@ -105,6 +109,31 @@ def snapshot() -> Snapshot:
     return default_runtime().snapshot()
 
 
+def monitor(path: str | None = None) -> Monitor:
+    """Let this user and root look at this process from outside, by `cmwq ps` and `cmwq dump PID` (docs/monitor.md).
+
+    The picture of `snapshot()` can be had at a Unix socket from now on, and nothing can be changed there. path: where
+    the socket is made; None: in the user's own folder, where the commands find it. Returns a handle with `path` and
+    `close()`, which is also a context manager. Called again it returns another handle of the same monitor, which ends
+    with the last one, or with the interpreter, after the last work. The child of a fork has a socket of its own.
+
+    Setting CMWQ_MONITOR=1 in the environment does the same when cmwq is imported; then, what goes wrong is only logged.
+
+    It starts one thread, which sleeps until somebody connects, and which exit does not wait for. Raises OSError if the
+    socket can't be made, for example because another process listens at that path, or the folder is not safe;
+    ThreadLimit if no thread can be had, and in a sub-interpreter; ValueError if there is a monitor at another path.
+    Thread-safe.
+    """
+    from cmwq.observing import server
+
+    return server.begin(path)
+
+
+if _os.environ.get("CMWQ_MONITOR", "0") not in ("", "0"):
+    from cmwq.observing.server import begin_or_log as _begin
+
+    _begin("CMWQ_MONITOR is set")
+
 __all__ = [
     "Abandoned",
     "Batch",
@@ -141,6 +170,7 @@ __all__ = [
     "default_runtime",
     "events",
     "freeze",
+    "monitor",
     "snapshot",
     "system",
     "system_highpri",

@@ -98,7 +98,30 @@ def _parser() -> Parser:
     bench.add_argument("--quick", action="store_true", help="fewer items: under 15 s instead of under 60 s")
     bench.add_argument("--json", metavar="FILE", help="write all times there too")
     bench.add_argument("--svg", metavar="FILE", help="draw a chart there too (needs matplotlib)")
+    _add_looking(commands)
     return parser
+
+
+def _add_looking(commands: Any) -> None:
+    """The commands that look at other processes."""
+    ps = commands.add_parser(
+        "ps",
+        help="the processes that can be looked at",
+        description="The processes of this user that have a monitor (CMWQ_MONITOR=1, or cmwq.monitor() in them).",
+    )
+    ps.add_argument("--json", action="store_true", help="a JSON list instead of a table")
+    dump = commands.add_parser(
+        "dump",
+        help="what a process does, and why it stalls",
+        description="What a process does, and why it stalls: what is wrong first, then pools, queues, workers with "
+        "their stacks, functions. The process needs a monitor (CMWQ_MONITOR=1, or cmwq.monitor() in it), unless both "
+        "sides are Python 3.14 or later and the system lets this user trace it.",
+    )
+    dump.add_argument(
+        "target", metavar="PID", help="the process; or a file that --json made (-: standard input); or a socket"
+    )
+    dump.add_argument("--json", action="store_true", help="the picture as JSON: cmwq dump FILE shows it as text, later")
+    dump.add_argument("--no-stacks", action="store_true", help="without the stacks of the workers")
 
 
 _MAP_NOTES = """\
