@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pictures
@@ -96,3 +100,12 @@ def test_without_a_provider_it_is_the_global_one(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("cmwq.contrib.opentelemetry.get_meter_provider", lambda: provider)
     observe(picture=pictures.picture)
     assert collected(reader)["cmwq.cpu_limit", ""] == 2
+
+
+def test_the_example_says_what_it_shows() -> None:
+    example = Path(__file__).resolve().parents[2] / "examples/opentelemetry_metrics.py"
+    if not example.exists():
+        pytest.skip("no examples here")  # only src and tests were copied (tools/mutate.py)
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=HANG, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^cmwq\.pool\.works_completed +pool=u0 +40 $", done.stdout, re.MULTILINE), done.stdout

@@ -355,3 +355,17 @@ def test_a_picture_that_fails_does_not_end_the_sharing(
     """
     done = python(SHARING, program, env=multiprocess_folder(tmp_path))
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
+def test_the_examples_say_what_they_show() -> None:
+    import re
+    import sys
+
+    examples = Path(__file__).resolve().parents[2] / "examples"
+    if not examples.exists():
+        pytest.skip("no examples here")  # only src and tests were copied (tools/mutate.py)
+    command = [sys.executable, str(examples / "prometheus_metrics.py"), "0", "0.5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
+    told = re.fullmatch(r"http://.* for 0\.5 s\n(\d+) pictures and (\d+) mails; .* of (\d+) works\n", done.stdout)
+    assert told is not None, done
+    assert int(told[1]) + int(told[2]) == int(told[3])

@@ -186,7 +186,7 @@ class Kept:
             row = now.setdefault(name, Row())
             for key in (*self._gauges, *self._counters):
                 if each.get(key) is not None:
-                    row.numbers[key] = row.numbers.get(key, 0) + float(each[key])
+                    row.numbers[key] = row.numbers.get(key, 0) + each[key]
             for key in self._times:
                 if each.get(key) is not None:
                     _add_times(row.times, key, each[key])
