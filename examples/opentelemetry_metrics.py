@@ -30,7 +30,8 @@ def main() -> None:
         for metric in (metric for scope in resource.scope_metrics for metric in scope.metrics):
             for point in metric.data.data_points:
                 which = ", ".join(f"{key}={value}" for key, value in (point.attributes or {}).items())
-                print(f"{metric.name:32} {which:24} {getattr(point, 'value', None)} {metric.unit}")
+                value = getattr(point, "value", None)
+                print(f"{metric.name:32} {which:24} {value!s} {metric.unit}")
 
 
 if __name__ == "__main__":

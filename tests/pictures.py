@@ -16,10 +16,16 @@ BOUNDS = [0.001, 0.01, 0.1, 1.0, 10.0]
 
 def histogram(*seconds: float) -> dict[str, Any]:
     """What works that took so long leave behind."""
+    return histogram_of({each: seconds.count(each) for each in seconds})
+
+
+def histogram_of(numbers: dict[float, int]) -> dict[str, Any]:
+    """The same of so many works of each time."""
     counts = [0] * (len(BOUNDS) + 1)
-    for each in seconds:
-        counts[sum(each > bound for bound in BOUNDS)] += 1
-    return {"bounds": list(BOUNDS), "counts": counts, "sum": sum(seconds), "sampled": len(seconds)}
+    for each, number in numbers.items():
+        counts[sum(each > bound for bound in BOUNDS)] += number
+    total = sum(each * number for each, number in numbers.items())
+    return {"bounds": list(BOUNDS), "counts": counts, "sum": total, "sampled": sum(numbers.values())}
 
 
 def pool(name: str = "u0", **said: Any) -> dict[str, Any]:
@@ -130,16 +136,31 @@ class Story:
             ],
         )  # fmt: skip
 
+    def with_stacks(self, picture: dict[str, Any]) -> dict[str, Any]:
+        """The same picture, with stacks."""
+        workers = [{**each, "stack": self._stack(each) if each["work"] else []} for each in picture["workers"]]
+        return {**picture, "workers": workers}
+
+    def _stack(self, worker: dict[str, Any]) -> list[str]:
+        module, _, name = worker["work"].rpartition(".")
+        file = f"/srv/{module.replace('.', '/')}.py"
+        frames = [(file, 88, name, "return self.exchange(message, timeout=5)"),
+                  (file, 31, "exchange", "self.socket.sendall(message.encode())")]  # fmt: skip
+        if worker["waits_for"].startswith("waits for a lock"):
+            frames = [(file, 52, name, "with self.connection() as connection:"),
+                      ("/usr/lib/python3.13/threading.py", 334, "__enter__", "return self._lock.__enter__()")]  # fmt: skip
+        return [f'  File "{path}", line {line}, in {each}\n    {code}\n' for path, line, each, code in frames]
+
     def _each_worker(self, wave: float) -> list[dict[str, Any]]:
         found = []
         busy = round(self._workers * min(wave, 0.95))
         for index in range(self._workers):
-            kind = _KINDS[min(int(index * 7919 % 100 / 20), 4)]
+            kind = _KINDS[(0, 4)[index] if index < 2 else (1, 1, 2, 3, 1, 2)[index % 6]]
             name, queue_, seconds, used, _, waits = kind
             if index >= busy:
                 found.append(worker(f"cmwq/u0:{index}", tid=4000 + index, since=float(index % 40 + self._seconds % 9)))
                 continue
-            state = "blocked" if waits and index > 1 else "running" if index < 6 else "waking"
+            state = "blocked" if index > 1 else "running"
             since = (self._seconds * 0.37 + index * 0.61) % (seconds * 3)
             found.append(
                 worker(
@@ -166,8 +187,8 @@ class Story:
                     maydays=2 if name == "mail" else 0, rescued=3 if name == "mail" else 0,
                     learns=name == "prices",
                     why=f"max_active is {limit}, and so many are active" if inactive else "",
-                    waiting=histogram(*[0.002] * int(done[0] * 0.7), *[0.03] * int(done[0] * 0.3)),
-                    running=histogram(*[seconds] * int(done[0])),
+                    waiting=histogram_of({0.0004: int(done[0] / 2), 0.004: int(done[0] / 3), 0.06: int(done[0] / 6)}),
+                    running=histogram_of({seconds * 0.4: int(done[0] * 0.6), seconds * 1.9: int(done[0] * 0.4)}),
                 )
             )  # fmt: skip
         return found
