@@ -147,8 +147,8 @@ class Story:
         frames = [(file, 88, name, "return self.exchange(message, timeout=5)"),
                   (file, 31, "exchange", "self.socket.sendall(message.encode())")]  # fmt: skip
         if worker["waits_for"].startswith("waits for a lock"):
-            frames = [(file, 52, name, "with self.connection() as connection:"),
-                      ("/usr/lib/python3.13/threading.py", 334, "__enter__", "return self._lock.__enter__()")]  # fmt: skip
+            lock = ("/usr/lib/python3.13/threading.py", 334, "__enter__", "return self._lock.__enter__()")
+            frames = [(file, 52, name, "with self.connection() as connection:"), lock]
         return [f'  File "{path}", line {line}, in {each}\n    {code}\n' for path, line, each, code in frames]
 
     def _each_worker(self, wave: float) -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ class Top(App[None]):
 
     ENABLE_COMMAND_PALETTE = False
     TITLE = "cmwq top"
-    VERTICAL_BREAKPOINTS: ClassVar[Any] = [(0, "-short"), (30, "-tall")]
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012 (Textual's own is no ClassVar)
     BINDINGS: ClassVar[list[Any]] = [
         Binding("q,ctrl+c", "quit", "quit", key_display="q"),
         Binding("p,space", "pause", "pause", key_display="p"),
@@ -176,6 +176,8 @@ class Top(App[None]):
 
     def on_told(self, told: Told) -> None:
         try:
+            if not self.screen_stack:  # it ends
+                return
             if told.picture is not None:
                 self._answered, self._sentence = time.monotonic(), ""
                 self.state = "paused" if self.paused else "live"

@@ -396,8 +396,8 @@ def arranged(rows: list[Row], column: str, descending: bool, words: str) -> list
         rows = [row for row in rows if wanted in _all_text(row)]
     known = [row for row in rows if row.get(column) is not None and row.get(column) != ""]
     blank = [row for row in rows if row.get(column) is None or row.get(column) == ""]
-    order = f"{column} order"
-    return sorted(known, key=lambda row: row.get(order, row[column]), reverse=descending) + blank
+    order = f"{column} order" if known and f"{column} order" in known[0] else column
+    return sorted(known, key=lambda row: row[order], reverse=descending) + blank
 
 
 def _all_text(row: Row) -> str:

@@ -74,7 +74,7 @@ class Plot(Widget):
         text = base + self.get_component_rich_style("plot--text", partial=True)
         said = [f"{kind} {note}" for kind, note in zip(self._kinds, self._notes, strict=False)]
         title = [Segment(f"{self._title} ", text + Style(bold=True))]
-        segments = []
+        segments: list[Segment] = []
         for kind, words in zip(self._kinds, said, strict=False):
             style = base + self.get_component_rich_style(f"plot--{kind}", partial=True)
             segments += [Segment(" ■ " if segments else "■ ", style), Segment(words, text)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,7 +83,11 @@ class Replay:
     def __init__(self, path: Path) -> None:
         self._file = path.open(encoding="utf-8")
         self._line = 0
-        self._next = self._read()
+        try:
+            self._next: Picture | Over = self._read()
+        except Over:
+            self._file.close()
+            raise
 
     def picture(self, stacks: bool = False) -> Picture:
         found = self._next
@@ -97,7 +102,7 @@ class Replay:
     def close(self) -> None:
         self._file.close()
 
-    def _read(self) -> Picture | Over:
+    def _read(self) -> Picture:
         try:
             line = self._file.readline()
             self._line += 1
@@ -129,7 +134,8 @@ class Recorded:
 
     def close(self) -> None:
         self._source.close()
-        self._file.close()
+        with suppress(OSError):  # what could not be written was told
+            self._file.close()
 
 
 def checked(picture: Picture) -> Picture:
