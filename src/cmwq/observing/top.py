@@ -176,8 +176,8 @@ class Top(App[None]):
 
     def on_told(self, told: Told) -> None:
         try:
-            if not self.screen_stack:  # it ends
-                return
+            if not (self.screen_stack and self.screen_stack[0].query("#title")):
+                return  # the program ends, and its widgets are gone
             if told.picture is not None:
                 self._answered, self._sentence = time.monotonic(), ""
                 self.state = "paused" if self.paused else "live"
@@ -197,12 +197,12 @@ class Top(App[None]):
         """Write everything anew."""
         picture = self.history.picture
         base = self.screen_stack[0]
-        base.query_one("#title", Static).update(self._title(picture))
+        base.query_one("#title", Static).update(self._title(picture), layout=False)
         base.query_one("#state", Static).update(self._state())
-        base.query_one("#facts", Static).update(self._facts(picture))
+        base.query_one("#facts", Static).update(self._facts(picture), layout=False)
         why = [f"{plain(pool['name'])}: {plain(pool['why'])}" for pool in picture.get("pools", ()) if pool.get("why")]
         line = base.query_one("#why", Static)
-        line.update(Text(f"why no more workers  {'; '.join(why[:3])}", no_wrap=True, overflow="ellipsis"))
+        line.update(Text(f"why no more workers  {'; '.join(why[:3])}", no_wrap=True, overflow="ellipsis"), layout=False)
         line.set_class(bool(why), "said")
         samples = list(self.history.total)
         last = samples[-1] if samples else (0, 0, 0, 0, 0)
@@ -218,7 +218,7 @@ class Top(App[None]):
         table = base.query_one(Table)
         rows = self.view.rows(self.history) if self.history.picture else []
         table.show(self.view, rows, *self._order[self.view.name], self._words)
-        base.query_one("#views", Static).update(self._views(len(rows), len(table.rows)))
+        base.query_one("#views", Static).update(self._views(len(rows), len(table.rows)), layout=False)
 
     def _title(self, picture: Picture) -> Text:
         text = Text("cmwq top", no_wrap=True, overflow="ellipsis")
