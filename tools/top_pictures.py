@@ -6,8 +6,9 @@ They show a process that never was, the story of tests/pictures.py, so that they
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,10 @@ SHOTS = {
     # name: size, light, keys to press, does the process end
     "queues-80x24": ((80, 24), False, [], False),
     "queues-120x40": ((120, 40), False, [], False),
-    "functions-light": ((120, 40), True, ["2"], False),
-    "workers": ((120, 40), False, ["3", "down", "down"], False),
+    "workers-light": ((120, 40), True, ["3", "down", "down"], False),
     "details": ((120, 40), False, ["3", "s", "s", "down", "down", "down", "enter"], False),
     "queue-details": ((120, 40), True, ["down", "enter"], False),
-    "pools-80x24": ((80, 24), True, ["4"], False),
     "ended": ((120, 40), False, ["3"], True),
-    "help": ((80, 24), False, ["question_mark"], False),
 }
 SECONDS = 90
 
@@ -40,19 +38,28 @@ class Told:
     def __init__(self, ends: bool) -> None:
         self._story = Story(workers=60)
         self._ends = ends
-        self.left = SECONDS
-        self._last: dict[str, Any] = {}
+        self._left = SECONDS
+        self.last: dict[str, Any] = {}
+
+    @property
+    def over(self) -> bool:
+        return not self._left
 
     def picture(self, stacks: bool = False) -> dict[str, Any]:
-        if self.left:
-            self.left -= 1
-            self._last = self._story.next()
+        if self._left:
+            self._left -= 1
+            self.last = self._story.next()
         elif self._ends:
             raise Over("process 4242 has ended")
-        return self._story.with_stacks(self._last) if stacks else self._last
+        return self._story.with_stacks(self.last) if stacks else self.last
 
     def close(self) -> None:
         pass
+
+
+async def until(pilot: Any, condition: Callable[[], bool]) -> None:
+    while not condition():
+        await pilot.pause(0.05)
 
 
 async def shoot(folder: Path, name: str) -> None:
@@ -60,17 +67,19 @@ async def shoot(folder: Path, name: str) -> None:
     told = Told(ends)
     app = Top(told, "4242", every=0.001, light=light)
     async with app.run_test(size=size) as pilot:
-        until = time.monotonic() + 60
-        while (told.left or (ends and app.state != "ended")) and time.monotonic() < until:
-            await pilot.pause(0.05)
-        if not ends:
-            app.paused = True
-            app.state = "live"
+        await until(pilot, lambda: told.over and app.history.picture.get("uptime") == told.last["uptime"])
         await pilot.press(*keys)
-        await pilot.pause(0.3)
-        app._write()
-        await pilot.pause(0.1)
-        (folder / f"top-{name}.svg").write_text(app.export_screenshot(title=f"cmwq top: {name}"))
+        await pilot.pause(0.2)
+        await until(
+            pilot,
+            lambda: (
+                app.state == ("ended" if ends else "live") and not (name == "details" and not app.screen.row["stack"])
+            ),
+        )
+        app._stop.set()  # nothing more is asked
+        await pilot.pause(0.2)
+        picture = app.export_screenshot(title="cmwq top")
+        (folder / f"top-{name}.svg").write_text(re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL))
 
 
 def main(arguments: list[str]) -> None:

@@ -68,7 +68,7 @@ class Plot(Widget):
         rows, row = height - 1, height - 1 - y
         styles = [self.get_component_rich_style(f"plot--{kind}", partial=True) for kind in self._kinds]
         segments += [cell(column, self._top, rows, row, styles, base) for column in self._columns]
-        return Strip(segments).adjust_cell_length(width, base)
+        return Strip(segments).simplify().adjust_cell_length(width, base)
 
     def _legend(self, width: int, base: Style) -> Strip:
         text = base + self.get_component_rich_style("plot--text", partial=True)
