@@ -342,6 +342,24 @@ def test_shared_histograms_are_added_up(
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "[6.0, 10.0, 12.0] 19.0\n")
 
 
+def test_a_process_that_gets_the_number_of_one_that_ended_goes_on_from_its_counters(
+    python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    program = """
+    from prometheus_client import values
+    values.ValueClass = values.MultiProcessValue(lambda: 7)  # as in a container, where numbers come again
+    shared = share(every=60)
+    work(3)
+    shared.write()
+    work(2)
+    shared.write()
+    print(total("cmwq_pool_works_completed_total", pool="u0"), total("cmwq_queue_queues", queue="system"))
+    """
+    for said in ("5.0 1.0\n", "10.0 1.0\n"):
+        done = python(SHARING, program, env=multiprocess_folder(tmp_path))
+        assert (done.returncode, done.stderr, done.stdout) == (0, "", said)
+
+
 def test_a_picture_that_fails_does_not_end_the_sharing(
     python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

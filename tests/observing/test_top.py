@@ -392,6 +392,18 @@ def test_the_process_is_not_asked_again_before_it_has_answered() -> None:
     run(Slow(*story(number=1)), act)
 
 
+def test_no_more_is_asked_than_can_be_shown() -> None:
+    source = Given(*story())
+
+    async def act(app: Top, pilot: Pilot[None]) -> None:
+        asked = len(source.asked)
+        time.sleep(1.5)  # the terminal hangs
+        assert len(source.asked) <= asked + 1
+        await until(pilot, lambda: len(source.asked) > asked + 2)
+
+    run(source, act)
+
+
 def test_dark_and_light_are_a_key_apart() -> None:
     async def act(app: Top, pilot: Pilot[None]) -> None:
         assert app.theme == "cmwq-dark"
