@@ -1,1 +1,4 @@
-"""What looks at a process that uses cmwq: from inside, or from another process. The core imports nothing of it."""
+"""How a running process is looked at: the monitor that answers, and the clients that ask.
+
+Importing this package starts nothing, and imports none of its modules.
+"""
