@@ -270,7 +270,7 @@ class Top(App[None]):
             style = f"bold reverse {self.current_theme.primary}" if here else ""
             label = _tab(index)
             text.append(label, style)
-        notes = [f"“{plain(self._words)}”: {shown} of {there}" if self._words else f"{there} rows"]
+        notes = [f"“{plain(self._words)}”: {shown} of {there}" if self._words else f"{there} row{'s' * (there != 1)}"]
         left_out = self.history.picture.get("workers_left_out", 0)
         if self.view is WORKERS and left_out:
             notes.append(f"{left_out:,} more are not in the picture")
