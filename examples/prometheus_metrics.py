@@ -36,7 +36,7 @@ def send(number: int) -> None:
 
 
 def main(port: int, seconds: float) -> None:
-    cmwq.contrib.prometheus.register()
+    cmwq.contrib.prometheus.expose()
     server, thread = prometheus_client.start_http_server(port, "127.0.0.1")
     print(f"http://127.0.0.1:{server.server_port}/metrics for {seconds:g} s", flush=True)
     until, number = time.monotonic() + seconds, 0

@@ -17,7 +17,7 @@ import cmwq
 client = pytest.importorskip("prometheus_client", reason="prometheus_client can't be imported here")
 parser = pytest.importorskip("prometheus_client.parser")
 
-from cmwq.contrib.prometheus import Collector, register, share  # noqa: E402 (after what it needs is there)
+from cmwq.contrib.prometheus import Collector, expose, share  # noqa: E402 (after what it needs is there)
 
 
 class Process:
@@ -33,7 +33,7 @@ class Process:
         return pictures.picture(queues=self.queues, **self.said)
 
     def registered(self, **options: Any) -> Process:
-        register(self.registry, picture=self, **options)
+        expose(self.registry, picture=self, **options)
         return self
 
     def value(self, name: str, **labels: str) -> float | None:
@@ -197,7 +197,7 @@ def test_what_taking_a_picture_raises_does_no_harm_to_the_counters() -> None:
 
 def test_H1_a_real_runtime_is_said_as_it_is(universe: cmwq.Runtime) -> None:
     registry = client.CollectorRegistry()
-    register(registry, universe)
+    expose(registry, universe)
     with cmwq.WorkQueue("sums", runtime=universe) as queue:
         for call in [queue.submit(sum, [n]) for n in range(50)]:
             call.result(HANG)
@@ -212,7 +212,7 @@ def test_H1_a_real_runtime_is_said_as_it_is(universe: cmwq.Runtime) -> None:
 def test_G1_a_scrape_starts_nothing(universe: cmwq.Runtime) -> None:
     registry = client.CollectorRegistry()
     before = threading.active_count()
-    register(registry, universe)
+    expose(registry, universe)
     text = client.generate_latest(registry).decode()
     assert 'gil="' in text
     assert "cmwq_pool_workers{" not in text
@@ -221,7 +221,7 @@ def test_G1_a_scrape_starts_nothing(universe: cmwq.Runtime) -> None:
 
 def test_a_scrape_does_not_wait_for_works_that_hang(universe: cmwq.Runtime) -> None:
     registry = client.CollectorRegistry()
-    register(registry, universe)
+    expose(registry, universe)
     gate = threading.Event()
     with cmwq.WorkQueue("hanging", runtime=universe, max_active=2) as queue:
         calls = [queue.submit(gate.wait, HANG) for _ in range(5)]
@@ -236,9 +236,9 @@ FORKING = """
     import os, warnings
     warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
     import cmwq, prometheus_client
-    from cmwq.contrib.prometheus import register
+    from cmwq.contrib.prometheus import expose
     registry = prometheus_client.CollectorRegistry()
-    collector = register(registry)
+    collector = expose(registry)
     def completed():
         return registry.get_sample_value("cmwq_pool_works_completed_total", {"pool": "u0"})
     cmwq.system.submit(len, "abc").result(); cmwq.system.flush()

@@ -149,10 +149,10 @@ def test_what_a_scrape_says_is_well_formed_by_promtool() -> None:
     import prometheus_client
     from pictures import Story
 
-    from cmwq.contrib.prometheus import register
+    from cmwq.contrib.prometheus import expose
 
     registry = prometheus_client.CollectorRegistry()
-    register(registry, picture=Story().next)
+    expose(registry, picture=Story().next)
     text = prometheus_client.generate_latest(registry)
     command = [program("promtool"), "check", "metrics"]
     done = subprocess.run(command, input=text, capture_output=True, timeout=HANG, check=False)

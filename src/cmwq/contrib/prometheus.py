@@ -2,7 +2,7 @@
 
     import cmwq.contrib.prometheus
 
-    cmwq.contrib.prometheus.register()                 # the process's metrics have cmwq's from now on
+    cmwq.contrib.prometheus.expose()                   # the process's metrics have cmwq's from now on
     prometheus_client.start_http_server(8000)          # or as the process's metrics are served already
 
 Guarantees: a scrape takes one picture of the runtime, starts nothing, and waits for no work. Before the first work it
@@ -32,7 +32,7 @@ from prometheus_client.utils import floatToGoString
 import cmwq
 from cmwq.contrib._measures import NAMES, POOL, PROCESS, QUEUE, TIMES, Measure, Picture, Reading, Row, Sums, pictures
 
-__all__ = ("Collector", "Shared", "register", "share")
+__all__ = ("Collector", "Shared", "expose", "share")
 
 _log = logging.getLogger("cmwq")
 
@@ -42,7 +42,7 @@ _KINDS = (("pool", POOL), ("queue", QUEUE))
 
 
 class Collector(_Collector):
-    """Collects the metrics of one runtime. `register` makes one and registers it. Thread-safe.
+    """Collects the metrics of one runtime. `expose` makes one and registers it. Thread-safe.
 
     runtime: whose pools and queues; by default those of the process.
     picture: a function that returns a picture in its stead, as `Snapshot.to_dict` makes it: for another process.
@@ -68,7 +68,7 @@ class Collector(_Collector):
         return _families(self._sums.look())
 
 
-def register(
+def expose(
     registry: CollectorRegistry = prometheus_client.REGISTRY,
     runtime: cmwq.Runtime | None = None,
     *,
