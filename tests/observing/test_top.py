@@ -392,6 +392,41 @@ def test_the_process_is_not_asked_again_before_it_has_answered() -> None:
     run(Slow(*story(number=1)), act)
 
 
+def test_a_process_that_hangs_is_said_to_be_silent_while_its_answer_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cmwq.observing.top.LATE", 0.1)
+    gate = threading.Event()
+
+    class Hanging(Given):
+        def picture(self, stacks: bool = False) -> dict[str, Any]:
+            self.asked.append(stacks)
+            if len(self.asked) > 1:
+                gate.wait(HANG)
+            return self.given[0]
+
+    async def act(app: Top, pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: "no answer for" in screen(app)[0])
+        assert line_with(app, "thumbnails")
+        gate.set()
+        await until(pilot, lambda: "live" in screen(app)[0])
+
+    run(Hanging(*story(number=1)), act)
+
+
+def test_at_80_characters_a_worker_says_what_it_waits_for() -> None:
+    busy = pictures.worker(
+        "cmwq/u0:7", state="blocked", queue="mail", work="mail.send", waits_for="a socket, 10.0.9.2:25"
+    )
+
+    async def act(app: Top, pilot: Pilot[None]) -> None:
+        await pilot.press("3")
+        await pilot.pause()
+        assert line_with(app, "cmwq/u0:7", "blocked", "mail.send", "a socket, 10.0.9")
+
+    run(Given(pictures.picture(workers=[busy])), act)
+
+
 def test_no_more_is_asked_than_can_be_shown() -> None:
     source = Given(*story())
 

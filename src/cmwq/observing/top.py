@@ -32,6 +32,9 @@ from cmwq.observing.top_table import Table, descends
 EVERY = 1.0
 """Seconds from one picture to the next."""
 
+LATE = 3.0
+"""Seconds without an answer after which that is said, although the answer may still come."""
+
 DARK = Theme(
     "cmwq-dark", primary="#7aa2f7", secondary="#9ece6a", accent="#bb9af7", foreground="#c8d0e8", background="#14161f",
     surface="#1b1e2b", panel="#232738", error="#f7768e", warning="#e0af68", success="#9ece6a", dark=True,
@@ -139,6 +142,7 @@ class Top(App[None]):
     def on_mount(self) -> None:
         self.query_one(Table).focus()
         self._write()
+        self.set_interval(1.0, self._write_state)
         threading.Thread(target=self._ask_until_over, name="cmwq top", daemon=True).start()
 
     def on_unmount(self) -> None:
@@ -198,7 +202,7 @@ class Top(App[None]):
         picture = self.history.picture
         base = self.screen_stack[0]
         base.query_one("#title", Static).update(self._title(picture), layout=False)
-        base.query_one("#state", Static).update(self._state())
+        self._write_state()
         base.query_one("#facts", Static).update(self._facts(picture), layout=False)
         why = [f"{plain(pool['name'])}: {plain(pool['why'])}" for pool in picture.get("pools", ()) if pool.get("why")]
         line = base.query_one("#why", Static)
@@ -212,6 +216,10 @@ class Top(App[None]):
         )
         base.query_one("#works-plot", Plot).draw([sample[3:] for sample in samples], (str(last[3]), str(last[4])))
         self._write_table()
+
+    def _write_state(self) -> None:
+        for state in self.screen_stack[0].query("#state").results(Static):
+            state.update(self._state())
 
     def _write_table(self) -> None:
         base = self.screen_stack[0]
@@ -228,14 +236,15 @@ class Top(App[None]):
         return text.append(f"  {command}")
 
     def _state(self) -> Text:
-        ago = duration(time.monotonic() - self._answered)
+        late = time.monotonic() - self._answered
+        state = "silent" if self.state == "live" and late > LATE + self._every else self.state
         return {
             "asking": Text("asking …"),
             "live": Text("● live", self.current_theme.success or ""),
             "paused": Text(" ❚❚ paused ", f"bold reverse {self.current_theme.warning}"),
-            "silent": Text(f" no answer for {ago} ", f"bold reverse {self.current_theme.warning}"),
+            "silent": Text(f" no answer for {late:.0f} s ", f"bold reverse {self.current_theme.warning}"),
             "ended": Text(" ended ", f"bold reverse {self.current_theme.error}"),
-        }[self.state]
+        }[state]
 
     def _facts(self, picture: Picture) -> Text:
         if self._sentence:

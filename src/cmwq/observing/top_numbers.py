@@ -38,7 +38,7 @@ class Column(NamedTuple):
     key: str
     title: str
     width: int
-    """In characters. 0: what is left over."""
+    """In characters. 0: it shares what is left over with others of this kind."""
     words: Callable[[Row], str]
     about: str
     left: bool = False
@@ -343,7 +343,7 @@ WORKERS = View(
         _number("cpu_seconds", "CPU", 6, "CPU time that this work used so far", duration),
         _text("queue", "queue", 12, "the queue of the work", from_width=100),
         _text("work", "work", 0, "the function that it calls"),
-        _text("waits_for", "waits for", 34, "what it waits for", from_width=110),
+        _text("waits_for", "waits for", 0, "what it waits for", from_width=70),
     ),
     _of_workers, "since", "no workers yet: nothing has been queued",
 )  # fmt: skip

@@ -107,11 +107,12 @@ class Table(ScrollView, can_focus=True):
         return self.rows[self.cursor]["key"] if self.cursor < len(self.rows) else None
 
     def columns(self) -> list[tuple[Column, int]]:
-        """The columns for which there is room, with their widths. A column without a width gets what is left over."""
+        """The columns for which there is room, with their widths. Those without a width share what is left over."""
         room = self.scrollable_content_region.width
         shown = [column for column in self.view.columns if column.from_width <= room]
         left = room - 1 - sum(column.width + 1 for column in shown)
-        return [(column, column.width or max(left, LEAST)) for column in shown]
+        share = max(left // max(sum(not column.width for column in shown), 1), LEAST)
+        return [(column, column.width or share) for column in shown]
 
     # ------------------------------------------------------------------------------- drawing
 
