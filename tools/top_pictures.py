@@ -27,6 +27,7 @@ SHOTS = {
     "workers-light": ((120, 40), True, ["3", "down", "down"], False),
     "details": ((120, 40), False, ["3", "s", "s", "down", "down", "down", "enter"], False),
     "queue-details": ((120, 40), True, ["down", "enter"], False),
+    "workers-80x24": ((80, 24), False, ["3"], False),
     "ended": ((120, 40), False, ["3"], True),
 }
 SECONDS = 90

@@ -231,7 +231,7 @@ def _add_source(parser: Parser) -> None:
 
 _TOP_NOTES = """\
 The process must let itself be asked: cmwq.monitor() in it, or CMWQ_MONITOR=1 in its environment. It is asked for a
-picture once a second, less often if it takes long to answer, and never changed. Keys: ? explains all of them.
+picture once a second, not before it has answered, and never changed. Keys: ? explains all of them.
 Needs Textual: pip install 'cmwq[top]'
 """
 

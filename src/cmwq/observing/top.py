@@ -2,7 +2,7 @@
 
 Guarantees
 - The process is only read. It is asked for a picture once a second, and not before it has answered and the answer is
-  shown; who takes long to answer is asked less often.
+  shown; one that took long to answer is left in peace for as long, but for 2 seconds at most.
 - When the process ends, that is said, and the last picture stays. A process that does not answer is asked again.
 - Drawing costs as much as fits into the terminal, however many workers there are.
 """
@@ -165,7 +165,7 @@ class Top(App[None]):
                 if told.over:
                     return
             took = time.monotonic() - begun
-            self._wake.wait(max(self._every - took, took))
+            self._wake.wait(max(self._every - took, min(took, 2 * self._every)))
             self._wake.clear()
 
     def _ask(self) -> Told:
