@@ -340,7 +340,7 @@ WORKERS = View(
         _text("name", "worker", 14, "the worker's thread, as the system calls it"),
         Column("state", "state", 9, lambda row: f"● {row['state']}", "what it does", True, 0, _style_of_state),
         _number("since", "since", 6, "for how long it executes this work, or is idle", duration),
-        _number("cpu_seconds", "CPU", 6, "CPU time that this work used so far", duration),
+        _number("cpu_seconds", "CPU", 6, "CPU time that this work used so far", duration, from_width=90),
         _text("queue", "queue", 12, "the queue of the work", from_width=100),
         _text("work", "work", 0, "the function that it calls"),
         _text("waits_for", "waits for", 0, "what it waits for", from_width=70),
