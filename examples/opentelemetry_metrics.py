@@ -29,7 +29,7 @@ def main() -> None:
     for resource in data.resource_metrics if data else []:
         for metric in (metric for scope in resource.scope_metrics for metric in scope.metrics):
             for point in metric.data.data_points:
-                which = ", ".join(f"{key}={value}" for key, value in (point.attributes or {}).items())
+                which = ", ".join(f"{key}={value!s}" for key, value in (point.attributes or {}).items())
                 value = getattr(point, "value", None)
                 print(f"{metric.name:32} {which:24} {value!s} {metric.unit}")
 

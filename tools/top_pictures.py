@@ -15,9 +15,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
-from pictures import Story  # noqa: E402
+from pictures import Story  # type: ignore[import-not-found]  # noqa: E402 (it is in tests)
 
 from cmwq.observing.top import Top  # noqa: E402
+from cmwq.observing.top_details import Details  # noqa: E402
 from cmwq.observing.top_source import Over  # noqa: E402
 
 SHOTS = {
@@ -74,7 +75,8 @@ async def shoot(folder: Path, name: str) -> None:
         await until(
             pilot,
             lambda: (
-                app.state == ("ended" if ends else "live") and not (name == "details" and not app.screen.row["stack"])
+                app.state == ("ended" if ends else "live")
+                and not (isinstance(app.screen, Details) and app.screen.row.get("stack") == [])
             ),
         )
         app._stop.set()  # nothing more is asked
