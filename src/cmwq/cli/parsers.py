@@ -90,6 +90,7 @@ def _parser() -> Parser:
         description="Which sensor works here and how fast, CPUs and quota, thread caps, the GIL: what limits each.",
     )
     doctor.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    _top_parser(partial(commands.add_parser, "top", help="a process and its works, live in the terminal"))
     bench = commands.add_parser(
         "bench",
         help="this machine, this interpreter: cmwq against ThreadPoolExecutor",
@@ -249,6 +250,28 @@ def _add_source(parser: Parser) -> None:
     parser.add_argument("-a", "--arg-file", metavar="FILE", action="append",
                         help="items are the lines of FILE (-: standard input); may be repeated")  # fmt: skip
     parser.add_argument("-0", "--null", action="store_true", help="items end with a NUL byte, not with a newline")
+
+
+_TOP_NOTES = """\
+The process must let itself be asked: cmwq.monitor() in it, or CMWQ_MONITOR=1 in its environment. It is asked for a
+picture once a second, not before it has answered, and never changed. Keys: ? explains all of them.
+Needs Textual: pip install 'cmwq[top]'
+"""
+
+
+def _top_parser(make: Callable[..., Parser]) -> Parser:
+    parser = make(
+        prog="cmwq top",
+        usage="%(prog)s [PID]\n       %(prog)s --replay FILE",
+        description="Pools, queues, functions and workers of a process, live in the terminal.",
+        epilog=_TOP_NOTES,
+        formatter_class=_Notes,
+    )
+    parser.add_argument("pid", metavar="PID", nargs="?", type=_positive, help="default: the only one that can be asked")
+    parser.add_argument("--replay", metavar="FILE", help="show the pictures of a recording instead")
+    parser.add_argument("--record", metavar="FILE", help="write each picture there too, a line of JSON each")
+    parser.add_argument("--light", action="store_true", help="colours for a light background")
+    return parser
 
 
 def _add_running(parser: argparse._ActionsContainer, retries: str) -> None:
