@@ -44,12 +44,15 @@ LENGTH = {"fetch_prices": 1.4, "resize": 0.7, "save_order": 0.4, "send_mail": 2.
 class Load:
     """Works that come and go on `size` workers. `step` goes on by a second; `picture` shows the moment."""
 
-    def __init__(self, size: int = 36, busy: float = 0.8, target: int = 4, stalled: bool = False, seed: int = 7) -> None:
+    def __init__(
+        self, size: int = 36, busy: float = 0.8, target: int = 4, stalled: bool = False, seed: int = 7
+    ) -> None:
         self.random = random.Random(seed)
         self.size, self.busy, self.target, self.stalled = size, busy, target, stalled
         self.time = time.time()
         self.begun = self.time - 8000
         self.item = 0
+        self.cpu = 0.0
         self.does: list[tuple[str, str, int, float, float] | None] = [None] * size
         self.ended: dict[tuple[str, str], list[float]] = {}
         self.stall_from = self.time + 60
@@ -63,15 +66,17 @@ class Load:
                 continue
             if doing is not None and self.time >= doing[4]:
                 ended = self.ended.setdefault((doing[0], doing[1]), [0, 0, 0.0, 0.0])
-                times = 1 + int(9 / max(LENGTH[doing[1]], 0.3))
+                times = 1 + int(9 / max(LENGTH[doing[1]], 0.3)) if self.size < 1000 else 1
                 ended[0] += times
                 ended[1] += self.random.random() < 0.04
                 ended[2] += times * LENGTH[doing[1]]
-                ended[3] += times * LENGTH[doing[1]] * (0.93 if not WAITS[doing[1]] else 0.06)
+                ended[3] += times * LENGTH[doing[1]] * (0.62 if not WAITS[doing[1]] else 0.04)
                 self.does[index] = doing = None
             if doing is None and index < self.size * level and not stuck:
                 name = self.random.choice(list(QUEUES))
                 work = self.random.choice(QUEUES[name])
+                if work == "nightly_report" and self.random.random() < 0.85:
+                    name, work = "images", "resize"
                 self.item += 1
                 begun = self.time - self.random.random() * seconds * 0.8
                 length = LENGTH[work] * self.random.uniform(0.4, 2.5)
@@ -85,7 +90,7 @@ class Load:
                 workers.append(worker(name, "idle", since=self.time - self.stall_from + 80, cpu_seconds=None))
                 continue
             queue_name, work, item, begun, _ = doing
-            runs = running < self.target and not WAITS[work]
+            runs = running < self.target and not WAITS[work] and not (self.stalled and self.time > self.stall_from)
             running += runs
             stack = [f'  File "/srv/shop/{queue_name}.py", line {40 + index % 9}, in {work}\n    return run(order)\n']
             stack += ['  File "/usr/lib/python3.11/ssl.py", line 1167, in read\n    return self._sslobj.read(len)\n']
@@ -96,6 +101,7 @@ class Load:
                     waits_for="" if runs else WAITS[work] or "waits for the GIL", stack=stack if stacks else [],
                 )
             )  # fmt: skip
+        self.cpu += 0.93 * running + 0.02
         blocked = sum(doing is not None for doing in self.does) - running
         return self._around(workers, running, blocked)
 
@@ -104,11 +110,11 @@ class Load:
         stuck = self.stalled and self.time > self.stall_from
         pending = 38 if stuck else pending
         completed = int(sum(each[0] for each in self.ended.values()))
-        cpu = sum(each[3] for each in self.ended.values()) / 4
+        cpu = self.cpu
         why = f"{running} of {self.target} that may run are believed to run: no more is needed now" if pending else ""
         if stuck:
-            why = f"{blocked} workers are blocked, and no thread could be had 41 times in a row (pids.max of 64 is reached)"
-        highpri = pool("u0H", target=self.target, workers=2, idle=2, running=0, nice=-20, completed=412, started=412,
+            why = f"{blocked} workers are blocked, and no thread could be had 41 times in a row (pids.max is reached)"
+        highpri = pool("u0", target=self.target, workers=2, idle=2, running=0, nice=-20, completed=412, started=412,
                        wakeups=398, created=2, peak_workers=2, cpu_seconds=3.1)  # fmt: skip
         main = pool(
             "u0", target=self.target, running=running, blocked=blocked, idle=len(workers) - running - blocked,
@@ -119,11 +125,16 @@ class Load:
         stalls = [{"time": self.begun + 2400, "over": True, "pool": "u0", "queue": "orders",
                    "text": "queue orders goes on, after 44 s"}]  # fmt: skip
         if stuck:
-            lines = "\n".join(
-                f"  cmwq/u0:{index} (thread {7000 + index}) in save_order waits for a lock that cmwq/u0:3 holds\n"
-                f'    File "/srv/shop/orders.py", line 88, in save_order\n      with ledger.lock:' for index in (1, 4, 9)
-            )  # fmt: skip
-            text = f"pool u0: 38 works wait, and none has begun for 31 s: every worker waits for lock ledger.lock held by cmwq/u0:3, which waits for fd 9 (TCP, 10.1.0.4:5432)\n{lines}"
+            held = "waits for a lock that cmwq/u0:3 holds"
+            lines = [
+                f"  cmwq/u0:{index} (thread {7000 + index}) in save_order {held}\n"
+                '    File "/srv/shop/orders.py", line 88, in save_order\n      with ledger.lock:'
+                for index in (1, 4, 9)
+            ]
+            said = (
+                "pool u0: 38 works wait, and none has begun for 31 s: every worker waits for lock ledger.lock held by "
+            )
+            text = "\n".join([f"{said}cmwq/u0:3, which waits for fd 9 (TCP, 10.1.0.4:5432)", *lines])
             stalls.append({"time": self.stall_from + 31, "over": False, "pool": "u0", "queue": "", "text": text})
         return {
             "version": 1, "time": self.time, "uptime": self.time - self.begun, "pid": 18211, "python": "3.13.1",
@@ -143,7 +154,9 @@ class Load:
             active = sum(each["queue"] == name for each in workers)
             shape = random.Random(number)
             middle = 4 + number
-            counts = [int(completed * math.exp(-((i - middle) ** 2) / 5) * shape.uniform(0.5, 1) / 4) for i in range(17)]
+            counts = [
+                int(completed * math.exp(-((i - middle) ** 2) / 5) * shape.uniform(0.5, 1) / 4) for i in range(17)
+            ]
             longer = [0, 0, *counts[:15]]
             inactive = 12 if name == "mail" and pending else 0
             views.append(

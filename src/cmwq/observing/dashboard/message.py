@@ -6,6 +6,7 @@ is absent or zero here, and never an error. Strings that occur often are sent on
 
 from __future__ import annotations
 
+from itertools import chain, count
 from typing import Any
 
 from cmwq.observing.dashboard.history import ALL, COLUMNS, Values
@@ -18,6 +19,27 @@ QUEUES = 300
 POOLS = 300
 TEXT = 20_000  # characters of one stall's report
 Picture = dict[str, Any]
+
+
+def told_apart(picture: Picture) -> Picture:
+    """The picture with names that occur once: a pool of high priority gets an H, as its workers have it; of queues of
+    one name, the second and those after it get a number.
+    """
+    pools: list[Picture] = []
+    for pool in picture.get("pools", []):
+        name = f"{pool['name']}H" if pool.get("nice") else str(pool["name"])
+        pools.append({**pool, "name": _unused(name, pools, "H")})
+    queues: list[Picture] = []
+    for queue in picture.get("queues", []):
+        queues.append({**queue, "name": _unused(str(queue["name"]), queues, "")})
+    return {**picture, "pools": pools, "queues": queues}
+
+
+def _unused(name: str, views: list[Picture], mark: str) -> str:
+    """A name that none of the views has."""
+    taken = {view["name"] for view in views}
+    names = chain([name], [name + mark] if mark else [], (f"{name} ({number})" for number in count(2)))
+    return next(each for each in names if each not in taken)
 
 
 def counters(picture: Picture) -> Counters:

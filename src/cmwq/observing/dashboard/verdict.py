@@ -51,6 +51,7 @@ def current_stalls(picture: dict[str, Any]) -> list[dict[str, Any]]:
 def first_sentence(text: str) -> str:
     """The first line, which says what stalls; stacks follow it."""
     line = text.strip().split("\n", 1)[0].strip().rstrip(":")
+    line = line[:1].upper() + line[1:]
     return line if not line or line.endswith((".", "!", "?")) else line + "."
 
 

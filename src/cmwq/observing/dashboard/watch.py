@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cmwq.observing.dashboard.history import History
-from cmwq.observing.dashboard.message import counters, message, occupancy
+from cmwq.observing.dashboard.message import counters, message, occupancy, told_apart
 from cmwq.observing.dashboard.rates import Rates
 from cmwq.observing.dashboard.sources import Link, NoPicture, Over, Picture, Target
 from cmwq.observing.dashboard.timeline import Timeline
@@ -235,6 +235,7 @@ class Watch:
 
     def _take(self, picture: Picture, stacks: bool) -> None:
         """Add a picture to all that is kept. Raises whatever a malformed picture leads to, and keeps nothing of it."""
+        picture = told_apart(picture)
         moment = float(picture["time"])
         workers = picture.get("workers", [])
         counted = counters(picture)

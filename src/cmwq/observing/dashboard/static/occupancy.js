@@ -122,7 +122,7 @@ export class Occupancy {
     const axis = { stroke: colour("muted"), font: "11px system-ui, sans-serif", grid: { stroke: colour("line"), width: 1 }, ticks: { show: false } };
     const wide = () => this.#span();
     return {
-      width, height, series: [{}, ...series], legend: { show: false }, padding: [8, 8, 0, 0],
+      width, height, series: [{}, ...series], legend: { show: false }, padding: [8, 28, 0, 0],
       cursor: { sync: { key: "time" }, drag: { x: false, y: false }, points: { show: false }, y: false },
       scales: { x: { time: true, range: wide }, y: { range: (_, low, high) => [0, Math.max(upper ? 2 : 1, (high ?? 0) * 1.08)] } },
       axes: [

@@ -19,16 +19,16 @@ export function showState(view, paused) {
 }
 
 export function showFacts(view) {
-  const facts = [`Python ${view.python ?? "unknown"}${view.gil === false ? ", free-threaded" : ""}`];
+  const facts = [`up ${duration(view.uptime)}`, `Python ${view.python ?? "unknown"}${view.gil === false ? ", free-threaded" : ""}`];
   if (view.sensor) facts.push(`sensor ${view.sensor}`);
   if (view.memory && view.memory.used !== null) {
     const limit = view.memory.limit === null ? "" : ` of ${bytes(view.memory.limit)}`;
     facts.push(`memory ${bytes(view.memory.used)}${limit}`);
   }
-  facts.push(`up ${duration(view.uptime)}`);
   if (view.restarts) facts.push(`begun again ${view.restarts === 1 ? "once" : `${view.restarts} times`}`);
   if (!view.understood) facts.push(`its pictures have version ${view.version}, which this page does not know`);
   setText($("facts"), facts.join(" · "));
+  $("facts").title = facts.join("\n");
 }
 
 // What is said of a process that is not there goes before what its last picture said.
@@ -74,9 +74,11 @@ export function showFigures(view) {
 // ------------------------------------------------------------------------------------------ pools
 
 const shown = new Map();
+const places = new Map();
 
 export function showPools(view) {
   const box = $("pools");
+  showPlaces(view, box);
   const pools = [...view.pools].sort((a, b) => b.pending + b.workers - (a.pending + a.workers));
   const seen = new Set(pools.map((pool) => pool.name));
   for (const [name, card] of shown) {
@@ -85,26 +87,47 @@ export function showPools(view) {
       shown.delete(name);
     }
   }
+  const cards = box.getElementsByClassName("is-pool");
   pools.forEach((pool, place) => {
     let card = shown.get(pool.name);
     if (!card) shown.set(pool.name, (card = poolCard()));
     fillPool(card, pool);
-    if (box.children[place] !== card) box.insertBefore(card, box.children[place] ?? null);
+    if (cards[place] !== card) box.insertBefore(card, cards[place] ?? null);
   });
   let none = $("pools-none");
   if (!pools.length && !none) box.append(el("p", { id: "pools-none", class: "none" }, "No pool yet: nothing has been queued."));
   else if (pools.length && none) none.remove();
 }
 
+// Queues of which works wait for a place: why, before all pools.
+function showPlaces(view, box) {
+  const waiting = view.queues.filter((queue) => queue.inactive && queue.why);
+  const seen = new Set(waiting.map((queue) => `queue ${queue.name}`));
+  for (const queue of waiting) {
+    const key = `queue ${queue.name}`;
+    let card = places.get(key);
+    if (!card) places.set(key, (card = el("article", { class: "pool waits" }, el("h3"), el("p", { class: "why" }))));
+    setText(card.children[0], key);
+    setText(card.children[1], `${plural(queue.inactive, "work")} ${queue.inactive === 1 ? "waits for its" : "wait for their"} place: ${queue.why}`);
+    if (card.parentNode !== box) box.append(card);
+  }
+  for (const [key, card] of places) {
+    if (!seen.has(key)) {
+      card.remove();
+      places.delete(key);
+    }
+  }
+}
+
 function poolCard() {
   const bar = el("div", { class: "shares", role: "img" }, ...["running", "blocked", "idle"].map((k) => el("i", { class: k })));
-  return el("article", { class: "pool" }, el("h3"), el("p", { class: "why" }), bar, el("p", { class: "below" }));
+  return el("article", { class: "pool is-pool" }, el("h3"), el("p", { class: "why" }), bar, el("p", { class: "below" }));
 }
 
 function fillPool(card, pool) {
   const [name, why, bar, below] = card.children;
   const cpus = pool.cpus.length === 1 ? `CPU ${pool.cpus[0]}` : plural(pool.cpus.length, "CPU");
-  setText(name, `${pool.name} · ${cpus}${pool.nice ? ` · nice ${pool.nice}` : ""}${pool.disassociated ? " · its CPU has left" : ""}`);
+  setText(name, `pool ${pool.name} · ${cpus}${pool.nice ? ` · nice ${pool.nice}` : ""}${pool.disassociated ? " · its CPU has left" : ""}`);
   const waits = pool.pending > 0;
   setText(why, waits ? `${plural(pool.pending, "work")} ${pool.pending === 1 ? "waits" : "wait"}: ${pool.why || "a worker is on its way."}` : "No work waits here, so none is needed.");
   card.classList.toggle("waits", waits);

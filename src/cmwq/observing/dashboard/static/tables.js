@@ -75,6 +75,7 @@ export class Table {
 
 // ------------------------------------------------------------------------------------------ pictures in cells
 
+const PITCH = 2.5; // pixels from one bar of a histogram to the next
 const SVG = "http://www.w3.org/2000/svg";
 
 // A histogram as bars, and the percentiles in words.
@@ -90,19 +91,19 @@ function shape(cell, histogram) {
   const text = `${more("p50")} · ${more("p95")}`;
   if (cell.dataset.drawn !== drawn) {
     cell.dataset.drawn = drawn;
-    const width = 3 * histogram.counts.length;
+    const width = PITCH * histogram.counts.length;
     const svg = document.createElementNS(SVG, "svg");
     for (const [name, value] of [["viewBox", `0 0 ${width} 16`], ["width", width], ["height", 16], ["aria-hidden", "true"]]) {
       svg.setAttribute(name, value);
     }
     const base = document.createElementNS(SVG, "rect");
-    for (const [name, value] of [["class", "base"], ["x", 0], ["y", 15], ["width", width - 1], ["height", 1]]) {
+    for (const [name, value] of [["class", "base"], ["x", 0], ["y", 15], ["width", width], ["height", 1]]) {
       base.setAttribute(name, value);
     }
     svg.append(base);
     drawn.split(",").forEach((height, place) => {
       const bar = document.createElementNS(SVG, "rect");
-      for (const [name, value] of [["x", 3 * place], ["y", 15 - height], ["width", 2], ["height", height]]) {
+      for (const [name, value] of [["x", PITCH * place], ["y", 15 - height], ["width", PITCH - 0.5], ["height", height]]) {
         bar.setAttribute(name, value);
       }
       svg.append(bar);
@@ -140,35 +141,35 @@ function split(cell, share) {
 
 // ------------------------------------------------------------------------------------------ the two tables
 
-const cores = (n) => (n === null || n === undefined ? UNKNOWN : n < 0.0005 ? "0 %" : n < 0.1 ? `${(n * 100).toFixed(1)} %` : `${Math.round(n * 100)} %`);
+const cores = (n) => (n === null || n === undefined ? UNKNOWN : n < 0.005 ? "0" : n < 9.95 ? n.toFixed(2) : number(n));
 const state = (q) => (q.state === "open" ? "" : q.state);
-const limit = (q) => number(q.max_active) + (q.learns ? " learned" : "");
 const word = (row) => row.name;
+
+const flight = (q) => `${number(q.active)} of ${number(q.max_active)}${q.learns ? ", learned" : ""}`;
+const rescue = (q) => (q.rescuer ? `${number(q.maydays)}, ${number(q.rescued)}` : "no rescuer");
 
 const QUEUE_COLUMNS = [
   { title: "Queue", left: true, fill: (cell, q) => named(cell, q.name, q.why ?? "", state(q)), text: word },
-  { title: "In flight", help: "Works with a place: a worker executes them, or is about to", text: (q) => number(q.active), sort: (q) => q.active },
+  { title: "In flight", help: "Works with a place under max_active, and max_active: the queue's limit", text: flight, sort: (q) => q.active },
   { title: "No place", help: "Works that wait for a place under max_active", text: (q) => number(q.inactive), sort: (q) => q.inactive },
-  { title: "Limit", help: "max_active", text: limit, sort: (q) => q.max_active },
   { title: "Per second", help: "Works that ended, in the last five seconds", text: (q) => rate(q.rates.completed), sort: (q) => q.rates.completed },
   { title: "Total", help: "Works that ended since the queue was made", text: (q) => number(q.completed), sort: (q) => q.completed },
   { title: "Failed", help: "Works that raised", text: (q) => number(q.failed), sort: (q) => q.failed },
-  { title: "CPU now", help: "Of one CPU, in the last five seconds", text: (q) => cores(q.rates.cpu), sort: (q) => q.rates.cpu },
+  { title: "CPUs now", help: "How many CPUs were in use, in the last five seconds", text: (q) => cores(q.rates.cpu), sort: (q) => q.rates.cpu },
   { title: "CPU time", help: "Of all its works that ended", text: (q) => duration(q.cpu_seconds), sort: (q) => q.cpu_seconds },
   { title: "Hogs", help: "Works that computed for more than 10 ms while others waited", text: (q) => number(q.hogs), sort: (q) => q.hogs },
   { title: "Wake-ups", help: "Workers that were woken because another blocked (concurrency-managed)", text: (q) => number(q.wakeups), sort: (q) => q.wakeups },
-  { title: "Maydays", help: "How often its rescuer was called", text: (q) => (q.rescuer ? number(q.maydays) : "none"), sort: (q) => q.maydays },
-  { title: "Rescued", help: "Works that its rescuer began", text: (q) => (q.rescuer ? number(q.rescued) : "none"), sort: (q) => q.rescued },
-  { title: "Waited", help: "From queueing to its start: half and 95 % within", fill: (cell, q) => shape(cell, q.waiting), sort: (q) => q.waiting?.p95 },
-  { title: "Ran for", help: "From start to end: half and 95 % within", fill: (cell, q) => shape(cell, q.running), sort: (q) => q.running?.p95 },
+  { title: "Mayday, rescued", help: "How often its rescuer was called, and how many works that began", text: rescue, sort: (q) => q.maydays + q.rescued },
+  { title: "Waited", help: "From queueing to its start: half and 95 % within", left: true, fill: (cell, q) => shape(cell, q.waiting), sort: (q) => q.waiting?.p95 },
+  { title: "Ran for", help: "From start to end: half and 95 % within", left: true, fill: (cell, q) => shape(cell, q.running), sort: (q) => q.running?.p95 },
 ];
 
 const computed = (f) => (f.seconds > 0 && f.cpu_seconds !== null ? Math.min(1, f.cpu_seconds / f.seconds) : null);
 
 const FUNCTION_COLUMNS = [
-  { title: "Function", left: true, fill: (cell, f) => named(cell, f.name, f.queue ? `in ${f.queue}` : "", ""), text: word },
+  { title: "Function", left: true, fill: (cell, f) => named(cell, f.name, `in ${f.queue || "no queue"}`, ""), text: word },
   { title: "Now", help: "How many workers are in it", text: (f) => number(f.running), sort: (f) => f.running },
-  { title: "CPU now", help: "Of one CPU, in the last five seconds", text: (f) => cores(f.rates.cpu), sort: (f) => f.rates.cpu },
+  { title: "CPUs now", help: "How many CPUs were in use, in the last five seconds", text: (f) => cores(f.rates.cpu), sort: (f) => f.rates.cpu },
   { title: "Per second", help: "How many ended, in the last five seconds", text: (f) => rate(f.rates.ended), sort: (f) => f.rates.ended },
   { title: "Ended", text: (f) => number(f.ended), sort: (f) => f.ended },
   { title: "Failed", text: (f) => number(f.failed), sort: (f) => f.failed },

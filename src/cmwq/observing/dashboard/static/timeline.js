@@ -146,7 +146,7 @@ export class Timeline {
   draw() {
     const begin = this.now - this.span;
     this.order = [...this.rows].filter(([, row]) => row.seen >= this.now - 1 || (row.segments.at(-1)?.end ?? 0) > begin).sort((a, b) => a[0] - b[0]).map(([, row]) => row);
-    const height = this.mode === "queues" ? 220 : Math.max(3 * ROW, Math.min(400, ROW * this.order.length)) + TOP;
+    const height = this.mode === "queues" ? 220 : Math.min(22, Math.max(3, this.order.length)) * ROW + TOP;
     if (this.box.style.height !== `${height}px`) this.box.style.height = `${height}px`;
     const total = this.mode === "queues" ? height : Math.max(height, TOP + ROW * this.order.length);
     $("timeline-spacer").style.height = `${total - height}px`;
@@ -185,26 +185,36 @@ export class Timeline {
     return this.left + ((time - (this.now - this.span)) / this.span) * (this.width - this.left - 8);
   }
 
-  #drawTimes(ink) {
-    const { muted, line, card } = this.colours;
-    const step = [5, 10, 15, 30, 60, 120].find((s) => (this.width - this.left) / (this.span / s) > 76) ?? 300;
-    ink.fillStyle = card;
-    ink.fillRect(0, 0, this.width, TOP - 2);
-    ink.textAlign = "center";
+  #step() {
+    return [5, 10, 15, 30, 60, 120].find((s) => (this.width - this.left) / (this.span / s) > 76) ?? 300;
+  }
+
+  #drawGrid(ink) {
+    const step = this.#step();
+    ink.fillStyle = this.colours.line;
     for (let t = Math.ceil((this.now - this.span) / step) * step; t <= this.now; t += step) {
-      const x = Math.round(this.x(t)) + 0.5;
-      ink.fillStyle = line;
-      ink.fillRect(x, TOP - 4, 1, this.height - TOP + 4);
-      ink.fillStyle = muted;
+      ink.fillRect(Math.round(this.x(t)), TOP - 4, 1, this.height - TOP + 4);
+    }
+  }
+
+  #drawTimes(ink) {
+    const step = this.#step();
+    ink.fillStyle = this.colours.card;
+    ink.fillRect(0, 0, this.width, TOP - 4);
+    ink.textAlign = "center";
+    ink.fillStyle = this.colours.muted;
+    for (let t = Math.ceil((this.now - this.span) / step) * step; t <= this.now; t += step) {
+      const x = Math.round(this.x(t));
       if (x > this.left + 26 && x < this.width - 26) ink.fillText(clock(t), x, 9);
     }
   }
 
   #drawWorkers(ink) {
-    const { text, muted, line, idle } = this.colours;
+    const { text, muted, line } = this.colours;
     const first = Math.max(0, Math.floor(this.box.scrollTop / ROW));
     const last = Math.min(this.order.length, first + Math.ceil((this.height - TOP) / ROW) + 1);
     const shift = TOP - this.box.scrollTop;
+    this.#drawGrid(ink);
     for (let i = first; i < last; i++) {
       const y = shift + i * ROW;
       const row = this.order[i];
@@ -213,7 +223,7 @@ export class Timeline {
       this.#drawRow(ink, row, y + 2, ROW - 4);
       ink.textAlign = "left";
       ink.fillStyle = row.segments.at(-1)?.end >= this.now ? text : muted;
-      ink.fillText(fit(ink, row.name, this.left - 10), 2, y + ROW / 2);
+      ink.fillText(fit(ink, this.left < 100 ? row.name.replace(/^cmwq\//, "") : row.name, this.left - 10), 2, y + ROW / 2);
     }
     this.#drawTimes(ink);
     if (!this.order.length) {
@@ -221,7 +231,6 @@ export class Timeline {
       ink.fillStyle = muted;
       ink.fillText("There is no worker yet.", this.width / 2, this.height / 2 + 8);
     }
-    this.idle = idle;
   }
 
   #drawRow(ink, row, y, height) {
@@ -255,6 +264,7 @@ export class Timeline {
     const most = Math.max(4, ...heights);
     const bottom = this.height - 8;
     const unit = (bottom - TOP - 4) / most;
+    this.#drawGrid(ink);
     this.#drawTimes(ink);
     ink.textAlign = "right";
     for (const part of [0, 0.5, 1]) {
