@@ -81,6 +81,8 @@ class Program:
     """Of each picture that was asked for: with stacks?"""
     gone: bool = False
     silent: str = ""
+    nonsense: Picture = field(default_factory=dict)
+    """What its pictures say in place of what is true."""
     since: float = 0.0
 
     @property
@@ -95,7 +97,7 @@ class Program:
             {**each, "stack": [f'  File "shop.py", line 7, in {each["work"]}\n'] if stacks and each["work"] else []}
             for each in self.now["workers"]
         ]
-        return {**self.now, **shown, "workers": workers}
+        return {**self.now, **shown, "workers": workers, **self.nonsense}
 
     def answer(self) -> None:
         if self.gone:

@@ -16,6 +16,7 @@ sequence numbers say so. At most `STREAMS` streams are open; one more gets 503.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator
 from importlib import resources
@@ -58,7 +59,8 @@ class News:
         """Wake all streams, soon. Does nothing while no event loop runs."""
         with self._lock:
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._wake)
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    self._loop.call_soon_threadsafe(self._wake)
 
     def open(self) -> None:
         """To be called on the event loop, once it runs."""

@@ -10,6 +10,7 @@ from typing import Any
 
 TONES = ("rest", "good", "busy", "bad", "gone")
 """Nothing to do; all that was queued is worked on; works wait; stalled; there is no process any more."""
+LONGEST = 600  # characters of what is quoted
 
 
 def verdict(picture: dict[str, Any]) -> dict[str, str]:
@@ -26,13 +27,15 @@ def verdict(picture: dict[str, Any]) -> dict[str, str]:
     if picture.get("frozen"):
         return _verdict("busy", "Frozen", "Works of freezable queues begin only after cmwq.thaw().")
     if any(pool.get("held") for pool in pools):
-        return _verdict("busy", "Memory is short", _why(pools) or "No worker is started beside those that run.")
+        return _verdict("busy", "Memory is short", _why("pool", pools) or "No worker is started beside those that run.")
     doing = f"{count(running, 'worker')} {'runs' if running == 1 else 'run'}, {blocked:,} {_are(blocked)} blocked"
     if pending:
-        return _verdict("busy", f"{count(pending, 'work')} {_wait(pending)} for a worker", _join(doing, _why(pools)))
+        return _verdict(
+            "busy", f"{count(pending, 'work')} {_wait(pending)} for a worker", _join(doing, _why("pool", pools))
+        )
     if inactive:
         title = f"{count(inactive, 'work')} {_wait(inactive)} for a place in {_their(inactive)} queue"
-        return _verdict("busy", title, _join(doing, _why(queues)))
+        return _verdict("busy", title, _join(doing, _why("queue", queues)))
     if running or blocked:
         return _verdict("good", "No work waits", f"{doing[0].upper()}{doing[1:]}.")
     return _verdict("rest", "Nothing to do", "No work waits, and no worker has one.")
@@ -51,7 +54,7 @@ def current_stalls(picture: dict[str, Any]) -> list[dict[str, Any]]:
 def first_sentence(text: str) -> str:
     """The first line, which says what stalls; stacks follow it."""
     line = text.strip().split("\n", 1)[0].strip().rstrip(":")
-    line = line[:1].upper() + line[1:]
+    line = line[:1].upper() + line[1:LONGEST] + ("…" if len(line) > LONGEST else "")
     return line if not line or line.endswith((".", "!", "?")) else line + "."
 
 
@@ -68,14 +71,14 @@ def _verdict(tone: str, title: str, text: str) -> dict[str, str]:
     return {"tone": tone, "title": title, "text": text}
 
 
-def _why(views: list[dict[str, Any]]) -> str:
+def _why(noun: str, views: list[dict[str, Any]]) -> str:
     """What the pool or queue says in which most works wait."""
     saying = [view for view in views if view.get("why")]
     most = max(saying, key=lambda view: (view.get("pending") or 0) + (view.get("inactive") or 0), default=None)
     if most is None:
         return ""
     others = len({view["why"] for view in saying}) - 1
-    return f"{most['name']}: {most['why']}" + (f" ({others} more below)" if others else "")
+    return f"{noun} {most['name']}: {most['why']}" + (f" ({others} more below)" if others else "")
 
 
 def _join(doing: str, why: str) -> str:
