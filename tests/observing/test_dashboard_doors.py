@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -287,6 +291,33 @@ def test_the_address_is_one_that_can_be_opened() -> None:
     assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.org")] == [
         True, True, True, False, False,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_dashboard_though_a_page_is_open(tmp_path: Path, number: int) -> None:
+    recording = tmp_path / "pictures.json"
+    recording.write_text(json.dumps(picture()))
+    command = [sys.executable, "-m", "cmwq", "dashboard", "--replay", str(recording)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = urlsplit(process.stdout.readline().split()[-1])
+            connection = http.client.HTTPConnection("127.0.0.1", url.port or 0, timeout=HANG)
+            connection.request("GET", f"/?{url.query}")
+            answer = connection.getresponse()
+            answer.read()
+            cookie = (answer.headers["set-cookie"] or "").partition(";")[0]
+            connection.request("GET", "/events?process=0", headers={"cookie": cookie})
+            stream = connection.getresponse()
+            assert stream.readline() == b"retry: 2000\n"
+            process.send_signal(number)
+            stream.read()  # until it ends
+            connection.close()
+            assert process.wait(HANG) == -number
+            assert process.stderr is not None
+            assert process.stderr.read() == "", "nothing is said, and no token"
+        finally:
+            process.kill()
 
 
 def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

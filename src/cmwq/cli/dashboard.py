@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     if options.no_token and not serving.is_loopback(options.host):
         say("cmwq dashboard: warning: without a token, whoever reaches this port sees everything")
     try:
-        serving.serve(_source(options), settings, _tell)
+        serving.Dashboard(_source(options), settings).serve(_tell)
     except NoPicture as error:
         raise Refusal(one_line(str(error))) from error
     except OSError as error:

@@ -47,30 +47,43 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(source: Source, settings: Settings, say: Callable[[str], object]) -> None:
-    """Serve until SIGINT or SIGTERM. `say` is called with the address once the port is taken.
+class Dashboard:
+    """A dashboard that can be served once."""
 
-    Raises OSError if the port can't be had, NoPicture if the source knows no process and never will.
-    """
-    token = new_token() if settings.token else None
-    news = News()
-    watches = Watches(source, settings.interval, news.ring, LOOK if settings.search else 0.0)
-    with contextlib.closing(_listen(settings.host, settings.port)) as listening:
-        port = listening.getsockname()[1]
-        watches.start()
-        try:
-            names = {*LOOPBACK, settings.host, socket.gethostname(), socket.getfqdn()}
-            app = Gate(_with_news(make_app(watches, news), news), token, names, port)
-            config = uvicorn.Config(
-                app, log_level="warning", access_log=False, server_header=False, lifespan="on", ws="none",
-                timeout_graceful_shutdown=GRACE,
-            )  # fmt: skip
-            server = _Server(config)
-            server.news = news
-            say(address(settings.host, port, token))
-            server.run([listening])
-        finally:
-            watches.close()
+    def __init__(self, source: Source, settings: Settings) -> None:
+        self._settings = settings
+        self._token = new_token() if settings.token else None
+        self._news = News()
+        look = LOOK if settings.search else 0.0
+        self._watches = Watches(source, settings.interval, self._news.ring, look)
+        self._server: _Server | None = None
+
+    def serve(self, say: Callable[[str], object]) -> None:
+        """Serve until `stop`, or until SIGINT or SIGTERM if this is the main thread. `say` is called with the address
+        once the port is taken. Raises OSError if the port can't be had, NoPicture if the source knows no process.
+        """
+        host = self._settings.host
+        with contextlib.closing(_listen(host, self._settings.port)) as listening:
+            port = listening.getsockname()[1]
+            self._watches.start()
+            try:
+                names = {*LOOPBACK, host, socket.gethostname(), socket.getfqdn()}
+                app = _with_news(make_app(self._watches, self._news), self._news)
+                config = uvicorn.Config(
+                    Gate(app, self._token, names, port), log_level="warning", access_log=False, server_header=False,
+                    lifespan="on", ws="none", timeout_graceful_shutdown=GRACE,
+                )  # fmt: skip
+                self._server = _Server(config)
+                self._server.news = self._news
+                say(address(host, port, self._token))
+                self._server.run([listening])
+            finally:
+                self._watches.close()
+
+    def stop(self) -> None:
+        """End `serve`, soon. May be called by any thread, once the address was told."""
+        if self._server is not None:
+            self._server.should_exit = True
 
 
 def address(host: str, port: int, token: str | None) -> str:

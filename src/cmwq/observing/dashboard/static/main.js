@@ -162,7 +162,7 @@ class Page {
   #key(event) {
     const typing = event.target.closest?.("input[type=search], select");
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (typing && event.key === "Escape") event.target.blur();
+    if (typing && event.key === "Escape") this.#leave(event.target);
     if (typing || document.querySelector("dialog[open]")) return;
     if (event.key === "p") this.#pause();
     else if (event.key === "t") $("theme").click();
@@ -175,6 +175,15 @@ class Page {
       title.closest("section").scrollIntoView({ block: "start" });
     } else return;
     event.preventDefault();
+  }
+
+  // The browser empties a search by Escape as well, but without telling by "input".
+  #leave(field) {
+    if (field.type === "search") {
+      field.value = "";
+      field.dispatchEvent(new Event("input"));
+    }
+    field.blur();
   }
 
   #pause() {
