@@ -1,7 +1,7 @@
 // The page: one stream from the dashboard, and what is drawn of it, once per frame at most.
 //
-// Memory is bounded: the newest picture, and what `occupancy` and `timeline` keep. When the page is hidden nothing is
-// drawn. If pictures were left out, because this page read slowly or the network was away, the histories are fetched
+// Memory is bounded: the newest picture, and what `occupancy` and `timeline` keep. While the page is hidden it has no
+// stream: browsers allow six to one server, for all pages together. If pictures were left out, because this page read slowly or the network was away, the histories are fetched
 // again.
 
 import { Details } from "./details.js";
@@ -30,6 +30,7 @@ class Page {
     this.workers = new Workers((name) => this.details.open(this.process, name));
     this.#controls();
     this.#connect();
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.stream.close() : this.#connect()));
   }
 
   // ---------------------------------------------------------------------------------------- the stream
