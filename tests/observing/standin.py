@@ -12,6 +12,7 @@ from typing import Any
 
 from cmwq._errors import CmwqError
 
+SHORT = 0.01  # seconds between two pictures, so that a test need not wait
 BOUNDS = [0.0001, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0]
 Picture = dict[str, Any]
 

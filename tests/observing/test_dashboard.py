@@ -21,8 +21,13 @@ from cmwq.observing.dashboard.rates import Rates
 from cmwq.observing.dashboard.timeline import Timeline
 from cmwq.observing.dashboard.verdict import current_stalls, verdict
 from cmwq.observing.dashboard.watches import Watches
-from observing.standin import Machine, Program, function, histogram, picture, pool, queue, worker
-from observing.watching import SHORT, first, nobody_listens
+from observing.standin import SHORT, Machine, Program, function, histogram, picture, pool, queue, worker
+
+pytest_plugins = ("observing.watching",)
+
+
+def first(seen: Watches) -> watch.Watch:
+    return seen.all()[0]
 
 
 def told(seen: watch.Watch) -> dict[str, Any]:
@@ -36,7 +41,7 @@ def told(seen: watch.Watch) -> dict[str, Any]:
 
 def test_a_process_is_asked_once_an_interval_however_many_look() -> None:
     program = Program(1)
-    seen = Watches(sources.Sockets(Machine(program)), 3600.0, nobody_listens, look=0)
+    seen = Watches(sources.Sockets(Machine(program)), 3600.0, int, look=0)
     seen.start()
     try:
         until(lambda: first(seen).state is watch.State.LIVE)
@@ -374,7 +379,7 @@ def test_what_is_no_recording_is_refused_with_a_sentence(tmp_path: Path, text: s
 def test_a_recording_is_played_to_its_end_and_its_last_picture_stays(tmp_path: Path) -> None:
     path = tmp_path / "pictures.json"
     path.write_text("".join(json.dumps(picture(time=1000.0 + number / 100)) for number in range(5)))
-    seen = Watches(sources.Recording(path), 1.0, nobody_listens, look=0)
+    seen = Watches(sources.Recording(path), 1.0, int, look=0)
     seen.start()
     try:
         until(lambda: first(seen).state is watch.State.OVER)

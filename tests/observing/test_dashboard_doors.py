@@ -31,8 +31,14 @@ from cmwq.observing.dashboard import watch
 from cmwq.observing.dashboard.gate import Gate
 from cmwq.observing.dashboard.serving import address, is_loopback
 from cmwq.observing.dashboard.watches import Watches
-from observing.standin import Machine, Program, picture, worker
-from observing.watching import SHORT, first
+from observing.standin import SHORT, Machine, Program, picture, worker
+
+pytest_plugins = ("observing.watching",)
+
+
+def first(seen: Watches) -> watch.Watch:
+    return seen.all()[0]
+
 
 TOKEN = "a-token-of-this-test"
 

@@ -1,16 +1,29 @@
-"""What the tests of the dashboard share."""
+"""A fixture of the tests of the dashboard: watches that end with the test. A module asks for it by `pytest_plugins`."""
 
 from __future__ import annotations
 
-from cmwq.observing.dashboard import watch
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cmwq.observing.dashboard import sources
 from cmwq.observing.dashboard.watches import Watches
-
-SHORT = 0.01  # seconds between two pictures, so that a test need not wait
-
-
-def nobody_listens() -> None:
-    pass
+from observing.standin import SHORT, Machine, Program
 
 
-def first(seen: Watches) -> watch.Watch:
-    return seen.all()[0]
+@pytest.fixture
+def watched() -> Iterator[Callable[..., Watches]]:
+    """watched(program, ...): all of them are watched, until the test ends."""
+    made: list[Watches] = []
+
+    def make(*programs: Program, machine: Machine | None = None, **options: Any) -> Watches:
+        source = sources.Sockets(machine or Machine(*programs))
+        found = Watches(source, SHORT, options.pop("announce", int), look=options.pop("look", SHORT))
+        made.append(found)
+        found.start()
+        return found
+
+    yield make
+    for each in made:
+        each.close()

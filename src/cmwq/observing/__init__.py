@@ -1,1 +1,4 @@
-"""Seeing a process work, from inside and from outside. Each way of looking is a module or a package of its own."""
+"""How a running process is looked at: the monitor that answers, and the clients that ask.
+
+Importing this package starts nothing, and imports none of its modules.
+"""
