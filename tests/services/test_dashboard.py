@@ -472,7 +472,7 @@ def test_a_real_process_is_shown_as_it_is(served: Callable[..., str], opened: Op
             assert rows["orders"][1:3] == ["3 of 3", "7"]
             assert rows["system"][4] == "40"
             page.locator("#workers .rows .row").filter(has_text="wait_for_the_bank").first.click()
-            playwright.expect(page.locator("#details-stack")).to_contain_text("gate.wait()", timeout=GENEROUS)
+            playwright.expect(page.locator("#details-stack")).to_contain_text("in wait_for_the_bank", timeout=GENEROUS)
             page.keyboard.press("Escape")
             process.communicate("")
             shows(page, "#state", "Ended")

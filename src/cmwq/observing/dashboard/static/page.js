@@ -50,7 +50,7 @@ export function showVerdict(view) {
 }
 
 const FIGURES = [
-  ["running", "Running", (v) => number(v.totals.running), (v) => `of ${number(v.totals.target)} that may`],
+  ["running", "Running", (v) => number(v.totals.running), (v) => `of ${number(v.totals.target)} that may${v.pools.length > 1 ? `, in ${number(v.pools.length)} pools` : ""}`],
   ["blocked", "Blocked", (v) => number(v.totals.blocked), () => "wait for something"],
   ["idle", "Idle", (v) => number(v.totals.idle), (v) => `of ${plural(v.totals.workers, "worker")}`],
   ["waiting", "Works waiting", (v) => number(v.totals.pending), (v) => `and ${number(v.totals.inactive)} without a place`],

@@ -46,6 +46,7 @@ export class Timeline {
     this.now = 0;
     this.count = 0;
     this.trimmed = 0;
+    this.interval = 1;
   }
 
   // ---------------------------------------------------------------------------------------- data
@@ -103,6 +104,7 @@ export class Timeline {
   #apply(view) {
     const { workers, words, time } = view;
     this.now = time;
+    this.interval = Math.max(0.2, view.interval);
     workers.row.forEach((number, i) => {
       let row = this.rows.get(number);
       if (!row) this.rows.set(number, (row = { name: workers.name[i], segments: [], seen: time }));
@@ -237,6 +239,7 @@ export class Timeline {
     const begin = this.now - this.span;
     const { segments } = row;
     const right = this.x(this.now);
+    let busy = -Infinity; // until when it was seen busy
     for (let i = after(segments, begin); i < segments.length; i++) {
       const segment = segments[i];
       if (segment.begin > this.now) break;
@@ -244,6 +247,12 @@ export class Timeline {
       const width = Math.max(1, Math.min(right, this.x(segment.end)) - x - 0.5);
       const hue = segment.work ? hueOf(segment[this.by]) : -1;
       const runs = segment.state === "running";
+      // Busy at two looks, one after the other: what came between was not seen.
+      if (segment.begin > busy && segment.begin - busy < 1.5 * this.interval) {
+        ink.fillStyle = this.colours.muted;
+        ink.fillRect(this.x(busy), y + height / 2 - 0.5, x - this.x(busy), 1.5);
+      }
+      busy = segment.end;
       ink.globalAlpha = runs || hue < 0 ? 1 : 0.34;
       ink.fillStyle = hue < 0 ? this.colours.idle : this.colours.hues[hue];
       ink.fillRect(x, y, width, height);
@@ -312,7 +321,7 @@ export class Timeline {
       const shades = [el("span", { class: "muted" }, el("i", { class: "swatch full" }), "runs"), el("span", { class: "muted" }, el("i", { class: "swatch pale" }), "is blocked")];
       legend.replaceChildren(...swatches, ...more, el("span", { class: "when" }, ...(names.length ? shades : [])));
     }
-    const shown = `${plural(this.order.length, "worker")}; looked at once an interval: shorter works are seen by chance only.`;
+    const shown = `${plural(this.order.length, "worker")}, looked at every ${duration(this.interval)}. Shorter works are seen by chance only; a thin line joins what was seen of a worker at two looks.`;
     setText($("timeline-note"), shown);
   }
 
