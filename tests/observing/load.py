@@ -70,7 +70,7 @@ class Load:
                 ended[0] += times
                 ended[1] += self.random.random() < 0.04
                 ended[2] += times * LENGTH[doing[1]]
-                ended[3] += times * LENGTH[doing[1]] * (0.62 if not WAITS[doing[1]] else 0.04)
+                ended[3] += times * LENGTH[doing[1]] * (0.34 if not WAITS[doing[1]] else 0.04)
                 self.does[index] = doing = None
             if doing is None and index < self.size * level and not stuck:
                 name = self.random.choice(list(QUEUES))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import threading
 from collections.abc import Generator, Iterator
@@ -92,7 +93,7 @@ class Sockets:
         targets = [
             Target(int(each.pid), _command(each.command), _epoch(each.since), each.path, self)
             for each in found
-            if self._pid in (None, each.pid)
+            if self._pid in (None, each.pid) and each.pid != os.getpid()
         ]
         if self._pid is not None and not targets:
             return [Target(self._pid, "", source=self)]

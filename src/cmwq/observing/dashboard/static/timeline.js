@@ -249,8 +249,8 @@ export class Timeline {
       const runs = segment.state === "running";
       // Busy at two looks, one after the other: what came between was not seen.
       if (segment.begin > busy && segment.begin - busy < 1.5 * this.interval) {
-        ink.fillStyle = this.colours.muted;
-        ink.fillRect(this.x(busy), y + height / 2 - 0.5, x - this.x(busy), 1.5);
+        ink.fillStyle = this.colours.idle;
+        ink.fillRect(this.x(busy), y + height / 2 - 1, x - this.x(busy), 2);
       }
       busy = segment.end;
       ink.globalAlpha = runs || hue < 0 ? 1 : 0.34;
@@ -321,7 +321,7 @@ export class Timeline {
       const shades = [el("span", { class: "muted" }, el("i", { class: "swatch full" }), "runs"), el("span", { class: "muted" }, el("i", { class: "swatch pale" }), "is blocked")];
       legend.replaceChildren(...swatches, ...more, el("span", { class: "when" }, ...(names.length ? shades : [])));
     }
-    const shown = `${plural(this.order.length, "worker")}, looked at every ${duration(this.interval)}. Shorter works are seen by chance only; a thin line joins what was seen of a worker at two looks.`;
+    const shown = `${plural(this.order.length, "worker")}, looked at every ${this.interval === 1 ? "second" : duration(this.interval)}. Shorter works are seen by chance only; a thin line joins what was seen of a worker at two looks.`;
     setText($("timeline-note"), shown);
   }
 
