@@ -376,6 +376,19 @@ def test_what_is_no_recording_is_refused_with_a_sentence(tmp_path: Path, text: s
         list(sources.pictures_in(path))
 
 
+def test_a_recording_that_was_cut_off_ends_with_its_last_whole_picture(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.json"
+    path.write_text(json.dumps(picture(time=1000.0)) + json.dumps(picture(time=1000.01))[:-9])
+    seen = Watches(sources.Recording(path), 1.0, int, look=0)
+    seen.start()
+    try:
+        until(lambda: first(seen).state is watch.State.OVER)
+        assert "ends in the middle of a picture" in told(first(seen))["said"]
+        assert told(first(seen))["time"] == 1000.0
+    finally:
+        seen.close()
+
+
 def test_a_recording_is_played_to_its_end_and_its_last_picture_stays(tmp_path: Path) -> None:
     path = tmp_path / "pictures.json"
     path.write_text("".join(json.dumps(picture(time=1000.0 + number / 100)) for number in range(5)))

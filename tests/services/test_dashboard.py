@@ -207,6 +207,21 @@ def test_a_stall_is_shown_with_its_stacks(served: Callable[..., str], opened: Op
     assert "File shop.py, line 7" in text(page, "#stalls pre")
 
 
+def test_a_screen_reader_is_told_of_a_change_and_not_of_every_number(served: Callable[..., str], opened: Open) -> None:
+    program = Program(PID, now=busy())
+    page = opened(served(Sockets(Machine(program))))
+    shows(page, "#figure-waiting", "17")
+    spoken = text(page, "#announcement")
+    assert "17 works wait for a worker" in spoken
+    program.now = busy(pools=[pool(pending=18)])
+    shows(page, "#figure-waiting", "18")
+    assert text(page, "#announcement") == spoken
+    program.now = busy(pools=[pool()], queues=[queue()])
+    playwright.expect(page.locator("#announcement")).to_contain_text("Nothing to do", timeout=GENEROUS)
+    live = "[...document.querySelectorAll('[aria-live], [role=status], [role=alert]')].map((each) => each.id).sort()"
+    assert page.evaluate(live) == ["announcement", "notice", "state", "workers-note"]
+
+
 def test_several_processes_can_be_chosen_from(served: Callable[..., str], opened: Open) -> None:
     one = Program(PID, ["python", "one.py"], now=busy(pools=[pool(running=11)]))
     two = Program(PID + 1, ["python", "two.py"], now=busy(pools=[pool(running=22)]))

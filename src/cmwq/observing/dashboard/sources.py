@@ -166,7 +166,10 @@ class _Player:
         self._closed = threading.Event()
 
     def picture(self, stacks: bool) -> Picture:
-        picture = next(self._pictures, None)
+        try:
+            picture = next(self._pictures, None)
+        except NoPicture as error:
+            raise Over(f"{error}. This is the last picture before it.") from error
         if picture is None:
             raise Over("The recording has ended. This is its last picture.")
         time = float(picture.get("time", 0.0))

@@ -47,6 +47,11 @@ export function showVerdict(view) {
   box.className = `verdict ${tone}`;
   setText($("verdict-title"), title);
   setText($("verdict-text"), text);
+  // Spoken when the kind of the verdict changes, and not with each number.
+  if (box.dataset.tone !== `${tone} ${view.state}`) {
+    box.dataset.tone = `${tone} ${view.state}`;
+    setText($("announcement"), `${title}. ${text}`);
+  }
 }
 
 const FIGURES = [
