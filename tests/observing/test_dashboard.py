@@ -171,6 +171,16 @@ def test_time_without_pictures_is_a_gap_and_not_zero() -> None:
     assert history.rings[0].read()["pools"][ALL]["idle"] == [3.0, None, None, 4.0]
 
 
+def test_a_pool_that_a_picture_does_not_hold_has_a_gap_there() -> None:
+    history = History(1.0)
+    history.add(1000, {"u0": values(3), ALL: values(3)})
+    history.add(1600, {ALL: values(3)})
+    history.add(1601, {"u0": values(5), ALL: values(3)})
+    read = history.rings[0].read()
+    assert read["times"][0] == 1600
+    assert read["pools"]["u0"]["running"] == [None, 5.0]
+
+
 def test_history_of_days_keeps_a_fixed_number_of_points() -> None:
     history = History(1.0)
     for second in range(0, 3 * 86400, 5):
