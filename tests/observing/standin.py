@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,10 @@ class Program:
     nonsense: Picture = field(default_factory=dict)
     """What its pictures say in place of what is true."""
     since: float = 0.0
+    goes_on: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.goes_on.set()
 
     @property
     def path(self) -> str:
@@ -92,6 +97,7 @@ class Program:
 
     def picture(self, stacks: bool = False) -> Picture:
         self.answer()
+        assert self.goes_on.wait(60)
         self.asked.append(stacks)
         shown = {"time": time.time(), "pid": self.pid, "command": self.command}
         workers = [
@@ -99,6 +105,11 @@ class Program:
             for each in self.now["workers"]
         ]
         return {**self.now, **shown, "workers": workers, **self.nonsense}
+
+    def hold(self) -> threading.Event:
+        """Answer nothing until the event that is returned is set."""
+        self.goes_on = threading.Event()
+        return self.goes_on
 
     def answer(self) -> None:
         if self.gone:

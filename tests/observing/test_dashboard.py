@@ -94,6 +94,27 @@ def test_a_process_that_does_not_answer_says_why_and_is_asked_again(
     until(lambda: seen.state is watch.State.LIVE)
 
 
+def test_a_process_that_owes_an_answer_is_not_shown_as_live(
+    watched: Callable[..., Watches], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "OVERDUE", SHORT)
+    program = Program(1)
+    seen = first(watched(program, look=0))
+    until(lambda: seen.state is watch.State.LIVE)
+    goes_on = program.hold()
+    try:
+
+        def is_silent() -> bool:
+            seen.check()
+            return seen.state is watch.State.SILENT
+
+        until(is_silent)
+        assert "owed an answer" in told(seen)["said"]
+    finally:
+        goes_on.set()
+    until(lambda: seen.state is watch.State.LIVE)
+
+
 def test_a_picture_that_makes_no_sense_harms_nothing(
     watched: Callable[..., Watches], monkeypatch: pytest.MonkeyPatch
 ) -> None:

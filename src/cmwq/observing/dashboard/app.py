@@ -31,7 +31,7 @@ from cmwq.observing.dashboard.watch import Watch
 from cmwq.observing.dashboard.watches import Watches
 
 STREAMS = 64
-HEARTBEAT = 15.0  # seconds without news, after which a comment shows a browser, and a proxy, that the stream lives
+HEARTBEAT = 2.0  # seconds without news, after which a comment shows a browser, and a proxy, that the stream lives
 TYPES = {
     "js": "text/javascript; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -175,13 +175,15 @@ class _Views:
                     overview, told = now, True
                     yield _event("processes", JSONResponse(now).body)
                 watch = None if number is None else self._watches.get(number)
+                if watch is not None:
+                    watch.check()
                 if watch is not None and watch.sequence != sequence:
                     sequence, encoded = await asyncio.to_thread(watch.encoded)
                     told = True
                     yield _event("view", encoded)
                 # If something was told there may be news already: the browser took its time to read it.
                 if not told and not await self._news.wait(HEARTBEAT):
-                    yield b":\n\n"
+                    yield b":\n\n"  # also without news, so that `check` is called
         finally:
             self._news.streams -= 1
 

@@ -28,6 +28,7 @@ from cmwq.observing.dashboard.sources import Link, NoPicture, Over, Picture, Tar
 from cmwq.observing.dashboard.timeline import Timeline
 
 AGAIN = 2.0  # seconds from a failure to the next attempt
+OVERDUE = 3.0  # seconds after which an answer is late
 FRESH = 1.0  # seconds for which stacks are good enough for the next who asks
 
 
@@ -77,6 +78,7 @@ class Watch:
         self._stacked: tuple[float, Picture] | None = None
         self._askers: list[Future[Picture]] = []
         self._link: Link | None = None
+        self._asked: float | None = None  # when the thread asked, while it waits for the answer
         self._history = History(interval)
         self._timeline = Timeline()
         self._rates = Rates()
@@ -188,6 +190,14 @@ class Watch:
                 raise
             return last and last[1]
 
+    def check(self) -> None:
+        """Say so if the process owes an answer for long: the thread that asks it is waiting then."""
+        asked = self._asked
+        if asked is not None and self._state is State.LIVE:
+            owed = time.monotonic() - asked
+            if owed > max(OVERDUE, 3 * self.interval):
+                self._tell(State.SILENT, f"It has owed an answer for {owed:.0f} s, and is waited for.")
+
     # ------------------------------------------------------------------------------- the thread
 
     def _run(self) -> None:
@@ -218,7 +228,9 @@ class Watch:
                     self._bell.clear()
                     askers, self._askers = self._askers, []
                 try:
+                    self._asked = None if link.paced else time.monotonic()
                     picture = link.picture(stacks=bool(askers))
+                    self._asked = None
                     self._take(picture, stacks=bool(askers) or link.paced)
                 except BaseException:
                     for asker in askers:
@@ -231,6 +243,7 @@ class Watch:
                     due = max(due + self.interval, time.monotonic())
                     self._bell.wait(due - time.monotonic())
         finally:
+            self._asked = None
             link.close()
 
     def _take(self, picture: Picture, stacks: bool) -> None:
