@@ -100,6 +100,7 @@ def _parser() -> Parser:
     bench.add_argument("--json", metavar="FILE", help="write all times there too")
     bench.add_argument("--svg", metavar="FILE", help="draw a chart there too (needs matplotlib)")
     _add_looking(commands)
+    _dashboard_parser(partial(commands.add_parser, "dashboard", help="a web page that shows what processes do"))
     return parser
 
 
@@ -244,6 +245,23 @@ def _exec_parser(make: Callable[..., Parser]) -> Parser:
     logs.add_argument("--resume", metavar="LOG", help="note what is done in LOG, and go on from there")
     logs.add_argument("--job-log", metavar="FILE", help="append the same lines to FILE, without any output; never read")
     return parser
+
+
+def _dashboard_parser(make: Callable[..., Parser]) -> None:
+    parser = make(
+        prog="cmwq dashboard",
+        description="Serve a web page that shows what the pools of processes do. The processes must have called "
+        "cmwq.monitor(), or run with CMWQ_MONITOR=1.",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("pid", metavar="PID", nargs="?", type=_positive, help="the process to show")
+    what.add_argument("--all", action="store_true", help="all processes of yours, also those that start later")
+    what.add_argument("--replay", metavar="FILE", help="pictures in a file, as `cmwq dump PID --json` prints them")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to serve at (127.0.0.1: this machine only)")
+    parser.add_argument("--port", type=_natural, default=0, help="the port to serve at (0: any that is free)")
+    parser.add_argument("--no-token", action="store_true", help="let everybody in who reaches the port")
+    parser.add_argument("--interval", metavar="TIME", type=_seconds, default=1.0,
+                        help="from one look at a process to the next (1 s)")  # fmt: skip
 
 
 def _add_source(parser: Parser) -> None:
