@@ -28,6 +28,7 @@ with_documents = pytest.mark.skipif(not DOCUMENTS[0].exists(), reason="no docume
 LAYERS = """
     cli, contrib
     cmwq
+    observing
     aio, executor, events, testing
     _workqueue: batch, queue, map
     _workqueue: options, submitting, queueing, gate, periodic, serving, asking
