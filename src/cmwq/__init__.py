@@ -39,6 +39,7 @@ from cmwq._workqueue.snapshot import PoolView, QueueView, Snapshot
 from cmwq._workqueue.watchdog import Stall, StalledWorker
 from cmwq._workqueue.work import DelayedWork, Work
 from cmwq.executor import Executor
+from cmwq.observing.trace import Trace, begin_from_environment, trace
 
 __version__ = "0.1.0"
 
@@ -130,6 +131,7 @@ __all__ = [
     "Stall",
     "StalledWorker",
     "ThreadLimit",
+    "Trace",
     "Work",
     "WorkDisabled",
     "WorkQueue",
@@ -147,4 +149,7 @@ __all__ = [
     "system_long",
     "system_percpu",
     "thaw",
+    "trace",
 ]
+
+begin_from_environment()

@@ -20,6 +20,7 @@ from cmwq._core.held import holding, outside
 if TYPE_CHECKING:
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.rescuer import Rescuer
+    from cmwq._pool.ring import Recorder
     from cmwq._pool.worker import Worker
     from cmwq._workqueue.phase import Phase
     from cmwq._workqueue.pwq import PoolWorkQueue
@@ -51,6 +52,8 @@ class Source(Protocol):
     """L: its works that wait for a place, in order."""
     observed: bool
     """L to change, read freely: somebody subscribed to events of its works."""
+    recorder: Recorder | None
+    """L to change, read freely: records its works for a trace."""
     attends: bool
     """L: something has to be done when a place becomes free."""
     called: bool

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cmwq._pool.item import Item
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.rescuer import Rescuer
+    from cmwq._pool.ring import Recorder
     from cmwq._pool.worker import Worker
     from cmwq._workqueue.future import Future
     from cmwq._workqueue.learning import Learning
@@ -40,7 +41,7 @@ class PoolWorkQueue:
     __slots__ = (
         "__weakref__", "attends", "called", "careful", "exempt", "freezers", "frozen", "gate", "inactive", "learning",
         "left", "lends", "max_active", "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "observed", "outside",
-        "phase", "pool", "sealed", "wq",
+        "phase", "pool", "recorder", "sealed", "wq",
     )  # fmt: skip
 
     def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool, gate: bool) -> None:
@@ -64,6 +65,7 @@ class PoolWorkQueue:
         self.nr_admitted = 0  # L: works let through the shut gate
         self.called = False  # L: the queue's rescuer was asked to help here and has not come yet (C2)
         self.observed = False  # L to change, read freely: its works are reported to observers (`events`)
+        self.recorder: Recorder | None = None  # L to change, read freely: its works are recorded for a trace (`ring`)
         self.careful = frozen  # L: frozen or observed: no work takes the fast path
         self.attends = frozen  # L: careful, or works are inactive: the end of a work needs more than a decrement
         self._adopt_limit()  # nobody knows the place yet
@@ -71,8 +73,8 @@ class PoolWorkQueue:
     @holding("self.pool.lock")
     def check_admitted(self, item: Item) -> None:
         """Called while the gate is shut: raise QueueClosed unless this item is let through."""
-        if self.wq.is_open and not self.pool.closing:
-            return  # the gate is shut only because the queue is observed
+        if not (self.wq._shut or self.pool.closing):
+            return  # the gate is shut only because the queue is observed or recorded
         self.wq._check_admitted(self.pool, accepted=item.accepted)
         self.nr_admitted += 1
 
@@ -95,6 +97,8 @@ class PoolWorkQueue:
 
     def note_failed(self) -> None:
         """One of its works raised."""
+        if self.recorder is not None:
+            self.recorder.failures += 1
         learning = self.learning  # read once: another thread may end it
         if learning is not None:
             learning.failed += 1
@@ -390,6 +394,8 @@ def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
     with pool.lock:
         if pwq.gate:
             pwq.check_admitted(item)
+            if pwq.recorder is not None:
+                pwq.recorder.queued(item)
             if pwq.observed:
                 events.queued(pwq, item)
         item.phase = phase = pwq.phase
@@ -419,6 +425,9 @@ def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
         if pwq.gate:
             for item in items:
                 pwq.check_admitted(item)
+            if pwq.recorder is not None:
+                for item in items:
+                    pwq.recorder.queued(item)
             if pwq.observed:
                 for item in items:
                     events.queued(pwq, item)
