@@ -257,10 +257,15 @@ class _Looks:
         ring = self.recording.ring
         if not ring.looks and not self._over:
             ring.looks = True
-            try:
-                self._runtime.host.call_later(TICK, self._look)
-            except CmwqError:
-                ring.looks = False
+            now = self._runtime.host.monotonic()
+            self._last = {pool.name: (now, pool.nr_completed) for pool in self._runtime.pools()}
+            self._look_later()
+
+    def _look_later(self) -> None:
+        try:
+            self._runtime.host.call_later(TICK, self._look)
+        except CmwqError:
+            self.recording.ring.looks = False
 
     def stop(self) -> None:
         self._over = True
@@ -275,8 +280,9 @@ class _Looks:
         for pool in self._runtime.pools():
             completed, works = self.recording.look_at(pool, cpu_seconds)
             busy |= self._judge(pool, completed) or works
-        if busy:
-            self.begin()
+        if busy and not ring.looks:
+            ring.looks = True
+            self._look_later()
 
     def _judge(self, pool: WorkerPool, completed: int) -> bool:
         """Record the pool, or leave it out for a while. True: it is left out."""
