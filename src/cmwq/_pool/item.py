@@ -13,6 +13,7 @@ down: `abort`, then `be_over`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cmwq._core.held import holding, outside
@@ -125,6 +126,11 @@ class Item(Protocol):
 
     work: Any
     """L: the `Work` of which this is a queueing, if it is one; None once the queueing was withdrawn."""
+
+    @property
+    def answers(self) -> Sequence[Any]:
+        """S: if it asked a source: the call that the source gave and that it ran, or nothing."""
+        ...
 
     @property
     def pwq(self) -> PoolWorkQueue:

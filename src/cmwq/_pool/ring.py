@@ -181,6 +181,8 @@ class Recorder:
             if failures != self.failures:  # some work has raised meanwhile, so it is worth asking
                 error = item.raised
                 raised = None if error is None else name_of(error)
+            if item.answers:
+                name = name_of(item.answers[0])
             worker.began = 0.0
             self.ring.put_run((began, clock(), worker.name, self.place, name, id(item), raised))
             del item, function  # the traceback of what the item raised keeps this frame

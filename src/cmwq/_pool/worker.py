@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from cmwq._pool.children import Below
     from cmwq._pool.item import Item, Source
     from cmwq._pool.lane import Record
-    from cmwq._pool.ring import Recorder
     from cmwq._pool.pool import WorkerPool
+    from cmwq._pool.ring import Recorder
 
 _log = logging.getLogger("cmwq")
 T = TypeVar("T")
@@ -35,8 +35,8 @@ class Worker:
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "announcing", "began", "below", "blocked", "counted", "cpu_time", "dying", "ended", "fate", "hog_item", "hog_since",
-        "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "look_again", "name",
+        "announcing", "began", "below", "blocked", "counted", "cpu_time", "dying", "ended", "fate", "hog_item",
+        "hog_since", "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "look_again", "name",
         "nr_hints", "nr_refused", "parker", "pool", "record", "served", "shown", "stray",
         "stumbled", "thread", "tid", "traits", "waiters", "watched",
     )  # fmt: skip

@@ -134,7 +134,9 @@ class RingTap(Tap):
 _QUIET = (None, "", "", "", 0, "", "", (), None)
 
 
-def _numbered(pool: WorkerPool, what: tuple[object, ...], records: bool, cpu_seconds: float | None) -> tuple[object, ...]:
+def _numbered(
+    pool: WorkerPool, what: tuple[object, ...], records: bool, cpu_seconds: float | None
+) -> tuple[object, ...]:
     """The fields of `Happened`. what: those of the event, without time and pool.  Context: lock held."""
     blocked, pending = pool.nr_blocked + pool.nr_hogs, len(pool.lane.items) + len(pool.worklist)
     return (

@@ -31,6 +31,7 @@ from cmwq.cli.news import Failed, Finished, Outcome
 from cmwq.cli.output import CLOSED, Refusal, reason, say, write_all
 from cmwq.cli.progress import Display, Tally, display, is_shown
 from cmwq.cli.run import GRACE, Run
+from cmwq.cli.tracing import tracing
 from cmwq.cli.window import Window
 
 COUNT = 50_000  # commands that may wait for their turn
@@ -85,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
             from cmwq.cli.picture import Picture
 
             executing.picture = Picture()
+        executing.trace = tracing(options.trace, executing.name, stack)
         _arrange_signals()
         return executing.run()
 

@@ -1,1 +1,1 @@
-"""What shows what cmwq does: traces, the monitor and its views. Each part is a module of its own, imported when needed."""
+"""What shows what cmwq does: traces, the monitor and its views. Each part is a module of its own."""

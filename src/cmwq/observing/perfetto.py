@@ -2,15 +2,15 @@
 
 Guarantees
 - Every slice is well formed: it begins within the trace, ends no earlier than it begins, and lies wholly within the one
-  around it. What began before the oldest record that is kept, and what can't be told any more, is left out. What has not
-  ended when the trace is written ends there, and says so (`unfinished`).
+  around it. What began before the oldest record that is kept, and what can't be told any more, is left out. What has
+  not ended when the trace is written ends there, and says so (`unfinished`).
 - It is written piece by piece, so what it costs in memory is the records, not the text.
 - Times are microseconds with three decimals, on the clock of `time.monotonic()`. They are made of whole nanoseconds, so
   rounding breaks no nesting.
 
 What becomes what. A worker is a track named like its thread, and so is a thread that queues works; a pool has one for
-what concerns it as a whole. A work that ran is a slice; a span in which it was known to be blocked is a slice within. An
-arrow leads from where a work was queued to where it began. Events are instants, numbers are counters.
+what concerns it as a whole. A work that ran is a slice; a span in which it was known to be blocked is a slice within.
+An arrow leads from where a work was queued to where it began. Events are instants, numbers are counters.
 """
 
 from __future__ import annotations
@@ -328,16 +328,15 @@ class _Writer:
             if shown.get(each.pool) != numbers:
                 shown[each.pool] = numbers
                 time = _ns(each.time)
-                args = {"running": each.running, "blocked": each.blocked, "idle": each.idle}
-                yield self._counter(f"{each.pool} workers", time, args)
-                yield self._counter(f"{each.pool} pending works", time, {"pending": each.pending})
+                args = {"running": each.running, "blocked": each.blocked, "idle": each.idle, "pending": each.pending}
+                yield self._counter(each.pool, time, args)
             if each.cpu_seconds is not None:
                 if used is not None and used.cpu_seconds is not None and each.time > used.time:
                     share = (each.cpu_seconds - used.cpu_seconds) / (each.time - used.time)
-                    yield self._counter("CPUs used", _ns(used.time), {"CPUs": round(share, 3)})
+                    yield self._counter("CPUs", _ns(used.time), {"used": round(share, 3)})
                 used = each
         if used is not None:
-            yield self._counter("CPUs used", _ns(used.time), {"CPUs": 0})
+            yield self._counter("CPUs", _ns(used.time), {"used": 0})
 
     # ------------------------------------------------------------------------------- text
 

@@ -10,7 +10,8 @@ Guarantees
 - The child of a fork does not touch its parent's file. With `CMWQ_TRACE` it records anew, into a file of its own.
 
 Floods. To record a no-op takes half as long as the no-op. Where a pool ends more than `FLOOD` works a second, and only
-there, its works are recorded for a tenth of the time; the trace shows how many ended meanwhile. `every=True` records all.
+there, its works are recorded for a tenth of the time; the trace shows how many ended meanwhile. `every=True` records
+all of them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from cmwq._core import checks
 from cmwq._core.naming import name_of
 from cmwq._errors import CmwqError, ForeignProcess, ThreadLimit
 from cmwq._pool.events import name_of_pool
-from cmwq._pool.ring import Place, Queued, Ran
+from cmwq._pool.ring import Place, Ran
 from cmwq._workqueue.recording import Happened, Recording
 from cmwq._workqueue.runtime import default_runtime
 
@@ -55,6 +56,8 @@ FLOOD = 20_000
 """Works a second, of one pool. More are not recorded all the time."""
 REST = 9
 """So many ticks a flood is not recorded, after one in which it was."""
+MAX_NAME = 100
+"""Characters of the process's name in a trace, at most."""
 MAX_STALLS = 5
 """So many files a trace writes because of stalls."""
 
@@ -348,7 +351,7 @@ def _collect(runtime: Runtime, recording: Recording, begin: float) -> Any:
     kept = {"works queued": len(queued), "works": len(ran), "events": len(happened)}
     return perfetto.Records(
         pid=os.getpid(),
-        process=" ".join([Path(sys.executable or "python").name, *map(str, sys.argv[:1])]),
+        process=" ".join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])[:MAX_NAME],
         begin=begin,
         now=now,
         epoch=time.time(),
