@@ -118,6 +118,10 @@ class Executing(Run):
 
     # The workers
 
+    def title(self, item: str) -> str:
+        words = self.options.words
+        return f"{os.path.basename(words[0])} {item}" if words and not self.options.shell else item
+
     def outcome(self, index: int, item: str) -> Outcome | Failed | None:
         begun, start = time.monotonic(), time.time()
         streams: tuple[Stream, ...] = ()

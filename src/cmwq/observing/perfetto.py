@@ -121,7 +121,7 @@ class _Writer:
     def events(self) -> Iterator[str]:
         """The events, each as text. Those of a track come in the order in which a reader needs them."""
         records = self._records
-        yield self._about("process_name", 0, name=f"cmwq: {records.process}")
+        yield self._about("process_name", 0, name=records.process)
         happened = sorted(records.happened, key=attrgetter("time"))
         yield from self._name_tracks(happened)
         arrows, bursts = self._arrows()
@@ -268,8 +268,8 @@ class _Writer:
         began = _ns(blocked.time)
         work = self._work_at(blocked.worker, began)
         if work is not None and work.ran.item in (blocked.item, 0):
-            name = f"blocked: {blocked.where or _WHY.get(blocked.why, blocked.why)}"
-            args = {"why": blocked.why, "where": blocked.where}
+            name = blocked.where or _WHY.get(blocked.why, blocked.why)
+            args = {"why": blocked.why, "of": work.ran.work}
             yield self._span(name, "blocked", self._tracks[blocked.worker], began, min(until, work.ended), args)
 
     # ------------------------------------------------------------------------------- the rest
@@ -382,7 +382,7 @@ _INSTANTS = {
 _WHY = {
     "lock": "waits for a lock",
     "asleep": "waits in the system",
-    "said": "said so",
+    "said": "said that it waits",
     "child": "a child process computes",
 }
 
