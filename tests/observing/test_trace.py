@@ -85,9 +85,7 @@ def test_every_work_is_a_slice_on_the_track_of_the_thread_that_ran_it(universe: 
     assert Counter((names[event["tid"]], event["tid"]) for event in slices) == Counter(ran)
 
 
-def test_an_arrow_leads_from_where_a_work_was_queued_to_where_it_began(
-    universe: cmwq.Runtime, tmp_path: Path
-) -> None:
+def test_an_arrow_leads_from_where_a_work_was_queued_to_where_it_began(universe: cmwq.Runtime, tmp_path: Path) -> None:
     def inner() -> None:
         pass
 
@@ -151,9 +149,7 @@ def test_a_work_that_raised_says_what(universe: cmwq.Runtime, tmp_path: Path) ->
     assert Counter(raised) == {(fails.__qualname__, "LookupError"): 2, ("int", None): 1}
 
 
-def test_a_work_that_has_not_ended_ends_where_the_trace_does(
-    universe: cmwq.Runtime, gate: Any, tmp_path: Path
-) -> None:
+def test_a_work_that_has_not_ended_ends_where_the_trace_does(universe: cmwq.Runtime, gate: Any, tmp_path: Path) -> None:
     begun = threading.Event()
 
     def hangs() -> None:
@@ -234,46 +230,48 @@ def test_the_newest_are_kept_in_constant_memory(universe: cmwq.Runtime, tmp_path
 
 
 def test_in_a_flood_some_works_are_recorded_and_the_others_counted(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    def rests() -> bool:
+        return any(tap.ring is None for pool in universe.pools() for tap in pool.taps)
+
     with cmwq.WorkQueue("flood", runtime=universe) as queue:
-        with cmwq.trace(tmp_path / "t.json", runtime=universe, limit=1_000_000) as trace:
+        with cmwq.trace(tmp_path / "t.json", runtime=universe, limit=1_000_000):
             number = 0
             deadline = time.monotonic() + HANG
-            while not of(load(trace.write()), "flood") and time.monotonic() < deadline:
-                for _ in range(20_000):
+            while not rests() and time.monotonic() < deadline:
+                for _ in range(1_000):
                     queue.submit(int)
-                queue.flush()
-                number += 20_000
-            queue.submit(float).result()
-            until(lambda: all(tap.ring is not None for pool in universe.pools() for tap in pool.taps))
+                number += 1_000
+            queue.flush()
+            until(lambda: not rests())
             queue.submit(complex).result()
     events = load(tmp_path / "t.json")
     works, floods = of(events, "work"), of(events, "flood")
     assert 0 < len(works) < number
-    missing = number + 2 - len(works)
+    missing = number + 1 - len(works)
     told = sum(event["args"]["works"] for event in floods)
     assert abs(told - missing) <= 20 * len(floods), "works at the ends of a span may be counted on both sides or none"
-    assert works[-1]["name"] == "complex" or "complex" in {event["name"] for event in works}
+    assert "complex" in {event["name"] for event in works}, "it is recorded again when the flood is over"
 
 
 def test_every_works_record_is_whole_while_others_read(universe: cmwq.Runtime, tmp_path: Path) -> None:
-    rounds = 10
+    rounds = 8
     with cmwq.WorkQueue("sums", runtime=universe) as queue:
         with cmwq.trace(tmp_path / "t.json", runtime=universe, limit=1_000_000, every=True) as trace:
 
             def produce() -> None:
-                for _ in range(1_000 * rounds):
+                for _ in range(300 * rounds):
                     queue.submit(int)
 
             threads = [threading.Thread(target=produce) for _ in range(3)]
             for thread in threads:
                 thread.start()
             for _ in range(rounds):
-                load(trace.write())
+                trace.write()
             for thread in threads:
                 thread.join()
             queue.flush()
     events = load(tmp_path / "t.json")
-    number = 3_000 * rounds
+    number = 900 * rounds
     assert number - 4 * rounds <= len(of(events, "work")) <= number, "a thread may lose one record when another reads"
 
 

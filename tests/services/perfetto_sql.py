@@ -72,8 +72,8 @@ def ask(trace: Path, *questions: str) -> Answers:
         assert not result.error, f"{waiting[0]}: {result.error}"
         if message.query_result.batch and message.query_result.batch[-1].is_last_batch:
             names = list(result.column_names)
-            cells = QueryResultIterator(names, result.batch)
-            rows[waiting.pop(0)] = [tuple(getattr(row, name) for name in names) for row in cells]
+            cells = iter(list(QueryResultIterator(names, result.batch).cells))  # by place: names may be the same
+            rows[waiting.pop(0)] = list(zip(*[cells] * len(names), strict=True))
             result = protos.QueryResult()
     assert not waiting, f"no answer to {waiting}: {done.stderr.decode(errors='replace')[-2000:]}"
     return Answers(rows)

@@ -267,7 +267,7 @@ class _Writer:
     def _blocked_span(self, blocked: Happened, until: int) -> Iterator[str]:
         began = _ns(blocked.time)
         work = self._work_at(blocked.worker, began)
-        if work is not None and work.ran.item in (blocked.item, 0):
+        if work is not None and work.ran.item == blocked.item:
             name = blocked.where or _WHY.get(blocked.why, blocked.why)
             args = {"why": blocked.why, "of": work.ran.work}
             yield self._span(name, "blocked", self._tracks[blocked.worker], began, min(until, work.ended), args)
