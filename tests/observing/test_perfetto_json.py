@@ -21,9 +21,9 @@ MAIN = 7
 def happened(kind: Kind | None, time: float, **more: Any) -> Happened:
     """pool u0, one of whose workers runs."""
     given = {
-        "kind": kind, "time": time, "pool": "u0", "worker": "", "queue": "", "work": "", "item": 0, "why": "", "where": "",
-        "cpus": (), "stall": None, "running": 1, "blocked": 0, "idle": 1, "pending": 0, "completed": 0, "records": True,
-        "cpu_seconds": None,
+        "kind": kind, "time": time, "pool": "u0", "worker": "", "queue": "", "work": "", "item": 0, "why": "",
+        "where": "", "cpus": (), "stall": None, "running": 1, "blocked": 0, "idle": 1, "pending": 0, "completed": 0,
+        "records": True, "cpu_seconds": None,
     }  # fmt: skip
     return Happened(**{**given, **more})
 

@@ -312,7 +312,11 @@ def mended(pool: WorkerPool) -> None:
 
 @holding("pwq.pool.lock")
 def queued(pwq: PoolWorkQueue, item: Item) -> None:
-    note(pwq.pool, Kind.QUEUED, item=item, wq=pwq.wq)
+    """Tell those who want to hear of it, if anybody does."""
+    if pwq.recorder is not None:
+        pwq.recorder.queued(item)
+    if pwq.observed:
+        note(pwq.pool, Kind.QUEUED, item=item, wq=pwq.wq)
 
 
 @holding("pwq.pool.lock")

@@ -36,9 +36,9 @@ class Worker:
 
     __slots__ = (
         "announcing", "began", "below", "blocked", "counted", "cpu_time", "dying", "ended", "fate", "hog_item",
-        "hog_since", "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "look_again",
-        "name", "nr_hints", "nr_refused", "parker", "pool", "record", "served", "shown", "stray", "stumbled", "thread",
-        "tid", "traits", "waiters", "watched",
+        "hog_since", "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed",
+        "look_again", "name", "nr_hints", "nr_refused", "parker", "pool", "record", "served", "shown", "stray",
+        "stumbled", "thread", "tid", "traits", "waiters", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker, name: str = "") -> None:

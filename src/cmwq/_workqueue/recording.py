@@ -134,10 +134,11 @@ class RingTap(Tap):
 _QUIET = (None, "", "", "", 0, "", "", (), None)
 
 
+@holding("pool.lock")
 def _numbered(
     pool: WorkerPool, what: tuple[object, ...], records: bool, cpu_seconds: float | None
 ) -> tuple[object, ...]:
-    """The fields of `Happened`. what: those of the event, without time and pool.  Context: lock held."""
+    """The fields of `Happened`. what: those of the event, without time and pool."""
     blocked, pending = pool.nr_blocked + pool.nr_hogs, len(pool.lane.items) + len(pool.worklist)
     return (
         what[0], pool.host.monotonic(), name_of_pool(pool), *what[1:],

@@ -256,7 +256,7 @@ class _Looks:
         self._rests: dict[str, int] = {}  # T: for how many ticks more each pool is not recorded
 
     def begin(self) -> None:
-        """Look from now on.  Context: any lock may be held."""
+        """Look from now on. It may be called under any lock."""
         ring = self.recording.ring
         if not ring.looks and not self._over:
             ring.looks = True
