@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent / "tests/services"
-PACKAGES = {"redis-server": "redis-server"}
+PACKAGES = {"redis-server": "redis-server", "node": "nodejs"}
 """Which package each program is in."""
 
 
