@@ -93,6 +93,8 @@ def test_an_item_whose_number_is_used_again_gets_the_arrow_of_its_own_queueing()
 
 def test_a_work_whose_queueing_is_not_kept_has_no_arrow_and_one_that_never_ran_neither() -> None:
     assert not [e for e in written(ran=[ran(2.0, 3.0)], queued=[Queued(3.5, 1, MAIN, HERE)]) if e["ph"] in "sf"]
+    again = written(ran=[ran(2.0, 3.0), ran(4.0, 5.0)], queued=[Queued(1.5, 1, MAIN, HERE)])
+    assert [event["ts"] for event in again if event["ph"] in "sf"] == [1.5e6, 2.0e6]
 
 
 def test_works_queued_one_after_the_other_are_queued_in_one_slice() -> None:

@@ -283,6 +283,8 @@ def test_a_trace_that_is_over_leaves_no_trace_in_the_pools(universe: cmwq.Runtim
         assert pwq.recorder is not None
         assert pwq.gate
         assert not pwq.attends
+        queue.flush()
+        assert [worker.began for worker in pwq.pool.workers if worker.began] == [], "no work runs"
         trace.close()
         assert pwq.recorder is None
         assert not pwq.gate
@@ -297,9 +299,13 @@ def test_two_traces_at_once_are_both_complete(universe: cmwq.Runtime, tmp_path: 
             queue.submit(int).result()
             with cmwq.trace(tmp_path / "short.json", runtime=universe, every=True):
                 queue.submit(float).result()
+                queue.submit(time.sleep, 0.1).result()
             queue.submit(str).result()
-    assert {event["name"] for event in of(load(tmp_path / "short.json"), "work")} == {"float"}
-    assert {event["name"] for event in of(load(tmp_path / "long.json"), "work")} == {"int", "float", "str"}
+    for name in ("short.json", "long.json"):
+        looks = [event for event in load(tmp_path / name) if event["name"] == "CPUs"]
+        assert len(looks) > 2, "somebody looks while works run"
+    assert {event["name"] for event in of(load(tmp_path / "short.json"), "work")} == {"float", "sleep"}
+    assert {event["name"] for event in of(load(tmp_path / "long.json"), "work")} == {"int", "float", "sleep", "str"}
 
 
 def test_events_are_the_same_while_a_trace_records(universe: cmwq.Runtime, tmp_path: Path) -> None:
@@ -320,7 +326,25 @@ def test_events_are_the_same_while_a_trace_records(universe: cmwq.Runtime, tmp_p
     assert len(of(load(tmp_path / "t.json"), "work")) == 10
 
 
+def test_arrows_go_on_after_a_drain(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    with cmwq.WorkQueue("sums", runtime=universe) as queue:
+        with cmwq.trace(tmp_path / "t.json", runtime=universe, every=True):
+            queue.submit(int).result()
+            queue.drain()
+            queue.submit(int).result()
+    assert sum(event["ph"] == "s" for event in load(tmp_path / "t.json")) == 2
+
+
 # ----------------------------------------------------------------------------------- when and how it is written
+
+
+def test_whoever_reads_an_older_file_meanwhile_has_it_whole(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text("an older trace")
+    with path.open() as reader, cmwq.trace(runtime=universe) as trace:
+        trace.write(path)
+        assert reader.read() == "an older trace"
+    assert load(path)
 
 
 def test_a_name_that_ends_in_gz_is_compressed(universe: cmwq.Runtime, tmp_path: Path) -> None:
@@ -352,7 +376,11 @@ def test_a_full_disk_is_said_in_a_line_and_breaks_nothing(python: Python, tmp_pa
 
 def test_a_signal_has_the_trace_written_by_another_thread(universe: cmwq.Runtime, tmp_path: Path) -> None:
     heard: list[int] = []
-    before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
+
+    def hear(number: int, frame: object) -> None:
+        heard.append(number)
+
+    before = signal.signal(signal.SIGUSR2, hear)
     try:
         with cmwq.WorkQueue("sums", runtime=universe) as queue:
             with cmwq.trace(tmp_path / "t.json", runtime=universe, on_signal=signal.SIGUSR2):
@@ -361,8 +389,8 @@ def test_a_signal_has_the_trace_written_by_another_thread(universe: cmwq.Runtime
                 until((tmp_path / "t.json").exists)
                 assert len(of(load(tmp_path / "t.json"), "work")) == 1
                 assert heard == [signal.SIGUSR2], "the handler that was there before is called"
-        signal.raise_signal(signal.SIGUSR2)
-        assert len(heard) == 2, "and is there again afterwards"
+                assert signal.getsignal(signal.SIGUSR2) is not hear
+        assert signal.getsignal(signal.SIGUSR2) is hear, "and is there again afterwards"
     finally:
         signal.signal(signal.SIGUSR2, before)
 
