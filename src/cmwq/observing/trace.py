@@ -137,11 +137,11 @@ class Trace:
         """Record nothing more. False: that was so already, or this is the child of a fork."""
         if self._pid != os.getpid():
             return False
+        self._looks.stop()
+        self._runtime.events.drop(self._recording)  # before it is over: if this is interrupted, it may be repeated
+        self._listen_no_more()
         with self._lock:
             before, self._over = self._over, True
-        self._looks.stop()
-        self._runtime.events.drop(self._recording)
-        self._listen_no_more()
         if self._writer is not None and not before:
             self._wanted.put(None)
             if self._writer is not threading.current_thread():
