@@ -232,24 +232,26 @@ class _Writer:
                 first = index + 1
 
     def _works(self, slices: list[_Slice], arrows: dict[int, tuple[int, int]]) -> Iterator[str]:
-        pid = self._records.pid
+        """The works of one worker with their arrows. This is most of a file, so the texts are made in place."""
+        pid, track = self._records.pid, self._tracks[slices[0].ran.worker]
         for work in slices:
-            ran = work.ran
-            track = self._tracks[ran.worker]
-            args: dict[str, Any] = {"queue": ran.place.queue, "pool": ran.place.pool}
+            ran, began = work.ran, work.began
             arrow = arrows.get(id(ran))
-            if arrow is not None:
-                args["waited_us"] = (work.began - arrow[0]) / 1e3
+            more = "" if arrow is None else f',"waited_us":{_us(began - arrow[0])}'
             if ran.raised is not None:
-                args["raised"] = ran.raised
+                more += f',"raised":{self._quote(ran.raised)}'
             if work.unfinished:
-                args["unfinished"] = True
-            yield self._span(ran.work, "work", track, work.began, work.ended, args)
+                more += ',"unfinished":true'
+            begin = _us(began)
+            yield (
+                f'{{"ph":"X","cat":"work","name":{self._quote(ran.work)},"pid":{pid},"tid":{track},"ts":{begin},'
+                f'"dur":{_us(max(work.ended - began, 0))},"args":{{"queue":{self._quote(ran.place.queue)},'
+                f'"pool":{self._quote(ran.place.pool)}{more}}}}}'
+            )
             if arrow is not None:
-                number = next(self._numbers)
-                head = f'"cat":"queued","name":"queued","id":{number},"pid":{pid}'
+                head = f'"cat":"queued","name":"queued","id":{next(self._numbers)},"pid":{pid}'
                 yield f'{{"ph":"s",{head},"tid":{arrow[1]},"ts":{_us(arrow[0])}}}'
-                yield f'{{"ph":"f","bp":"e",{head},"tid":{track},"ts":{_us(work.began)}}}'
+                yield f'{{"ph":"f","bp":"e",{head},"tid":{track},"ts":{begin}}}'
 
     def _blocked(self, happened: list[Happened]) -> Iterator[str]:
         """The spans in which works were known to be blocked, each within its work."""
