@@ -261,7 +261,7 @@ class _Looks:
         if not ring.looks and not self._over:
             ring.looks = True
             now = self._runtime.host.monotonic()
-            self._last = {pool.name: (now, pool.nr_completed) for pool in self._runtime.pools()}
+            self._last = {name_of_pool(pool): (now, pool.nr_completed) for pool in self._runtime.pools()}
             self._look_later()
 
     def _look_later(self) -> None:
@@ -289,18 +289,18 @@ class _Looks:
 
     def _judge(self, pool: WorkerPool, completed: int) -> bool:
         """Record the pool, or leave it out for a while. True: it is left out."""
-        now = self._runtime.host.monotonic()
-        then, before = self._last.get(pool.name, (now, completed))
-        self._last[pool.name] = now, completed
-        rest = self._rests.get(pool.name, 0)
+        name, now = name_of_pool(pool), self._runtime.host.monotonic()
+        then, before = self._last.get(name, (now, completed))
+        self._last[name] = now, completed
+        rest = self._rests.get(name, 0)
         if rest:
-            self._rests[pool.name] = rest - 1
+            self._rests[name] = rest - 1
             if rest == 1:
                 self.recording.record(pool, True)
         elif not self._every and completed - before > FLOOD * (now - then):
-            self._rests[pool.name] = REST
+            self._rests[name] = REST
             self.recording.record(pool, False)
-        return bool(self._rests.get(pool.name))
+        return bool(self._rests.get(name))
 
 
 # ----------------------------------------------------------------------------------- the file
@@ -398,7 +398,8 @@ def begin_from_environment() -> None:
     own = str(os.getpid())
     shared = os.environ.setdefault(OWNER, own) != own
     _begin(_marked(Path(path), own) if shared else Path(path))
-    os.register_at_fork(after_in_child=_begin_in_child)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_begin_in_child)
     atexit.register(_end)
 
 
