@@ -14,7 +14,12 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent / "tests/services"
-PACKAGES = {"redis-server": "redis-server", "prometheus": "prometheus", "chromium": "chromium"}
+PACKAGES = {
+    "redis-server": "redis-server",
+    "prometheus": "prometheus",
+    "chromium": "chromium",
+    "node": "nodejs",
+}
 """Which package each program is in."""
 
 

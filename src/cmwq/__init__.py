@@ -40,6 +40,7 @@ from cmwq._workqueue.snapshot import PoolView, QueueView, Snapshot
 from cmwq._workqueue.watchdog import Stall, StalledWorker
 from cmwq._workqueue.work import DelayedWork, Work
 from cmwq.executor import Executor
+from cmwq.observing.trace import Trace, begin_from_environment, trace
 
 if TYPE_CHECKING:
     from cmwq.observing.server import Monitor
@@ -159,6 +160,7 @@ __all__ = [
     "Stall",
     "StalledWorker",
     "ThreadLimit",
+    "Trace",
     "Work",
     "WorkDisabled",
     "WorkQueue",
@@ -177,4 +179,7 @@ __all__ = [
     "system_long",
     "system_percpu",
     "thaw",
+    "trace",
 ]
+
+begin_from_environment()

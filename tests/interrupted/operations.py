@@ -996,6 +996,28 @@ class Subscribe(Operation, name="subscribe to events, and close"):
                 raise Broken("a place is observed by nobody")
 
 
+class Traced(Operation, name="a trace, begun and ended"):
+    def arrange(self) -> None:
+        self.first, self.second = self.call(), self.call()
+
+    def act(self) -> None:
+        with cmwq.trace(runtime=self.runtime, every=True):
+            self.keep(self.queue.submit(self.first)).result()
+            self.keep(self.queue.submit(self.second)).result()
+
+    def check(self) -> None:
+        ran(self.first, 1)
+        ran(self.second, 1)
+
+    def check_either(self) -> None:
+        """One that was begun or ended as it was interrupted is nobody's, and ends here."""
+        for subscription in self.runtime.events.subscriptions:
+            bounded(subscription.close, "close of a recording")
+        for place in self.queue.places():
+            if place.recorder is not None:
+                raise Broken("a place is recorded by nobody")
+
+
 class Observed(Operation, name="queueing and taking back, observed"):
     options: ClassVar = {"max_active": 1}
 

@@ -11,7 +11,8 @@ Guarantees
 - Without a subscription, events cost nothing on the path of a work from `submit` to its result. That path has three
   slow branches anyway, and an observed place takes them all: its `gate` sends a thread that queues to `check_admitted`;
   its `attends` sends activation to `place`, `activate` and `attend` (`careful` keeps it set); and a worker whose
-  `served` is not the place calls `execute_specially` for each item.
+  `served` is not the place calls `execute_specially` for each item. A place that is only recorded for a trace takes the
+  first and the last of them (`ring`).
 - The child of a fork has no subscription. When a runtime ends, what was noted before is delivered, within a limit of
   time (`subscriptions`).
 
@@ -41,6 +42,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cmwq._core.held import holding, not_holding
 from cmwq._core.naming import name_of
+from cmwq._pool.ring import Place, Recorder, Ring
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Lock
@@ -127,6 +129,8 @@ class Kind(StrEnum):
 
 OF_WORKS = frozenset({Kind.QUEUED, Kind.ACTIVATED, Kind.DEACTIVATED, Kind.CANCELLED, Kind.STARTED, Kind.ENDED})
 """The kinds for which a queue's works have to take the slow branches."""
+REPORTED = frozenset({Kind.HOG, Kind.STALL, Kind.STARTED})
+"""The kinds of which the thread that finds out needs the note itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +194,13 @@ pool's lock.
 class Tap:
     """One pool's end of a subscription."""
 
-    __slots__ = ("lost", "subscription", "untold")
+    __slots__ = ("lost", "ring", "subscription", "untold")
 
     def __init__(self, subscription: Subscription) -> None:
         self.subscription = subscription  # I
         self.lost = 0  # L: events that found the buffer full
         self.untold = 0  # L: how many of them no event has told of yet
+        self.ring: Ring | None = None  # L: where the works of the pool are recorded
 
     def wants(self, kind: Kind, wq: WorkQueue | None) -> bool:
         """Return whether the subscription asked for events of this kind about this queue."""
@@ -253,21 +258,24 @@ def note(
 ) -> Note:
     """Note that something happens now, in the buffer of each subscription that wants it.
 
-    Returns the note for those who are told in any case.
+    Returns the note for those who are told in any case (`REPORTED`), and nothing if nobody wants it.
     """
     if item is not None:
-        wq, function = item.queue, item.function
-        if function is not None:
-            work = name_of(function)
+        wq = item.queue
+    taps = [tap for tap in pool.taps if tap.wants(kind, wq)]
+    if not (taps or kind in REPORTED):
+        return ()
+    function = None if item is None else item.function
+    if function is not None:
+        work = name_of(function)
     sought = worker if kind is Kind.BLOCKED and not where else None
     queue = "" if wq is None else wq.name
     noted = (
         kind, pool.host.monotonic(), name_of_pool(pool), "" if worker is None else worker.name, queue, work,
         0 if item is None else id(item), why, where, seconds, cpu_seconds, 0, cpus, None, stall, sought,
     )  # fmt: skip
-    for tap in pool.taps:
-        if tap.wants(kind, wq):
-            tap.put(noted, pool.lock)
+    for tap in taps:
+        tap.put(noted, pool.lock)
     return noted
 
 
@@ -304,7 +312,11 @@ def mended(pool: WorkerPool) -> None:
 
 @holding("pwq.pool.lock")
 def queued(pwq: PoolWorkQueue, item: Item) -> None:
-    note(pwq.pool, Kind.QUEUED, item=item, wq=pwq.wq)
+    """Tell those who want to hear of it, if anybody does."""
+    if pwq.recorder is not None:
+        pwq.recorder.queued(item)
+    if pwq.observed:
+        note(pwq.pool, Kind.QUEUED, item=item, wq=pwq.wq)
 
 
 @holding("pwq.pool.lock")
@@ -412,12 +424,17 @@ def cpus_change(pool: WorkerPool, cpus: tuple[int, ...]) -> None:
 
 @holding("pwq.pool.lock")
 def observe(pwq: PoolWorkQueue) -> None:
-    """Make the works of the place take the slow branches if a subscription wants to hear of them, and only then."""
+    """Make the works of the place take the slow branches if a subscription wants to hear of them, and only then; and
+    record them if a ring does.
+    """
     pool, wq = pwq.pool, pwq.wq
     pwq.observed = observed = any(tap.watches(wq) for tap in pool.taps)
     pwq.careful = observed or pwq.frozen
     pwq.attends = pwq.careful or bool(pwq.inactive)
-    pwq.gate = observed or not wq.is_open or pool.closing
+    rings = tuple(ring for tap in pool.taps if (ring := tap.ring) is not None)
+    if rings != (() if pwq.recorder is None else pwq.recorder.rings):
+        pwq.recorder = Recorder(rings, pool.host.monotonic, Place(name_of_pool(pool), wq.name)) if rings else None
+    pwq.gate = observed or pwq.recorder is not None or not wq.is_open or pool.closing
 
 
 @holding("pool.lock")

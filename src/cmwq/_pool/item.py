@@ -13,6 +13,7 @@ down: `abort`, then `be_over`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cmwq._core.held import holding, outside
@@ -20,6 +21,7 @@ from cmwq._core.held import holding, outside
 if TYPE_CHECKING:
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.rescuer import Rescuer
+    from cmwq._pool.ring import Recorder
     from cmwq._pool.worker import Worker
     from cmwq._workqueue.phase import Phase
     from cmwq._workqueue.pwq import PoolWorkQueue
@@ -51,6 +53,8 @@ class Source(Protocol):
     """L: its works that wait for a place, in order."""
     observed: bool
     """L to change, read freely: somebody subscribed to events of its works."""
+    recorder: Recorder | None
+    """L to change, read freely: records its works for a trace."""
     attends: bool
     """L: something has to be done when a place becomes free."""
     called: bool
@@ -122,6 +126,11 @@ class Item(Protocol):
 
     work: Any
     """L: the `Work` of which this is a queueing, if it is one; None once the queueing was withdrawn."""
+
+    @property
+    def answers(self) -> Sequence[Any]:
+        """S: if it asked a source: the call that the source gave and that it ran, or nothing."""
+        ...
 
     @property
     def pwq(self) -> PoolWorkQueue:

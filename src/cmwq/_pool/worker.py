@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cmwq._pool.item import Item, Source
     from cmwq._pool.lane import Record
     from cmwq._pool.pool import WorkerPool
+    from cmwq._pool.ring import Recorder
 
 _log = logging.getLogger("cmwq")
 T = TypeVar("T")
@@ -34,9 +35,9 @@ class Worker:
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "announcing", "below", "blocked", "counted", "cpu_time", "dying", "ended", "fate", "hog_item", "hog_since",
-        "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed", "look_again", "name",
-        "nr_hints", "nr_refused", "parker", "pool", "record", "served", "shown", "stray",
+        "announcing", "began", "below", "blocked", "counted", "cpu_time", "dying", "ended", "fate", "hog_item",
+        "hog_since", "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed",
+        "look_again", "name", "nr_hints", "nr_refused", "parker", "pool", "record", "served", "shown", "stray",
         "stumbled", "thread", "tid", "traits", "waiters", "watched",
     )  # fmt: skip
 
@@ -69,7 +70,8 @@ class Worker:
         self.announcing = False  # L: its item has ended, and the threads that wait are being told
         self.ended: Callable[[], None] = _nothing  # I once its thread runs: tells the sensor that what it saw is void
         self.stumbled: Item | None = None  # S: the item that it was about to claim when it was interrupted
-        self.served: Source | None = None  # ~: an item of the same source takes the short way
+        self.served: Source | Recorder | None = None  # ~: an item of the same source takes the short way
+        self.began = 0.0  # S to change, read freely: when the work that it records began (`ring`); 0: it records none
         self.nr_refused = pool.office.nr_refused  # I: how many threads had been refused before it was created
         self.nr_hints = 0  # S: how deep it is in blocking() and waits
         self.traits: Traits | None = None  # S: the traits that its thread is restored to (B4)

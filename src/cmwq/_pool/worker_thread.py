@@ -250,8 +250,15 @@ def run_item(pool: WorkerPool, worker: Worker) -> None:
     Beginning and end are noted under the lock, so both have their place in the pool's order. The worker's `served` is
     cleared, so its next item comes here as well. The end is noted even if the worker is interrupted in between.
     """
-    if not worker.item.phase.pwq.observed:  # type: ignore[union-attr]
-        worker.item.run()  # type: ignore[union-attr]  # in no variable: the traceback of what it raises keeps this frame
+    pwq = worker.item.phase.pwq  # type: ignore[union-attr]
+    recorder = pwq.recorder
+    if recorder is not None and worker.served is pwq:
+        worker.served = recorder  # its next item of this place takes the shortest way to the recorder
+    if not pwq.observed:
+        if recorder is None:
+            worker.item.run()  # type: ignore[union-attr]  # in no variable: a traceback may keep this frame
+        else:
+            recorder.run(worker)
         return
     item, host = worker.item, pool.host
     assert item is not None
@@ -260,7 +267,10 @@ def run_item(pool: WorkerPool, worker: Worker) -> None:
         work = events.note(pool, events.Kind.STARTED, worker, item)[5]  # the item forgets its function when it has run
     began, used = host.monotonic(), worker.cpu_time()
     try:
-        item.run()
+        if recorder is None:
+            item.run()
+        else:
+            recorder.run(worker)
     finally:
         with pool.lock:
             worker.ended()  # what a sensor saw of it is void, and so is its reason to be blocked
@@ -283,6 +293,10 @@ def run_item(pool: WorkerPool, worker: Worker) -> None:
 def execute_specially(pool: WorkerPool, worker: Worker) -> None:
     """Run the worker's item if it is from another queue than the last (B5: rename the thread), or exempt (A8)."""
     pwq: Source = worker.item.phase.pwq  # type: ignore[union-attr]
+    recorder = pwq.recorder
+    if recorder is not None and worker.served is recorder:
+        recorder.run(worker)  # nothing below applies to it
+        return
     if worker.stray:
         worker.stray = False
         worker.bind()

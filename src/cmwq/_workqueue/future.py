@@ -9,7 +9,7 @@ of `pool`.
 from __future__ import annotations
 
 import concurrent.futures as cf
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextvars import Context
 from functools import partial
@@ -67,6 +67,7 @@ class Future(cf.Future[T]):
     _context: Context | None = None  # likewise
     follower = None
     accepted = False
+    answers: Sequence[Any] = ()
     work = None
     lent = False
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cmwq._core.config import DFL_ACTIVE
 from cmwq._core.held import holding
 from cmwq._errors import CmwqError
-from cmwq._pool import events, lane, lending
+from cmwq._pool import events, lane, lending, ring
 from cmwq._workqueue import learning
 from cmwq._workqueue.learned import NEVER
 from cmwq._workqueue.phase import Outside, Phase
@@ -40,7 +40,7 @@ class PoolWorkQueue:
     __slots__ = (
         "__weakref__", "attends", "called", "careful", "exempt", "freezers", "frozen", "gate", "inactive", "learning",
         "left", "lends", "max_active", "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "observed", "outside",
-        "phase", "pool", "sealed", "wq",
+        "phase", "pool", "recorder", "sealed", "wq",
     )  # fmt: skip
 
     def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool, gate: bool) -> None:
@@ -64,6 +64,7 @@ class PoolWorkQueue:
         self.nr_admitted = 0  # L: works let through the shut gate
         self.called = False  # L: the queue's rescuer was asked to help here and has not come yet (C2)
         self.observed = False  # L to change, read freely: its works are reported to observers (`events`)
+        self.recorder: ring.Recorder | None = None  # L to change, read freely: records its works for a trace
         self.careful = frozen  # L: frozen or observed: no work takes the fast path
         self.attends = frozen  # L: careful, or works are inactive: the end of a work needs more than a decrement
         self._adopt_limit()  # nobody knows the place yet
@@ -71,10 +72,9 @@ class PoolWorkQueue:
     @holding("self.pool.lock")
     def check_admitted(self, item: Item) -> None:
         """Called while the gate is shut: raise QueueClosed unless this item is let through."""
-        if self.wq.is_open and not self.pool.closing:
-            return  # the gate is shut only because the queue is observed
-        self.wq._check_admitted(self.pool, accepted=item.accepted)
-        self.nr_admitted += 1
+        if self.wq._shut or self.pool.closing:  # else it is shut only because the queue is observed or recorded
+            self.wq._check_admitted(self.pool, accepted=item.accepted)
+            self.nr_admitted += 1
 
     # ------------------------------------------------------------------------------- as a `Source`
 
@@ -95,7 +95,9 @@ class PoolWorkQueue:
 
     def note_failed(self) -> None:
         """One of its works raised."""
-        learning = self.learning  # read once: another thread may end it
+        recorder, learning = self.recorder, self.learning  # read once: another thread may end them
+        if recorder is not None:
+            recorder.failures += 1
         if learning is not None:
             learning.failed += 1
 
@@ -390,8 +392,7 @@ def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
     with pool.lock:
         if pwq.gate:
             pwq.check_admitted(item)
-            if pwq.observed:
-                events.queued(pwq, item)
+            events.queued(pwq, item)
         item.phase = phase = pwq.phase
         phase.count += 1
         # The code of `place` is repeated here, because every work comes this way.
@@ -419,9 +420,8 @@ def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
         if pwq.gate:
             for item in items:
                 pwq.check_admitted(item)
-            if pwq.observed:
-                for item in items:
-                    events.queued(pwq, item)
+            for item in items:
+                events.queued(pwq, item)
         phase = pwq.phase
         for item in items:
             item.phase = phase

@@ -21,6 +21,7 @@ example. `settle_place` decides which of the two counts. The letters are those o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,7 @@ class Queued:
     stage = LISTED  # L to change, read freely: where it is
     phase: Phase  # I once queued
     _context: Context | None  # L: dropped when taken back
+    answers: Sequence[Any] = ()  # I: it asks no source
     accepted = False  # I: its queue took it earlier, as a delayed work
     room: Room | None = None  # L: the room in which it has a place, if its queue has a `max_pending`
     parkers: list[Parker] | None = None  # L: threads that wait for its end

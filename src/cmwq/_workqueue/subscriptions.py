@@ -148,6 +148,10 @@ class Subscription:
 
     # ------------------------------------------------------------------------------- inside
 
+    def tap(self, pool: WorkerPool) -> Tap:
+        """Its end at one pool."""
+        return Tap(self)
+
     def _check_pulls(self) -> None:
         if self._callback is not None:
             raise TypeError(
@@ -304,7 +308,7 @@ class Events:
 
     @holding("self.runtime._pools.lock")
     def _attach(self, subscription: Subscription, pool: WorkerPool) -> None:
-        tap = Tap(subscription)
+        tap = subscription.tap(pool)
         subscription.taps.append(tap)
         with pool.lock:
             pool.taps = (*pool.taps, tap)
@@ -364,7 +368,7 @@ class Events:
         for pool in self.runtime.pools():
             pool.taps = ()
             for pwq in pool.pwqs:
-                pwq.observed = False
+                pwq.observed, pwq.recorder = False, None
 
     @outside
     def tell(self, noted: Iterable[Note]) -> None:

@@ -31,6 +31,7 @@ from cmwq.cli.news import Failed, Finished, Outcome
 from cmwq.cli.output import CLOSED, Refusal, reason, say, write_all
 from cmwq.cli.progress import Display, Tally, display, is_shown
 from cmwq.cli.run import GRACE, Run
+from cmwq.cli.tracing import tracing
 from cmwq.cli.window import Window
 
 COUNT = 50_000  # commands that may wait for their turn
@@ -85,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
             from cmwq.cli.picture import Picture
 
             executing.picture = Picture()
+        executing.trace = tracing(options.trace, executing.name, stack)
         _arrange_signals()
         return executing.run()
 
@@ -115,6 +117,10 @@ class Executing(Run):
         self.lines = Lines((self.out, ERR)) if options.line_buffer else None
 
     # The workers
+
+    def title(self, item: str) -> str:
+        words = self.options.words
+        return f"{os.path.basename(words[0])} {item}" if words and not self.options.shell else item
 
     def outcome(self, index: int, item: str) -> Outcome | Failed | None:
         begun, start = time.monotonic(), time.time()

@@ -24,6 +24,7 @@ from cmwq.cli.output import OUT_OF_MEMORY, Refusal, describe, reason
 from cmwq.cli.progress import Display, Tally, display, is_shown
 from cmwq.cli.run import Run
 from cmwq.cli.target import load
+from cmwq.cli.tracing import tracing
 
 
 class Result(Outcome):
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
             from cmwq.cli.picture import Picture
 
             mapping.picture = Picture()
+        mapping.trace = tracing(options.trace, mapping.name, stack)
         return mapping.run()
 
 
@@ -87,6 +89,9 @@ class Mapping(Run):
     ) -> None:
         super().__init__(options, source, out, log, shown, tally)
         self.call = call
+
+    def title(self, item: str) -> str:
+        return f"{self.options.target}({item!r})"
 
     def outcome(self, index: int, item: str) -> Outcome | Failed | None:
         result = error = None

@@ -305,6 +305,7 @@ def _add_loudness(parser: argparse._ActionsContainer) -> None:
     loudness.add_argument("--progress", action="store_true", help="show progress even if stderr is no terminal")
     loudness.add_argument("--quiet", action="store_true", help="no progress and no summary, only failures")
     parser.add_argument("--summary", action="store_true", help="at the end, a picture of how many ran when")
+    parser.add_argument("--trace", metavar="FILE", help="write a trace for ui.perfetto.dev: what ran when, and where")
 
 
 def _natural(text: str) -> int:

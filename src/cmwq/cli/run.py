@@ -31,6 +31,7 @@ import cmwq
 from cmwq.cli.news import Event, Failed, Finished, InputEnded, LookAgain, News, Outcome, Said, Signalled, Stopped
 from cmwq.cli.output import CLOSED, FAILED, LONGEST, OUT_OF_MEMORY, Refusal, describe, one_line, reason, say, write_all
 from cmwq.cli.signals import caught, end_by
+from cmwq.cli.tracing import Tracing, named
 from cmwq.cli.window import Window, weight
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Run:
         self.shown = shown
         self.tally = tally
         self.picture: Picture | None = None
+        self.trace: Tracing | None = None
         most: int | None = getattr(options, "max_active", None)
         self.queue = cmwq.WorkQueue(self.name) if most is None else cmwq.WorkQueue(self.name, max_active=most)
         self.serving: cmwq.Serving | None = None
@@ -92,6 +94,10 @@ class Run:
     def outcome(self, index: int, item: str) -> Outcome | Failed | None:
         """Carry out an item, and record the outcome in the log. None: it was given up, and is as if never begun."""
         raise NotImplementedError
+
+    def title(self, item: str) -> str:
+        """What an item is called in a trace."""
+        return item
 
     def again(self, index: int) -> Outcome:
         """The outcome of an item that succeeded in an earlier run."""
@@ -158,7 +164,8 @@ class Run:
                 self.nr_read += 1
                 self.window.enter(weight(item))
                 if item is not None:
-                    return partial(self.carry_out, index, item)
+                    call = partial(self.carry_out, index, item)
+                    return call if self.trace is None else named(call, self.title(item))
                 self.window.result(0, ran=False)
                 self.window.end()
                 self.events.put(self.again(index))
@@ -367,6 +374,8 @@ class Run:
         hurried = self.wind_up(number)
         if self.log is not None:
             self.log.stop(timeout=0 if hurried else GRACE)
+        if self.trace is not None and not hurried:
+            self.trace.end()
         if not hurried:
             words = threading.Thread(target=self.last_words, args=(stop.message,), name=f"{self.name} end", daemon=True)
             try:

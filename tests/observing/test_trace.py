@@ -1,0 +1,512 @@
+"""`cmwq.trace`: what is recorded, when and where it is written, and that nothing else suffers by it (H2)."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import HANG, until
+
+import cmwq
+from cmwq._workqueue.recording import Recording
+
+Event = dict[str, Any]
+Python = Callable[..., Any]
+
+
+def load(path: Path) -> list[Event]:
+    """The events of a file, after a check that every one is well formed and that slices nest."""
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    events: list[Event] = json.loads(text)["traceEvents"]
+    stacks: dict[int, list[float]] = {}
+    for event in sorted((event for event in events if event["ph"] == "X"), key=lambda e: (e["ts"], -e["dur"])):
+        assert event["dur"] >= 0, event
+        stack = stacks.setdefault(event["tid"], [])
+        while stack and stack[-1] <= event["ts"] + 1e-4:
+            stack.pop()
+        end = event["ts"] + event["dur"]
+        assert not stack or end <= stack[-1] + 1e-4, f"{event} reaches out of the slice around it"
+        stack.append(end)
+    for event in events:
+        assert event["ph"] in "MXisfC", event
+        assert event["ph"] == "M" or event["ts"] > 0, event
+    return events
+
+
+def of(events: list[Event], category: str) -> list[Event]:
+    return [event for event in events if event.get("cat") == category]
+
+
+def tracks(events: list[Event]) -> dict[int, str]:
+    return {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+
+
+def within(inner: Event, outer: Event) -> bool:
+    return bool(
+        outer["tid"] == inner["tid"] and outer["ts"] <= inner["ts"] <= outer["ts"] + outer.get("dur", 0.0) + 1e-4
+    )
+
+
+# ----------------------------------------------------------------------------------- what is recorded
+
+
+def test_every_work_is_a_slice_on_the_track_of_the_thread_that_ran_it(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    ran: list[tuple[str, int]] = []
+
+    def work() -> None:
+        thread = threading.current_thread()
+        ran.append((thread.name, thread.native_id or 0))
+
+    with cmwq.WorkQueue("sums", runtime=universe) as queue:
+        with cmwq.trace(tmp_path / "t.json", runtime=universe, every=True):
+            for _ in range(50):
+                queue.submit(work)
+            works = [cmwq.Work(work) for _ in range(50)]
+            for each in works:
+                queue.queue(each)
+            queue.flush()
+    events = load(tmp_path / "t.json")
+    names = tracks(events)
+    slices = of(events, "work")
+    assert len(slices) == 100
+    assert {event["name"] for event in slices} == {work.__qualname__}
+    assert {event["args"]["queue"] for event in slices} == {"sums"}
+    assert Counter((names[event["tid"]], event["tid"]) for event in slices) == Counter(ran)
+
+
+def test_an_arrow_leads_from_where_a_work_was_queued_to_where_it_began(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    def inner() -> None:
+        pass
+
+    def outer() -> None:
+        queue.submit(inner).result()
+
+    with cmwq.WorkQueue("nested", runtime=universe) as queue:
+        with cmwq.trace(tmp_path / "t.json", runtime=universe, every=True):
+            for _ in range(20):
+                queue.submit(outer)
+            queue.flush()
+    events = load(tmp_path / "t.json")
+    begins = {event["id"]: event for event in events if event["ph"] == "s"}
+    ends = {event["id"]: event for event in events if event["ph"] == "f"}
+    assert len(begins) == 40
+    assert begins.keys() == ends.keys()
+    slices, names = of(events, "work"), tracks(events)
+    found = Counter()
+    for number, begin in begins.items():
+        end = ends[number]
+        assert begin["ts"] <= end["ts"]
+        assert end["bp"] == "e"
+        (target,) = [event for event in slices if event["tid"] == end["tid"] and event["ts"] == end["ts"]]
+        sources = [event for event in events if event["ph"] == "X" and within(begin, event)]
+        assert sources, f"{begin} is in no slice"
+        inside = [event["name"] for event in sources if event["cat"] == "work"]
+        found[inside[0] if inside else names[begin["tid"]], target["name"]] += 1
+        assert target["args"]["waited_us"] == pytest.approx(end["ts"] - begin["ts"], abs=0.01)
+    here = threading.current_thread().name
+    assert found == {(here, outer.__qualname__): 20, (outer.__qualname__, inner.__qualname__): 20}
+
+
+def test_what_a_work_waits_for_lies_within_its_slice(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    def inner() -> None:
+        pass
+
+    def outer() -> None:
+        queue.submit(inner).result()
+
+    with cmwq.WorkQueue("nested", runtime=universe) as queue:
+        with cmwq.trace(tmp_path / "t.json", runtime=universe, every=True):
+            queue.submit(outer).result()
+    events = load(tmp_path / "t.json")
+    (blocked,) = [event for event in of(events, "blocked") if event["args"]["why"] == "said"]
+    assert blocked["name"] == f"waits for the result of call {inner.__qualname__} of queue 'nested'"
+    (around,) = [event for event in of(events, "work") if event["name"] == outer.__qualname__]
+    assert within(blocked, around)
+
+
+def test_a_work_that_raised_says_what(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    def fails() -> None:
+        raise LookupError("nothing here")
+
+    with cmwq.WorkQueue("sums", runtime=universe, on_error=lambda work, exc: None) as queue:
+        with cmwq.trace(tmp_path / "t.json", runtime=universe, every=True):
+            queue.submit(fails).exception()
+            queue.submit(int)
+            queue.queue(cmwq.Work(fails))
+            queue.flush()
+    raised = [(event["name"], event["args"].get("raised")) for event in of(load(tmp_path / "t.json"), "work")]
+    assert Counter(raised) == {(fails.__qualname__, "LookupError"): 2, ("int", None): 1}
+
+
+def test_a_work_that_has_not_ended_ends_where_the_trace_does(universe: cmwq.Runtime, gate: Any, tmp_path: Path) -> None:
+    begun = threading.Event()
+
+    def hangs() -> None:
+        begun.set()
+        gate.open.wait(HANG)
+
+    with cmwq.WorkQueue("hung", runtime=universe) as queue, cmwq.trace(runtime=universe) as trace:
+        queue.submit(hangs)
+        begun.wait(HANG)
+        before = load(trace.write(tmp_path / "before.json"))
+        gate.open.set()
+        queue.flush()
+        after = load(trace.write(tmp_path / "after.json"))
+    (unfinished,) = of(before, "work")
+    (ended,) = of(after, "work")
+    assert unfinished["args"]["unfinished"]
+    assert "unfinished" not in ended["args"]
+    assert unfinished["ts"] == ended["ts"]
+    assert unfinished["dur"] < ended["dur"]
+
+
+def test_a_call_of_a_source_is_named_after_the_call_even_if_somebody_observes(
+    universe: cmwq.Runtime, tmp_path: Path
+) -> None:
+    """While a queue was observed its source was not asked at all."""
+    done: list[int] = []
+    with cmwq.WorkQueue("served", runtime=universe) as queue:
+        with cmwq.events.subscribe(queue=queue), cmwq.trace(tmp_path / "t.json", runtime=universe, every=True):
+            queue.serve([partial(done.append, number) for number in range(5)])
+            until(lambda: len(done) == 5)
+            queue.flush()
+    assert Counter(event["name"] for event in of(load(tmp_path / "t.json"), "work"))["append"] == 5
+
+
+def test_changes_of_the_pool_are_instants_and_its_numbers_counters(tmp_path: Path) -> None:
+    runtime = cmwq.Runtime(config=cmwq.Config(idle_worker_timeout=0.05))
+    with runtime, cmwq.WorkQueue("blocks", runtime=runtime) as queue:
+        with cmwq.trace(tmp_path / "t.json", runtime=runtime, every=True):
+            cpus = runtime.cpus()
+            for _ in range(40):
+                queue.submit(time.sleep, 0.02)
+            queue.flush()
+            if len(cpus) > 1:
+                runtime.cpu_offline(cpus[-1])
+                queue.submit(int).result()
+                runtime.cpu_online(cpus[-1])
+            until(lambda: runtime.snapshot().pools[0].culled > 0)
+        created = runtime.snapshot().pools[0].created
+    events = load(tmp_path / "t.json")
+    names = Counter(event["name"] for event in events if event["ph"] == "i")
+    assert names["worker created"] == created
+    assert names["worker culled"] > 0
+    if len(cpus) > 1:
+        assert names[f"CPUs left: {cpus[-1]}"] == names[f"CPUs returned: {cpus[-1]}"] == 1
+    numbers = [event["args"] for event in events if event["ph"] == "C" and event["name"] == "u0"]
+    assert max(each["blocked"] for each in numbers) > 1
+    assert max(each["pending"] for each in numbers) > 1
+    assert any(event["name"] == "CPUs" for event in events if event["ph"] == "C")
+
+
+# ----------------------------------------------------------------------------------- the ring
+
+
+def test_the_newest_are_kept_in_constant_memory(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    with cmwq.WorkQueue("sums", runtime=universe, max_active=1) as queue:
+        with cmwq.trace(tmp_path / "t.json", runtime=universe, limit=100, every=True) as trace:
+            for number in range(3_000):
+                queue.submit([int, float][number >= 2_900])
+                if number % 1_000 == 999:
+                    queue.flush()
+                    trace.write()
+            queue.flush()
+    events = load(tmp_path / "t.json")
+    assert [event["name"] for event in of(events, "work")] == ["float"] * 100
+    assert sum(event["ph"] == "s" for event in events) == 100
+    (lost,) = of(events, "lost")
+    assert lost["name"] == "older records were overwritten: works queued, works"
+
+
+def test_in_a_flood_some_works_are_recorded_and_the_others_counted(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    def rests() -> bool:
+        """The default pool's works are not recorded at the moment."""
+        return any(tap.ring is None for pool in universe.pools() for tap in pool.taps)
+
+    with cmwq.WorkQueue("flood", runtime=universe) as queue:
+        with cmwq.trace(tmp_path / "t.json", runtime=universe, limit=1_000_000):
+            number = 0
+            deadline = time.monotonic() + HANG
+            while not rests() and time.monotonic() < deadline:
+                for _ in range(1_000):
+                    queue.submit(int)
+                number += 1_000
+            queue.flush()
+            until(lambda: not rests())
+            queue.submit(complex).result()
+    events = load(tmp_path / "t.json")
+    works, floods = of(events, "work"), of(events, "flood")
+    assert 0 < len(works) < number
+    missing = number + 1 - len(works)
+    told = sum(event["args"]["works"] for event in floods)
+    assert abs(told - missing) <= 20 * len(floods), "works at the ends of a span may be counted on both sides or none"
+    assert "complex" in {event["name"] for event in works}, "it is recorded again when the flood is over"
+
+
+def test_every_works_record_is_whole_while_others_read(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    rounds = 8
+    with cmwq.WorkQueue("sums", runtime=universe) as queue:
+        with cmwq.trace(tmp_path / "t.json", runtime=universe, limit=1_000_000, every=True) as trace:
+
+            def produce() -> None:
+                for _ in range(300 * rounds):
+                    queue.submit(int)
+
+            threads = [threading.Thread(target=produce) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for _ in range(rounds):
+                trace.write()
+            for thread in threads:
+                thread.join()
+            queue.flush()
+    events = load(tmp_path / "t.json")
+    number = 900 * rounds
+    assert number - 4 * rounds <= len(of(events, "work")) <= number, "a thread may lose one record when another reads"
+
+
+def test_a_trace_that_is_over_leaves_no_trace_in_the_pools(universe: cmwq.Runtime) -> None:
+    with cmwq.WorkQueue("sums", runtime=universe) as queue:
+        trace = cmwq.trace(runtime=universe)
+        queue.submit(int).result()
+        (pwq,) = queue.places()
+        assert pwq.recorder is not None
+        assert pwq.gate
+        assert not pwq.attends
+        queue.flush()
+        assert [worker.began for worker in pwq.pool.workers if worker.began] == [], "no work runs"
+        trace.close()
+        assert pwq.recorder is None
+        assert not pwq.gate
+        queue.submit(int).result()
+        queue.flush()
+        assert pwq.pool.taps == ()
+
+
+def test_two_traces_at_once_are_both_complete(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    with cmwq.WorkQueue("sums", runtime=universe) as queue:
+        with cmwq.trace(tmp_path / "long.json", runtime=universe, every=True):
+            queue.submit(int).result()
+            with cmwq.trace(tmp_path / "short.json", runtime=universe, every=True):
+                queue.submit(float).result()
+                queue.submit(time.sleep, 0.1).result()
+            queue.submit(str).result()
+    for name in ("short.json", "long.json"):
+        looks = [event for event in load(tmp_path / name) if event["name"] == "CPUs"]
+        assert len(looks) > 2, "somebody looks while works run"
+    assert {event["name"] for event in of(load(tmp_path / "short.json"), "work")} == {"float", "sleep"}
+    assert {event["name"] for event in of(load(tmp_path / "long.json"), "work")} == {"int", "float", "sleep", "str"}
+
+
+def test_events_are_the_same_while_a_trace_records(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    def kinds() -> dict[str, int]:
+        with cmwq.events.subscribe(queue=queue) as subscription:
+            for _ in range(10):
+                queue.submit(int).result()
+        queue.flush()
+        numbers = Counter(event.kind.value for event in subscription.take())
+        return {kind: numbers[kind] for kind in ("queued", "activated", "started", "ended")}
+
+    with cmwq.WorkQueue("sums", runtime=universe) as queue:
+        queue.submit(int).result()
+        without = kinds()
+        assert set(without.values()) == {10}
+        with cmwq.trace(tmp_path / "t.json", runtime=universe, every=True):
+            assert kinds() == without
+    assert len(of(load(tmp_path / "t.json"), "work")) == 10
+
+
+def test_arrows_go_on_after_a_drain(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    with cmwq.WorkQueue("sums", runtime=universe) as queue:
+        with cmwq.trace(tmp_path / "t.json", runtime=universe, every=True):
+            queue.submit(int).result()
+            queue.drain()
+            queue.submit(int).result()
+    assert sum(event["ph"] == "s" for event in load(tmp_path / "t.json")) == 2
+
+
+# ----------------------------------------------------------------------------------- when and how it is written
+
+
+def test_whoever_reads_an_older_file_meanwhile_has_it_whole(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text("an older trace")
+    with path.open() as reader, cmwq.trace(runtime=universe) as trace:
+        trace.write(path)
+        assert reader.read() == "an older trace"
+    assert load(path)
+
+
+def test_a_name_that_ends_in_gz_is_compressed(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    with cmwq.WorkQueue("sums", runtime=universe) as queue:
+        with cmwq.trace(tmp_path / "t.json.gz", runtime=universe):
+            queue.submit(int).result()
+    assert len(of(load(tmp_path / "t.json.gz"), "work")) == 1
+
+
+def test_a_full_disk_is_said_in_a_line_and_breaks_nothing(python: Python, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text("an older trace")
+    program = """
+        import cmwq, resource, sys
+        with cmwq.trace("t.json") as trace:
+            cmwq.system.submit(int).result()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+            try:
+                trace.write()
+            except OSError as error:
+                print(type(error).__name__)
+        print(cmwq.system.submit(len, "abc").result())
+    """
+    done = python(program, cwd=tmp_path)
+    assert (done.stdout, done.returncode) == ("OSError\n3\n", 0)
+    assert done.stderr == "the trace t.json could not be written: File too large\n"
+    assert (tmp_path / "t.json").read_text() == "an older trace"
+    assert [each.name for each in tmp_path.iterdir()] == ["t.json"]
+
+
+def test_a_signal_has_the_trace_written_by_another_thread(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    heard: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        heard.append(number)
+
+    before = signal.signal(signal.SIGUSR2, hear)
+    try:
+        with cmwq.WorkQueue("sums", runtime=universe) as queue:
+            with cmwq.trace(tmp_path / "t.json", runtime=universe, on_signal=signal.SIGUSR2):
+                queue.submit(int).result()
+                signal.raise_signal(signal.SIGUSR2)
+                until((tmp_path / "t.json").exists)
+                assert len(of(load(tmp_path / "t.json"), "work")) == 1
+                assert heard == [signal.SIGUSR2], "the handler that was there before is called"
+                assert signal.getsignal(signal.SIGUSR2) is not hear
+        assert signal.getsignal(signal.SIGUSR2) is hear, "and is there again afterwards"
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_stall_has_the_trace_written_to_a_file_of_its_own(gate: Any, tmp_path: Path) -> None:
+    runtime = cmwq.Runtime(config=cmwq.Config(watch_period=0.02, watchdog_thresh=0.1))
+    with runtime, cmwq.WorkQueue("stuck", runtime=runtime, max_active=1) as queue:
+        with cmwq.trace(tmp_path / "t.json", runtime=runtime, on_stall=True):
+            queue.submit(gate.open.wait, HANG)
+            queue.submit(int)
+            until((tmp_path / "t.stall-1.json").exists)
+            gate.open.set()
+            queue.flush()
+    events = load(tmp_path / "t.stall-1.json")
+    (stall, *_) = of(events, "stall")
+    assert stall["name"] == "stall"
+    assert "queue 'stuck'" in stall["args"]["report"]
+    assert [event["args"].get("unfinished") for event in of(events, "work")] == [True]
+    assert len(of(load(tmp_path / "t.json"), "work")) == 2
+
+
+def test_a_trace_is_written_when_its_runtime_ends(tmp_path: Path) -> None:
+    with cmwq.Runtime() as runtime, cmwq.WorkQueue("sums", runtime=runtime) as queue:
+        cmwq.trace(tmp_path / "t.json", runtime=runtime)
+        queue.submit(int)
+    assert len(of(load(tmp_path / "t.json"), "work")) == 1
+
+
+def test_wrong_arguments_are_refused(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs a path"):
+        cmwq.trace(on_stall=True, runtime=universe)
+    with pytest.raises(ValueError, match="limit"):
+        cmwq.trace(tmp_path / "t.json", limit=0, runtime=universe)
+    with pytest.raises(ValueError, match="limit"):
+        cmwq.trace(tmp_path / "t.json", limit=10_000_000, runtime=universe)
+    with cmwq.trace(runtime=universe) as trace:
+        with pytest.raises(ValueError, match="no path"):
+            trace.write()
+        with pytest.raises(FileNotFoundError):
+            trace.write(tmp_path / "missing" / "t.json")
+    errors: list[BaseException] = []
+
+    def elsewhere() -> None:
+        try:
+            cmwq.trace(tmp_path / "t.json", on_signal=signal.SIGUSR2, runtime=universe)
+        except ValueError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(errors[0])
+    assert not any(isinstance(each, Recording) for each in universe.events.subscriptions)
+
+
+# ----------------------------------------------------------------------------------- the whole process
+
+
+def test_CMWQ_TRACE_traces_the_process_up_to_its_end(python: Python, tmp_path: Path) -> None:
+    program = """
+        import cmwq, os
+        os.chdir("/")
+        cmwq.system.submit(int)
+        cmwq.system.submit(cmwq.system.submit, float)  # executed at exit
+    """
+    done = python(program, cwd=tmp_path, env={**os.environ, "CMWQ_TRACE": "t.json"})
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+    names = Counter(event["name"] for event in of(load(tmp_path / "t.json"), "work"))
+    assert names == {"int": 1, "float": 1, "WorkQueue.submit": 1}
+
+
+def test_each_process_of_CMWQ_TRACE_writes_its_own_file(python: Python, tmp_path: Path) -> None:
+    program = """
+        import cmwq, multiprocessing, os, subprocess, sys, warnings
+        warnings.simplefilter("ignore")
+        def child():
+            cmwq.system.submit(float).result()
+        cmwq.system.submit(int).result()
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join()
+        again = subprocess.Popen([sys.executable, "-c", "import cmwq; cmwq.system.submit(str).result()"])
+        again.wait()
+        print(process.pid, again.pid)
+    """
+    done = python(program, cwd=tmp_path, env={**os.environ, "CMWQ_TRACE": "t.json.gz"})
+    assert (done.stderr, done.returncode) == ("", 0)
+    forked, started = done.stdout.split()
+    names = {path.name: [e["name"] for e in of(load(path), "work")] for path in tmp_path.iterdir()}
+    assert names == {"t.json.gz": ["int"], f"t.{forked}.json.gz": ["float"], f"t.{started}.json.gz": ["str"]}
+
+
+def test_G2_the_child_of_a_fork_leaves_its_parents_file_alone(python: Python, tmp_path: Path) -> None:
+    program = """
+        import cmwq, os, warnings
+        warnings.simplefilter("ignore")
+        with cmwq.trace("t.json") as trace:
+            cmwq.system.submit(int).result()
+            if os.fork() == 0:
+                try:
+                    trace.write()
+                except cmwq.ForeignProcess:
+                    trace.close()
+                    os._exit(0 if not os.path.exists("t.json") else 1)
+                os._exit(2)
+            print(os.waitstatus_to_exitcode(os.wait()[1]))
+    """
+    done = python(program, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("0\n", "", 0)
+    assert len(of(load(tmp_path / "t.json"), "work")) == 1
+
+
+def test_a_trace_that_cannot_be_written_at_the_end_is_one_line_in_the_log(
+    universe: cmwq.Runtime, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR), cmwq.trace(tmp_path / "missing" / "t.json", runtime=universe):
+        pass
+    assert "could not be written: No such file or directory" in caplog.text
