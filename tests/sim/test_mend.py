@@ -230,7 +230,7 @@ def test_F10_wrong_counts_are_counted_anew() -> None:
 
         def steps() -> None:
             pool.nr_running = pool.nr_blocked = pool.nr_waking = pool.nr_hogs = 17
-            place.nr_active = place.nr_withdrawn = place.phase.count = 17
+            place.nr_active = place.nr_withdrawn = place.phase.queued = 17
 
         interrupted(pool, steps)
         runtime.check_invariants()

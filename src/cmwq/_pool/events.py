@@ -417,7 +417,7 @@ def observe(pwq: PoolWorkQueue) -> None:
     pwq.observed = observed = any(tap.watches(wq) for tap in pool.taps)
     pwq.careful = observed or pwq.frozen
     pwq.attends = pwq.careful or bool(pwq.inactive)
-    pwq.gate = observed or not wq.is_open or pool.closing
+    pwq.settle_gate()
 
 
 @holding("pool.lock")

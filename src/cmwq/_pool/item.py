@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cmwq._core.held import holding, outside
 
 if TYPE_CHECKING:
+    from cmwq._pool.figures import Figures
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.rescuer import Rescuer
     from cmwq._pool.worker import Worker
@@ -41,6 +42,10 @@ class Source(Protocol):
     """I: the queue itself, so that observers can tell queues apart."""
     pool: WorkerPool
     """I: the pool that its works go to."""
+    figures: Figures
+    """I: what is counted and measured of its works."""
+    gate: bool
+    """L: each new work has to pass the gate."""
     exempt: bool
     """I: its works do not count as running (A8)."""
     max_active: int

@@ -135,25 +135,25 @@ def _count_works(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
         if item.withdrawn:
             withdrawn[item.pwq] += 1
         else:
-            phases[item.phase] += 1
+            phases[item.phase.counter] += 1
     active.update(item.pwq for item in pool.worklist)
     for item in pool.detained:
         active[item.pwq] += 1
-        phases[item.phase] += 1
+        phases[item.phase.counter] += 1
     listed = set(pool.worklist)
     for worker in pool.workers:
         done: Item | None = worker.item
         if done is None or done in listed:
             continue
-        phases[done.phase] += 1
+        phases[done.phase.counter] += 1
         active[done.pwq] += worker.lender is not done.pwq
         if done.begun and not worker.announcing:
             done.be_executing()
         follower = done.follower
         if follower is not None and not follower.over:
-            phases[follower.phase] += 1
+            phases[follower.phase.counter] += 1
             active[follower.pwq] += not follower.lent
     for pwq in pwqs:
         pwq.nr_active, pwq.nr_withdrawn = active[pwq], withdrawn[pwq]
         for phase in (*pwq.sealed, pwq.phase):
-            phase.count = phases[phase]
+            phase.queued = phase.ended + phases[phase]

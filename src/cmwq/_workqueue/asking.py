@@ -163,7 +163,7 @@ class ServingEnd:
 def stand_in_line(pwq: PoolWorkQueue, ask: Ask) -> bool:
     """Insert a place in line, which no flush counts. False: the queue takes nothing now."""
     with pwq.pool.lock:
-        if pwq.gate or pwq.pool.closing:
+        if pwq.is_shut():
             return False
         pwq.place(ask)
         pwq.pool.kick_or_settle()
@@ -177,7 +177,7 @@ def stand_first(pwq: PoolWorkQueue, ask: Ask) -> bool:
             return False
         ask.phase = pwq.phase
         pwq.inactive.appendleft(ask)
-        pwq.phase.count += 1
+        pwq.phase.queued += 1
         pwq.activate()
         pwq.pool.kick_or_settle()
         return True
@@ -189,7 +189,7 @@ def count(ask: Ask) -> None:
     with pwq.pool.lock:
         if type(ask.phase) is Asking:
             ask.phase = pwq.phase
-            pwq.phase.count += 1
+            pwq.phase.queued += 1
 
 
 def accept(ask: Ask) -> bool:
@@ -200,5 +200,5 @@ def accept(ask: Ask) -> bool:
             return False
         if type(ask.phase) is Asking:
             ask.phase = pwq.phase
-            pwq.phase.count += 1
+            pwq.phase.queued += 1
         return True

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core.config import DFL_ACTIVE
-from cmwq._core.held import holding
+from cmwq._core.held import holding, outside
 from cmwq._errors import CmwqError
 from cmwq._pool import events, lane, lending
+from cmwq._pool.figures import Figures
 from cmwq._workqueue import learning
 from cmwq._workqueue.learned import NEVER
+from cmwq._workqueue.measured import Measured
 from cmwq._workqueue.phase import Outside, Phase
 
 if TYPE_CHECKING:
@@ -38,12 +41,12 @@ class PoolWorkQueue:
     """A queue's place on one pool (the kernel's pool_workqueue)."""
 
     __slots__ = (
-        "__weakref__", "attends", "called", "careful", "exempt", "freezers", "frozen", "gate", "inactive", "learning",
-        "left", "lends", "max_active", "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "observed", "outside",
-        "phase", "pool", "sealed", "wq",
+        "__weakref__", "attends", "called", "careful", "exempt", "figures", "freezers", "frozen", "gate", "inactive",
+        "learning", "left", "lends", "max_active", "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "observed",
+        "outside", "phase", "pool", "sealed", "wq",
     )  # fmt: skip
 
-    def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool, gate: bool) -> None:
+    def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool) -> None:
         self.wq = wq  # I
         self.pool = pool  # I
         self.exempt = wq.cpu_intensive  # I
@@ -60,8 +63,9 @@ class PoolWorkQueue:
         self.frozen = frozen  # L: nothing is started (E8)
         self.freezers: list[Parker] = []  # L: threads that wait until nothing runs
         self.nr_thaws = 0  # L
-        self.gate = gate  # L: each new work has to pass `check_admitted`
+        self.gate = True  # L: each new work has to pass `admit`
         self.nr_admitted = 0  # L: works let through the shut gate
+        self.figures = Figures()  # I: what is counted and measured of its works
         self.called = False  # L: the queue's rescuer was asked to help here and has not come yet (C2)
         self.observed = False  # L to change, read freely: its works are reported to observers (`events`)
         self.careful = frozen  # L: frozen or observed: no work takes the fast path
@@ -69,10 +73,32 @@ class PoolWorkQueue:
         self._adopt_limit()  # nobody knows the place yet
 
     @holding("self.pool.lock")
+    def is_shut(self) -> bool:
+        """Does the queue, or its pool, take no work from outside?"""
+        return not self.wq.is_open or self.pool.closing
+
+    @holding("self.pool.lock")
+    def settle_gate(self) -> None:
+        """Compute anew whether new works have to pass `admit`."""
+        self.gate = self.observed or self.figures.chooses or self.is_shut()
+
+    @holding("self.pool.lock")
+    def admit(self, item: Item) -> Phase:
+        """Called while the gate is shut: return the phase of the new item. Raises QueueClosed if it is not let in."""
+        self.check_admitted(item)
+        if self.observed:
+            events.queued(self, item)
+        figures, phase = self.figures, self.phase
+        if not figures.chooses or figures.passes(self.pool):
+            return phase
+        stands_for = figures.choose(self.pool, self.nr_queued(), self.pool.host.monotonic())
+        self.settle_gate()
+        return Measured(phase, stands_for)
+
     def check_admitted(self, item: Item) -> None:
-        """Called while the gate is shut: raise QueueClosed unless this item is let through."""
-        if self.wq.is_open and not self.pool.closing:
-            return  # the gate is shut only because the queue is observed
+        """Raise QueueClosed unless this item is let in."""
+        if not self.is_shut():
+            return  # the gate is shut only because works are observed or measured
         self.wq._check_admitted(self.pool, accepted=item.accepted)
         self.nr_admitted += 1
 
@@ -93,11 +119,13 @@ class PoolWorkQueue:
     def thread_name(self, worker: Worker) -> str:
         return self.wq.thread_name(worker)
 
+    @outside
     def note_failed(self) -> None:
         """One of its works raised."""
-        learning = self.learning  # read once: another thread may end it
-        if learning is not None:
-            learning.failed += 1
+        with self.pool.lock:
+            self.figures.failed += 1
+            if self.learning is not None:
+                self.learning.failed += 1
 
     @holding("self.pool.lock")
     def note_hog(self) -> None:
@@ -302,7 +330,8 @@ class PoolWorkQueue:
             phase.done = True
             for parker in phase.parkers:
                 self.pool.lock.wake(parker)
-            del self.sealed[0]  # last: an interruption before this leaves it to be done again
+            del self.sealed[0]  # an interruption before this leaves it to be done again
+            self.figures.ended += phase.ended
         if len(self.sealed) > 1:
             for phase in [each for each in self.sealed if not each.count] if empty is None else [empty]:
                 self.merge(phase)
@@ -319,11 +348,22 @@ class PoolWorkQueue:
         phase.into = before
         self.sealed.remove(phase)
         phase.parkers = []
+        self.figures.ended += phase.ended
 
     @holding("self.pool.lock")
     def nr_unfinished(self) -> int:
         """How many works were queued here and have neither ended nor been taken back."""
         return self.phase.count + sum(phase.count for phase in self.sealed)
+
+    @holding("self.pool.lock")
+    def nr_ended(self) -> int:
+        """How many works have ended here, and were retired."""
+        return self.figures.ended + self.phase.ended + sum(phase.ended for phase in self.sealed)
+
+    @holding("self.pool.lock")
+    def nr_queued(self) -> int:
+        """How many works were queued here and not taken back."""
+        return self.nr_ended() + self.nr_unfinished()
 
     def count_unfinished(self) -> int:
         """As `nr_unfinished`, for a caller without the lock."""
@@ -335,7 +375,7 @@ class PoolWorkQueue:
         with self.pool.lock:
             phases = [p for p in (*self.sealed, self.phase) if last is None or p.number <= last]
             # An item that asks a source is in none of them, and is no work yet.
-            begun = [w.item for w in self.pool.workers if w.item is not None and w.item.phase in phases]
+            begun = [w.item for w in self.pool.workers if w.item is not None and w.item.phase.counter in phases]
             return sum(phase.count for phase in phases) - len(begun)
 
     @holding("self.pool.lock")
@@ -388,12 +428,9 @@ def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
     """
     pool = pwq.pool
     with pool.lock:
-        if pwq.gate:
-            pwq.check_admitted(item)
-            if pwq.observed:
-                events.queued(pwq, item)
-        item.phase = phase = pwq.phase
-        phase.count += 1
+        phase = pwq.phase
+        item.phase = pwq.admit(item) if pwq.gate else phase
+        phase.queued += 1
         # The code of `place` is repeated here, because every work comes this way.
         if pwq.inactive:
             pwq.inactive.append(item)
@@ -416,16 +453,11 @@ def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
     """
     pool = pwq.pool
     with pool.lock:
-        if pwq.gate:
-            for item in items:
-                pwq.check_admitted(item)
-            if pwq.observed:
-                for item in items:
-                    events.queued(pwq, item)
         phase = pwq.phase
-        for item in items:
-            item.phase = phase
-        phase.count += len(items)
+        phases = [pwq.admit(item) for item in items] if pwq.gate else repeat(phase)
+        for item, its_phase in zip(items, phases, strict=False):
+            item.phase = its_phase
+        phase.queued += len(items)
         pwq.place_many(items)
         pool.kick_or_settle()
 

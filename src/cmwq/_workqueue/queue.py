@@ -433,14 +433,13 @@ class WorkQueue(Gate):
         with self._lock:
             pwq = self._pwqs.get(pool)
             if pwq is None:
-                gate = self._shut
-                if gate:
+                if self._shut:
                     self._check_admitted(pool)
                 frozen = self.freezable and self.runtime.frozen
-                pwq = PoolWorkQueue(self, pool, frozen=frozen, gate=gate)
+                pwq = PoolWorkQueue(self, pool, frozen=frozen)
                 with pool.lock:
                     pool.pwqs.add(pwq)
-                    pwq.gate |= pool.closing
+                    pwq.settle_gate()
                     if pool.taps:
                         events.observe(pwq)
                     if self._wants_rescuer:
