@@ -30,7 +30,7 @@ from cmwq._pool.policy import keep_working
 from cmwq._pool.worker import RESCUER, Worker, be_worker
 from cmwq._pool.worker_thread import process_works
 from cmwq._workqueue.future import Future
-from cmwq._workqueue.pwq import insert
+from cmwq._workqueue.inserting import insert
 from cmwq._workqueue.queued import Queued
 
 

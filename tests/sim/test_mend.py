@@ -19,7 +19,7 @@ from cmwq._pool.pool import WorkerPool
 from cmwq._pool.worker import Worker
 from cmwq._workqueue.delay import Delay
 from cmwq._workqueue.future import Future
-from cmwq._workqueue.pwq import insert
+from cmwq._workqueue.inserting import insert
 from cmwq._workqueue.queued import Queued, Stage
 from cmwq.testing import Simulation
 

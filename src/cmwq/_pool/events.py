@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from cmwq._pool.worker import Worker
     from cmwq._workqueue.pwq import PoolWorkQueue
     from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.report import Stall
     from cmwq._workqueue.subscriptions import Subscription
-    from cmwq._workqueue.watchdog import Stall
 
 
 class Kind(StrEnum):

@@ -46,6 +46,8 @@ class Source(Protocol):
     """I: what is counted and measured of its works."""
     gate: bool
     """L: each new work has to pass the gate."""
+    frozen: bool
+    """L: none of its works is started (E8)."""
     exempt: bool
     """I: its works do not count as running (A8)."""
     max_active: int
@@ -79,6 +81,11 @@ class Source(Protocol):
     @property
     def rescuer(self) -> Rescuer | None:
         """The thread that the queue owns for the time when no worker can be had (C1); None if it has none."""
+        ...
+
+    @holding("self.pool.lock")
+    def nr_queued(self) -> int:
+        """How many works were queued here and not taken back."""
         ...
 
     @holding("self.pool.lock")

@@ -40,6 +40,7 @@ class Asking(Phase):
     """The phase in which a place in line is counted. No flush waits for it."""
 
     __slots__ = ()
+    asks = True
 
     def __init__(self, pwq: PoolWorkQueue) -> None:
         super().__init__(pwq, sys.maxsize)  # later than any phase that is flushed

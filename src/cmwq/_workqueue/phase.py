@@ -37,6 +37,9 @@ class Phase:
         self.parkers: list[Parker] = []  # L: the threads that flush
         self.into: Phase | None = None  # L to change, once; read freely: it ends with this one, its works having ended
 
+    asks = False
+    """Whether its works are places in line, which ask a source (E12)."""
+
     @property
     def count(self) -> int:
         """How many works were queued and have neither ended nor been taken back."""

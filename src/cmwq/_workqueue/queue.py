@@ -24,12 +24,13 @@ from cmwq._workqueue import queueing
 from cmwq._workqueue.drain import close_steps, drain_steps, flush_steps
 from cmwq._workqueue.future import Future
 from cmwq._workqueue.gate import Gate
+from cmwq._workqueue.inserting import insert, insert_later, insert_many
 from cmwq._workqueue.learning import learned_limit
 from cmwq._workqueue.map import map_calls
 from cmwq._workqueue.options import QueueOptions, checked_delayed, checked_limit, checked_runtime
 from cmwq._workqueue.periodic import PeriodicWork
 from cmwq._workqueue.periodic import begin as begin_periodic
-from cmwq._workqueue.pwq import PoolWorkQueue, insert, insert_later, insert_many
+from cmwq._workqueue.pwq import PoolWorkQueue
 from cmwq._workqueue.room import Room
 from cmwq._workqueue.serving import Serving
 from cmwq._workqueue.serving import begin as begin_serving

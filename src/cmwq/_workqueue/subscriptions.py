@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from cmwq._core.ports import Lock, Parker, Thread
     from cmwq._pool.pool import WorkerPool
     from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.report import Stall
     from cmwq._workqueue.runtime import Runtime
-    from cmwq._workqueue.watchdog import Stall
 
 _log = logging.getLogger("cmwq")
 
