@@ -35,6 +35,7 @@ from cmwq._core.held import holding
 from cmwq._core.naming import name_of
 
 if TYPE_CHECKING:
+    from cmwq._pool.blocking import Blocked
     from cmwq._pool.item import Item, Source
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.worker import Worker
@@ -68,9 +69,11 @@ class Histogram:
 class Tally:
     """What the works of one function came to, as far as it was measured."""
 
-    __slots__ = ("cpu_seconds", "ended", "failed", "seconds")
+    __slots__ = ("cpu_seconds", "ended", "failed", "figures", "name", "seconds")
 
-    def __init__(self) -> None:
+    def __init__(self, figures: Figures, name: str) -> None:
+        self.figures = figures  # I
+        self.name = name  # I: of the function
         self.ended = self.failed = 0  # L
         self.seconds = self.cpu_seconds = 0.0  # L
 
@@ -123,15 +126,21 @@ class Figures:
         """Note a measured work that has ended. Times are in seconds."""
         self.waiting.add(waited)
         self.running.add(ran)
-        tally = self.functions.get(name)
-        if tally is None:
-            if len(self.functions) >= MAX_FUNCTIONS:
-                self.functions.pop(min(self.functions, key=lambda name: self.functions[name].seconds))
-            tally = self.functions[name] = Tally()
+        tally = self.tally_of(pool, name)
         tally.ended += stands_for
         tally.failed += stands_for * failed
         tally.seconds += stands_for * ran
         tally.cpu_seconds += stands_for * (used or 0.0)
+
+    @holding("pool.lock")
+    def tally_of(self, pool: WorkerPool, name: str) -> Tally:
+        """Return the tally of the function of that name."""
+        tally = self.functions.get(name)
+        if tally is None:
+            if len(self.functions) >= MAX_FUNCTIONS:
+                self.functions.pop(min(self.functions, key=lambda name: self.functions[name].seconds))
+            tally = self.functions[name] = Tally(self, name)
+        return tally
 
 
 @holding("pool.lock")
@@ -154,18 +163,18 @@ def bill(worker: Worker, figures: Figures | None) -> None:
     """Charge the CPU time that the worker used since its last reading; from now on it works for `figures`."""
     used, before = worker.cpu_time(), worker.billed_to
     if used is not None:
+        more, worker.billed = max(0.0, used - worker.billed), used
+        worker.pool.stats.cpu_seconds += more
         if before is not None:
-            before.cpu_seconds += max(0.0, used - worker.billed)
-        worker.billed = used
+            before.cpu_seconds += more
     worker.billed_to = figures
 
 
 @holding("worker.pool.lock")
 def bill_last(worker: Worker) -> None:
-    """The worker ends, or a rescuer leaves: its CPU time counts among that of the pool's former workers."""
+    """The worker ends, or a rescuer leaves."""
     if worker in worker.pool.workers:
         bill(worker, None)
-        worker.pool.stats.cpu_seconds += max(0.0, worker.billed - worker.cpu_before)
 
 
 # ----------------------------------------------------------------------------------- what is seen of a worker
@@ -174,16 +183,17 @@ def bill_last(worker: Worker) -> None:
 class Seen:
     """What was seen of a worker while it executes one item."""
 
-    __slots__ = ("at", "item", "since", "used", "used_then", "words", "work")
+    __slots__ = ("blocked", "item", "row", "since", "tally", "used", "words", "work")
 
-    def __init__(self, item: Item, now: float) -> None:
+    def __init__(self, worker: Worker, item: Item, now: float) -> None:
         self.item: ref[Any] = ref(item)  # I: weak, because an item that has ended is not kept alive by this
         self.since = now  # I: when it was first seen, or when it began
         self.work = "" if item.function is None else name_of(item.function)  # I: the name of what it calls
+        self.tally = item.pwq.figures.tally_of(worker.pool, self.work)  # I: that of the function
         self.used: float | None = None  # L: the worker's CPU time when that was first read
         self.words = ""  # ~: what it waits for, in words, as last looked up
-        self.used_then: float | None = None  # ~: the worker's CPU time at that look
-        self.at = 0.0  # ~: when that look was
+        self.blocked: Blocked | None = None  # L: why it did not count as running when the row was made
+        self.row: dict[str, Any] | None = None  # L: what a picture says of it but how long it has lasted; never changed
 
 
 @holding("worker.pool.lock")
@@ -193,7 +203,7 @@ def see(worker: Worker, now: float) -> Seen | None:
     if item is None:
         return None
     if seen is None or seen.item() is not item:
-        seen = worker.seen = Seen(item, now)
+        seen = worker.seen = Seen(worker, item, now)
     return seen
 
 

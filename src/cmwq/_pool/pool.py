@@ -72,7 +72,7 @@ class Statistics:
 
     def __init__(self) -> None:
         self.created = self.culled = self.deaths = self.peak_workers = 0  # ~
-        self.cpu_seconds = 0.0  # L: CPU time of workers that have left
+        self.cpu_seconds = 0.0  # L: CPU time of all its workers, up to their last readings
         self.niced = False  # ~: its workers got the nice value that they asked for
         self.lacks: set[str] = set()  # A: what workers go on without; each was logged once
 

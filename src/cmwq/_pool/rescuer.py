@@ -150,7 +150,7 @@ class Rescuer:
         self.worker = worker = Worker(pool, RESCUER, self._parker, self.name)
         worker.thread = self.thread
         worker.cpu_time = pool.host.cpu_clock()
-        worker.billed = worker.cpu_before = worker.cpu_time() or 0.0
+        worker.billed = worker.cpu_time() or 0.0  # what it used before is not this pool's
         worker.billed_to = pwq.figures
         with pool.lock:
             pool.workers.add(worker)  # before it binds: if the CPUs change now, it is bound again like all of them

@@ -36,7 +36,7 @@ class Worker:
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "announcing", "below", "billed", "billed_to", "blocked", "counted", "cpu_before", "cpu_time", "dying", "ended",
+        "announcing", "below", "billed", "billed_to", "blocked", "counted", "cpu_time", "dying", "ended",
         "fate", "hog_item", "hog_since", "hog_used", "idle", "index", "item", "kicked", "last", "last_active",
         "lender", "listed", "look_again", "name", "nr_hints", "nr_refused", "parker", "pool", "record", "seen",
         "served", "shown", "stray", "stumbled", "thread", "tid", "traits", "waiters", "watched",
@@ -74,7 +74,7 @@ class Worker:
         self.served: Phase | None = None  # ~: an item of the same phase takes the short way
         self.seen: Seen | None = None  # L: what was seen of the item that it executes, or executed
         self.billed_to: Figures | None = None  # L: whose works it executes, since its CPU time was last read
-        self.billed = self.cpu_before = 0.0  # L: that CPU time; and its CPU time when it came to the pool
+        self.billed = 0.0  # L: that CPU time
         self.nr_refused = pool.office.nr_refused  # I: how many threads had been refused before it was created
         self.nr_hints = 0  # S: how deep it is in blocking() and waits
         self.traits: Traits | None = None  # S: the traits that its thread is restored to (B4)

@@ -23,13 +23,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from heapq import nlargest
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
 
 from cmwq._core.held import holding, outside
 from cmwq._pool.blocking import CHILD, HOG, SAID, SEEN, SEEN_ON_LOCK
 from cmwq._pool.events import name_of_pool
-from cmwq._pool.figures import BOUNDS, Seen, bill, see
-from cmwq._pool.figures import Histogram as Measured
+from cmwq._pool.figures import BOUNDS, bill, see
 from cmwq._pool.reasons import why_inactive, why_no_more
 from cmwq._workqueue.snapshot import (
     MAX_FUNCTIONS,
@@ -39,11 +39,12 @@ from cmwq._workqueue.snapshot import (
     MemoryView,
     PoolView,
     QueueView,
-    WorkerView,
 )
 
 if TYPE_CHECKING:
     from cmwq._pool.blocking import Blocked
+    from cmwq._pool.figures import Figures, Seen, Tally
+    from cmwq._pool.figures import Histogram as Measured
     from cmwq._pool.item import Item
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.worker import Worker
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from cmwq._workqueue.runtime import Runtime
     from cmwq._workqueue.wait import Target
 
-LOOKS = 16
+LOOKS = 8
 """So many threads a picture without stacks looks at."""
 MAX_FRAMES = 40
 """So many calls of a stack are kept."""
@@ -66,19 +67,10 @@ _WORDS = {
     CHILD: "waits while a child process computes",
 }
 """What is known of a worker that was not looked at."""
+GIL = "waits for the GIL"
+Rows: TypeAlias = tuple[list[dict[str, Any]], list[float], list[tuple[str, ...]]]
+"""`Snapshot.rows`, `since` and `stacks`."""
 _number = attrgetter("index")
-
-
-class Sight(NamedTuple):
-    """One worker, as it was in the critical section."""
-
-    worker: Worker
-    item: Item | None
-    blocked: Blocked | None
-    state: str
-    seen: Seen | None
-    used: float | None
-    """Its CPU time as last read."""
 
 
 class Place:
@@ -99,9 +91,7 @@ class Place:
         self.failed, self.wakeups, self.cpu_seconds = figures.failed, figures.wakeups, figures.cpu_seconds  # I
         self.why = why_inactive(pwq) if pwq.inactive else ""  # I
         self.waiting, self.running = _copy(figures.waiting), _copy(figures.running)  # I
-        tallies = figures.functions.items()
-        most = nlargest(MAX_FUNCTIONS, tallies, _seconds) if len(tallies) > MAX_FUNCTIONS else tallies
-        self.functions = {name: (t.ended, t.failed, t.seconds, t.cpu_seconds) for name, t in most}  # I
+        self.functions = [(t, (t.ended, t.failed, t.seconds, t.cpu_seconds)) for t in figures.functions.values()]  # I
 
 
 class Part(NamedTuple):
@@ -110,7 +100,17 @@ class Part(NamedTuple):
     pool: WorkerPool
     view: PoolView
     places: dict[PoolWorkQueue, Place]
-    sights: list[Sight]
+    busy: list[Worker]
+    """The workers that execute something."""
+    seen: list[Seen]
+    """What was seen of each of them."""
+    resting: list[tuple[Worker, str, float]]
+    """The other workers, with their states, and since when that is so."""
+    chosen: dict[Worker, tuple[Item | None, Blocked | None]]
+    """The workers to be looked at."""
+    running: Counter[Tally]
+    """How many workers execute each function."""
+    now: float
 
 
 class Photographer:
@@ -119,84 +119,148 @@ class Photographer:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime  # I
         self._turn = 0  # ~: where the looks at further workers go on
+        self._orders: WeakKeyDictionary[WorkerPool, list[Worker]] = WeakKeyDictionary()  # A: workers by their numbers
         self._memory: tuple[float, MemoryView] | None = None  # A: until when it is fresh, on the host's clock
 
     @outside
     def take(
         self, pools: list[WorkerPool], queues: list[WorkQueue], *, stacks: bool
-    ) -> tuple[list[PoolView], list[QueueView], list[WorkerView], int, list[FunctionView]]:
+    ) -> tuple[list[PoolView], list[QueueView], Rows, int, list[FunctionView]]:
         """Return pools, queues, workers, how many of these were left out, and functions."""
         budget = MAX_WORKERS if stacks else LOOKS
-        parts, views, looked_at = [], [], {}
-        for pool in pools:
-            part, chosen = self._part_of(pool, budget)
-            budget -= len(chosen)
-            parts.append(part)
-            looked_at.update(dict.fromkeys(chosen))
         waiting = self._runtime.waits.all()
-        kept, left_out = _most_important([sight for part in parts for sight in part.sights])
-        words = {sight.worker: self._look(sight, waiting) for sight in kept if sight.worker in looked_at}
-        stack_of = self._runtime.host.stacks_of([s.worker.thread for s in kept], MAX_FRAMES) if stacks else {}
+        parts: list[Part] = []
+        for pool in pools:
+            parts.append(self._part_of(pool, budget, waiting))
+            budget -= len(parts[-1].chosen)
+        views = [self._look_at(part, waiting) for part in parts]
+        rows, left_out = self._rows(parts, stacks=stacks)
+        by_queue: dict[WorkQueue, list[Place]] = {}
         for part in parts:
-            views.append(_corrected(part, words))
-        now = self._runtime.host.monotonic()
-        workers = [_view_of_worker(sight, words.get(sight.worker), waiting, now, stack_of) for sight in kept]
-        return (
-            views,
-            [_view_of_queue(queue, [part.places[pwq] for part in parts for pwq in part.places if pwq.wq is queue])
-             for queue in queues],
-            workers,
-            left_out,
-            _functions(parts, now),
-        )  # fmt: skip
+            for pwq, place in part.places.items():
+                by_queue.setdefault(pwq.wq, []).append(place)
+        queue_views = [_view_of_queue(queue, by_queue.get(queue, [])) for queue in queues]
+        return views, queue_views, rows, left_out, _functions(parts)
 
-    def _part_of(self, pool: WorkerPool, budget: int) -> tuple[Part, list[Worker]]:
-        """Read one pool. Returns it, and the workers that are to be looked at: `budget` at most."""
+    def _part_of(self, pool: WorkerPool, budget: int, waiting: dict[Item, Target]) -> Part:
+        """Read one pool. budget: so many workers are looked at. waiting: the works that wait for others."""
         with pool.lock:
-            ordered = sorted(pool.workers, key=_number)
-            chosen = self._choose(pool, ordered, budget)
+            now = pool.host.monotonic()
+            busy: list[Worker] = []
+            all_seen: list[Seen] = []
+            resting: list[tuple[Worker, str, float]] = []
+            announcing: Counter[Figures] = Counter()
+            asking: Counter[Figures] = Counter()
+            for worker in self._ordered(pool):  # the only loop over all workers; each step of it counts
+                item: Any = worker.item
+                seen = worker.seen
+                if item is None:
+                    state = "idle" if worker.idle else "creating" if pool.office.holder is worker else "waking"
+                    resting.append((worker, state, worker.last_active if state == "idle" else now))
+                    continue
+                if seen is None or seen.item() is not item:
+                    seen = see(worker, now)
+                    assert seen is not None
+                if seen.row is None or seen.blocked is not worker.blocked:
+                    _tell(worker, item, seen, _is_asleep(worker), None)
+                if worker.announcing or item.phase.asks:
+                    (asking if item.phase.asks else announcing)[seen.tally.figures] += 1
+                busy.append(worker)
+                all_seen.append(seen)
+            chosen = self._choose(pool, busy, budget, waiting)
             for worker in chosen:
                 bill(worker, worker.billed_to)
-            now = pool.host.monotonic()
-            sights = [_sight(pool, worker, now) for worker in ordered]
-            for worker in chosen:
-                seen = worker.seen
-                if seen is not None and seen.used is None and worker.item is not None:
-                    seen.used = worker.billed
-            executing: Counter[PoolWorkQueue] = Counter()
-            announcing: Counter[PoolWorkQueue] = Counter()
-            for worker in ordered:
-                item = worker.item
-                if item is not None and not item.phase.asks:
-                    (announcing if worker.announcing else executing)[item.phase.pwq] += 1
-            places = {pwq: Place(pwq, executing[pwq], announcing[pwq]) for pwq in list(pool.pwqs)}
-            return Part(pool, _view_of_pool(pool), places, sights), chosen
+                if worker.seen is not None and worker.seen.used is None:
+                    worker.seen.used = worker.billed
+            running = Counter([seen.tally for seen in all_seen])
+            executing: Counter[Figures] = Counter()
+            for tally, number in running.items():
+                executing[tally.figures] += number
+            executing.subtract(announcing)
+            executing.subtract(asking)
+            places = {pwq: Place(pwq, executing[pwq.figures], announcing[pwq.figures]) for pwq in list(pool.pwqs)}
+            begun = len(busy) - sum(worker.announcing for worker in busy) if announcing or asking else len(busy)
+            return Part(pool, _view_of_pool(pool, begun), places, busy, all_seen, resting, chosen, running, now)
 
     @holding("pool.lock")
-    def _choose(self, pool: WorkerPool, ordered: list[Worker], budget: int) -> list[Worker]:
-        """Choose the workers that are looked at: those believed to run, then others in turn. They execute something."""
-        busy = [worker for worker in ordered if worker.item is not None and worker.tid]
-        if len(busy) <= budget:
-            return busy
-        chosen = [worker for worker in busy if worker.blocked is None][:budget]
-        others = [worker for worker in busy if worker.blocked is not None]
-        first, more = self._turn % len(others) if others else 0, budget - len(chosen)
-        self._turn += more
-        return chosen + (others[first:] + others[:first])[:more]
+    def _ordered(self, pool: WorkerPool) -> list[Worker]:
+        """The workers by their numbers, rescuers first."""
+        known = self._orders.get(pool)
+        if known is None or len(known) != len(pool.workers) or not pool.workers.issuperset(known):
+            known = self._orders[pool] = sorted(pool.workers, key=_number)
+        return known
+
+    @holding("pool.lock")
+    def _choose(
+        self, pool: WorkerPool, busy: list[Worker], budget: int, waiting: dict[Item, Target]
+    ) -> dict[Worker, tuple[Item | None, Blocked | None]]:
+        """Choose the workers that are looked at: those believed to run, then others in turn."""
+        first = [worker for worker in busy if worker.blocked is None] if pool.nr_running else []
+        if len(busy) > budget:
+            first = first[:budget]
+            at, more = self._turn % len(busy), budget - len(first)
+            self._turn += more
+            first += busy[at : at + more] + busy[: max(0, at + more - len(busy))]
+        else:
+            first = busy
+        return {worker: (worker.item, worker.blocked) for worker in first if worker.item is not None and worker.tid}
 
     @outside
-    def _look(self, sight: Sight, waiting: dict[Item, Target]) -> tuple[bool, str]:
+    def _look_at(self, part: Part, waiting: dict[Item, Target]) -> PoolView:
+        """Look at the chosen workers' threads, and return the pool, corrected by what was seen."""
+        pool, asleep, gil_waiter = part.pool, 0, ""
+        looked_at = part.chosen
+        if waiting:
+            waiters = [worker for worker in part.busy if worker.item in waiting and worker not in looked_at]
+            looked_at = looked_at | {worker: (worker.item, worker.blocked) for worker in waiters}
+        for worker, (item, blocked) in looked_at.items():
+            seen = worker.seen
+            if item is None or seen is None or seen.item() is not item:
+                continue  # it has ended meanwhile
+            target = waiting.get(item)
+            sleeps, words = (True, target.describe_wait()) if target is not None else self._look(worker)
+            _tell(worker, item, seen, sleeps, words)
+            if target is None and worker.counted and blocked is not HOG:
+                asleep += sleeps - (blocked is not None)
+            if words == GIL:
+                gil_waiter = worker.name
+        view = part.view
+        if gil_waiter and view.why:
+            with pool.lock:
+                view = replace(view, why=why_no_more(pool, gil_waiter))
+        return replace(view, running=view.running - asleep, blocked=view.blocked + asleep) if asleep else view
+
+    @outside
+    def _look(self, worker: Worker) -> tuple[bool, str]:
         """Look at a worker's thread. Returns whether it sleeps, and what it waits for."""
-        worker, item, seen = sight.worker, sight.item, sight.seen
-        if item in waiting:
-            return True, ""
         words = worker.pool.host.waits_in(worker.tid)
-        asleep = bool(words)
         if words.startswith("waits for a lock") and not worker.pool.lookout.sleeps(worker):
-            asleep, words = False, "waits for the GIL" if self._runtime.host.gil_enabled() else ""
-        if seen is not None:
-            seen.words = words
-        return asleep, words
+            return False, GIL if self._runtime.host.gil_enabled() else ""
+        return bool(words), words
+
+    def _rows(self, parts: list[Part], *, stacks: bool) -> tuple[Rows, int]:
+        """What is told of the workers, those that execute something first; and of how many nothing is told."""
+        rows: list[dict[str, Any]] = []
+        since: list[float] = []
+        workers: list[Worker] = []
+        room = MAX_WORKERS
+        left_out = max(0, sum(len(part.busy) + len(part.resting) for part in parts) - room)
+        for part in parts:
+            now, seen_ones = part.now, part.seen[:room]
+            rows += [seen.row or {} for seen in seen_ones]
+            since += [now - seen.since for seen in seen_ones]
+            workers += part.busy[:room]
+            room -= len(seen_ones)
+        for part in parts:
+            for worker, state, when in part.resting[:room]:
+                rows.append(_row(worker, state))
+                since.append(part.now - when)
+                workers.append(worker)
+            room -= min(room, len(part.resting))
+        found: dict[int, tuple[str, ...]] = {}
+        if stacks:
+            found = self._runtime.host.stacks_of([worker.thread for worker in workers], MAX_FRAMES)
+        return (rows, since, [found.get(id(worker.thread), ()) for worker in workers] if stacks else []), left_out
 
     def memory(self, pools: Iterable[WorkerPool]) -> MemoryView:
         """What is known of memory, at most `REFRESH` seconds old."""
@@ -208,28 +272,14 @@ class Photographer:
         return replace(kept[1], held=True) if any(pool.memory.held for pool in pools) else kept[1]
 
 
-def _seconds(pair: tuple[str, object]) -> float:
-    seconds: float = pair[1].seconds  # type: ignore[attr-defined]
-    return seconds
-
-
 def _copy(measured: Measured) -> tuple[list[int], float]:
     return measured.counts.copy(), measured.sum
 
 
 @holding("pool.lock")
-def _sight(pool: WorkerPool, worker: Worker, now: float) -> Sight:
-    item, blocked = worker.item, worker.blocked
-    if item is not None:
-        state = "running" if blocked is None or blocked is HOG else "blocked"
-        return Sight(worker, item, blocked, state, see(worker, now), worker.billed)
-    state = "idle" if worker.idle else "creating" if pool.office.holder is worker else "waking"
-    return Sight(worker, None, None, state, None, None)
-
-
-@holding("pool.lock")
-def _view_of_pool(pool: WorkerPool) -> PoolView:
-    cpu_seconds = pool.stats.cpu_seconds + sum(worker.billed - worker.cpu_before for worker in pool.workers)
+def _view_of_pool(pool: WorkerPool, executing: int) -> PoolView:
+    """executing: how many workers execute a work that has not ended."""
+    cpu_seconds = pool.stats.cpu_seconds
     known = cpu_seconds > 0 or not pool.workers or any(worker.cpu_time() is not None for worker in pool.workers)
     return PoolView(
         name=pool.name,
@@ -240,14 +290,14 @@ def _view_of_pool(pool: WorkerPool) -> PoolView:
         workers=len(pool.workers),
         idle=len(pool.idle_list),
         running=pool.nr_running,
-        blocked=sum(worker.sleeping for worker in pool.workers),
+        blocked=len([None for worker in pool.workers if worker.blocked is not None]),
         pending=pool.nr_listed(),
         inactive=sum(len(pwq.inactive) for pwq in pool.pwqs),
         created=pool.stats.created,
         culled=pool.stats.culled,
         refused=pool.office.nr_refused,
         peak_workers=pool.stats.peak_workers,
-        started=pool.nr_started(),
+        started=pool.nr_completed + executing,
         completed=pool.nr_completed,
         wakeups=pool.nr_wakeups,
         nice=pool.nice if pool.stats.niced else 0,
@@ -256,63 +306,31 @@ def _view_of_pool(pool: WorkerPool) -> PoolView:
     )
 
 
-def _corrected(part: Part, words: dict[Worker, tuple[bool, str]]) -> PoolView:
-    """Correct what the pool believes of its workers by what was seen."""
-    asleep, gil_waiter = 0, ""
-    for sight in part.sights:
-        looked = words.get(sight.worker)
-        if looked is None or sight.blocked is HOG or not sight.worker.counted:
-            continue
-        if sight.blocked is None:
-            asleep += looked[0]
-        elif sight.blocked in (SEEN, SEEN_ON_LOCK) and not looked[0]:
-            asleep -= 1
-        if looked[1] == "waits for the GIL":
-            gil_waiter = sight.worker.name
-    view, why = part.view, part.view.why
-    if gil_waiter and part.view.why:
-        with part.pool.lock:
-            why = why_no_more(part.pool, gil_waiter) or why
-    return replace(view, running=view.running - asleep, blocked=view.blocked + asleep, why=why)
+def _row(worker: Worker, state: str, queue: str = "", work: str = "", item: int = 0) -> dict[str, Any]:
+    return {
+        "name": worker.name, "pool": name_of_pool(worker.pool), "tid": worker.tid, "state": state,
+        "rescuer": worker.is_rescuer, "queue": queue, "work": work, "item": item, "since": 0.0, "cpu_seconds": None,
+        "waits_for": "", "stack": (),
+    }  # fmt: skip
 
 
-def _most_important(sights: list[Sight]) -> tuple[list[Sight], int]:
-    """Those that are shown: all, or first those that execute something. And how many are left out."""
-    if len(sights) <= MAX_WORKERS:
-        return sights, 0
-    kept = sorted(sights, key=lambda sight: sight.item is None)[:MAX_WORKERS]  # it keeps the order otherwise
-    return kept, len(sights) - MAX_WORKERS
+def _is_asleep(worker: Worker) -> bool:
+    """Whether the pool believes so."""
+    return worker.blocked is not None and worker.blocked is not HOG
 
 
-def _view_of_worker(
-    sight: Sight,
-    looked: tuple[bool, str] | None,
-    waiting: dict[Item, Target],
-    now: float,
-    stacks: dict[int, tuple[str, ...]],
-) -> WorkerView:
-    worker, item, blocked, state, seen, used = sight
-    pool, rescuer = worker.pool, worker.index < 0
-    stack = stacks.get(id(worker.thread), ()) if stacks else ()
-    if item is None or seen is None:
-        since = max(0.0, now - worker.last_active) if state == "idle" else 0.0
-        return WorkerView(
-            worker.name, name_of_pool(pool), worker.tid, state, rescuer, "", "", 0, since, None, "", stack
-        )
-    target = waiting.get(item) if waiting else None
-    if target is not None:
-        state, words = "blocked", target.describe_wait()
-    elif looked is not None:
-        state, words = "blocked" if looked[0] else "running", looked[1]
-    elif blocked is None or blocked is HOG:
-        words = ""
-    else:
-        words = seen.words or _WORDS[blocked]
-    cost = None if used is None or seen.used is None else max(0.0, used - seen.used)
-    return WorkerView(
-        worker.name, name_of_pool(pool), worker.tid, state, rescuer, item.phase.pwq.wq.name, seen.work, id(item),
-        max(0.0, now - seen.since), cost, words, stack,
-    )  # fmt: skip
+def _tell(worker: Worker, item: Item, seen: Seen, asleep: bool, words: str | None) -> None:
+    """Make anew what is told of a worker that executes something. words: as just seen; None: it was not looked at."""
+    seen.blocked = blocked = worker.blocked
+    if words is not None:
+        seen.words = words
+    elif not asleep:
+        seen.words = ""
+    row = _row(worker, "blocked" if asleep else "running", item.queue.name, seen.work, id(item))
+    row["waits_for"] = seen.words or (_WORDS.get(blocked, "") if blocked is not None and asleep else "")
+    if seen.used is not None and worker.billed >= seen.used:
+        row["cpu_seconds"] = worker.billed - seen.used
+    seen.row = row  # it is replaced and not changed: a picture may have the one before
 
 
 def _view_of_queue(wq: WorkQueue, places: list[Place]) -> QueueView:
@@ -349,21 +367,18 @@ def _histogram(parts: list[tuple[list[int], float]]) -> Histogram | None:
     return Histogram(BOUNDS, counts, sum(part[1] for part in parts), sampled) if sampled else None
 
 
-def _functions(parts: list[Part], now: float) -> list[FunctionView]:
-    """The functions that took the most time, those that run now included."""
+def _functions(parts: list[Part]) -> list[FunctionView]:
+    """The functions that took the most time; among those of which nothing is known, the ones that run most often."""
     found: dict[tuple[str, str], list[float]] = {}
     for part in parts:
         for pwq, place in part.places.items():
-            for name, figures in place.functions.items():
-                known = found.setdefault((pwq.name, name), [0, 0, 0.0, 0.0, 0, 0.0])
+            for tally, figures in place.functions:
+                known = found.setdefault((pwq.wq.name, tally.name), [0, 0, 0.0, 0.0, 0])
                 known[:4] = [had + more for had, more in zip(known, figures, strict=False)]
-        for sight in part.sights:
-            if sight.item is not None and sight.seen is not None and sight.seen.work:
-                known = found.setdefault((sight.item.phase.pwq.name, sight.seen.work), [0, 0, 0.0, 0.0, 0, 0.0])
-                known[4] += 1
-                known[5] += now - sight.seen.since
-    busiest = nlargest(MAX_FUNCTIONS, found.items(), key=lambda pair: pair[1][2] + pair[1][5])
+                known[4] += part.running[tally]
+    busiest = nlargest(MAX_FUNCTIONS, found.items(), key=lambda pair: (pair[1][2], pair[1][4]))
     return [
-        FunctionView(name, queue, int(ended), int(failed), seconds, cpu_seconds, int(running))
-        for (queue, name), (ended, failed, seconds, cpu_seconds, running, _) in busiest
+        FunctionView(name, queue, int(ended), int(failed), seconds, cpu_seconds, int(now))
+        for (queue, name), (ended, failed, seconds, cpu_seconds, now) in busiest
+        if ended or now
     ]

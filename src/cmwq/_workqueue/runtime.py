@@ -307,7 +307,9 @@ class Runtime:
             pools = list(self._pools.values())
             queues = sorted(self.queues(), key=lambda queue: queue.name)
             sensor, began_at = self._pools.sensor, self._pools.began_at
-        views, queue_views, workers, left_out, functions = self._photographer.take(pools, queues, stacks=bool(stacks))
+        views, queue_views, (rows, since, found), left_out, functions = self._photographer.take(
+            pools, queues, stacks=bool(stacks)
+        )
         return Snapshot(
             pools=tuple(views),
             queues=tuple(queue_views),
@@ -325,7 +327,9 @@ class Runtime:
             cpu_seconds=self.host.process_cpu(),
             frozen=self.frozen,
             memory=self._photographer.memory(pools),
-            workers=tuple(workers),
+            rows=tuple(rows),
+            since=tuple(since),
+            stacks=tuple(found),
             workers_left_out=left_out,
             functions=tuple(functions),
             stalls=tuple(self.watchdog.recent),

@@ -7,7 +7,8 @@ and languages: a name keeps its meaning as long as `VERSION` stays, and new name
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from itertools import repeat
 from typing import Any, NamedTuple
 
 VERSION = 1
@@ -15,6 +16,7 @@ MAX_WORKERS = 2_000
 """So many workers a picture holds at most. Those that execute something come first."""
 MAX_FUNCTIONS = 50
 """So many functions a picture holds at most: those that took the most time."""
+_PARTS = ("rows", "since", "stacks")
 MAX_STALLS = 20
 """So many reports of stalls a picture holds at most: the last ones."""
 
@@ -149,10 +151,6 @@ class WorkerView(NamedTuple):
     stack: tuple[str, ...]
     """In the form of `traceback.format_stack`, the innermost calls. Empty, unless stacks were asked for."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The same as a dict."""
-        return _worker_as_dict(self)
-
 
 class FunctionView(NamedTuple):
     """What the works of one function came to. All but `running` is estimated from the measured works: each of them
@@ -209,21 +207,38 @@ class Snapshot:
     frozen: bool
     """Freezable queues are frozen (E8)."""
     memory: MemoryView
-    workers: tuple[WorkerView, ...]
+    rows: tuple[dict[str, Any], ...] = field(repr=False)
+    """What `workers` is made of, for each worker: all but `since` and `stack`. Not to be changed."""
+    since: tuple[float, ...] = field(repr=False)
+    """The workers' `since`."""
+    stacks: tuple[tuple[str, ...], ...] = field(repr=False)
+    """The workers' stacks; empty, unless they were asked for."""
     workers_left_out: int
     functions: tuple[FunctionView, ...]
     """Those that took the most time, the busiest first."""
     stalls: tuple[StallView, ...]
     """The last reports, the latest at the end."""
 
+    @property
+    def workers(self) -> tuple[WorkerView, ...]:
+        """The workers of all pools, pool by pool in the order of their numbers."""
+        stacks = self.stacks or repeat(())
+        known = zip(self.rows, self.since, stacks, strict=False)
+        return tuple(WorkerView(**{**row, "since": since, "stack": stack}) for row, since, stack in known)
+
     def to_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers, ready for JSON. Its form is that of `version`."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _PARTS}
         plain["pools"] = [_as_dict(pool) for pool in self.pools]
         plain["queues"] = [_queue_as_dict(queue) for queue in self.queues]
         plain["cpus"], plain["command"] = list(self.cpus), list(self.command)
         plain["memory"] = asdict(self.memory)
-        plain["workers"] = [_worker_as_dict(worker) for worker in self.workers]
+        plain["workers"] = workers = []
+        stacks = self.stacks or repeat(())
+        for row, since, stack in zip(self.rows, self.since, stacks, strict=False):
+            worker = row.copy()  # there may be thousands, so nothing is made twice
+            worker["since"], worker["stack"] = since, list(stack)
+            workers.append(worker)
         plain["functions"] = [function._asdict() for function in self.functions]
         plain["stalls"] = [stall._asdict() for stall in self.stalls]
         return plain
@@ -247,12 +262,3 @@ def _queue_as_dict(view: QueueView) -> dict[str, Any]:
                 "sampled": histogram.sampled,
             }
     return plain
-
-
-def _worker_as_dict(view: WorkerView) -> dict[str, Any]:
-    """As `_asdict`, which takes twice as long; there may be thousands of workers."""
-    name, pool, tid, state, rescuer, queue, work, item, since, cpu_seconds, waits_for, stack = view
-    return {
-        "name": name, "pool": pool, "tid": tid, "state": state, "rescuer": rescuer, "queue": queue, "work": work,
-        "item": item, "since": since, "cpu_seconds": cpu_seconds, "waits_for": waits_for, "stack": list(stack),
-    }  # fmt: skip
