@@ -195,6 +195,10 @@ class Seen:
         self.blocked: Blocked | None = None  # L: why it did not count as running when the row was made
         self.row: dict[str, Any] | None = None  # L: what a picture says of it but how long it has lasted; never changed
 
+    def is_of(self, item: Item) -> bool:
+        """Return whether this was seen of that item."""
+        return self.item() is item
+
 
 @holding("worker.pool.lock")
 def see(worker: Worker, now: float) -> Seen | None:

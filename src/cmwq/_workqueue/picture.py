@@ -215,7 +215,7 @@ class Photographer:
             looked_at = looked_at | {worker: (worker.item, worker.blocked) for worker in waiters}
         for worker, (item, blocked) in looked_at.items():
             seen = worker.seen
-            if item is None or seen is None or seen.item() is not item:
+            if item is None or seen is None or not seen.is_of(item):
                 continue  # it has ended meanwhile
             target = waiting.get(item)
             sleeps, words = (True, target.describe_wait()) if target is not None else self._look(worker)
