@@ -302,6 +302,21 @@ def test_H1_CPU_time_is_charged_to_the_queue_whose_works_used_it(universe: cmwq.
     assert (seen.pools[0].cpu_seconds or 0) >= views["heavy"].cpu_seconds + views["light"].cpu_seconds - 1e-6
 
 
+def test_H4_a_work_whose_end_is_being_told_has_completed(universe: cmwq.Runtime, gate: Gate) -> None:
+    """Its callbacks run on the worker, which is still busy with it."""
+    wq, begin = cmwq.WorkQueue("q", runtime=universe), threading.Event()
+    future = wq.submit(begin.wait, HANG)
+    future.add_done_callback(lambda _: gate())
+    begin.set()
+    gate.await_arrivals(1)
+    seen = universe.snapshot()
+    assert (seen.queues[0].started, seen.queues[0].completed) == (1, 1)
+    assert (seen.pools[0].started, seen.pools[0].completed) == (1, 1)
+    gate.open.set()
+    wq.flush(HANG)
+    assert queue_of(universe, "q").completed == 1
+
+
 # ----------------------------------------------------------------------------------- why
 
 

@@ -11,8 +11,6 @@ The letters are those of `pool`; R is `Pools.lock`.
 from __future__ import annotations
 
 import itertools
-import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -34,7 +32,6 @@ from cmwq._workqueue.end import close, close_at_exit
 from cmwq._workqueue.picture import Photographer
 from cmwq._workqueue.place_end import Quiet
 from cmwq._workqueue.settings import FIELDS, Settings, checked_call, checked_exit_timeout
-from cmwq._workqueue.snapshot import VERSION, Snapshot
 from cmwq._workqueue.subscriptions import Events
 from cmwq._workqueue.wait import run_steps, waits_of
 from cmwq._workqueue.watchdog import Watchdog
@@ -47,6 +44,7 @@ if TYPE_CHECKING:
     from cmwq._pool.pool import WorkerPool
     from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.report import Stall
+    from cmwq._workqueue.snapshot import Snapshot
     from cmwq._workqueue.wait import Steps
 
 
@@ -298,42 +296,12 @@ class Runtime:
         """Return a picture of pools, queues, workers and sensor; the part of each pool is of one moment (H4).
 
         stacks: with the Python stack of each worker, and with a new look at what each one waits for. Without them it
-        takes less than a millisecond for a thousand workers, and most words about waits are those of earlier looks:
+        takes about a millisecond for a thousand workers, and most words about waits are those of earlier looks:
         `picture` says which. The first picture begins nothing, and counters are as old as what they count. Starts
         nothing, waits for nothing but short locks, and works after the end of the runtime. Thread-safe. Raises
         Reentered in a finaliser or a signal handler that interrupted cmwq's own code.
         """
-        with self._pools.lock:
-            pools = list(self._pools.values())
-            queues = sorted(self.queues(), key=lambda queue: queue.name)
-            sensor, began_at = self._pools.sensor, self._pools.began_at
-        views, queue_views, (rows, since, found), left_out, functions = self._photographer.take(
-            pools, queues, stacks=bool(stacks)
-        )
-        return Snapshot(
-            pools=tuple(views),
-            queues=tuple(queue_views),
-            sensor=sensor.name if sensor else "",
-            sensor_reason=sensor.reason if sensor else "nothing has run yet",
-            gil=self.host.gil_enabled(),
-            cpus=self.cpus(),
-            cpu_limit=self.hotplug.limit(),
-            pid=os.getpid(),
-            version=VERSION,
-            time=self.host.epoch(),
-            uptime=self.host.monotonic() - began_at if sensor else 0.0,
-            command=tuple(word[:200] for word in sys.orig_argv),
-            python=sys.version.split()[0],
-            cpu_seconds=self.host.process_cpu(),
-            frozen=self.frozen,
-            memory=self._photographer.memory(pools),
-            rows=tuple(rows),
-            since=tuple(since),
-            stacks=tuple(found),
-            workers_left_out=left_out,
-            functions=tuple(functions),
-            stalls=tuple(self.watchdog.recent),
-        )
+        return self._photographer.take(stacks=bool(stacks))
 
     def check_invariants(self) -> None:
         """Raise InvariantError if a rule of a pool is broken. For tests."""
