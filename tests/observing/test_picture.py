@@ -233,6 +233,15 @@ def test_H1_a_picture_is_bounded_in_size_and_in_looks(monkeypatch: pytest.Monkey
             future.result(HANG)
 
 
+def test_H1_each_worker_names_its_pool_as_the_pool_does(universe: cmwq.Runtime) -> None:
+    """Pools of high priority, too, which serve the same CPUs."""
+    for name, highpri in (("plain", False), ("high", True)):
+        cmwq.WorkQueue(name, highpri=highpri, runtime=universe).submit(int).result(HANG)
+    seen = universe.snapshot()
+    assert sorted(pool.name for pool in seen.pools) == ["u0", "u0H"]
+    assert {worker.pool for worker in seen.workers} == {"u0", "u0H"}
+
+
 # ----------------------------------------------------------------------------------- queues, functions, histograms
 
 

@@ -310,7 +310,7 @@ def _view_of_pool(pool: WorkerPool, executing: int) -> PoolView:
     cpu_seconds = pool.stats.cpu_seconds
     known = cpu_seconds > 0 or not pool.workers or any(worker.cpu_time() is not None for worker in pool.workers)
     return PoolView(
-        name=pool.name,
+        name=name_of_pool(pool),
         cpus=pool.cpus,
         target=pool.full_target,
         held=pool.memory.held,

@@ -53,6 +53,7 @@ class PoolView:
     """One pool. Its counters begin with the pool."""
 
     name: str
+    """Followed by an H for a pool of high priority, as `Event.pool` and the names of its workers."""
     cpus: tuple[int, ...]
     target: int
     held: bool

@@ -209,7 +209,7 @@ class Watchdog:
         assert stall is not None
         text = str(stall)
         _log.warning("%s", text)
-        self.recent.append(StallView(self._runtime.host.epoch(), stall.over, text, stall.pool, stall.queue))
+        self.recent.append(StallView(self._runtime.host.epoch(), stall.over, text, event.pool, stall.queue))
         if self.on_stall is not None:
             try:
                 self.on_stall(stall)
