@@ -30,7 +30,7 @@ from cmwq._pool.policy import keep_working
 from cmwq._pool.worker import RESCUER, Worker, be_worker
 from cmwq._pool.worker_thread import process_works
 from cmwq._workqueue.future import Future
-from cmwq._workqueue.pwq import insert
+from cmwq._workqueue.inserting import insert
 from cmwq._workqueue.queued import Queued
 
 
@@ -79,7 +79,7 @@ class Quiet:
         self.worker = Worker(self.pool, RESCUER, self.pool.lookout.parker())
         be_worker(self.worker)
         self.pool.lookout.attach(self.worker)
-        self.worker.served = self.pwq  # else the thread is named anew
+        self.worker.served = self.pwq.phase  # else the thread is named anew
 
     def process(self) -> float:
         """Everything that waits, by the hot loop itself. Nanoseconds."""
@@ -99,7 +99,7 @@ class Quiet:
         made = [self.wq.submit(nothing) for _ in range(number)]
         with self.pool.lock:
             self.pool.worklist.clear()
-            self.pwq.phase.count -= number
+            self.pwq.phase.queued -= number
             self.pwq.nr_active -= number
             self.pool.settle()
         return made
@@ -166,8 +166,8 @@ def parts_of_submit(quiet: Quiet, number: int) -> list[Part]:
         with quiet.something_listed():
             return per("pool.kick_or_settle()", range(number), pool=pool)
 
-    counting = "phase = pwq.phase\nphase.count += 1\nif pwq.attends or pwq.nr_active >= pwq.max_active: pass"
-    counting += "\nelse: pwq.nr_active += 1\nphase.count -= 1\npwq.nr_active -= 1"
+    counting = "phase = pwq.phase\nphase.queued += 1\nif pwq.attends or pwq.nr_active >= pwq.max_active: pass"
+    counting += "\nelse: pwq.nr_active += 1\nphase.queued -= 1\npwq.nr_active -= 1"
     creating = "Future(pwq.phase, (nothing,), {}, context)"
     return [
         ("submit, whole", whole),
@@ -175,7 +175,7 @@ def parts_of_submit(quiet: Quiet, number: int) -> list[Part]:
         ("  Future(...)", keeping(creating, number, Future=Future, pwq=pwq, nothing=nothing, context=context)),
         ("  insert(), whole", inserting),
         ("    with pool.lock: pass", simple("with lock: pass", number, lock=pool.lock)),
-        ("    phase.count, nr_active, max_active (and undone)", simple(counting, number, pwq=pwq)),
+        ("    phase.queued, nr_active, max_active (and undone)", simple(counting, number, pwq=pwq)),
         ("    worklist.append", simple("append(thing)", number, append=deque[Any](maxlen=number).append)),
         ("    kick_or_settle(), at the target", kicking),
     ]
@@ -214,7 +214,7 @@ def parts_of_run(quiet: Quiet, number: int) -> list[Part]:
 
         def measured() -> float:
             with pool.lock:
-                pwq.phase.count += number
+                pwq.phase.queued += number
                 pwq.nr_active += number
             return inner()
 
@@ -242,14 +242,14 @@ def parts_of_run(quiet: Quiet, number: int) -> list[Part]:
         return range(number)
 
     switching = "lock.release(); lock.acquire()"
-    asking = "if worker.served is thing.phase.pwq: pass"
+    asking = "if worker.served is thing.phase: pass"
     return [
         ("one item through process_works, whole", processing()),
         ("  worklist.popleft", popping),
         ("  keep_working(pool), asked only where too many run", going_on),
         ("  item.claim(worker)", held("thing.claim(worker)", futures, worker=worker)),
         ("  lock.release(); lock.acquire()", held(switching, numbers, lock=pool.lock)),
-        ("  worker.served is item.phase.pwq", lambda: per(asking, futures(), worker=worker)),
+        ("  worker.served is item.phase", lambda: per(asking, futures(), worker=worker)),
         ("  item.run(), whole", lambda: per("thing.run()", futures())),
         (
             "    context.run(*call)",

@@ -33,11 +33,20 @@ from cmwq._workqueue.future import Future
 from cmwq._workqueue.periodic import PeriodicWork
 from cmwq._workqueue.queue import WorkQueue
 from cmwq._workqueue.queued import current_work
+from cmwq._workqueue.report import Stall, StalledWorker
 from cmwq._workqueue.runtime import Runtime, default_runtime
 from cmwq._workqueue.serving import Serving
 from cmwq._workqueue.settings import Settings
-from cmwq._workqueue.snapshot import PoolView, QueueView, Snapshot
-from cmwq._workqueue.watchdog import Stall, StalledWorker
+from cmwq._workqueue.snapshot import (
+    FunctionView,
+    Histogram,
+    MemoryView,
+    PoolView,
+    QueueView,
+    Snapshot,
+    StallView,
+    WorkerView,
+)
 from cmwq._workqueue.work import DelayedWork, Work
 from cmwq.executor import Executor
 from cmwq.observing.trace import Trace, begin_from_environment, trace
@@ -105,9 +114,12 @@ def cpu_online(cpu: int) -> None:
     default_runtime().cpu_online(cpu)
 
 
-def snapshot() -> Snapshot:
-    """Return a typed picture of the default runtime's pools, queues and sensor. Starts nothing. Thread-safe."""
-    return default_runtime().snapshot()
+def snapshot(stacks: bool = False) -> Snapshot:
+    """Return a typed picture of the default runtime's pools, queues, workers and sensor: see `Runtime.snapshot`.
+
+    stacks: with the Python stack of each worker. Starts nothing. Thread-safe.
+    """
+    return default_runtime().snapshot(stacks)
 
 
 def monitor(path: str | None = None) -> Monitor:
@@ -145,8 +157,11 @@ __all__ = [
     "Executor",
     "FlushDeadlock",
     "ForeignProcess",
+    "FunctionView",
     "Future",
+    "Histogram",
     "InvariantError",
+    "MemoryView",
     "PeriodicWork",
     "PoolView",
     "QueueClosed",
@@ -158,12 +173,14 @@ __all__ = [
     "Settings",
     "Snapshot",
     "Stall",
+    "StallView",
     "StalledWorker",
     "ThreadLimit",
     "Trace",
     "Work",
     "WorkDisabled",
     "WorkQueue",
+    "WorkerView",
     "blocking",
     "configure",
     "cpu_offline",

@@ -27,7 +27,7 @@ from cmwq._errors import CmwqTimeout, FlushDeadlock
 from cmwq._pool.blocking import step_aside, step_back
 from cmwq._pool.worker import current_worker
 from cmwq._workqueue.drain import close_steps, drain_steps, flush_steps
-from cmwq._workqueue.pwq import insert
+from cmwq._workqueue.inserting import insert
 from cmwq._workqueue.runtime import default_runtime
 from cmwq._workqueue.submitting import bounded_future
 from cmwq._workqueue.work import Work

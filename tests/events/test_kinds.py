@@ -425,4 +425,5 @@ def test_H2_an_observed_place_takes_every_diversion_and_one_that_is_not_takes_no
 def diversions(queue: cmwq.WorkQueue) -> tuple[bool, bool, bool, bool]:
     place = queue._only
     assert place is not None
-    return place.observed, place.gate, place.attends, place.careful
+    gate = place.gate and not place.figures.chooses  # it is also shut for the work that is to be measured
+    return place.observed, gate, place.attends, place.careful

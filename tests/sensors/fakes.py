@@ -74,6 +74,9 @@ class FakePool:
         woken.parker.unpark()
         return True
 
+    def woken_for_a_blocked_one(self) -> None:
+        """Counted by the real pool."""
+
     def settle(self) -> None:
         reserve = self.idle_list[-1] if self.worklist and self.idle_list and not self.nr_waking else None
         self.lookout.arm(cast(Any, reserve))

@@ -19,7 +19,7 @@ from cmwq._pool.pool import WorkerPool
 from cmwq._pool.worker import Worker
 from cmwq._workqueue.delay import Delay
 from cmwq._workqueue.future import Future
-from cmwq._workqueue.pwq import insert
+from cmwq._workqueue.inserting import insert
 from cmwq._workqueue.queued import Queued, Stage
 from cmwq.testing import Simulation
 
@@ -230,7 +230,7 @@ def test_F10_wrong_counts_are_counted_anew() -> None:
 
         def steps() -> None:
             pool.nr_running = pool.nr_blocked = pool.nr_waking = pool.nr_hogs = 17
-            place.nr_active = place.nr_withdrawn = place.phase.count = 17
+            place.nr_active = place.nr_withdrawn = place.phase.queued = 17
 
         interrupted(pool, steps)
         runtime.check_invariants()

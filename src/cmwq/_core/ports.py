@@ -120,6 +120,18 @@ class Memory(NamedTuple):
     """In words, or a folder: whose limit it is."""
 
 
+class Awaited(NamedTuple):
+    """A lock or the like that a thread waits for, as far as stacks tell."""
+
+    words: str
+    """What it is, and where it is waited for."""
+    holder: int
+    """The identifier of the thread that holds it; 0: not known."""
+    holder_name: str
+    sure: bool
+    """Whether that is sure; else it is a guess."""
+
+
 class Process(NamedTuple):
     """What was seen of a process."""
 
@@ -244,6 +256,26 @@ class Host(Protocol):
     def gil_enabled(self) -> bool: ...
     def stack_of(self, thread: Thread | None) -> tuple[str, ...]:
         """The stack of a thread, as of `traceback.format_stack`; empty: not known."""
+        ...
+
+    @outside
+    def stacks_of(self, threads: Iterable[Thread | None], most: int) -> dict[int, tuple[str, ...]]:
+        """The stacks of many threads at one moment, by the `id` of the thread object; at most so many innermost calls
+        of each. Threads of which nothing is known are left out.
+        """
+        ...
+
+    @outside
+    def awaited(self, threads: Iterable[Thread | None]) -> dict[int, Awaited]:
+        """What threads wait for in the way of locks, by the `id` of the thread object, as far as it can be told."""
+        ...
+
+    def epoch(self) -> float:
+        """The time of day, in seconds since the epoch."""
+        ...
+
+    def process_cpu(self) -> float:
+        """The CPU time of the process, in seconds."""
         ...
 
     @outside

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import ports
 from cmwq._errors import ThreadLimit
-from cmwq._host import caps, interpreters, life, locks, memory, processes, topology, traits
+from cmwq._host import caps, interpreters, life, locks, memory, processes, topology, traits, waits
 from cmwq._host.greenlets import refuse_greenlets
 from cmwq._host.parker import LockParker
 from cmwq._host.threads import HostThread
@@ -30,6 +30,7 @@ try:
 except ImportError:  # no compiler was there
     _sentinel = None  # type: ignore[assignment]
 
+_OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep, threading.__file__
 _HEADROOM_TTL = 0.1  # s: after this time the caps are read again
 _FEW = 16  # threads: with room for fewer than this, the caps are read at each call
 
@@ -223,20 +224,34 @@ class ThreadHost:
         frame = sys._current_frames().get(ident) if ident is not None else None
         return () if frame is None else tuple(traceback.format_stack(frame))
 
+    def stacks_of(self, threads: Iterable[ports.Thread | None], most: int) -> dict[int, tuple[str, ...]]:
+        frames, stacks = sys._current_frames(), {}
+        for thread in threads:
+            frame = frames.get(getattr(thread, "ident", None) or 0)
+            if frame is not None:
+                summary = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=most)
+                summary.reverse()
+                while len(summary) > 1 and summary[0].filename.startswith(_OURS):
+                    del summary[0]  # what leads to the work
+                stacks[id(thread)] = tuple(summary.format())
+        return stacks
+
+    def awaited(self, threads: Iterable[ports.Thread | None]) -> dict[int, ports.Awaited]:
+        from cmwq._host.awaited import awaited  # here, because it imports a parser
+
+        return awaited(threads)
+
+    epoch = staticmethod(time.time)
+    process_cpu = staticmethod(time.process_time)
+
     has_children = staticmethod(processes.has_children)
     children_of = staticmethod(processes.children_of)
     processes_below = staticmethod(processes.below)
 
     def waits_in(self, tid: int) -> str:
-        try:
-            with open(f"/proc/self/task/{tid}/wchan") as file:
-                function = file.read()
-        except OSError:
-            return ""
-        return "" if function in ("", "0") else f"asleep in the kernel's {function}"
+        return waits.in_words(tid)
 
-    def sleeps(self, tid: int) -> bool:
-        return self.waits_in(tid).endswith("nanosleep")
+    sleeps = staticmethod(waits.sleeps)
 
     def watch_process(self, runtime: Runtime) -> None:
         life.watch(runtime)

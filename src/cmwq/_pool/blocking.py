@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 from cmwq._core.held import holding, not_holding
 from cmwq._errors import Reentered
 from cmwq._pool import events, lane
+from cmwq._pool.figures import see, woken_for_a_blocked_one
 from cmwq._pool.worker import Worker, current_worker
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def _become(worker: Worker, why: Blocked | None) -> None:
     if was_known and not known:
         pool.lookout.exempt(worker, False)
     if why is not None:
+        if before is None and not known:
+            see(worker, pool.host.monotonic())  # a sensor has noticed: this is slow anyway
         worker.hog_item = None  # a work that blocks in between is not a hog
         if why is SEEN:
             pool.children.dozers.add(worker)
@@ -205,7 +208,7 @@ class blocking:
         if not worker.nr_hints and worker.counted:
             with suppress(Reentered), worker.pool.lock:
                 _say(worker)
-                worker.pool.kick_or_settle()
+                _go_on_without(worker.pool)
         worker.nr_hints += 1
         self._depth += 1
 
@@ -242,7 +245,7 @@ def step_aside(worker: Worker, lender: Source | None) -> bool:
         worker.nr_hints += 1
         if worker.nr_hints == 1 and worker.counted:
             _say(worker)
-        pool.kick_or_settle()
+        _go_on_without(pool)
     return lends
 
 
@@ -258,6 +261,15 @@ def step_back(worker: Worker, lent: bool) -> None:
         worker.nr_hints -= 1
         if not worker.nr_hints and worker.blocked is SAID:
             _run(worker)
+
+
+@holding("pool.lock")
+def _go_on_without(pool: WorkerPool) -> None:
+    """A work says that it blocks: wake a worker if one is needed."""
+    before = pool.nr_wakeups
+    pool.kick_or_settle()
+    if pool.nr_wakeups != before:
+        woken_for_a_blocked_one(pool)
 
 
 @holding("worker.pool.lock")

@@ -48,9 +48,12 @@ def close(pool: WorkerPool) -> list[Worker] | None:
 
 @holding("pool.lock")
 def dismiss_all(pool: WorkerPool) -> list[Worker]:
-    """Close the pool: no more work can be queued here, and every worker ends. Returns them. May be called twice."""
+    """Close the pool: no more work can be queued here, and every worker ends. Returns them. May be called twice.
+
+    Context: `closing` is set.
+    """
     for pwq in list(pool.pwqs):
-        pwq.gate = True
+        pwq.settle_gate()
     workers = [worker for worker in pool.workers if not worker.is_rescuer]  # a rescuer is about to leave by itself
     for worker in workers:
         worker.dying = True

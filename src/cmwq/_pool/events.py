@@ -8,11 +8,7 @@ Guarantees
 - An observer slows nobody down: none of its code is called under a lock or by a worker. A subscription has a buffer
   of limited size, which it empties in its own thread. If it is too slow it loses events, and is told how many, and
   at which point of the order (`Kind.LOST`); no thread waits for it.
-- Without a subscription, events cost nothing on the path of a work from `submit` to its result. That path has three
-  slow branches anyway, and an observed place takes them all: its `gate` sends a thread that queues to `check_admitted`;
-  its `attends` sends activation to `place`, `activate` and `attend` (`careful` keeps it set); and a worker whose
-  `served` is not the place calls `execute_specially` for each item. A place that is only recorded for a trace takes the
-  first and the last of them (`ring`).
+- Without a subscription, events cost nothing on the path of a work from `submit` to its result: `observed` says how.
 - The child of a fork has no subscription. When a runtime ends, what was noted before is delivered, within a limit of
   time (`subscriptions`).
 
@@ -42,17 +38,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cmwq._core.held import holding, not_holding
 from cmwq._core.naming import name_of
-from cmwq._pool.ring import Place, Recorder, Ring
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Lock
     from cmwq._pool.item import Item, Source
     from cmwq._pool.pool import WorkerPool
+    from cmwq._pool.ring import Ring
     from cmwq._pool.worker import Worker
     from cmwq._workqueue.pwq import PoolWorkQueue
     from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.report import Stall
     from cmwq._workqueue.subscriptions import Subscription
-    from cmwq._workqueue.watchdog import Stall
 
 
 class Kind(StrEnum):
@@ -301,15 +297,6 @@ def note_counts(pool: WorkerPool, tap: Tap) -> None:
         tap.put((Kind.COUNTS, now, name, "", "", "", 0, "", "", 0.0, None, 0, (), counts, None, None), pool.lock)
 
 
-@holding("pool.lock")
-def mended(pool: WorkerPool) -> None:
-    """Tell the numbers anew after the pool was mended: the interruption may have come in the middle of a note."""
-    observe_places(pool)
-    for tap in pool.taps:
-        note_counts(pool, tap)
-        tap.subscription.wake(pool.lock)
-
-
 @holding("pwq.pool.lock")
 def queued(pwq: PoolWorkQueue, item: Item) -> None:
     """Tell those who want to hear of it, if anybody does."""
@@ -417,34 +404,3 @@ def cpus_change(pool: WorkerPool, cpus: tuple[int, ...]) -> None:
             note(pool, Kind.CPU_LEFT, cpus=tuple(sorted(left)))
         if back:
             note(pool, Kind.CPU_RETURNED, cpus=tuple(sorted(back)))
-
-
-# ----------------------------------------------------------------------------------- places
-
-
-@holding("pwq.pool.lock")
-def observe(pwq: PoolWorkQueue) -> None:
-    """Make the works of the place take the slow branches if a subscription wants to hear of them, and only then; and
-    record them if a ring does.
-    """
-    pool, wq = pwq.pool, pwq.wq
-    pwq.observed = observed = any(tap.watches(wq) for tap in pool.taps)
-    pwq.careful = observed or pwq.frozen
-    pwq.attends = pwq.careful or bool(pwq.inactive)
-    rings = tuple(ring for tap in pool.taps if (ring := tap.ring) is not None)
-    if rings != (() if pwq.recorder is None else pwq.recorder.rings):
-        pwq.recorder = Recorder(rings, pool.host.monotonic, Place(name_of_pool(pool), wq.name)) if rings else None
-    pwq.gate = observed or pwq.recorder is not None or not wq.is_open or pool.closing
-
-
-@holding("pool.lock")
-def observe_places(pool: WorkerPool) -> None:
-    """Do as `observe` does for all places of the pool.
-
-    A worker that finds a place unobserved sets its `served` before it looks. So either it sees `observed`, or its
-    `served` is cleared here.
-    """
-    for pwq in pool.pwqs:
-        observe(pwq)
-    for worker in list(pool.workers):
-        worker.served = None

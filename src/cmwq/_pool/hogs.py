@@ -24,6 +24,7 @@ from cmwq._core.held import holding, outside
 from cmwq._errors import ThreadLimit
 from cmwq._pool import events, lane
 from cmwq._pool.blocking import HOG, let_go, no_hog_any_more
+from cmwq._pool.figures import choose_more, see
 
 if TYPE_CHECKING:
     from cmwq._pool.item import Item
@@ -75,14 +76,20 @@ def check(pool: WorkerPool) -> None:
         for worker, item in asleep:
             if worker.item is item and worker.blocked is HOG:
                 no_hog_any_more(worker)
+        now = pool.host.monotonic()
         for worker in pool.workers:
-            if worker.item is not None and worker.counted and worker.blocked is None and _is_hog(pool, worker):
+            if worker.item is None or not worker.counted or worker.blocked is not None:
+                continue
+            see(worker, now)
+            if _is_hog(pool, worker):
                 if worker.hog_since != -inf:
                     worker.hog_since = -inf  # reported once per execution
                     found.append(_note(pool, worker, worker.item))
                 worker.hog_used = worker.cpu_time()
                 let_go(worker)
         lane.look_after(pool)
+        if now >= pool.choose_at:
+            choose_more(pool, now)
         pool.kick()
         pool.settle()
     pool.runtime.events.tell(found)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cmwq._core.held import holding, outside
 
 if TYPE_CHECKING:
+    from cmwq._pool.figures import Figures
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.rescuer import Rescuer
     from cmwq._pool.ring import Recorder
@@ -43,6 +44,10 @@ class Source(Protocol):
     """I: the queue itself, so that observers can tell queues apart."""
     pool: WorkerPool
     """I: the pool that its works go to."""
+    figures: Figures
+    """I: what is counted and measured of its works."""
+    frozen: bool
+    """L: none of its works is started (E8)."""
     exempt: bool
     """I: its works do not count as running (A8)."""
     max_active: int
@@ -78,6 +83,16 @@ class Source(Protocol):
     @property
     def rescuer(self) -> Rescuer | None:
         """The thread that the queue owns for the time when no worker can be had (C1); None if it has none."""
+        ...
+
+    @holding("self.pool.lock")
+    def settle_gate(self) -> None:
+        """Compute anew whether each new work has to pass the gate, after something changed on which that depends."""
+        ...
+
+    @holding("self.pool.lock")
+    def nr_queued(self) -> int:
+        """How many works were queued here and not taken back."""
         ...
 
     @holding("self.pool.lock")

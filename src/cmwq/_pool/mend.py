@@ -7,7 +7,7 @@ interrupted: then it is done again, from the beginning, before any other thread 
 How: a pool's state is of two kinds. *What is*: which works are in which list, and the flags of workers and works. Each
 critical section changes that in steps of one store or one call of a C function. The steps are in such an order that
 after each of them the state shows here how far the section came; mostly a work is in its new place before it leaves the
-old one. *What follows*: every count, `attends`, and what the sensor is armed with. That is never read here, and is made
+old one. *What follows*: every count, `attends`, `gate`, and what the sensor is armed with. That is never read here, and is made
 anew.
 
 Costs O(workers + works waiting), and only after an interruption.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 from weakref import ref
 
 from cmwq._core.held import holding
-from cmwq._pool import blocking, events, lane
+from cmwq._pool import blocking, lane, observed
 from cmwq._pool.closing import dismiss_all
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def mend(pool: WorkerPool) -> None:
             pwq.new_phase()  # sealed, and its successor not made yet
         pwq.complete_phases()
         pwq.mend_limit()
+        pwq.settle_gate()
         pwq.attend()
     if pool.closing:
         dismiss_all(pool)
@@ -79,7 +80,7 @@ def mend(pool: WorkerPool) -> None:
         pool.office.note_refusal("the last worker in reserve was lost")  # B1
     pool.settle()
     if pool.taps:
-        events.mended(pool)
+        observed.mended(pool)
 
 
 @holding("pool.lock")
@@ -136,25 +137,25 @@ def _count_works(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
         if item.withdrawn:
             withdrawn[item.pwq] += 1
         else:
-            phases[item.phase] += 1
+            phases[item.phase.counter] += 1
     active.update(item.pwq for item in pool.worklist)
     for item in pool.detained:
         active[item.pwq] += 1
-        phases[item.phase] += 1
+        phases[item.phase.counter] += 1
     listed = set(pool.worklist)
     for worker in pool.workers:
         done: Item | None = worker.item
         if done is None or done in listed:
             continue
-        phases[done.phase] += 1
+        phases[done.phase.counter] += 1
         active[done.pwq] += worker.lender is not done.pwq
         if done.begun and not worker.announcing:
             done.be_executing()
         follower = done.follower
         if follower is not None and not follower.over:
-            phases[follower.phase] += 1
+            phases[follower.phase.counter] += 1
             active[follower.pwq] += not follower.lent
     for pwq in pwqs:
         pwq.nr_active, pwq.nr_withdrawn = active[pwq], withdrawn[pwq]
         for phase in (*pwq.sealed, pwq.phase):
-            phase.count = phases[phase]
+            phase.queued = phase.ended + phases[phase]

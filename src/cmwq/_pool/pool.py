@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING
 from cmwq._core.config import HIGHPRI_NICE
 from cmwq._core.held import holding, outside
 from cmwq._core.weakly import Weakly
-from cmwq._pool import blocking, children, events, hogs, rescuer
+from cmwq._pool import blocking, children, events, figures, hogs, rescuer
 from cmwq._pool.alarm import Alarms
 from cmwq._pool.children import Children
 from cmwq._pool.lane import Lane
@@ -68,10 +68,11 @@ NAP = 1e-3
 class Statistics:
     """Figures about a pool's workers. No decision depends on them."""
 
-    __slots__ = ("created", "culled", "deaths", "lacks", "niced", "peak_workers")
+    __slots__ = ("cpu_seconds", "created", "culled", "deaths", "lacks", "niced", "peak_workers")
 
     def __init__(self) -> None:
         self.created = self.culled = self.deaths = self.peak_workers = 0  # ~
+        self.cpu_seconds = 0.0  # L: CPU time of all its workers, up to their last readings
         self.niced = False  # ~: its workers got the nice value that they asked for
         self.lacks: set[str] = set()  # A: what workers go on without; each was logged once
 
@@ -123,6 +124,7 @@ class WorkerPool:
         self.closing = False  # L: the runtime ends: no worker is created any more
         self.lost = False  # F: it belonged to the parent of a fork
         self.nr_wakeups = self.nr_completed = 0  # ~
+        self.choose_at = 0.0  # L: when a place may choose a work to be measured, on the host's clock (`figures`)
         self.stats = Statistics()  # I
         self.lookout = sensor.lookout(self)  # I
         self.lock = self.lookout.lock()  # I
@@ -287,6 +289,11 @@ class WorkerPool:
         """A sensor reports that the worker runs again: see `blocking`."""
         blocking.worker_running(worker)
 
+    @holding("self.lock")
+    def woken_for_a_blocked_one(self) -> None:
+        """A sensor that wakes workers by `kick` says that it did: see `figures`."""
+        figures.woken_for_a_blocked_one(self)
+
     def serve(self, cpus: tuple[int, ...], target: int) -> None:
         """Serve these CPUs from now on, with `target` workers running at most (D6).
 
@@ -308,7 +315,9 @@ class WorkerPool:
     @holding("self.lock")
     def enter_idle(self, worker: Worker) -> None:
         """Put the worker on the idle list, as the warmest. The caller has taken it off the count."""
-        worker.last_active = self.host.monotonic()
+        worker.last_active = now = self.host.monotonic()
+        if now >= self.choose_at:
+            figures.choose_more(self, now)
         worker.idle = True
         self.idle_list.append(worker)
         if self.taps:
@@ -334,6 +343,7 @@ class WorkerPool:
         """Let an idle worker die; it is woken for that when the lock is released."""
         worker.dying = True
         self.lock.wake(worker.parker)
+        figures.bill_last(worker)
         if worker in self.idle_list:
             self.idle_list.remove(worker)
         worker.idle = False

@@ -41,6 +41,7 @@ class Pools:
         self.host = host  # I
         self.lock = host.lock(Rank.RUNTIME)  # F
         self.sensor: Sensor | None = None  # R: None: nothing has run yet
+        self.began_at = 0.0  # R: when the sensor was chosen, on the host's clock
         self.closed = False  # R: no more work is accepted
 
     def get(self, key: PoolKey) -> WorkerPool | None:
@@ -64,6 +65,7 @@ class Pools:
             self.host.start_timers()
             sensor = self._runtime.choose_sensor()
             self._runtime.hotplug.begin()
+            self.began_at = self.host.monotonic()
             self.sensor = sensor  # last: after an interruption everything is begun again
         return self.sensor
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cmwq._core.held import holding, not_holding
 from cmwq._errors import CmwqError
 from cmwq._pool import blocking, events
+from cmwq._pool.figures import bill_last
 from cmwq._pool.worker import in_words
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def bury(pool: WorkerPool, worker: Worker) -> None:
     pool.nr_running -= on_its_way
     if pool.taps:
         events.died(pool, worker)
+    bill_last(worker)
     pool.workers.discard(worker)
     pool.children.forget_worker(worker)
     if pool.office.holder is worker:

@@ -28,6 +28,7 @@ from cmwq._core.held import holding, not_holding, outside
 from cmwq._core.surely import surely
 from cmwq._errors import CmwqError, ThreadLimit
 from cmwq._pool import blocking, events
+from cmwq._pool.figures import bill_last
 from cmwq._pool.policy import need_rescuer
 from cmwq._pool.recovery import recover
 from cmwq._pool.worker import RESCUER, Worker, be_worker, in_words
@@ -149,6 +150,8 @@ class Rescuer:
         self.worker = worker = Worker(pool, RESCUER, self._parker, self.name)
         worker.thread = self.thread
         worker.cpu_time = pool.host.cpu_clock()
+        worker.billed = worker.cpu_time() or 0.0  # what it used before is not this pool's
+        worker.billed_to = pwq.figures
         with pool.lock:
             pool.workers.add(worker)  # before it binds: if the CPUs change now, it is bound again like all of them
         more = True  # for the case that it is interrupted
@@ -185,6 +188,7 @@ class Rescuer:
         """Leave the pool that it has helped."""
         pool = worker.pool
         with pool.lock:
+            bill_last(worker)
             pool.workers.discard(worker)
             pool.tell_drainers()
             pool.kick_or_settle()

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from cmwq._core.ports import Parker, Thread, Traits
     from cmwq._pool.blocking import Blocked
     from cmwq._pool.children import Below
+    from cmwq._pool.figures import Figures, Seen
     from cmwq._pool.item import Item, Source
     from cmwq._pool.lane import Record
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.ring import Recorder
+    from cmwq._workqueue.phase import Phase
 
 _log = logging.getLogger("cmwq")
 T = TypeVar("T")
@@ -35,10 +37,10 @@ class Worker:
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "announcing", "began", "below", "blocked", "counted", "cpu_time", "dying", "ended", "fate", "hog_item",
-        "hog_since", "hog_used", "idle", "index", "item", "kicked", "last", "last_active", "lender", "listed",
-        "look_again", "name", "nr_hints", "nr_refused", "parker", "pool", "record", "served", "shown", "stray",
-        "stumbled", "thread", "tid", "traits", "waiters", "watched",
+        "announcing", "began", "below", "billed", "billed_to", "blocked", "counted", "cpu_time", "dying", "ended",
+        "fate", "hog_item", "hog_since", "hog_used", "idle", "index", "item", "kicked", "last", "last_active",
+        "lender", "listed", "look_again", "name", "nr_hints", "nr_refused", "parker", "pool", "record", "seen",
+        "served", "shown", "stray", "stumbled", "thread", "tid", "traits", "waiters", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker, name: str = "") -> None:
@@ -70,8 +72,11 @@ class Worker:
         self.announcing = False  # L: its item has ended, and the threads that wait are being told
         self.ended: Callable[[], None] = _nothing  # I once its thread runs: tells the sensor that what it saw is void
         self.stumbled: Item | None = None  # S: the item that it was about to claim when it was interrupted
-        self.served: Source | Recorder | None = None  # ~: an item of the same source takes the short way
+        self.served: Phase | Recorder | None = None  # ~: an item of this phase takes the short way (`observed`)
         self.began = 0.0  # S to change, read freely: when the work that it records began (`ring`); 0: it records none
+        self.seen: Seen | None = None  # L: what was seen of the item that it executes, or executed
+        self.billed_to: Figures | None = None  # L: whose works it executes, since its CPU time was last read
+        self.billed = 0.0  # L: that CPU time
         self.nr_refused = pool.office.nr_refused  # I: how many threads had been refused before it was created
         self.nr_hints = 0  # S: how deep it is in blocking() and waits
         self.traits: Traits | None = None  # S: the traits that its thread is restored to (B4)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
 from cmwq._pool import blocking, children, events, hogs, memory
+from cmwq._pool.figures import bill, woken_for_a_blocked_one
 from cmwq._pool.leaks import LEAKS_PERIOD, undo_leaks
 from cmwq._pool.policy import keep_working, need_more_worker, need_to_create_worker, slack
 from cmwq._pool.recovery import bury, mourn, recover
@@ -24,6 +25,7 @@ from cmwq._pool.worker import Worker, attempt, be_worker, unknown
 if TYPE_CHECKING:
     from cmwq._pool.item import Announcement, Item, Source
     from cmwq._pool.pool import WorkerPool
+    from cmwq._workqueue.phase import Phase
 
 
 def worker_thread(worker: Worker) -> None:
@@ -114,6 +116,7 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
         pool.nr_running += 1
         pool.nr_waking += 1
         pool.nr_wakeups += 1
+        woken_for_a_blocked_one(pool)
         if pool.taps:
             events.woken(pool, worker, "sensor")
     if pool.children.dozers:
@@ -198,7 +201,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
                 pool.settle()
             lock.release()
             last = follower = None
-            if worker.served is item.phase.pwq:
+            if worker.served is item.phase:
                 item.run()
             else:
                 execute_specially(pool, worker)
@@ -245,20 +248,19 @@ def announce(pool: WorkerPool, worker: Worker, announcement: Announcement) -> No
 
 @outside
 def run_item(pool: WorkerPool, worker: Worker) -> None:
-    """Run the worker's item, and note its beginning and end if it is from a place that is observed.
+    """Run the worker's item: recorded, if its place is; measured, if it was chosen for that; and note its beginning and
+    end, if its place is observed.
 
     Beginning and end are noted under the lock, so both have their place in the pool's order. The worker's `served` is
     cleared, so its next item comes here as well. The end is noted even if the worker is interrupted in between.
     """
-    pwq = worker.item.phase.pwq  # type: ignore[union-attr]
+    phase: Phase = worker.item.phase  # type: ignore[union-attr]
+    pwq: Source = phase.pwq
     recorder = pwq.recorder
-    if recorder is not None and worker.served is pwq:
+    if recorder is not None and worker.served is phase:
         worker.served = recorder  # its next item of this place takes the shortest way to the recorder
     if not pwq.observed:
-        if recorder is None:
-            worker.item.run()  # type: ignore[union-attr]  # in no variable: a traceback may keep this frame
-        else:
-            recorder.run(worker)
+        phase.run(worker, recorder)  # the item is in no variable: the traceback of what it raises keeps this frame
         return
     item, host = worker.item, pool.host
     assert item is not None
@@ -267,10 +269,7 @@ def run_item(pool: WorkerPool, worker: Worker) -> None:
         work = events.note(pool, events.Kind.STARTED, worker, item)[5]  # the item forgets its function when it has run
     began, used = host.monotonic(), worker.cpu_time()
     try:
-        if recorder is None:
-            item.run()
-        else:
-            recorder.run(worker)
+        phase.run(worker, recorder)
     finally:
         with pool.lock:
             worker.ended()  # what a sensor saw of it is void, and so is its reason to be blocked
@@ -292,11 +291,15 @@ def run_item(pool: WorkerPool, worker: Worker) -> None:
 @outside
 def execute_specially(pool: WorkerPool, worker: Worker) -> None:
     """Run the worker's item if it is from another queue than the last (B5: rename the thread), or exempt (A8)."""
-    pwq: Source = worker.item.phase.pwq  # type: ignore[union-attr]
+    phase: Phase = worker.item.phase  # type: ignore[union-attr]
+    pwq: Source = phase.pwq
     recorder = pwq.recorder
-    if recorder is not None and worker.served is recorder:
-        recorder.run(worker)  # nothing below applies to it
+    if recorder is not None and worker.served is recorder and not phase.measures:
+        recorder.run(worker)  # it is of the same place as the last, so nothing below applies to it
         return
+    if worker.billed_to is not pwq.figures:
+        with pool.lock:
+            bill(worker, pwq.figures)
     if worker.stray:
         worker.stray = False
         worker.bind()
@@ -307,9 +310,9 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
         if worker.thread is not None:
             worker.thread.name = pwq.thread_name(worker)  # before the system's name: since 3.14 this sets that one, too
         attempt(pool, "be named", partial(pool.host.set_thread_name, f"{worker.name}-{worker.shown}"))
+    worker.served = phase if worker.record is None and not pwq.exempt else None
     if not pwq.exempt:
-        worker.served = pwq if worker.record is None else None
-        run_item(pool, worker)  # after `served` was set: see `events.observe_places`
+        run_item(pool, worker)  # after `served` was set: see `observed`
         if worker.record is not None:
             hogs.observe(pool, worker)
         return

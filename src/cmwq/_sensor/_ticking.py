@@ -283,7 +283,10 @@ class TickingLookout:
                     pool.worker_sleeping(worker, on_lock=watched.on_lock)
             # The GIL rule: while a thread waits for the GIL, another could only queue behind it. One worker is enough:
             # while it is on its way the pool disarms, and when it is there the wake chain (A6) goes on.
-            return bool(self.armed and not gil and pool.kick())
+            woke = bool(self.armed and not gil and pool.kick())
+            if woke:
+                pool.woken_for_a_blocked_one()
+            return woke
 
     def _judge(self, workers: list[Worker]) -> tuple[list[tuple[Worker, Item, bool]], bool]:
         """The verdicts (worker, the item it was seen with, whether it sleeps), and whether one waits for the GIL."""

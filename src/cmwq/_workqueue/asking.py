@@ -40,6 +40,7 @@ class Asking(Phase):
     """The phase in which a place in line is counted. No flush waits for it."""
 
     __slots__ = ()
+    asks = True
 
     def __init__(self, pwq: PoolWorkQueue) -> None:
         super().__init__(pwq, sys.maxsize)  # later than any phase that is flushed
@@ -163,7 +164,7 @@ class ServingEnd:
 def stand_in_line(pwq: PoolWorkQueue, ask: Ask) -> bool:
     """Insert a place in line, which no flush counts. False: the queue takes nothing now."""
     with pwq.pool.lock:
-        if pwq.wq._shut or pwq.pool.closing:  # its gate is shut as well if somebody only observes it
+        if pwq.is_shut():
             return False
         pwq.place(ask)
         pwq.pool.kick_or_settle()
@@ -177,7 +178,7 @@ def stand_first(pwq: PoolWorkQueue, ask: Ask) -> bool:
             return False
         ask.phase = pwq.phase
         pwq.inactive.appendleft(ask)
-        pwq.phase.count += 1
+        pwq.phase.queued += 1
         pwq.activate()
         pwq.pool.kick_or_settle()
         return True
@@ -189,7 +190,7 @@ def count(ask: Ask) -> None:
     with pwq.pool.lock:
         if type(ask.phase) is Asking:
             ask.phase = pwq.phase
-            pwq.phase.count += 1
+            pwq.phase.queued += 1
 
 
 def accept(ask: Ask) -> bool:
@@ -200,5 +201,5 @@ def accept(ask: Ask) -> bool:
             return False
         if type(ask.phase) is Asking:
             ask.phase = pwq.phase
-            pwq.phase.count += 1
+            pwq.phase.queued += 1
         return True

@@ -131,7 +131,7 @@ class Gate:
         self._shut = self._state is not State.OPEN
         for pwq in self._pwqs.values():
             with pwq.pool.lock:
-                pwq.gate = self._shut or pwq.pool.closing or pwq.observed or pwq.recorder is not None
+                pwq.settle_gate()
 
     def _forget_drains(self) -> None:
         """In the child of a fork: nobody drains the queue any more. If it was closing, it is closed."""

@@ -54,7 +54,7 @@ class Learning:
         known = pwq.wq.runtime.limits.get(_key(pwq))
         self.law = Law(DFL_ACTIVE, 2 * len(pwq.pool.cpus), known)  # L: replaced as a whole
         self.quota = NEVER  # L: what the place's `left` was to begin with
-        self.failed = 0  # ~: works that raised
+        self.failed = 0  # L: works that raised
         self.seen_failed = 0  # L: how many of them the law knows
         self.sleepers = False  # L: the works that were looked at slept
         self.strikes = 0  # L: how often they did not
@@ -122,7 +122,7 @@ class LearnedPhase(Phase):
     def retire(self) -> None:
         pwq = self.pwq
         # The code of `Phase.retire`: a call of it would take longer than all that is added.
-        self.count -= 1
+        self.ended += 1
         if not pwq.attends:
             pwq.nr_active -= 1
         else:
@@ -138,7 +138,7 @@ class LearnedPhase(Phase):
             pwq.left = left = pwq.left - 1
             if left <= 0 and pwq.learning is not None:
                 pwq.learning.look(pwq)
-        if not self.count and self is not pwq.phase:
+        if self is not pwq.phase and self.ended == self.queued:
             pwq.complete_phases(self)
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cmwq._core.held import holding
+from cmwq._core.held import holding, outside
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Parker
+    from cmwq._pool.ring import Recorder
+    from cmwq._pool.worker import Worker
     from cmwq._workqueue.pwq import PoolWorkQueue
 
 PURGE = 64
@@ -25,15 +27,39 @@ half of what is listed, they are removed.
 class Phase:
     """The works of one queue on one pool between two flushes."""
 
-    __slots__ = ("count", "done", "into", "number", "parkers", "pwq")
+    __slots__ = ("done", "ended", "into", "number", "parkers", "pwq", "queued")
 
     def __init__(self, pwq: PoolWorkQueue, number: int) -> None:
         self.pwq = pwq  # I
         self.number = number  # I: later phases have higher numbers
-        self.count = 0  # L: works queued and neither ended nor taken back
+        self.queued = 0  # L: works queued and not taken back
+        self.ended = 0  # L: how many of them have ended
         self.done = False  # L to change, read freely: sealed, and all works of it and of those before it have ended
         self.parkers: list[Parker] = []  # L: the threads that flush
         self.into: Phase | None = None  # L to change, once; read freely: it ends with this one, its works having ended
+
+    asks = False
+    """Whether its works are places in line, which ask a source (E12)."""
+    measures = False
+    """Whether it takes the times of its one work."""
+
+    @property
+    def count(self) -> int:
+        """How many works were queued and have neither ended nor been taken back."""
+        return self.queued - self.ended
+
+    @property
+    def counter(self) -> Phase:
+        """The phase that counts the works which have this one."""
+        return self
+
+    @outside
+    def run(self, worker: Worker, recorder: Recorder | None) -> None:
+        """Run the worker's item, which is one of its works. Context: the worker. It does not take the short way."""
+        if recorder is None:
+            worker.item.run()  # type: ignore[union-attr]  # in no variable: a traceback may keep this frame
+        else:
+            recorder.run(worker)
 
     def which(self) -> Phase:
         """The phase whose end is this one's end: itself, or the one that it was merged into."""
@@ -47,7 +73,7 @@ class Phase:
         """One of its works ended: count it off, and give its place under max_active to the next."""
         pwq = self.pwq
         # `leave` and `lend_place` in one, because every work ends here.
-        self.count -= 1
+        self.ended += 1
         if not pwq.attends:
             pwq.nr_active -= 1
         elif pwq.nr_withdrawn or pwq.careful or pwq.nr_active > pwq.max_active:
@@ -58,14 +84,14 @@ class Phase:
             del pwq.inactive[0]
             if not pwq.inactive:
                 pwq.attends = False
-        if not self.count and self is not pwq.phase:
+        if self is not pwq.phase and self.ended == self.queued:
             pwq.complete_phases(self)
 
     @holding("self.pwq.pool.lock")
     def leave(self) -> None:
         """One of its works was taken back and is in no list any more."""
-        self.count -= 1
-        if not self.count and self is not self.pwq.phase:
+        self.queued -= 1
+        if self is not self.pwq.phase and not self.count:
             self.pwq.complete_phases(self)
         self.pwq.pool.tell_drainers()
 

@@ -11,15 +11,16 @@ The letters are those of `pool`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from cmwq._core.config import DFL_ACTIVE
-from cmwq._core.held import holding
-from cmwq._errors import CmwqError
-from cmwq._pool import events, lane, lending, ring
+from cmwq._core.held import holding, outside
+from cmwq._pool import events, lane, lending
+from cmwq._pool.figures import Figures
 from cmwq._workqueue import learning
 from cmwq._workqueue.learned import NEVER
+from cmwq._workqueue.measured import Measured
 from cmwq._workqueue.phase import Outside, Phase
 
 if TYPE_CHECKING:
@@ -27,23 +28,22 @@ if TYPE_CHECKING:
     from cmwq._pool.item import Item
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.rescuer import Rescuer
+    from cmwq._pool.ring import Recorder
     from cmwq._pool.worker import Worker
-    from cmwq._workqueue.future import Future
     from cmwq._workqueue.learning import Learning
     from cmwq._workqueue.queue import WorkQueue
-    from cmwq._workqueue.queued import Queued
 
 
 class PoolWorkQueue:
     """A queue's place on one pool (the kernel's pool_workqueue)."""
 
     __slots__ = (
-        "__weakref__", "attends", "called", "careful", "exempt", "freezers", "frozen", "gate", "inactive", "learning",
-        "left", "lends", "max_active", "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "observed", "outside",
-        "phase", "pool", "recorder", "sealed", "wq",
+        "__weakref__", "attends", "called", "careful", "exempt", "figures", "freezers", "frozen", "gate", "inactive",
+        "learning", "left", "lends", "max_active", "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "observed",
+        "outside", "phase", "pool", "recorder", "sealed", "wq",
     )  # fmt: skip
 
-    def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool, gate: bool) -> None:
+    def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool) -> None:
         self.wq = wq  # I
         self.pool = pool  # I
         self.exempt = wq.cpu_intensive  # I
@@ -60,19 +60,48 @@ class PoolWorkQueue:
         self.frozen = frozen  # L: nothing is started (E8)
         self.freezers: list[Parker] = []  # L: threads that wait until nothing runs
         self.nr_thaws = 0  # L
-        self.gate = gate  # L: each new work has to pass `check_admitted`
+        self.gate = True  # L: each new work has to pass `admit`
         self.nr_admitted = 0  # L: works let through the shut gate
+        self.figures = Figures()  # I: what is counted and measured of its works
         self.called = False  # L: the queue's rescuer was asked to help here and has not come yet (C2)
         self.observed = False  # L to change, read freely: its works are reported to observers (`events`)
-        self.recorder: ring.Recorder | None = None  # L to change, read freely: records its works for a trace
+        self.recorder: Recorder | None = None  # L to change, read freely: records its works for a trace
         self.careful = frozen  # L: frozen or observed: no work takes the fast path
         self.attends = frozen  # L: careful, or works are inactive: the end of a work needs more than a decrement
         self._adopt_limit()  # nobody knows the place yet
 
+    def is_shut(self) -> bool:
+        """Does the queue, or its pool, take no work from outside? Without the lock that may change at once."""
+        return not self.wq.is_open or self.pool.closing
+
     @holding("self.pool.lock")
+    def settle_gate(self) -> None:
+        """Compute anew whether new works have to pass `admit`. Nothing else sets `gate`: see `_pool.observed`."""
+        self.gate = self.observed or self.recorder is not None or self.figures.chooses or self.is_shut()
+
+    @holding("self.pool.lock")
+    def admit(self, items: Iterable[Item]) -> list[Phase]:
+        """Called while the gate is shut: return the phases of new items. Raises QueueClosed if one is not let in: then
+        nobody has heard of any.
+        """
+        for item in items:
+            self.check_admitted(item)
+        return [self._enter(item) for item in items]
+
+    @holding("self.pool.lock")
+    def _enter(self, item: Item) -> Phase:
+        """Tell of an item that is let in, and return its phase: one of its own if it is to be measured."""
+        events.queued(self, item)
+        figures, phase = self.figures, self.phase
+        if not figures.chooses or figures.passes(self.pool):
+            return phase
+        stands_for = figures.choose(self.pool, self.nr_queued(), self.pool.host.monotonic())
+        self.settle_gate()
+        return Measured(phase, stands_for)
+
     def check_admitted(self, item: Item) -> None:
-        """Called while the gate is shut: raise QueueClosed unless this item is let through."""
-        if self.wq._shut or self.pool.closing:  # else it is shut only because the queue is observed or recorded
+        """Raise QueueClosed unless this item is let in."""
+        if self.is_shut():  # else it only has to pass the gate because works are observed, recorded or measured
             self.wq._check_admitted(self.pool, accepted=item.accepted)
             self.nr_admitted += 1
 
@@ -93,13 +122,15 @@ class PoolWorkQueue:
     def thread_name(self, worker: Worker) -> str:
         return self.wq.thread_name(worker)
 
+    @outside
     def note_failed(self) -> None:
         """One of its works raised."""
-        recorder, learning = self.recorder, self.learning  # read once: another thread may end them
-        if recorder is not None:
-            recorder.failures += 1
-        if learning is not None:
-            learning.failed += 1
+        with self.pool.lock:
+            self.figures.failed += 1
+            if self.learning is not None:
+                self.learning.failed += 1
+            if self.recorder is not None:
+                self.recorder.failures += 1
 
     @holding("self.pool.lock")
     def note_hog(self) -> None:
@@ -304,7 +335,8 @@ class PoolWorkQueue:
             phase.done = True
             for parker in phase.parkers:
                 self.pool.lock.wake(parker)
-            del self.sealed[0]  # last: an interruption before this leaves it to be done again
+            del self.sealed[0]  # an interruption before this leaves it to be done again
+            self.figures.ended += phase.ended
         if len(self.sealed) > 1:
             for phase in [each for each in self.sealed if not each.count] if empty is None else [empty]:
                 self.merge(phase)
@@ -321,11 +353,22 @@ class PoolWorkQueue:
         phase.into = before
         self.sealed.remove(phase)
         phase.parkers = []
+        self.figures.ended += phase.ended
 
     @holding("self.pool.lock")
     def nr_unfinished(self) -> int:
         """How many works were queued here and have neither ended nor been taken back."""
         return self.phase.count + sum(phase.count for phase in self.sealed)
+
+    @holding("self.pool.lock")
+    def nr_ended(self) -> int:
+        """How many works have ended here, and were retired."""
+        return self.figures.ended + self.phase.ended + sum(phase.ended for phase in self.sealed)
+
+    @holding("self.pool.lock")
+    def nr_queued(self) -> int:
+        """How many works were queued here and not taken back."""
+        return self.nr_ended() + self.nr_unfinished()
 
     def count_unfinished(self) -> int:
         """As `nr_unfinished`, for a caller without the lock."""
@@ -337,7 +380,7 @@ class PoolWorkQueue:
         with self.pool.lock:
             phases = [p for p in (*self.sealed, self.phase) if last is None or p.number <= last]
             # An item that asks a source is in none of them, and is no work yet.
-            begun = [w.item for w in self.pool.workers if w.item is not None and w.item.phase in phases]
+            begun = [w.item for w in self.pool.workers if w.item is not None and w.item.phase.counter in phases]
             return sum(phase.count for phase in phases) - len(begun)
 
     @holding("self.pool.lock")
@@ -381,70 +424,3 @@ class PoolWorkQueue:
         """Does a work of the queue run here, or wait within its call?"""
         with self.pool.lock:
             return bool(self.executing())
-
-
-def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
-    """Hand an item to the pool: list it if `max_active` allows (E1), and wake a worker if one is needed (A4).
-
-    Raises QueueClosed. Raises Reentered if this thread is in the middle of a critical section.
-    """
-    pool = pwq.pool
-    with pool.lock:
-        if pwq.gate:
-            pwq.check_admitted(item)
-            events.queued(pwq, item)
-        item.phase = phase = pwq.phase
-        phase.count += 1
-        # The code of `place` is repeated here, because every work comes this way.
-        if pwq.inactive:
-            pwq.inactive.append(item)
-            return
-        if pwq.attends or pwq.nr_active >= pwq.max_active:
-            pwq.place(item)
-            if pwq.inactive:
-                return
-        else:
-            pwq.nr_active += 1
-            pool.worklist.append(item)
-        if pool.armed_with is not None and pool.nr_running >= pool.target:
-            return  # A3: nobody is woken, and the sensor is armed already
-        pool.kick_or_settle()
-
-
-def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
-    """As `insert`, for all items or none, in one critical section. The wake chain (A6) wakes as many workers as are
-    needed.
-    """
-    pool = pwq.pool
-    with pool.lock:
-        if pwq.gate:
-            for item in items:
-                pwq.check_admitted(item)
-            for item in items:
-                events.queued(pwq, item)
-        phase = pwq.phase
-        for item in items:
-            item.phase = phase
-        phase.count += len(items)
-        pwq.place_many(items)
-        pool.kick_or_settle()
-
-
-def insert_later(pwq: PoolWorkQueue, item: Future[Any]) -> None:
-    """Insert the item as soon as this thread has left the critical section that its call has interrupted (F10).
-
-    Raises QueueClosed if the queue does not take the item now. If the queue refuses it later, only its future can tell.
-    """
-    if pwq.gate:
-        pwq.check_admitted(item)
-    item.accepted = True  # let it in even if the queue drains or closes by then
-
-    def insert_now() -> None:
-        if item.phase is not pwq.outside or item.withdrawn:
-            return  # it was inserted by a call that was interrupted, or taken back meanwhile
-        try:
-            insert(pwq, item)
-        except CmwqError as exc:
-            item.refuse(exc)
-
-    pwq.pool.host.defer(insert_now)

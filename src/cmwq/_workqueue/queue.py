@@ -17,19 +17,20 @@ from cmwq._core import checks
 from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
 from cmwq._errors import FlushDeadlock, Reentered, ThreadLimit
-from cmwq._pool import events
+from cmwq._pool.observed import observe
 from cmwq._pool.mend import mending
 from cmwq._pool.rescuer import Rescuer
 from cmwq._workqueue import queueing
 from cmwq._workqueue.drain import close_steps, drain_steps, flush_steps
 from cmwq._workqueue.future import Future
 from cmwq._workqueue.gate import Gate
+from cmwq._workqueue.inserting import insert, insert_later, insert_many
 from cmwq._workqueue.learning import learned_limit
 from cmwq._workqueue.map import map_calls
 from cmwq._workqueue.options import QueueOptions, checked_delayed, checked_limit, checked_runtime
 from cmwq._workqueue.periodic import PeriodicWork
 from cmwq._workqueue.periodic import begin as begin_periodic
-from cmwq._workqueue.pwq import PoolWorkQueue, insert, insert_later, insert_many
+from cmwq._workqueue.pwq import PoolWorkQueue
 from cmwq._workqueue.room import Room
 from cmwq._workqueue.serving import Serving
 from cmwq._workqueue.serving import begin as begin_serving
@@ -433,16 +434,15 @@ class WorkQueue(Gate):
         with self._lock:
             pwq = self._pwqs.get(pool)
             if pwq is None:
-                gate = self._shut
-                if gate:
+                if self._shut:
                     self._check_admitted(pool)
                 frozen = self.freezable and self.runtime.frozen
-                pwq = PoolWorkQueue(self, pool, frozen=frozen, gate=gate)
+                pwq = PoolWorkQueue(self, pool, frozen=frozen)
                 with pool.lock:
                     pool.pwqs.add(pwq)
-                    pwq.gate |= pool.closing
+                    pwq.settle_gate()
                     if pool.taps:
-                        events.observe(pwq)
+                        observe(pwq)
                     if self._wants_rescuer:
                         pool.rescued = True
                         pool.settle()

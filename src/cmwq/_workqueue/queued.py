@@ -31,7 +31,7 @@ from cmwq._errors import CmwqError
 from cmwq._pool import events
 from cmwq._pool.item import lay_out
 from cmwq._pool.worker import current_worker
-from cmwq._workqueue.pwq import insert
+from cmwq._workqueue.inserting import insert
 
 if TYPE_CHECKING:
     from contextvars import Context

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from cmwq._core.held import holding, not_holding
-from cmwq._pool.events import Kind, Note, Tap, name_of_pool, observe_places
+from cmwq._pool.events import Kind, Note, Tap, name_of_pool
+from cmwq._pool.observed import observe_places
 from cmwq._pool.ring import Ring
 from cmwq._workqueue.subscriptions import ALWAYS, Subscription
 

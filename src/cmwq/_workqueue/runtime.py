@@ -11,7 +11,6 @@ The letters are those of `pool`; R is `Pools.lock`.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -30,9 +29,9 @@ from cmwq._pool.invariants import check
 from cmwq._pool.pools import Pools
 from cmwq._pool.worker import be_worker, current_worker
 from cmwq._workqueue.end import close, close_at_exit
+from cmwq._workqueue.picture import Photographer
 from cmwq._workqueue.place_end import Quiet
 from cmwq._workqueue.settings import FIELDS, Settings, checked_call, checked_exit_timeout
-from cmwq._workqueue.snapshot import Snapshot, view_of_pool, view_of_queue
 from cmwq._workqueue.subscriptions import Events
 from cmwq._workqueue.wait import run_steps, waits_of
 from cmwq._workqueue.watchdog import Watchdog
@@ -44,8 +43,9 @@ if TYPE_CHECKING:
     from cmwq._core.ports import Host, Parker, Sensor
     from cmwq._pool.pool import WorkerPool
     from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.report import Stall
+    from cmwq._workqueue.snapshot import Snapshot
     from cmwq._workqueue.wait import Steps
-    from cmwq._workqueue.watchdog import Stall
 
 
 class Runtime:
@@ -106,6 +106,7 @@ class Runtime:
         self.watchdog = Watchdog(self)  # I
         self.events.clients[Kind.STALL] = self.watchdog.hear
         self._queues: Weakly[WorkQueue] = Weakly()  # A: those that somebody still references
+        self._photographer = Photographer(self)  # I
         self._freezer = host.lock(Rank.FREEZER)  # F: freezing and thawing exclude each other
         self.frozen = False  # E to change; a queue's new place looks at it with Q held (E8)
         self.waits = waits_of(host)  # I
@@ -291,22 +292,16 @@ class Runtime:
 
     # ------------------------------------------------------------------------------- to be seen
 
-    def snapshot(self) -> Snapshot:
-        """Return a picture of pools, queues and sensor; each pool's part is consistent. Starts nothing. Thread-safe."""
-        with self._pools.lock:
-            pools = list(self._pools.values())
-            queues = self.queues()
-            sensor = self._pools.sensor
-        return Snapshot(
-            pools=tuple(map(view_of_pool, pools)),
-            queues=tuple(sorted(map(view_of_queue, queues), key=lambda q: q.name)),
-            sensor=sensor.name if sensor else "",
-            sensor_reason=sensor.reason if sensor else "nothing has run yet",
-            gil=self.host.gil_enabled(),
-            cpus=self.cpus(),
-            cpu_limit=self.hotplug.limit(),
-            pid=os.getpid(),
-        )
+    def snapshot(self, stacks: bool = False) -> Snapshot:
+        """Return a picture of pools, queues, workers and sensor; the part of each pool is of one moment (H4).
+
+        stacks: with the Python stack of each worker, and with a new look at what each one waits for. Without them it
+        takes about a millisecond for a thousand workers, and most words about waits are those of earlier looks:
+        `picture` says which. The first picture begins nothing, and counters are as old as what they count. Starts
+        nothing, waits for nothing but short locks, and works after the end of the runtime. Thread-safe. Raises
+        Reentered in a finaliser or a signal handler that interrupted cmwq's own code.
+        """
+        return self._photographer.take(stacks=bool(stacks))
 
     def check_invariants(self) -> None:
         """Raise InvariantError if a rule of a pool is broken. For tests."""

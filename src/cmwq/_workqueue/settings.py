@@ -11,7 +11,7 @@ from cmwq._core.config import Config
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Sensor
-    from cmwq._workqueue.watchdog import Stall
+    from cmwq._workqueue.report import Stall
 
 FIELDS = frozenset(field.name for field in fields(Config))
 """The settings that are constants of the rules."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._errors import Reentered
 from cmwq._workqueue.future import BoundedFuture, Future
-from cmwq._workqueue.pwq import insert, insert_later
+from cmwq._workqueue.inserting import insert, insert_later
 from cmwq._workqueue.queueing import queue_or_join
 from cmwq._workqueue.work import Work
 from cmwq._workqueue.work_future import WorkFuture

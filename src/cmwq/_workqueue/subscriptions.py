@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 from cmwq._core import checks
 from cmwq._core.held import holding, outside
 from cmwq._errors import Reentered
-from cmwq._pool.events import Event, Kind, Note, Tap, name_of_pool, note, note_counts, observe_places
+from cmwq._pool.events import Event, Kind, Note, Tap, name_of_pool, note, note_counts
+from cmwq._pool.observed import observe_places
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from cmwq._core.ports import Lock, Parker, Thread
     from cmwq._pool.pool import WorkerPool
     from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.report import Stall
     from cmwq._workqueue.runtime import Runtime
-    from cmwq._workqueue.watchdog import Stall
 
 _log = logging.getLogger("cmwq")
 

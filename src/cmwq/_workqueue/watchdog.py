@@ -16,103 +16,32 @@ that calls `begin` anew; a worker that was woken before is seen. The letters are
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
 from cmwq._errors import ThreadLimit
+from cmwq._pool.figures import see_all
 from cmwq._pool.lending import AT_REST, Sight, sights
 from cmwq._pool.recovery import bury_the_dead
 from cmwq._pool.rescuer import revive_the_dead
+from cmwq._workqueue.report import Stall, describe, describe_place
+from cmwq._workqueue.snapshot import MAX_STALLS, StallView
 
 if TYPE_CHECKING:
     from cmwq._pool.events import Event
-    from cmwq._pool.item import Item, Source
+    from cmwq._pool.item import Source
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.worker import Worker
     from cmwq._workqueue.runtime import Runtime
-    from cmwq._workqueue.wait import Target
 
 _log = logging.getLogger("cmwq")
 
 SOON = 0.05
 """Seconds until the first look after a rest: CPUs may have changed meanwhile."""
-
-
-MAX_ENTRIES = 20
-"""The most entries of one report. Workers at further points are only counted."""
-MAX_LINES = 50
-"""The most lines of a report in words."""
-GOOD_LINES = 12
-"""How many lines an entry gets at least if many entries share a report, as far as there is room."""
-
-
-@dataclass(frozen=True, slots=True)
-class StalledWorker:
-    """A worker of a pool or of a queue that stalls. It stands for all workers at the same point."""
-
-    name: str
-    tid: int
-    """The system's identifier of its thread."""
-    work: str
-    """The work that it executes; empty: none."""
-    waits_for: str
-    """What that work waits for, as far as is known."""
-    stack: tuple[str, ...]
-    """In the form of `traceback.format_stack`."""
-    alike: int = 1
-    """How many workers, including this one, execute a work of the same name, wait alike and have the same stack."""
-
-    def _lines(self, most: int) -> list[str]:
-        """The entry in words, in at most so many lines: the innermost calls are kept."""
-        who = f"{self.name} (thread {self.tid})"
-        if self.alike > 1:
-            who = f"{self.alike} workers, {who} and others"
-        waits = f", {self.waits_for}" if self.waits_for else ""
-        stack = [line for entry in self.stack for line in entry.rstrip().split("\n")]
-        if len(stack) > most - 1:
-            stack = ["  ...", *stack[len(stack) - most + 2 :]] if most > 2 else []
-        return [f"  {who}: {self.work or 'idle'}{waits}", *(f"    {line}" for line in stack)]
-
-
-@dataclass(frozen=True, slots=True)
-class Stall:
-    """A report: works wait, and none of them began for long (H3). They are those of a pool, or of one queue on it."""
-
-    pool: str
-    seconds: float
-    """For how long none began."""
-    pending: int
-    """How many works wait: for a worker of the pool; or, for a queue, for their place."""
-    over: bool
-    """True: the stall is over, one began again."""
-    reason: str
-    """What is missing, as far as is known, and what helps."""
-    workers: tuple[StalledWorker, ...]
-    """The workers, one entry for those at the same point; the largest entries first."""
-    queue: str = ""
-    """The queue whose works wait for a place, under `max_active` or in the order. Empty: the stall is the pool's."""
-    left_out: int = 0
-    """How many more workers are in no entry."""
-
-    def __str__(self) -> str:
-        where = f"queue {self.queue!r} on pool {self.pool}" if self.queue else f"pool {self.pool}"
-        if self.over:
-            return f"{where} goes on, after {self.seconds:.0f} s"
-        lines = [f"{where}: {self.pending} works wait, and none began for {self.seconds:.0f} s; {self.reason}"]
-        left_out = self.left_out
-        for index, worker in enumerate(self.workers):
-            room, left = MAX_LINES - 1 - len(lines), len(self.workers) - index
-            if room:  # one line for each entry left, and more for the first ones, which stand for most workers
-                lines += worker._lines(max(min(room - left + 1, max(room // left, GOOD_LINES)), 1))
-            else:
-                left_out += worker.alike
-        if left_out:
-            lines.append(f"  and {left_out} workers more")
-        return "\n".join(lines)
 
 
 class Progress:
@@ -161,6 +90,7 @@ class Watchdog:
         self._lock = runtime.host.lock(Rank.WATCHDOG)  # F
         self._last = float("-inf")  # D: when it looked last
         self._progress: WeakKeyDictionary[WorkerPool, Progress] = WeakKeyDictionary()  # T
+        self.recent: deque[StallView] = deque(maxlen=MAX_STALLS)  # A: the last reports
         self._rests: WeakKeyDictionary[Source, Rest] = WeakKeyDictionary()  # T
 
     @property
@@ -232,6 +162,8 @@ class Watchdog:
         before = progress.stalled_for
         with pool.lock:
             busy = not pool.is_quiet()
+            if busy:
+                see_all(pool)
             pending = pool.nr_listed()
             progress.look(pool.has_work(), pool.nr_started(), elapsed)
             before_them, progress.rescuers = progress.rescuers, _cpu_of_rescuers(pool)
@@ -243,7 +175,7 @@ class Watchdog:
             self._report(pool, Stall(pool.name, before, pending, True, "", ()))
         elif not progress.reported and 0 < threshold <= progress.stalled_for:
             progress.reported = True
-            self._report(pool, _describe(pool, progress.stalled_for, resting))
+            self._report(pool, describe(pool, progress.stalled_for, resting))
         for pwq in known:
             if pwq not in places:
                 rest = self._rests.pop(pwq)
@@ -263,7 +195,7 @@ class Watchdog:
             self._goes_on(pwq, rest, before)
         elif not rest.reported and 0 < threshold <= rest.rested_for:
             rest.reported = True
-            self._report(pwq.pool, _describe_place(pwq, rest.rested_for, resting), pwq.wq)
+            self._report(pwq.pool, describe_place(pwq, rest.rested_for, resting), pwq.wq)
 
     def _goes_on(self, pwq: Source, rest: Rest, rested_for: float) -> None:
         if rest.reported:
@@ -275,7 +207,9 @@ class Watchdog:
         """Receive a stall before any subscriber: pass it to the log and to `on_stall`."""
         stall = event.stall
         assert stall is not None
-        _log.warning("%s", stall)
+        text = str(stall)
+        _log.warning("%s", text)
+        self.recent.append(StallView(self._runtime.host.epoch(), stall.over, text, event.pool, stall.queue))
         if self.on_stall is not None:
             try:
                 self.on_stall(stall)
@@ -291,99 +225,3 @@ def _cpu_of_rescuers(pool: WorkerPool) -> dict[Worker, float | None]:
 
 def _rested(before: float | None, now: float | None, elapsed: float) -> bool:
     return before is not None and now is not None and now - before <= AT_REST * elapsed
-
-
-def _describe(pool: WorkerPool, seconds: float, resting: set[Worker]) -> Stall:
-    """The report on a pool. resting: the rescuers that used no CPU since the last look."""
-    with pool.lock:
-        pending = pool.nr_listed()
-        stranded = sorted({repr(item.pwq.name) for item in pool.listed() if item.pwq.rescuer is None})
-        if pool.office.refused:
-            reason = f"no thread could be had {pool.office.nr_refusals} times in a row ({pool.office.refusal})"
-            if stranded:
-                reason += f"; without a rescuer: {_some(stranded)}"
-        elif pool.office.taken:
-            reason = "a thread is being created"
-        elif pool.memory.held and pool.memory.view is not None:
-            used, limit, source = pool.memory.view
-            reason = f"memory is short ({used >> 20:,} of {limit >> 20:,} MiB are used, the limit of {source})"
-        elif pool.disassociated:
-            reason = f"its CPU left, and all may run; {pool.nr_running} are believed to, {pool.nr_blocked} to block"
-        else:
-            reason = f"{pool.nr_running} of {pool.target} that may run are believed to run, {pool.nr_blocked} to block"
-        found = _executed(pool.workers)
-    waiting = pool.runtime.waits.all()
-    workers, left_out = _grouped(pool, found, waiting)
-    reason += _words_on_rescuers(found, waiting, resting)
-    return Stall(pool.name, seconds, pending, False, reason, workers, left_out=left_out)
-
-
-def _describe_place(pwq: Source, seconds: float, resting: set[Worker]) -> Stall:
-    pool = pwq.pool
-    with pool.lock:
-        pending = sum(not item.withdrawn for item in pwq.inactive)
-        found = _executed(worker for worker in pool.workers if worker.item is not None and worker.item.pwq is pwq)
-        holders = sum(worker.lender is not pwq for worker, _, _ in found)
-        limit = "it is ordered" if pwq.ordered else f"max_active is {pwq.max_active}{', learned' * pwq.wq.learns}"
-    reason = (
-        f"{limit}, and none of the {holders} before them used the CPU since: see what they wait for, "
-        "and give that a limit of time"
-    )
-    waiting = pool.runtime.waits.all()
-    workers, left_out = _grouped(pool, found, waiting)
-    reason += _words_on_rescuers(found, waiting, resting)
-    return Stall(pool.name, seconds, pending, False, reason, workers, pwq.name, left_out)
-
-
-def _executed(workers: Iterable[Worker]) -> list[tuple[Worker, Item | None, int]]:
-    """Each worker with what it executes and the system's identifier of its thread.  Context: lock held."""
-    ordered = sorted(workers, key=lambda worker: worker.index)
-    return [(worker, worker.item, worker.tid) for worker in ordered if worker.thread is not None]
-
-
-def _grouped(
-    pool: WorkerPool, found: list[tuple[Worker, Item | None, int]], waiting: dict[Item, Target]
-) -> tuple[tuple[StalledWorker, ...], int]:
-    """One entry for the workers at the same point, the largest first; and how many workers are in no entry."""
-    entries: dict[tuple[str, str, tuple[str, ...]], StalledWorker] = {}
-    for worker, item, tid in found:
-        target = None if item is None else waiting.get(item)
-        waits_for = pool.host.waits_in(tid) if target is None else _words(target.describe_wait)
-        stack = pool.host.stack_of(worker.thread) if item is not None else ()
-        point = _words(item.describe) if item is not None else "", waits_for, stack
-        same = entries.get(point)
-        alike = 1 if same is None else same.alike + 1
-        entries[point] = replace(same or StalledWorker(worker.name, tid, *point), alike=alike)
-    most_first = sorted(entries.values(), key=lambda entry: (not entry.work, -entry.alike))
-    return tuple(most_first[:MAX_ENTRIES]), sum(entry.alike for entry in most_first[MAX_ENTRIES:])
-
-
-def _words_on_rescuers(
-    found: list[tuple[Worker, Item | None, int]], waiting: dict[Item, Target], resting: set[Worker]
-) -> str:
-    """Name the works within which a rescuer rests, unless in a wait of ours, which is told: the reader must act."""
-    stuck = [
-        _words(item.describe)
-        for worker, item, _ in found
-        if worker in resting and item is not None and item not in waiting
-    ]
-    if not stuck:
-        return ""
-    return (
-        f"; the rescuer is stuck in {_some(stuck)}, which waits for something unknown here, maybe for a work that only "
-        "this rescuer could begin. Let it wait by result() or flush(), which then raise ThreadLimit, or with a timeout"
-    )
-
-
-def _some(words: list[str]) -> str:
-    """The words in no more than a line."""
-    more = f" and {len(words) - 5} more" if len(words) > 5 else ""
-    return ", ".join(words[:5]) + more
-
-
-def _words(describe: Callable[[], str]) -> str:
-    """What describe() returns. It may call the repr() of a user's callable, which may raise."""
-    try:
-        return describe()
-    except Exception as exc:
-        return f"(its repr() raised {type(exc).__name__})"

@@ -331,6 +331,18 @@ class SimHost:
     def stack_of(self, thread: Any) -> tuple[str, ...]:
         return ()
 
+    def stacks_of(self, threads: Iterable[Any], most: int) -> dict[int, tuple[str, ...]]:
+        return {}
+
+    def awaited(self, threads: Iterable[Any]) -> dict[int, Any]:
+        return {}
+
+    def epoch(self) -> float:
+        return self.now
+
+    def process_cpu(self) -> float:
+        return sum(thread.cpu_time() for thread in self._threads)
+
     def memory(self) -> Memory | None:
         self.seam()
         return None if self.memory_limit is None else Memory(self.memory_used, self.memory_limit, "the script")

@@ -1,0 +1,204 @@
+"""H3: a report names the lock that most workers wait for, who holds it, and what that one waits for in turn."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import cmwq
+from cmwq._core.ports import Awaited
+from cmwq._host.awaited import awaited
+from tests.conftest import HANG, Gate, until
+
+with_gil = pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="frames of running threads can't be read without a GIL"
+)
+pytestmark = with_gil
+
+
+class Things:
+    """What the threads of a test contend for."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.lock = threading.Lock()
+        self.other = threading.Lock()
+        self.again = threading.RLock()
+        self.news = threading.Condition(threading.Lock())
+        self.inbox: queue.Queue[int] = queue.Queue()
+        self.asked = 0
+
+    @property
+    def evaluated(self) -> threading.Lock:
+        self.asked += 1
+        return self.lock
+
+    def hold(self) -> None:
+        with self.lock:
+            self.gate()
+
+    def want(self) -> None:
+        with self.lock:
+            pass
+
+    def want_by_property(self) -> None:
+        with self.evaluated:
+            pass
+
+    def take(self) -> None:
+        self.lock.acquire()
+        self.gate()
+        self.lock.release()
+
+    def hold_again(self) -> None:
+        with self.again:
+            self.gate()
+
+    def want_again(self) -> None:
+        with self.again:
+            pass
+
+    def hold_news(self) -> None:
+        with self.news:
+            self.gate()
+
+    def want_news(self) -> None:
+        with self.news:
+            pass
+
+    def get(self) -> int:
+        return self.inbox.get()
+
+
+@pytest.fixture
+def things(gate: Gate) -> Things:
+    return Things(gate)
+
+
+@pytest.fixture
+def run(things: Things) -> Iterator[Callable[[Callable[[], object]], threading.Thread]]:
+    """Run a function on a thread of its own until the end of the test."""
+    threads: list[threading.Thread] = []
+
+    def start(work: Callable[[], object]) -> threading.Thread:
+        threads.append(threading.Thread(target=work, name=work.__name__))
+        threads[-1].start()
+        return threads[-1]
+
+    yield start
+    things.gate.open.set()
+    things.inbox.put(1)
+    for thread in threads:
+        thread.join(HANG)
+
+
+def told_of(thread: threading.Thread, words: str) -> Awaited:
+    until(lambda: words in awaited([thread]).get(id(thread), Awaited("", 0, "", False)).words)
+    return awaited([thread])[id(thread)]
+
+
+@pytest.mark.parametrize(
+    ("holder", "waiter", "words", "sure"),
+    [
+        ("hold", "want", "the lock self.lock", True),
+        ("take", "want", "the lock self.lock", False),
+        ("hold_again", "want_again", "the RLock self.again", True),
+        ("hold_news", "want_news", "the lock of a Condition self.news", True),
+    ],
+)
+def test_H3_who_holds_a_lock_is_told_and_a_guess_is_called_one(
+    holder: str, waiter: str, words: str, sure: bool, things: Things, run: Any, gate: Gate
+) -> None:
+    run(getattr(things, holder))
+    gate.await_arrivals(1)
+    seen = told_of(run(getattr(things, waiter)), words)
+    assert seen.words.endswith(f", in {waiter})")
+    assert (seen.holder_name, seen.sure) == (holder, sure)
+
+
+def test_H3_what_has_no_holder_is_named_and_nothing_of_the_program_is_evaluated(
+    things: Things, run: Any, gate: Gate
+) -> None:
+    seen = told_of(run(things.get), "a Queue self.inbox")
+    assert (seen.holder, seen.holder_name) == (0, "")
+    run(things.hold)
+    gate.await_arrivals(1)
+    thread = run(things.want_by_property)
+    until(lambda: things.asked == 1)
+    assert awaited([thread]) == {}
+    assert things.asked == 1
+
+
+def stall_of(runtime: cmwq.Runtime, told: list[cmwq.Stall]) -> cmwq.Stall:
+    until(lambda: any(not stall.over for stall in told))
+    return next(stall for stall in told if not stall.over)
+
+
+CONFIG = cmwq.Config(watch_period=0.02, watchdog_thresh=0.3, create_cooldown=0.05)
+
+
+def test_H3_a_pool_whose_workers_wait_for_one_lock_is_told_who_holds_it(things: Things, gate: Gate) -> None:
+    told: list[cmwq.Stall] = []
+    with cmwq.Runtime(max_workers=4, config=CONFIG) as runtime:
+        runtime.on_stall = told.append
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        futures = [wq.submit(things.hold)]
+        gate.await_arrivals(1)
+        holder = next(worker.name for worker in runtime.snapshot().workers if worker.work == "Things.hold")
+        futures += [wq.submit(things.want) for _ in range(6)]
+        stall = stall_of(runtime, told)
+        gate.open.set()
+        for future in futures:
+            future.result(HANG)
+    assert "it has as many workers as it may have (max_workers is 4)" in stall.reason
+    assert "every other worker waits for the lock self.lock (test_reports.py:" in stall.reason
+    assert f"held by {holder} (call Things.hold of queue 'q'), which waits for an Event to be set" in stall.reason
+    assert any(f"held by {holder}" in entry.waits_for for entry in stall.workers), "and so does each entry"
+
+
+def test_H3_a_queue_whose_works_all_wait_for_one_lock_is_told_who_holds_it(things: Things, gate: Gate) -> None:
+    told: list[cmwq.Stall] = []
+    with cmwq.Runtime(config=CONFIG) as runtime:
+        runtime.on_stall = told.append
+        wq = cmwq.WorkQueue("q", max_active=3, runtime=runtime)
+        futures = [wq.submit(things.hold)]
+        gate.await_arrivals(1)
+        futures += [wq.submit(things.want) for _ in range(4)]
+        stall = stall_of(runtime, told)
+        gate.open.set()
+        for future in futures:
+            future.result(HANG)
+    assert stall.queue == "q"
+    assert "max_active is 3, and none of the 3 before them used the CPU since" in stall.reason
+    assert "every other worker waits for the lock self.lock" in stall.reason
+
+
+def test_H3_workers_that_wait_for_each_others_locks_are_told_so(things: Things) -> None:
+    told: list[cmwq.Stall] = []
+    both = threading.Barrier(2)
+    with cmwq.Runtime(max_workers=2, config=CONFIG) as runtime:
+        runtime.on_stall = told.append
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+
+        def first() -> None:
+            with things.lock:
+                both.wait(HANG)
+                if things.other.acquire(timeout=3):
+                    things.other.release()
+
+        def second() -> None:
+            with things.other:
+                both.wait(HANG)
+                if things.lock.acquire(timeout=HANG):
+                    things.lock.release()
+
+        futures = [wq.submit(first), wq.submit(second), wq.submit(int)]
+        stall = stall_of(runtime, told)
+        for future in futures:
+            future.result(HANG)
+    assert "so none of them ever goes on" in stall.reason, stall.reason
