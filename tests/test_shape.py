@@ -32,13 +32,13 @@ LAYERS = """
     aio, executor, events, testing
     _workqueue: batch, queue, map
     _workqueue: options, submitting, queueing, gate, periodic, serving, asking
-    _workqueue: runtime, end, drain, settings, snapshot, watchdog, subscriptions
+    _workqueue: runtime, end, drain, settings, picture, watchdog, report, recording, snapshot, subscriptions
     _workqueue: work, work_future, future, audience, delay, queued, room, item_end, place_end, unfetched
-    _workqueue: wait, pwq, learning, learned, rising, phase
+    _workqueue: wait, inserting, pwq, measured, learning, learned, rising, phase
     _pool: pools, hotplug
     _pool: pool, manager, rescuer, worker_thread, hogs, children, memory, lending, alarm
     _pool: mend, closing, recovery, leaks, invariants, blocking, lane, worker
-    _pool: events, policy, item
+    _pool: observed, events, ring, figures, reasons, policy, item
     _core: config, checks, naming
     _host, _sensor
     _core: ports, held, ranks, here, weakly, surely
@@ -59,6 +59,7 @@ SYSTEM = {
     ("_workqueue/future.py", "threading"): "Condition, for those who insist on a standard future's",
     ("_workqueue/audience.py", "threading"): "the same",
     ("_pool/worker.py", "threading"): "local: the current thread's worker",
+    ("_pool/ring.py", "threading"): "get_ident: which thread queued a work",
     ("_core/here.py", "threading"): "local: the current thread's host",
     ("_core/held.py", "threading"): "local: where the current thread took which lock, in the debug mode",
     ("_workqueue/subscriptions.py", "threading"): "get_ident: is it the callback that waits for its own end?",
@@ -69,7 +70,7 @@ MODULE, FUNCTION, ATTRIBUTES = 450, 60, 30
 
 LARGE = {
     "_workqueue/queue.py": (500, "`WorkQueue` is the face that users see: most of it is what its methods promise"),
-    "testing/sim_host.py": (620, "one machine: threads, locks, timers and CPUs share the baton"),
+    "testing/sim_host.py": (630, "one machine: threads, locks, timers and CPUs share the baton"),
 }
 """Modules that are larger than they should be, how large they may be, and why."""
 
@@ -78,8 +79,8 @@ LONG = {
 }
 
 RICH = {
-    "_pool/pool.py: WorkerPool": (39, "one record of all that is decided under L, and of what looks after it"),
-    "_pool/worker.py: Worker": (35, "a worker's place in the pool and what it executes are one record"),
+    "_pool/pool.py: WorkerPool": (40, "one record of all that is decided under L, and of what looks after it"),
+    "_pool/worker.py: Worker": (39, "a worker's place in the pool and what it executes are one record"),
 }
 
 UNDECLARED = {
@@ -90,7 +91,7 @@ UNDECLARED = {
     "_pool/recovery.py: mourn": "the thread may have died within a section",
     "_pool/recovery.py: recover": "it was interrupted at any moment",
     "_workqueue/watchdog.py: Watchdog.begin": "it asks for nothing",
-    "_workqueue/watchdog.py: _executed": "it does not know the pool",
+    "_workqueue/report.py: _executed": "it does not know the pool",
     "_workqueue/learning.py: begin": "it depends on whether the place is known yet",
     "_workqueue/learning.py: end": "the same",
     "_workqueue/pwq.py: PoolWorkQueue._adopt_limit": "the same",

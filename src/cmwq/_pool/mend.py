@@ -7,8 +7,8 @@ interrupted: then it is done again, from the beginning, before any other thread 
 How: a pool's state is of two kinds. *What is*: which works are in which list, and the flags of workers and works. Each
 critical section changes that in steps of one store or one call of a C function. The steps are in such an order that
 after each of them the state shows here how far the section came; mostly a work is in its new place before it leaves the
-old one. *What follows*: every count, `attends`, `gate`, and what the sensor is armed with. That is never read here, and is made
-anew.
+old one. *What follows*: every count, `attends`, `gate`, and what the sensor is armed with. That is never read here,
+and is made anew.
 
 Costs O(workers + works waiting), and only after an interruption.
 """

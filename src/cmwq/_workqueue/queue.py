@@ -17,8 +17,8 @@ from cmwq._core import checks
 from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
 from cmwq._errors import FlushDeadlock, Reentered, ThreadLimit
-from cmwq._pool.observed import observe
 from cmwq._pool.mend import mending
+from cmwq._pool.observed import observe
 from cmwq._pool.rescuer import Rescuer
 from cmwq._workqueue import queueing
 from cmwq._workqueue.drain import close_steps, drain_steps, flush_steps

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from cmwq._core.ports import Lock
     from cmwq._pool.pool import WorkerPool
     from cmwq._workqueue.queue import WorkQueue
+    from cmwq._workqueue.report import Stall
     from cmwq._workqueue.runtime import Runtime
-    from cmwq._workqueue.watchdog import Stall
 
 KINDS = ALWAYS | {
     Kind.BLOCKED, Kind.RUNNING, Kind.CREATED, Kind.CULLED, Kind.DIED, Kind.REFUSED, Kind.MAYDAY, Kind.RESCUED, Kind.HOG,
