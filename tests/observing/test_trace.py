@@ -288,7 +288,8 @@ def test_a_trace_that_is_over_leaves_no_trace_in_the_pools(universe: cmwq.Runtim
         assert [worker.began for worker in pwq.pool.workers if worker.began] == [], "no work runs"
         trace.close()
         assert pwq.recorder is None
-        assert not pwq.gate
+        with pwq.pool.lock:
+            assert pwq.gate == pwq.figures.chooses, "nothing else has a new work looked at"
         queue.submit(int).result()
         queue.flush()
         assert pwq.pool.taps == ()

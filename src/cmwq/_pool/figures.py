@@ -5,7 +5,8 @@ points that are slow anyway, or measured of a sample:
 
 - How many works were queued, ended and were taken back follows from the counts that a flush needs (`Phase`). Those that
   failed are counted where the exception is caught. All of these are exact.
-- CPU time: a worker's clock is read when the worker goes on to another queue, when it ends, and when somebody looks.
+- CPU time: a worker's clock is read when the worker goes on to another queue, when it ends, and when somebody looks
+  at it: at some of those that execute something, and at all that went idle since the last picture.
   What it used in between is the queue's. So all CPU time of a pool's workers is somebody's, that of the pool's own code
   for these works included. Of rescuers only the time within the pool counts.
 - Times and functions: a *measured* work has its times taken (`_workqueue.measured`). In each `PERIOD` one work of each

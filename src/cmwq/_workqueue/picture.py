@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from heapq import nlargest
+from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
@@ -124,6 +125,7 @@ class Photographer:
         self._runtime = runtime  # I
         self._turn = 0  # ~: where the looks at further workers go on
         self._orders: WeakKeyDictionary[WorkerPool, list[Worker]] = WeakKeyDictionary()  # A: workers by their numbers
+        self._charged: WeakKeyDictionary[WorkerPool, float] = WeakKeyDictionary()  # A: when its idle workers were, last
         self._memory: tuple[float, MemoryView] | None = None  # A: until when it is fresh, on the host's clock
 
     @outside
@@ -173,7 +175,7 @@ class Photographer:
     def _part_of(self, pool: WorkerPool, budget: int, waiting: dict[Item, Target]) -> Part:
         """Read one pool. budget: so many workers are looked at. waiting: the works that wait for others."""
         with pool.lock:
-            now = pool.host.monotonic()
+            now, charged = pool.host.monotonic(), self._charged.get(pool, -inf)
             busy: list[Worker] = []
             all_seen: list[Seen] = []
             resting: list[tuple[Worker, str, float]] = []
@@ -185,6 +187,8 @@ class Photographer:
                 if item is None:
                     state = "idle" if worker.idle else "creating" if pool.office.holder is worker else "waking"
                     resting.append((worker, state, worker.last_active if state == "idle" else now))
+                    if worker.idle and worker.last_active >= charged:
+                        bill(worker, worker.billed_to)  # it worked since the last picture, and may rest for long now
                     continue
                 if seen is None or seen.item() is not item:
                     seen = see(worker, now)
@@ -195,6 +199,7 @@ class Photographer:
                     (asking if item.phase.asks else announcing)[seen.tally.figures] += 1
                 busy.append(worker)
                 all_seen.append(seen)
+            self._charged[pool] = now
             chosen = self._choose(pool, busy, budget, waiting)
             for worker in chosen:
                 bill(worker, worker.billed_to)

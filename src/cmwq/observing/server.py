@@ -12,13 +12,11 @@ CMWQ_MONITOR, is logged, and harms nothing.
 from __future__ import annotations
 
 import atexit
-import inspect
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -249,11 +247,7 @@ def begin_or_log(asked_by: str) -> None:
 
 def picture(stacks: bool) -> dict[str, Any]:
     """The picture of this process's default runtime, ready for JSON."""
-    snapshot: Callable[..., Any] = default_runtime().snapshot
-    # A snapshot of before version 1 has no stacks.
-    taken = snapshot(stacks=stacks) if "stacks" in inspect.signature(snapshot).parameters else snapshot()
-    plain: dict[str, Any] = taken.to_dict()
-    return plain
+    return default_runtime().snapshot(stacks=stacks).to_dict()
 
 
 def who() -> dict[str, Any]:

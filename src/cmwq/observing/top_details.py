@@ -69,8 +69,9 @@ class Over(ModalScreen[None]):
         raise NotImplementedError
 
     def again(self) -> None:
-        """Say it anew."""
-        self.query_one(Static).update(self.text())
+        """Say it anew. A picture may come before the sheet is made, which then says it at once."""
+        for words in self.query(Static):
+            words.update(self.text())
 
     def action_scroll(self, lines: int) -> None:
         self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)

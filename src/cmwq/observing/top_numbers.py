@@ -351,7 +351,7 @@ POOLS = View(
     "pools",
     "Pools",
     (
-        Column("name", "pool", 5, lambda row: plain(row["name"]) + "H" * bool(row["nice"]),
+        Column("name", "pool", 5, lambda row: plain(row["name"]),
                "the pool; with an H, one of high priority", True),
         Column("cpus", "CPUs", 7, lambda row: cpus(row["cpus"]), "the CPUs that it serves", True),
         Column("spark", "busy", SPARK, lambda row: row["spark"], "workers that run or are blocked, lately",

@@ -22,23 +22,18 @@ Picture = dict[str, Any]
 
 
 def told_apart(picture: Picture) -> Picture:
-    """The picture with names that occur once: a pool of high priority gets an H, as its workers have it; of queues of
-    one name, the second and those after it get a number.
-    """
-    pools: list[Picture] = []
-    for pool in picture.get("pools", []):
-        name = f"{pool['name']}H" if pool.get("nice") else str(pool["name"])
-        pools.append({**pool, "name": _unused(name, pools, "H")})
-    queues: list[Picture] = []
-    for queue in picture.get("queues", []):
-        queues.append({**queue, "name": _unused(str(queue["name"]), queues, "")})
-    return {**picture, "pools": pools, "queues": queues}
+    """The picture with names that occur once: of queues of one name, the second and those after it get a number."""
+    found: dict[str, list[Picture]] = {"pools": [], "queues": []}
+    for part, views in found.items():
+        for view in picture.get(part, []):
+            views.append({**view, "name": _unused(str(view["name"]), views)})
+    return {**picture, **found}
 
 
-def _unused(name: str, views: list[Picture], mark: str) -> str:
+def _unused(name: str, views: list[Picture]) -> str:
     """A name that none of the views has."""
     taken = {view["name"] for view in views}
-    names = chain([name], [name + mark] if mark else [], (f"{name} ({number})" for number in count(2)))
+    names = chain([name], (f"{name} ({number})" for number in count(2)))
     return next(each for each in names if each not in taken)
 
 
