@@ -8,7 +8,7 @@ if it is the same. The others leave the way at these two points:
     observed     a subscription wants it     `gate`: `admit` notes it          `execute_specially` notes it
     recorded     a trace wants it            `gate`: `admit` records it        `served` is the recorder, which runs it
     measured     the place chose it          `gate`: `admit` chooses it        its phase is its own: `Measured` runs it
-    refused      the queue or pool is shut   `gate`: `admit` refuses it        -
+    refused      the queue or pool is shut   `gate`: `check_admitted` raises   -
 
 A work may be several of these, and the order is that of `run_item`: beginning and end are noted outside of all, then it
 is measured, then recorded. Beyond these two points an observed place takes a third: its `attends` sends activation to

@@ -6,7 +6,7 @@ needed (A4). What is refused is in no list. `insert` is on the path of every wor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from cmwq._errors import CmwqError
 
 if TYPE_CHECKING:
     from cmwq._workqueue.future import Future
+    from cmwq._workqueue.phase import Phase
     from cmwq._workqueue.pwq import PoolWorkQueue
     from cmwq._workqueue.queued import Queued
 
@@ -26,7 +27,11 @@ def insert(pwq: PoolWorkQueue, item: Future[Any] | Queued) -> None:
     pool = pwq.pool
     with pool.lock:
         phase = pwq.phase
-        item.phase = pwq.admit((item,))[0] if pwq.gate else phase
+        if pwq.gate:
+            pwq.check_admitted(item)
+            item.phase = pwq.admit(item)
+        else:
+            item.phase = phase
         phase.queued += 1
         # The code of `place` is repeated here, because every work comes this way.
         if pwq.inactive:
@@ -51,7 +56,10 @@ def insert_many(pwq: PoolWorkQueue, items: Sequence[Future[Any]]) -> None:
     pool = pwq.pool
     with pool.lock:
         phase = pwq.phase
-        phases = pwq.admit(items) if pwq.gate else repeat(phase)
+        if pwq.gate:
+            for item in items:
+                pwq.check_admitted(item)  # before anybody hears of one
+        phases: Iterable[Phase] = map(pwq.admit, items) if pwq.gate else repeat(phase)
         for item, its_phase in zip(items, phases, strict=False):
             item.phase = its_phase
         phase.queued += len(items)

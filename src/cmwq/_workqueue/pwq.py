@@ -11,7 +11,7 @@ The letters are those of `pool`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cmwq._core.config import DFL_ACTIVE
@@ -60,7 +60,7 @@ class PoolWorkQueue:
         self.frozen = frozen  # L: nothing is started (E8)
         self.freezers: list[Parker] = []  # L: threads that wait until nothing runs
         self.nr_thaws = 0  # L
-        self.gate = True  # L: each new work has to pass `admit`
+        self.gate = True  # L: each new work has to pass `check_admitted` and `admit`
         self.nr_admitted = 0  # L: works let through the shut gate
         self.figures = Figures()  # I: what is counted and measured of its works
         self.called = False  # L: the queue's rescuer was asked to help here and has not come yet (C2)
@@ -72,25 +72,18 @@ class PoolWorkQueue:
 
     def is_shut(self) -> bool:
         """Does the queue, or its pool, take no work from outside? Without the lock that may change at once."""
-        return not self.wq.is_open or self.pool.closing
+        return self.wq._shut or self.pool.closing
 
     @holding("self.pool.lock")
     def settle_gate(self) -> None:
-        """Compute anew whether new works have to pass `admit`. Nothing else sets `gate`: see `_pool.observed`."""
+        """Compute anew whether new works have to pass the gate. Nothing else sets `gate`: see `_pool.observed`."""
         self.gate = self.observed or self.recorder is not None or self.figures.chooses or self.is_shut()
 
     @holding("self.pool.lock")
-    def admit(self, items: Iterable[Item]) -> list[Phase]:
-        """Called while the gate is shut: return the phases of new items. Raises QueueClosed if one is not let in: then
-        nobody has heard of any.
+    def admit(self, item: Item) -> Phase:
+        """Called while the gate is shut, for an item that is let in: tell of it, and return its phase, which is one of
+        its own if the item is to be measured.
         """
-        for item in items:
-            self.check_admitted(item)
-        return [self._enter(item) for item in items]
-
-    @holding("self.pool.lock")
-    def _enter(self, item: Item) -> Phase:
-        """Tell of an item that is let in, and return its phase: one of its own if it is to be measured."""
         events.queued(self, item)
         figures, phase = self.figures, self.phase
         if not figures.chooses or figures.passes(self.pool):
