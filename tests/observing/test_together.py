@@ -17,6 +17,7 @@ import pytest
 from conftest import HANG, until
 
 import cmwq
+from cmwq._pool.worker import current_worker
 from cmwq._workqueue.measured import Measured
 from cmwq._workqueue.pwq import PoolWorkQueue
 from observing import pictures as dumped
@@ -44,6 +45,13 @@ def sampled(runtime: cmwq.Runtime) -> int:
     return 0 if view.running is None else view.running.sampled
 
 
+def shown() -> tuple[str, str]:
+    """The worker that calls this, and the queue that its thread is named after."""
+    worker = current_worker()
+    assert worker is not None
+    return worker.name, worker.shown
+
+
 def slices(path: Path) -> list[dict[str, Any]]:
     return [event for event in json.loads(path.read_bytes())["traceEvents"] if event.get("cat") == "work"]
 
@@ -59,10 +67,18 @@ def gate_of(place: PoolWorkQueue) -> tuple[bool, bool]:
         return place.gate, place.figures.chooses
 
 
-def rest_until_one_is_chosen(place: PoolWorkQueue) -> None:
-    """A work that comes now is measured: the pool has been idle for long enough, and then had a work."""
+def choose(place: PoolWorkQueue) -> None:
+    """The next work is measured."""
     with place.pool.lock:
         place.figures.chooses, place.figures.skip = True, 0
+        place.settle_gate()
+
+
+def rest(place: PoolWorkQueue) -> None:
+    """No work is measured from now on."""
+    with place.pool.lock:
+        place.figures.chooses = False
+        place.figures.due = place.pool.choose_at = sys.float_info.max
         place.settle_gate()
 
 
@@ -87,10 +103,9 @@ def test_H1_H2_each_work_is_measured_recorded_and_observed_as_asked(
             stack.enter_context(cmwq.trace(file, runtime=universe, every=True))
         for number in range(20):
             place = place_of(queue)
-            with place.pool.lock:
-                place.figures.chooses, place.figures.skip = number % 2 == 0, 0
-                place.pool.choose_at = place.figures.due = sys.float_info.max
-                place.settle_gate()
+            rest(place)
+            if number % 2 == 0:
+                choose(place)
             if number % 4 == 2:
                 assert isinstance(queue.submit(fail).exception(HANG), LookupError)
             else:
@@ -183,14 +198,8 @@ def test_H2_the_gate_is_shut_for_each_reason_and_for_no_other(universe: cmwq.Run
         queue.submit(int).result(HANG)
         queue.flush(HANG)
         place = place_of(queue)
-        with place.pool.lock:
-            place.figures.chooses, place.figures.due, place.pool.choose_at = (
-                False,
-                sys.float_info.max,
-                sys.float_info.max,
-            )
-            place.settle_gate()
-            assert not place.gate
+        rest(place)
+        assert gate_of(place) == (False, False)
         with cmwq.events.subscribe(queue=queue):
             assert gate_of(place) == (True, False)
             assert not place.is_shut()
@@ -207,7 +216,7 @@ def test_H2_the_gate_is_shut_for_each_reason_and_for_no_other(universe: cmwq.Run
             queue.submit(int)
         queue.end_drain(drain)
         assert gate_of(place) == (False, False)
-        rest_until_one_is_chosen(place)
+        choose(place)
         assert gate_of(place) == (True, True)
         future = queue.submit(int)
         assert type(future.phase) is Measured
@@ -262,30 +271,33 @@ def test_H1_the_CPU_time_of_workers_that_rest_is_charged(universe: cmwq.Runtime)
             assert view_of(universe, "q").cpu_seconds >= 0.02 * number
 
 
-def test_H1_the_CPU_time_of_an_exempt_queue_is_its_own(universe: cmwq.Runtime) -> None:
-    """A worker that executed an exempt work (A8) is charged to its next queue again, whatever it served before."""
+def test_H1_B5_the_CPU_time_of_an_exempt_queue_is_its_own(universe: cmwq.Runtime) -> None:
+    """A work follows itself (E3) from a queue to an exempt one (A8) and back, so one worker executes all three."""
     with (
         cmwq.WorkQueue("plain", runtime=universe) as plain,
         cmwq.WorkQueue("exempt", cpu_intensive=True, runtime=universe) as exempt,
     ):
+        seen: list[tuple[str, str]] = []
 
-        def chain() -> None:
-            """All four on one worker: each is there before the one ahead of it has ended."""
-            for queue, seconds in ((plain, 0.0), (exempt, 0.0), (plain, 0.05)):
-                futures.append(queue.submit(burn, seconds))
-            burn(0.02)
+        def step() -> None:
+            seen.append(shown())
+            if len(seen) < 3:
+                (exempt if len(seen) == 1 else plain).queue(work)
+            else:
+                burn(0.1)
 
-        futures: list[Any] = []
-        for _ in range(5):
-            plain.submit(chain).result(HANG)
-            for future in futures:
-                future.result(HANG)
-            futures.clear()
+        work = cmwq.Work(step)
+        plain.submit(int).result(HANG)
         plain.flush(HANG)
-        exempt.flush(HANG)
-        seen = {view.name: view.cpu_seconds for view in universe.snapshot(stacks=True).queues}
-        assert seen["exempt"] < 0.05
-        assert seen["plain"] > 0.3
+        rest(place_of(plain))
+        plain.queue(work)
+        until(lambda: len(seen) == 3)
+        plain.flush(HANG)
+        assert len({name for name, _ in seen}) == 1
+        assert [queue for _, queue in seen] == ["plain", "exempt", "plain"]
+        used = {view.name: view.cpu_seconds for view in universe.snapshot(stacks=True).queues}
+        assert used["exempt"] < 0.05
+        assert used["plain"] >= 0.1
 
 
 # ----------------------------------------------------------------------------------- the contract
