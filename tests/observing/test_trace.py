@@ -120,7 +120,7 @@ def test_an_arrow_leads_from_where_a_work_was_queued_to_where_it_began(universe:
 
 def test_what_a_work_waits_for_lies_within_its_slice(universe: cmwq.Runtime, tmp_path: Path) -> None:
     def inner() -> None:
-        pass
+        time.sleep(0.05)  # so that it has not ended before it is waited for
 
     def outer() -> None:
         queue.submit(inner).result()
