@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from conftest import HANG, Gate
+from conftest import HANG, Gate, until
 from opcodes import Interrupt, InterruptAt
 
 import cmwq
@@ -51,6 +51,18 @@ class Broker:
     def work(self, message: int) -> None:
         self.handle(message)
         self.acknowledged.append(message)
+
+
+def test_E12_a_source_is_asked_although_somebody_observes_the_queue(runtime: cmwq.Runtime) -> None:
+    broker = Broker(lambda message: None)
+    wq = cmwq.WorkQueue("consumer", runtime=runtime)
+    with cmwq.events.subscribe(queue=wq) as events:
+        serving = wq.serve(broker.next)
+        broker.tell = serving.notify
+        broker.publish(*range(5))
+        until(lambda: len(broker.acknowledged) == 5)
+        serving.stop()
+        assert "ended" in {event.kind for event in events.take()}
 
 
 def test_E12_of_200_sleeping_calls_that_a_broker_keeps_back_all_run_at_once(runtime: cmwq.Runtime) -> None:

@@ -163,7 +163,7 @@ class ServingEnd:
 def stand_in_line(pwq: PoolWorkQueue, ask: Ask) -> bool:
     """Insert a place in line, which no flush counts. False: the queue takes nothing now."""
     with pwq.pool.lock:
-        if pwq.gate or pwq.pool.closing:
+        if pwq.wq._shut or pwq.pool.closing:  # its gate is shut as well while somebody observes it
             return False
         pwq.place(ask)
         pwq.pool.kick_or_settle()
