@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import HANG, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -115,6 +116,36 @@ class Instead:
 
 def refuse() -> None:
     raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+def test_a_command_that_is_just_being_started_is_stopped_with_the_others() -> None:
+    """By Ctrl-Z: its process is there already, and its group is not known yet."""
+    children = Children(1.0)
+    stopping, ended = threading.Event(), threading.Event()
+
+    class Late(Instead):
+        def spawn(self, path: str, argv: list[str], out: int, err: int) -> int:
+            pids.append(super().spawn(path, argv, out, err))
+            assert stopping.wait(HANG)
+            return pids[0]
+
+    def run() -> None:
+        children.run("/bin/sleep", ["sleep", "100"], (nothing, nothing), None)
+        ended.set()
+
+    pids: list[int] = []
+    Late(children, lambda: None)
+    threading.Thread(target=run).start()
+    until(lambda: bool(pids))
+    stop = threading.Thread(target=children.stop)
+    stop.start()
+    time.sleep(0.1)  # it is about to send the signal
+    stopping.set()
+    stop.join(HANG)
+    until(lambda: Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    children.go_on()
+    children.end(signal.SIGKILL)
+    assert ended.wait(HANG)
 
 
 def test_a_program_is_found_as_a_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

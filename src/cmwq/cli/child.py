@@ -31,6 +31,7 @@ CHUNK = 1 << 16
 DRAINED = 1 << 20  # bytes of output that are taken after a kill: a pipe has no more
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 PAUSE = 0.1  # seconds until a process that could not be had is asked for again
+STARTS_WITHIN = 5.0  # seconds for which Ctrl-Z waits for a command that is just being started
 _TRIES = 20  # of that, while no other command runs whose end could help
 _FULL = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTBSY))
 
@@ -88,6 +89,7 @@ class Children:
         self._changed = threading.Condition(threading.Lock())
         self._running: dict[int, Child] = {}  # C: by process id
         self._starting = 0  # C
+        self._paused = False  # C: nothing starts until it goes on
         self._ending: int | None = None  # C: nothing starts; what did nevertheless gets this signal
 
     @property
@@ -131,6 +133,7 @@ class Children:
         tries = 0
         while True:
             with self._changed:
+                self._changed.wait_for(lambda: not self._paused or self._ending is not None)
                 if self._ending is not None:
                     raise Closing
                 self._starting += 1
@@ -152,6 +155,7 @@ class Children:
                         self._running[started[0]] = child = Child(started[0])
                         if self._ending is not None:
                             self._end(child, self._ending)
+                    self._changed.notify_all()
 
     def _spawn(self, path: str, argv: list[str]) -> tuple[int, int, int]:
         out, out_end = os.pipe2(os.O_CLOEXEC)
@@ -254,10 +258,19 @@ class Children:
             self._changed.wait_for(lambda: not self._starting, timeout)
 
     def stop(self) -> None:
-        """Stop all groups, as Ctrl-Z does, until `go_on`."""
+        """Stop all groups, as Ctrl-Z does, and start none, until `go_on`.
+
+        A command that is just being started is waited for, or it would run while everything else is stopped.
+        """
+        with self._changed:
+            self._paused = True
+            self._changed.wait_for(lambda: not self._starting, STARTS_WITHIN)
         self._send(signal.SIGSTOP)
 
     def go_on(self) -> None:
+        with self._changed:
+            self._paused = False
+            self._changed.notify_all()
         self._send(signal.SIGCONT)
 
     def _send(self, number: int) -> None:
