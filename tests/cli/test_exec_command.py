@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import HANG, until
+from conftest import HANG, state_of, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,15 +136,17 @@ def test_a_command_that_is_just_being_started_is_stopped_with_the_others() -> No
     pids: list[int] = []
     Late(children, lambda: None)
     threading.Thread(target=run).start()
-    until(lambda: bool(pids))
-    stop = threading.Thread(target=children.stop)
-    stop.start()
-    time.sleep(0.1)  # it is about to send the signal
-    stopping.set()
-    stop.join(HANG)
-    until(lambda: Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[0] == "T")
-    children.go_on()
-    children.end(signal.SIGKILL)
+    try:
+        until(lambda: bool(pids))
+        stop = threading.Thread(target=children.stop)
+        stop.start()
+        time.sleep(0.1)  # it is about to send the signal
+        stopping.set()
+        stop.join(HANG)
+        until(lambda: state_of(pids[0]) == "T")
+        children.go_on()
+    finally:
+        children.end(signal.SIGKILL)
     assert ended.wait(HANG)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import state_of
 
 from .conftest import Cli, environment, wait_until_full
 
@@ -53,7 +54,7 @@ def lines(path: Path) -> list[str]:
 def alive(pid: str) -> bool:
     """Whether that process runs; a zombie that nobody reaps doesn't."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return state_of(pid) not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -217,11 +218,8 @@ def test_ctrl_z_stops_the_groups_until_it_goes_on(start: Started, folder: Path) 
     wait_until(lambda: bool(lines(folder / "pids")))
     (pid,) = lines(folder / "pids")
 
-    def state(pid: object) -> str:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
     process.send_signal(signal.SIGTSTP)
-    wait_until(lambda: state(process.pid) == "T" and state(pid) == "T")
+    wait_until(lambda: state_of(process.pid) == "T" and state_of(pid) == "T")
     (folder / "go").touch()
     process.send_signal(signal.SIGCONT)
     out, _ = process.communicate(timeout=60)

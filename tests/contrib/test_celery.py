@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
+from conftest import Gate
 
 import cmwq
 
@@ -23,25 +23,17 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_shutdown_that_is_cold_before_a_warm_one_reaches_the_pool_leaves_behind_what_runs(
-    pool: Any, monkeypatch: pytest.MonkeyPatch
+    pool: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began, go = threading.Event(), threading.Event()
     ran: list[str] = []
-
-    def late() -> None:
-        began.set()
-        go.wait()
-
-    try:
-        pool.apply_async(late)
-        began.wait()
-        waits = pool.apply_async(ran.append, ("waits",))
-        monkeypatch.setattr(state, "should_terminate", True)  # by a handler, after the event loop had ended
-        pool.stop()
-        assert cmwq.default_runtime().exit_timeout == 0.0
-        assert waits.future.cancelled()
-    finally:
-        go.set()
+    pool.apply_async(gate)
+    gate.await_arrivals(1)
+    waits = pool.apply_async(ran.append, ("waits",))
+    monkeypatch.setattr(state, "should_terminate", True)  # by a handler, after the event loop had ended
+    pool.stop()
+    assert cmwq.default_runtime().exit_timeout == 0.0
+    assert waits.future.cancelled()
+    gate.open.set()
     assert ran == []
 
 

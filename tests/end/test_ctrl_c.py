@@ -110,9 +110,7 @@ def test_F8_B1_a_first_use_interrupted_at_any_bytecode_leaves_a_pool_that_works(
             wq.submit(int)
         assert wq.submit(int).result(HANG) == 0
         (pool,) = runtime.pools()
-        until(
-            lambda: all(worker.idle for worker in pool.workers)
-        )  # none was forgotten between its thread and its place
+        until(lambda: all(worker.idle for worker in pool.workers))
         runtime.check_invariants()
         runtime.close(HANG)
 

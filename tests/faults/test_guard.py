@@ -11,7 +11,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from conftest import HANG
+from conftest import HANG, state_of
 
 from .machine import cpu_file, spare_cpu, wait_until
 
@@ -38,7 +38,7 @@ PROGRAM = """
 def is_alive(pid: int) -> bool:
     """Nor a zombie: nobody may be there to hear of its end."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return state_of(pid) not in "ZX"
     except OSError:
         return False
 

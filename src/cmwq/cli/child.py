@@ -264,7 +264,7 @@ class Children:
         """
         with self._changed:
             self._paused = True
-            self._changed.wait_for(lambda: not self._starting, STARTS_WITHIN)
+        self.settle(STARTS_WITHIN)
         self._send(signal.SIGSTOP)
 
     def go_on(self) -> None:

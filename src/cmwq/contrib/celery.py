@@ -64,8 +64,8 @@ class TaskPool(BasePool):  # type: ignore[misc,unused-ignore]
     not used. A task that waits for the result of another work of cmwq does not count meanwhile.
 
     Tasks begin on any thread of cmwq, and as many run as pays: all that wait for something, but only about as many as
-    there are CPUs of those that compute. `apply_async` is called by Celery; it raises QueueClosed after a
-    warm shutdown.
+    there are CPUs of those that compute. `apply_async` is called by Celery; it raises QueueClosed after a warm
+    shutdown.
     """
 
     limit: int
@@ -96,8 +96,8 @@ class TaskPool(BasePool):  # type: ignore[misc,unused-ignore]
         soft_timeout: float | None = None,
         **_: Any,
     ) -> _Submitted:
-        """Let a task wait until it could run. Does not block. Raises QueueClosed before the start and after
-        a warm shutdown.
+        """Let a task wait until it could run. Does not block. Raises QueueClosed before the start and after a
+        warm shutdown.
 
         timeout, soft_timeout: seconds that the task may take; they have no effect, and the log says so.
         """
