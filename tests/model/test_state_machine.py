@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import partial
@@ -78,6 +78,7 @@ class Queueing:
         self.pool: Any = None
         self.mail: SimpleQueue[Callable[[], object] | str] = SimpleQueue()
         self.told = False  # to end
+        self.over_for: str | None = None  # who returned as though it was over, before its cancel_sync could tell
         self.outcome: object = None
         self.futures: list[Any] = []
         queue.alive.append(self)
@@ -178,11 +179,13 @@ class Job:
             if not waiting:
                 world.fail(f"{self} runs, and nobody queued it")
                 return Queueing(world.queues[0], self)
-            q = waiting[0]
+            q = next((q for q in waiting if q.over_for is None), waiting[0])
             if q.state is not State.CLAIMED:
                 if not world.may_begin(q):
                     world.fail(f"{q} began, and must not: {q.queue.alive}")
                 q.timer = None
+            if q.over_for is not None:
+                world.fail(f"{q.over_for} returned, and then {q} began")
             q.pool = worker.pool if worker is not None else None
             q.state = State.RUNNING
             beside = sum(
@@ -391,6 +394,14 @@ class World:
                 self.failures.append(f"nothing happens any more: {alive}, {self.waiters}, frozen={self.frozen}")
             self.raise_failures()
 
+    def over(self, those: Iterable[Queueing], who: str) -> None:
+        """It returned, so they are over. One that a cancel_sync was unsure of was taken back: it must never begin."""
+        for q in those:
+            if q.state is State.UNSURE:
+                q.over_for = who
+            elif q.alive:
+                self.fail(f"{who} returned: {q}")
+
     def raise_failures(self) -> None:
         assert not self.failures, "\n".join(self.failures)
 
@@ -468,7 +479,7 @@ class World:
                 allowed.add(False)
             if delay > 0 and queue.closing:
                 allowed.add("closed")  # own works may queue, but this would not be waited for
-        elif queue.shut(own) is not False:
+        elif queue.shut(own) is not False or (delay > 0 and queue.closing):
             allowed.add("closed")  # either answer is right
         result = self.outcome(allowed, call or partial(queue.wq.queue, job.work))
         if result is True:
@@ -522,7 +533,8 @@ class World:
         pending = job.pending()
         shut = queue.shut(own)
         if job.blocked():
-            self.outcome({False} if shut is False else {False, "closed"}, call)
+            refused = shut is not False or (delay > 0 and queue.closing)
+            self.outcome({False, "closed"} if refused else {False}, call)
             return
         racing = pending is not None and self.may_begin(pending)
         if racing and shut is not False:
@@ -898,8 +910,7 @@ class Machine(RuleBasedStateMachine):
                 answer.append((yield from work.flush_steps()))
 
             def check(_: object) -> None:
-                if any(q.alive for q in before):
-                    world.fail(f"F2: flush of {job} returned: {before}")
+                world.over(before, f"F2: flush of {job}")
                 if sure and answer != [True]:
                     world.fail(f"flush of {job} returned {answer}: {before}")
 
@@ -914,8 +925,7 @@ class Machine(RuleBasedStateMachine):
             before = queue.listed()
 
             def check(_: object) -> None:
-                if any(q.alive for q in before):
-                    world.fail(f"F1: flush of {queue.kind} returned: {before}")
+                world.over(before, f"F1: flush of {queue.kind}")
 
             over = lambda: not any(q.alive for q in before)  # noqa: E731
             self.wait(f"flush of {queue.kind}", flush_steps(queue.wq), over, check)
@@ -941,8 +951,7 @@ class Machine(RuleBasedStateMachine):
             def check(_: object) -> None:
                 if waiter in queue.drainers:
                     queue.drainers.remove(waiter)
-                if any(q.alive for q in before):
-                    world.fail(f"F3: drain of {queue.kind} returned: {before}")
+                world.over(before, f"F3: drain of {queue.kind}")
 
             waiter = self.wait(f"drain of {queue.kind}", drain_steps(queue.wq), queue.idle, check)
             queue.drainers.append(waiter)
@@ -965,8 +974,7 @@ class Machine(RuleBasedStateMachine):
                 for q in list(queue.alive):
                     if q.timer is Timer.LONG:  # its own works may have queued it meanwhile
                         world.taken_back(q)
-                if queue.alive:
-                    world.fail(f"close of {queue.kind} returned: {queue.alive}")
+                world.over(queue.alive, f"F4: close of {queue.kind}")
 
             queue.closing = True
             self.wait(f"close of {queue.kind}", close_steps(queue.wq), queue.idle, check)
