@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("CMWQ_DEBUG", "1")  # here and in the children; read when cmwq is imported
 
+import signal
 import subprocess
 import sys
 import textwrap
@@ -35,6 +36,13 @@ def until(condition: Callable[[], bool]) -> None:
 def state_of(pid: object) -> str:
     """The letter that the system has for what a process does: R, S, T (stopped), Z (a zombie), ..."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def stop(pid: int) -> None:
+    """SIGSTOP it, and wait: one thread takes the signal, and only then the others stop."""
+    os.kill(pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{pid}/task")
+    until(lambda: all(state_of(f"{pid}/task/{task.name}") == "T" for task in tasks.iterdir()))
 
 
 @pytest.fixture(autouse=True)

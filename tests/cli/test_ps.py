@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import stop
 
 from .conftest import Cli
 
@@ -99,7 +100,7 @@ def test_it_does_not_list_itself(cli: Cli, home: Path) -> None:
 
 def test_a_process_that_does_not_answer_is_listed_all_the_same(cli: Cli, start: Start) -> None:
     silent, talking = start(), start()
-    os.kill(silent.pid, signal.SIGSTOP)
+    stop(silent.pid)
     try:
         listed = {each["pid"]: each for each in json.loads(cli("ps", "--json").stdout)}
         assert listed.keys() == {silent.pid, talking.pid}

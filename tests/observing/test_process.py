@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HANG, until
+from conftest import HANG, stop, until
 
 import cmwq
 from cmwq.observing import client, places, remote
@@ -370,7 +370,7 @@ def test_a_stopped_process_is_listed_and_said_to_be_stopped(program: Program, mo
     monkeypatch.setattr(client, "LISTED_WITHIN", 0.3)
     process = program(SLEEPER, **monitored())
     line(process)
-    os.kill(process.pid, signal.SIGSTOP)
+    stop(process.pid)
     try:
         with connect(process.pid, timeout=0.2) as connection:
             with pytest.raises(NotAnswering, match=rf"is stopped.*kill -CONT {process.pid}"):
