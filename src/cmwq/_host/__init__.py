@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import ports
 from cmwq._errors import ThreadLimit
-from cmwq._host import caps, interpreters, life, locks, memory, processes, topology, traits, waits
+from cmwq._host import caps, files, interpreters, life, locks, memory, processes, topology, traits, waits
 from cmwq._host.greenlets import refuse_greenlets
 from cmwq._host.parker import LockParker
 from cmwq._host.threads import HostThread
@@ -193,11 +193,8 @@ class ThreadHost:
         if _sentinel is not None:
             _sentinel.set_name(name)
             return
-        try:
-            with open(f"/proc/self/task/{threading.get_native_id()}/comm", "w") as comm:
-                comm.write(name[:15])
-        except OSError:
-            pass
+        with suppress(OSError):
+            files.write(f"/proc/self/task/{threading.get_native_id()}/comm", name[:15].encode())
 
     def cpus(self) -> tuple[int, ...]:
         return topology.cpus()

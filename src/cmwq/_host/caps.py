@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from cmwq._host import files
 from cmwq._host.topology import cgroup_folders
 
 try:
@@ -69,14 +70,14 @@ def _threads_max() -> Cap:
     used = None
     with contextlib.suppress(OSError, ValueError, IndexError):
         # "0.00 0.01 0.05 2/345 678": runnable / all threads of the machine
-        used = int(Path("/proc/loadavg").read_text().split()[3].split("/")[1])
+        used = int(files.read("/proc/loadavg").split()[3].split(b"/")[1])
     return Cap("threads-max", _number(path), used, str(path))
 
 
 def _own_threads() -> int | None:
     try:
         # Bytes, because the process's name, which it contains, may be any.
-        return int(Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()[17])
+        return int(files.read("/proc/self/stat").rpartition(b")")[2].split()[17])
     except (OSError, ValueError, IndexError):
         return None
 
@@ -84,6 +85,6 @@ def _own_threads() -> int | None:
 def _number(path: Path) -> int | None:
     """The number in a file. None for "max" and for missing files."""
     try:
-        return int(path.read_text())
+        return int(files.read(path))
     except (OSError, ValueError):
         return None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cmwq._core.ports import Memory
+from cmwq._host import files
 from cmwq._host.topology import cgroup_folders
 
 _MEMINFO = Path("/proc/meminfo")
@@ -120,7 +121,7 @@ def _machine() -> Memory | None:
 def _field(file: Path, name: str) -> int | None:
     """The number behind a name at the beginning of a line; None, if it can't be read."""
     try:
-        found = re.search(rf"^{name}\s+(\d+)", file.read_text(), re.MULTILINE)
+        found = re.search(rb"^%b\s+(\d+)" % name.encode(), files.read(file), re.MULTILINE)
     except (OSError, ValueError):
         return None
     return None if found is None else int(found[1])
@@ -129,6 +130,6 @@ def _field(file: Path, name: str) -> int | None:
 def _number(file: Path) -> int | None:
     """The number in a file; None, if there is none ("max"), or it can't be read."""
     try:
-        return int(file.read_text())
+        return int(files.read(file))
     except (OSError, ValueError):
         return None

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 
 from cmwq._core.ports import Process
+from cmwq._host import files
 
 try:
     from cmwq._sensor import _sentinel
@@ -76,8 +77,8 @@ def below(roots: tuple[int, ...]) -> Iterator[Process]:
     while todo and left:
         pid, left = todo.pop(), left - 1
         try:
-            with open(f"/proc/{pid}/stat", "rb") as stat:
-                fields = stat.read().rpartition(b")")[2].split()  # its name, in parentheses, may hold anything
+            stat = files.read(f"/proc/{pid}/stat")
+            fields = stat.rpartition(b")")[2].split()  # its name, in parentheses, may hold anything
             process = Process(pid, time.clock_gettime(_clock_of(pid)), fields[0] == b"R")
             threads = [str(pid)] if fields[17] == b"1" else os.listdir(f"/proc/{pid}/task")[:MOST]
         except (OSError, IndexError):

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from cmwq._host import files
+
 SCOPES = ("cpu", "smt", "cache", "numa", "system")
 """What the CPUs of a group share, the closest first: nothing, a core, the last-level cache, a NUMA node, the
 machine."""
@@ -51,7 +53,7 @@ def cpu_quota() -> float | None:
 def cgroup_folders(controller: str) -> Iterator[Path]:
     """The folders of the process's cgroup for that controller, the innermost first, up to the mount."""
     try:
-        own = os.fsdecode(Path("/proc/self/cgroup").read_bytes())  # a path need not be UTF-8
+        own = os.fsdecode(files.read("/proc/self/cgroup"))  # a path need not be UTF-8
     except OSError:
         return
     for line in own.split("\n"):  # not splitlines(): a cgroup's name may have any character but this one
@@ -80,15 +82,15 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
 
 def _quota_of(folder: Path) -> float | None:
     try:
-        quota, period = (folder / "cpu.max").read_text().split()
+        quota, period = files.read(folder / "cpu.max").split()
     except (OSError, ValueError):
         try:
-            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-            period = (folder / "cpu.cfs_period_us").read_text().strip()
+            quota = files.read(folder / "cpu.cfs_quota_us").strip()
+            period = files.read(folder / "cpu.cfs_period_us").strip()
         except (OSError, ValueError):
             return None
     try:
-        return None if quota in ("max", "-1") else int(quota) / int(period)
+        return None if quota in (b"max", b"-1") else int(quota) / int(period)
     except (ValueError, ZeroDivisionError):
         return None
 
@@ -182,7 +184,7 @@ def _cpu_list(path: Path) -> frozenset[int]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return files.read(path).decode().strip()
     except (OSError, ValueError):  # ValueError: bytes that don't decode
         return ""
 

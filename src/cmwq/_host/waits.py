@@ -18,6 +18,8 @@ import sys
 from contextlib import suppress
 from typing import NamedTuple
 
+from cmwq._host import files
+
 MAX_WORDS = 300
 """Characters, at most."""
 
@@ -239,12 +241,6 @@ def _address(address: object) -> str:
 
 def _read(path: str) -> str:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return files.read(path, 4096).decode(errors="replace")
     except OSError:
         return ""
-    try:
-        return os.read(fd, 4096).decode(errors="replace")
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)

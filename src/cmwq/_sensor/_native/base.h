@@ -39,7 +39,8 @@
 #define US 1000LL
 #define MS (1000 * US)
 
-#ifdef Py_GIL_DISABLED
+/* What a loop does between two looks.  Not sched_yield(): Linux charges each one to the thread as a time slice that it
+   has used (README.md, "How a thread parks"). */
 static void spin_wait(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
@@ -48,7 +49,6 @@ static void spin_wait(void)
     __asm__ __volatile__("isb");
 #endif
 }
-#endif
 
 static long long now_ns(clockid_t clock)
 {

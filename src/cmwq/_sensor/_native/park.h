@@ -15,13 +15,10 @@
 #pragma once
 #include "base.h"
 
-#include <sched.h>
-
 enum {
     PARK_SPIN = 50 * US,        /* a thread spins for this long before it sleeps, if it may and that paid off lately */
-    PARK_SPINS = 150,           /* looks of an idle worker before it sleeps, without a GIL */
-    PARK_YIELDS = 40,           /* yields of any other thread, as in the locks of such Pythons */
-    ALONE = 5 * US,             /* if a yield took less, no other thread wants this CPU */
+    PARK_SPINS = 150,           /* looks of any thread before it sleeps, without a GIL */
+    ALONE = 5 * US,             /* if a look took longer, another thread had this CPU meanwhile */
     LET_GO = 20 * US,           /* an unparked thread waits this long for its waker to release the GIL */
     FIRST_SLEEP = 10 * MS,      /* of the main thread, which signals may interrupt */
     MAX_PENALTY = 63,           /* after spins in vain, at most this many are skipped */
@@ -49,26 +46,22 @@ static bool is_given(Parking *parking)
     return atomic_load_explicit(&parking->token, memory_order_acquire) == 1;
 }
 
-/* Spin for a moment, because waking a thread that sleeps on an idle CPU takes longer than many works.  The thread
-   yields, because others may want this CPU, above all the one that is to unpark it.  If they do, the spin ends, or each
-   yield would cost a time slice.  It spins only if it `may`, and where that was not in vain lately: after each spin in
-   vain, twice as many parkings pass without one.  Without a GIL it spins a little in any case: a thread that waits for
-   works yields as in such a Python's own locks, and a worker, which may be idle for long, does not yield.  Once
-   unparked, it waits until its waker has released the GIL, because to ask for the GIL before is to sleep, too.
-   Context: no GIL. */
-static void spin(Parking *parking, bool may, bool worker)
+/* Spin for a moment, because waking a thread that sleeps on an idle CPU takes longer than many works.  If another thread
+   had the CPU meanwhile, others want it, and the spin ends.  A thread spins only if it `may`, and where that was not in
+   vain lately: after each spin in vain, twice as many parkings pass without one.  Without a GIL it spins a little in any
+   case.  Once unparked, it waits until its waker has released the GIL, because to ask for the GIL before is to sleep,
+   too.  Context: no GIL. */
+static void spin(Parking *parking, bool may)
 {
 #ifdef Py_GIL_DISABLED
-    for (int i = 0; i < (worker ? PARK_SPINS : PARK_YIELDS) && !is_given(parking); i++)
-        worker ? spin_wait() : (void)sched_yield();
-#else
-    (void)worker;
+    for (int i = 0; i < PARK_SPINS && !is_given(parking); i++)
+        spin_wait();
 #endif
     bool longer = may && !habit.rests;
     long long now = now_ns(CLOCK_MONOTONIC), end = now + (longer ? PARK_SPIN : 0), before = now;
     while (!is_given(parking) && now < end && now - before < ALONE) {
+        spin_wait();
         before = now;
-        sched_yield();
         now = now_ns(CLOCK_MONOTONIC);
     }
     if (!is_given(parking)) {
@@ -83,7 +76,7 @@ static void spin(Parking *parking, bool may, bool worker)
 #ifndef Py_GIL_DISABLED
     end = now + LET_GO;
     while (atomic_load(&nr_let_go) == atomic_load_explicit(&parking->given, memory_order_relaxed) && now < end) {
-        sched_yield();
+        spin_wait();
         now = now_ns(CLOCK_MONOTONIC);
     }
 #endif
@@ -97,7 +90,7 @@ static bool sleep_until_given(Parking *parking, long long until, bool spins, boo
     unsigned token = 0;
     Py_BEGIN_ALLOW_THREADS
     atomic_fetch_add(&nr_let_go, 1);
-    spin(parking, spins, !interruptible);
+    spin(parking, spins);
     atomic_compare_exchange_strong(&parking->token, &token, 2);
     while (!signalled && atomic_load(&parking->token) == 2) {
         struct timespec left;

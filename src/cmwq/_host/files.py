@@ -1,0 +1,35 @@
+"""Small files of the system (`/proc`, `/sys`, cgroups), read and written by system calls alone.
+
+Guarantee: no thread waits here for another one, nor for itself. A file object would: in free-threaded CPython 3.13,
+closing one takes the object's own lock twice, and for the second time the thread first yields its CPU 40 times. Linux
+charges a thread for that, and lets others run for as long (`_sensor/README.md`, "How a thread parks"). Workers and the
+timer thread read such files while works wait.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_CHUNK = 1 << 16
+
+
+def read(path: str | os.PathLike[str], most: int = sys.maxsize) -> bytes:
+    """All that is in the file, or about its first `most` bytes. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        whole = b""
+        while len(whole) < most and (more := os.read(fd, min(most, _CHUNK))):  # such a file may come in pieces
+            whole += more
+        return whole
+    finally:
+        os.close(fd)
+
+
+def write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write to a file that is there, in one piece. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
