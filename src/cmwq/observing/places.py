@@ -46,6 +46,53 @@ class Listening(NamedTuple):
     inode: int
 
 
+class Mark(NamedTuple):
+    """What a descriptor leads to. A program may close all descriptors, as daemons do, and then use their numbers for
+    files of its own: these are not ours to read or to close.
+    """
+
+    device: int
+    inode: int
+
+
+def mark_of(fd: int) -> Mark | None:
+    """None: nothing is open there."""
+    try:
+        seen = os.fstat(fd)
+    except (OSError, ValueError):
+        return None
+    return Mark(seen.st_dev, seen.st_ino)
+
+
+def let_go(ours: socket.socket, mark: Mark | None) -> None:
+    """Close the socket, if its descriptor is ours still."""
+    if mark is not None and mark_of(ours.fileno()) == mark:
+        ours.close()
+    else:
+        ours.detach()
+
+
+class Pipe:
+    """A pipe by which another thread is woken, which waits until `wake` can be read."""
+
+    def __init__(self) -> None:
+        self.wake, self._ring = os.pipe()
+        self.mark = mark_of(self.wake)
+
+    def ring(self) -> bool:
+        """False: it is not there any more."""
+        if mark_of(self._ring) != self.mark:  # both ends have the same
+            return False
+        os.write(self._ring, b"x")
+        return True
+
+    def close(self) -> None:
+        for fd in (self.wake, self._ring):
+            if mark_of(fd) == self.mark:
+                with suppress(OSError):
+                    os.close(fd)
+
+
 def own_folder() -> str:
     """The folder for this user's sockets, made if need be. Raises OSError if there is none that is safe."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")

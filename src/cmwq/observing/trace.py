@@ -37,7 +37,6 @@ from cmwq._pool.events import name_of_pool
 from cmwq._pool.ring import Place, Ran
 from cmwq._workqueue.recording import Happened, Recording
 from cmwq._workqueue.runtime import default_runtime
-from cmwq.observing.files import write_whole
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
@@ -313,10 +312,10 @@ class _Looks:
 
 
 def _write(path: Path, runtime: Runtime, recording: Recording, begin: float) -> None:
-    from cmwq.observing import perfetto
+    from cmwq.observing import files, perfetto
 
     records = _collect(runtime, recording, begin)
-    write_whole(path, lambda out: perfetto.write(out, records))
+    files.write_whole(path, lambda out: perfetto.write(out, records))
 
 
 def _collect(runtime: Runtime, recording: Recording, begin: float) -> Any:
