@@ -36,6 +36,7 @@ from cmwq._pool.figures import BOUNDS, bill, see
 from cmwq._pool.reasons import why_inactive, why_no_more
 from cmwq._workqueue.snapshot import (
     MAX_FUNCTIONS,
+    MAX_WORDS,
     MAX_WORKERS,
     VERSION,
     FunctionView,
@@ -159,7 +160,7 @@ class Photographer:
             version=VERSION,
             time=host.epoch(),
             uptime=host.monotonic() - began_at if sensor else 0.0,
-            command=tuple([word[:200] for word in sys.orig_argv]),
+            command=tuple([word[:200] for word in sys.orig_argv[:MAX_WORDS]]),
             python=sys.version.split()[0],
             cpu_seconds=host.process_cpu(),
             frozen=runtime.frozen,
