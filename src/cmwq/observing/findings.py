@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import IntEnum
+from math import isfinite
 from typing import Any, NamedTuple
 
 Plain = dict[str, Any]
@@ -88,13 +89,14 @@ class Group:
 
 def entries(plain: Plain, key: str) -> list[Plain]:
     """A list of dictionaries in the picture, or none."""
-    return [each for each in plain.get(key) or () if isinstance(each, dict)]
+    found = plain.get(key)
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list | tuple) else []
 
 
 def number(plain: Plain, key: str) -> float:
     """A number in the picture, or 0."""
     value = plain.get(key)
-    return value if isinstance(value, int | float) else 0
+    return value if isinstance(value, int | float) and isfinite(value) else 0
 
 
 def word(plain: Plain, key: str) -> str:
