@@ -146,7 +146,6 @@ def test_arguments_and_names_that_are_no_text_are_shown_all_the_same(watched: Ca
     assert "event: view" in page.get("/events?process=0").text
     for path in ("/history?process=0", "/timeline?process=0", "/worker?process=0&name=cmwq/u0:0"):
         assert page.get(path).status_code == 200, path
-    assert page.get(f"/events?process={'9' * 5000}").status_code == 200
 
 
 @pytest.mark.parametrize(
