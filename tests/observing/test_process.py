@@ -466,6 +466,20 @@ def test_a_process_without_a_monitor_is_told_what_helps(program: Program) -> Non
             connect(nobody)
 
 
+@pytest.mark.parametrize("name", ["TMPDIR", "XDG_RUNTIME_DIR"])
+def test_a_process_with_another_environment_is_found_by_its_number(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As a service that was given a folder of its own."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    process = program(SLEEPER, **monitored(**{"XDG_RUNTIME_DIR": "", name: str(elsewhere)}))
+    line(process)
+    assert list(elsewhere.iterdir())
+    with connect(process.pid) as connection:
+        assert connection.who()["pid"] == process.pid
+
+
 def test_the_only_process_needs_no_number(program: Program) -> None:
     first = program(SLEEPER, **monitored())
     line(first)

@@ -282,14 +282,15 @@ def _process(reached: socket.socket, pid: int, path: str, until: float) -> Proce
 
 def _found(pid: int) -> Iterator[tuple[int, str]]:
     """Sockets that may be the process's: those with its number first, then all others, for it may have another number
-    where it runs.
+    where it runs, and other folders.
     """
     uid = _user_of(pid)
-    there = [each for folder in places.folders(os.geteuid() if uid is None else uid) for each in places.sockets(folder)]
+    user = os.geteuid() if uid is None else uid
+    there = [each for folder in places.folders(user) for each in places.sockets(folder)]
     yield from (each for each in there if each[0] == pid)
-    for number, path in there:
-        if number != pid and _listener(path) == pid:
-            yield number, path
+    tried = {path for number, path in there if number == pid}
+    there += [each for folder in places.folders_of(pid, user) for each in places.sockets(folder)]
+    yield from ((number, path) for number, path in there if path not in tried and _listener(path) == pid)
 
 
 def _listener(path: str) -> int:

@@ -120,6 +120,29 @@ def folders(uid: int) -> list[str]:
     return found
 
 
+def folders_of(pid: int, uid: int) -> list[str]:
+    """The folders in which the sockets of this process are if it was started with another environment, or sees other
+    files than this process, as in a container.
+    """
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            pairs = (each.partition(b"=") for each in file.read(1 << 20).split(b"\0"))
+            environment = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
+    except OSError:
+        return []
+    likely = [os.path.join(environment.get("XDG_RUNTIME_DIR", ""), "cmwq")]
+    temporaries = [*map(environment.get, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp"]
+    likely += [os.path.join(each, f"cmwq-{uid}") for each in temporaries if each]
+    found: list[str] = []
+    for folder in likely:
+        seen_there = f"/proc/{pid}/root{folder}"
+        with suppress(OSError):
+            if os.path.isabs(folder):
+                with _opened(seen_there, uid):
+                    found.append(seen_there)
+    return found
+
+
 def sockets(folder: str) -> Iterator[tuple[int, str]]:
     """The number of the process and the path of each socket in the folder, whether somebody listens there or not."""
     with suppress(OSError):
