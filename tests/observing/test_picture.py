@@ -205,7 +205,7 @@ def test_H1_stacks_are_of_the_work_and_only_there_if_asked_for(universe: cmwq.Ru
 
 
 @linux
-def test_H1_a_command_of_many_arguments_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_of_many_arguments_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """As that of `cmwq exec *`, which is asked for its picture once a second."""
     monkeypatch.setattr(sys, "orig_argv", ["x" * 1000] * 30_000)
     assert cmwq.snapshot().command == ("x" * 200,) * 50
