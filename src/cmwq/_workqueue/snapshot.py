@@ -65,7 +65,9 @@ class PoolView:
     workers: int
     idle: int
     running: int
-    """Workers that count as running (A2), less those that were seen asleep, and more those that were seen to run."""
+    """Workers that count as running (A2), and hogs (A9), which do not count: so it may be more than the target. Less
+    those that were seen asleep, and more those that were seen to run.
+    """
     blocked: int
     """Workers known to be blocked, and those that were seen asleep when the picture was taken."""
     pending: int
