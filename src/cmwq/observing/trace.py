@@ -227,7 +227,7 @@ def trace(
     limit: how many records of each sort are kept: works that were queued, works that ran, everything else. The newest
         stay. At most 2,000,000.
     on_signal: write also when this signal comes. Begin the trace in the main thread for that. A handler that was there
-        before is still called.
+        before is still called, but what the system or Python does without one is not: Ctrl-C ends nothing with SIGINT.
     on_stall: write also when a pool or a queue stalls (H3), to `out.stall-1.json` and so on, five times at most.
     every: record each work even in floods of more than 20,000 works a second, which then take half as long again.
 
