@@ -114,6 +114,34 @@ def test_a_worker_that_waits_alone_for_long_is_told_of() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "one", "two"),
+    [
+        ("waits for a lock (futex)", "cmwq/u0:0 waits for a lock (futex)", "cmwq/u0:1 wait for a lock (futex)"),
+        ("sleeps (clock_nanosleep)", "cmwq/u0:0 sleeps (clock_nanosleep)", "cmwq/u0:1 sleep (clock_nanosleep)"),
+        ("asleep in the kernel's pipe_read", "cmwq/u0:0 is asleep in the", "cmwq/u0:1 are asleep in the"),
+        ("is asleep", "cmwq/u0:0 is asleep", "cmwq/u0:1 are asleep"),
+        ("says that it blocks", "cmwq/u0:0 says that it blocks", "cmwq/u0:1 say that each blocks"),
+        ("the result of call sum", "cmwq/u0:0 waits for the result of", "cmwq/u0:1 wait for the result of"),
+        ("", "cmwq/u0:0 is blocked, by what", "cmwq/u0:1 are blocked, by what"),
+    ],
+)
+def test_what_a_worker_waits_for_is_a_sentence(words: str, one: str, two: str) -> None:
+    """Whatever `Host.waits_in` and `picture` say."""
+    here = ("/srv/shop/load.py", 9, "load", "f()")
+    assert one in told(picture(workers=[worker(0, here, waits_for=words)]))
+    assert two in told(picture(workers=[worker(n, here, waits_for=words) for n in range(2)]))
+
+
+def test_where_a_worker_waits_is_a_line_of_the_program_also_where_cmwq_is_no_installed_package() -> None:
+    stack = (
+        ("/srv/shop/load.py", 9, "load", "future.result()"),
+        ("/home/me/cmwq/src/cmwq/_workqueue/wait.py", 317, "_wait_hopefully", "parker.park(-1)"),
+    )
+    words = told(picture(workers=[worker(0, *stack, waits_for="waits for the result of call sum")]))
+    assert "at load.py:9 in load (future.result())" in words
+
+
 def test_a_frozen_runtime_is_told_of() -> None:
     assert "freezable queues start nothing until thaw() is called" in told(picture(frozen=True))
 

@@ -6,9 +6,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -109,3 +112,45 @@ def test_a_process_that_does_not_answer_is_listed_all_the_same(cli: Cli, start: 
         assert b"(does not answer)" in cli("ps", env={"COLUMNS": "120"}).stdout
     finally:
         os.kill(silent.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("who", "picture"),
+    [
+        ('{"pid":1,"command":["x"],"since":1}', '{"pools":[{"workers":1e400,"pending":NaN}]}'),
+        ('{"pid":1,"command":["x"],"since":1}', '{"pools":5}'),
+        ('{"pid":1,"command":["x"],"since":1}', "5"),
+        ('{"pid":1,"command":["x"],"since":NaN}', "{}"),
+        ('{"pid":1,"command":["x"],"since":1e400}', "[]"),
+        ("5", "null"),
+    ],
+)
+def test_whatever_one_process_answers_the_others_are_listed(
+    cli: Cli, start: Start, home: Path, who: str, picture: str
+) -> None:
+    """For root that may be a process of anybody's."""
+    sane = start()
+    path = home / "cmwq" / f"{os.getpid()}-00000000.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def answer() -> None:
+            with suppress(OSError):
+                while True:
+                    caller, _ = listener.accept()
+                    with caller, caller.makefile("rb") as lines:
+                        for line in lines:
+                            ask = "who" if b"who" in line else "picture"
+                            said = f'{{"version":1,"{ask}":{who if ask == "who" else picture}}}\n'
+                            caller.sendall(said.encode())
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        done = cli("ps")
+        listed = json.loads(cli("ps", "--json").stdout)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert done.stderr == b""
+    assert str(sane.pid).encode() in done.stdout
+    assert {each["pid"] for each in listed} == {sane.pid, os.getpid()}

@@ -167,6 +167,18 @@ def test_names_beyond_the_bound_are_others_and_who_has_a_name_keeps_it() -> None
     assert process.of("cmwq_queue_works_started_total", "q7") is None
 
 
+def test_a_name_that_is_no_text_does_not_break_the_scrape() -> None:
+    process = Process(pictures.queue("half \udcff", active=3), pictures.queue('a\n"b"\\', active=4)).registered()
+    text = client.generate_latest(process.registry).decode()
+    read = {
+        sample.labels["queue"]: sample.value
+        for family in parser.text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "cmwq_queue_active_works"
+    }
+    assert read == {"half \\udcff": 3, 'a\n"b"\\': 4}
+
+
 def test_a_registry_refuses_the_same_metrics_twice() -> None:
     process = Process().registered()
     with pytest.raises(ValueError, match="cmwq_pool_workers"):

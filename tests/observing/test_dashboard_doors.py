@@ -124,6 +124,38 @@ def test_the_token_stands_in_the_address_once_and_then_a_cookie_takes_its_place(
     assert page.get("/processes").json()["processes"][0]["pid"] == 1
 
 
+@pytest.mark.parametrize("others", ['state={"a":1}', "a b", "d=\u00e9", '"', "k[0]=1; flag"])
+def test_cookies_of_other_servers_of_this_host_lock_nobody_out(page: Browser, others: str) -> None:
+    page.get(f"/?token={TOKEN}")
+    for cookie in (
+        f"{others}; {page.cookie}",
+        f"{page.cookie}; {others}",
+        f"{page.cookie.partition('=')[0]}=x; {page.cookie}",
+    ):
+        assert page.get("/processes", headers={"cookie": cookie}).status_code == 200, cookie
+
+
+def test_arguments_and_names_that_are_no_text_are_shown_all_the_same(watched: Callable[..., Watches]) -> None:
+    """Python reads bytes that are no UTF-8 as half characters."""
+    command = ["python", "\udcff.py"]
+    there = picture(workers=[worker("cmwq/u0:0", work="\udcfe")])
+    seen = watched(Program(1, command, now=there), look=0)
+    until(lambda: first(seen).state is watch.State.LIVE)
+    page = Browser(Gate(apps.make_app(seen, apps.News()), None, {"localhost", "127.0.0.1"}, 8000))
+    assert page.get("/processes").json()["processes"][0]["command"] == "python \udcff.py"
+
+    async def read() -> list[tuple[str, Any]]:
+        news = apps.News()
+        news.open()
+        async with asyncio.timeout(HANG):
+            return await events(apps._Views(seen, news)._stream(0), 2)
+
+    told = dict(asyncio.run(read()))
+    assert told["processes"]["processes"][0]["command"] == told["view"]["command"] == "python \udcff.py"
+    for path in ("/history?process=0", "/timeline?process=0", "/worker?process=0&name=cmwq/u0:0"):
+        assert page.get(path).status_code == 200, path
+
+
 @pytest.mark.parametrize(
     "cookie", ["x=y", "cmwq-dashboard-8000=", f"cmwq-dashboard-8000={TOKEN}", "cmwq-dashboard-8000=ü"]
 )

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 import cmwq
+from cmwq._pool import reasons
+from cmwq._pool.blocking import SEEN_ON_LOCK
 from cmwq._pool.figures import BOUNDS
 from cmwq._workqueue import picture
 from cmwq.testing import Simulation
@@ -205,6 +207,36 @@ def test_H1_stacks_are_of_the_work_and_only_there_if_asked_for(universe: cmwq.Ru
 
 
 @linux
+def test_a_hog_runs_and_is_not_blocked(universe: cmwq.Runtime) -> None:
+    """The pool does not count it (A9), but whoever looks wants to see what uses the CPU."""
+    over = threading.Event()
+
+    def compute() -> None:
+        while not over.is_set():
+            sum(range(1000))
+
+    with cmwq.WorkQueue("sums", runtime=universe) as queue:
+        for _ in range(2 * len(universe.cpus())):
+            queue.submit(compute)
+        for _ in range(10):
+            queue.submit(int)
+        try:
+            until(lambda: any(pool.nr_hogs for pool in universe.pools()))
+            seen = universe.snapshot()
+            busy = [worker for worker in seen.workers if worker.work.endswith("compute")]
+            assert sum(pool.running for pool in seen.pools) >= len(busy) > 0
+            assert sum(pool.blocked for pool in seen.pools) == 0
+            assert {worker.state for worker in busy} == {"running"}
+        finally:
+            over.set()
+
+
+def test_a_command_of_many_arguments_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of `cmwq exec *`, which is asked for its picture once a second."""
+    monkeypatch.setattr(sys, "orig_argv", ["x" * 1000] * 30_000)
+    assert cmwq.snapshot().command == ("x" * 200,) * 50
+
+
 def test_H1_a_picture_is_bounded_in_size_and_in_looks(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
     """Those that execute something come first; without stacks only so many threads are looked at, in turn."""
     monkeypatch.setattr(picture, "MAX_WORKERS", 10)
@@ -363,6 +395,24 @@ def test_H1_the_picture_says_why_no_more_worker_was_started() -> None:
     assert told["target"].startswith("as many run as may: 1 of 1 that may run are believed to run")
     assert told["frozen"] == "it is frozen"
     assert told["capped"] == "it has as many workers as it may have (max_workers is 5); without a rescuer: 'other'"
+
+
+def test_the_reason_counts_those_that_wait_for_a_lock_as_blocked(universe: cmwq.Runtime) -> None:
+    lock = threading.Lock()
+
+    def want() -> None:
+        with lock:
+            pass
+
+    with cmwq.WorkQueue("q", runtime=universe) as queue:
+        with lock:
+            for _ in range(20):
+                queue.submit(want)
+            pool = universe.pools()[0]
+            until(lambda: [worker.blocked for worker in pool.workers].count(SEEN_ON_LOCK) >= 10)
+            with pool.lock:
+                blocked = sum(worker.blocked is not None for worker in pool.workers)
+                assert f"{blocked} to block" in reasons._as_seen(pool)
 
 
 def test_H3_the_last_reports_of_stalls_are_in_the_picture() -> None:

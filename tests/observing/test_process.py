@@ -135,6 +135,58 @@ def test_the_child_of_a_fork_has_a_socket_of_its_own(program: Program) -> None:
     until(lambda: pids() == [process.pid])
 
 
+@pytest.mark.parametrize("rest", [0.0, 0.4])
+def test_a_daemon_that_closes_all_descriptors_keeps_its_own_and_has_a_monitor(program: Program, rest: float) -> None:
+    """The numbers of the monitor's descriptors are soon those of the program's files."""
+    process = program(
+        FORKS
+        + f"""
+    import time
+    with cmwq.monitor() as monitor:
+        if os.fork():
+            os._exit(0)
+        time.sleep({rest})
+        os.closerange(3, 256)
+        files = [os.open("/dev/null", os.O_RDWR) for _ in range(20)]
+        print(os.getpid())
+        sys.stdin.readline()
+        child = os.fork()
+        if not child:
+            time.sleep(0.3)
+            os._exit(sum(os.fstat(file).st_rdev == 0 for file in files))
+        print(os.waitpid(child, 0)[1])
+    print(sum(os.fstat(file).st_rdev == 0 for file in files))
+    """,
+        **monitored(),
+    )
+    daemon = int(line(process))
+
+    def answers() -> bool:
+        try:
+            with connect(daemon) as connection:
+                return int(connection.who()["pid"]) == daemon
+        except NotAnswering:
+            return False
+
+    until(answers)
+    assert answers()
+    say(process)
+    assert (line(process), line(process)) == ("0", "0")
+
+
+def test_a_monitor_whose_descriptors_were_closed_ends_at_once(python: Any) -> None:
+    program = """
+        import cmwq, os, time
+        monitor = cmwq.monitor()
+        os.closerange(3, 256)
+        begun = time.monotonic()
+        monitor.close()
+        print(time.monotonic() - begun < 0.9 * cmwq.observing.server.PATIENCE, os.path.exists(monitor.path))
+    """
+    done = python(program)
+    assert (done.stdout, done.stderr) == ("True False\n", "")
+
+
 def test_a_child_does_not_keep_its_parents_clients(program: Program) -> None:
     """Else who is hung up on by the parent would not notice as long as the child lives."""
     process = program(
@@ -412,6 +464,20 @@ def test_a_process_without_a_monitor_is_told_what_helps(program: Program) -> Non
     for nobody in (4194305, 10**30):
         with pytest.raises(NotAnswering, match=f"there is no process {nobody}"):
             connect(nobody)
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "XDG_RUNTIME_DIR"])
+def test_a_process_with_another_environment_is_found_by_its_number(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As a service that was given a folder of its own."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    process = program(SLEEPER, **monitored(**{"XDG_RUNTIME_DIR": "", name: str(elsewhere)}))
+    line(process)
+    assert list(elsewhere.iterdir())
+    with connect(process.pid) as connection:
+        assert connection.who()["pid"] == process.pid
 
 
 def test_the_only_process_needs_no_number(program: Program) -> None:

@@ -376,6 +376,78 @@ def test_a_full_disk_is_said_in_a_line_and_breaks_nothing(python: Python, tmp_pa
     assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["t.json"]
 
 
+@pytest.mark.parametrize("name", ["pipe", "pipe.gz"])
+def test_a_pipe_is_written_to_and_not_replaced(universe: cmwq.Runtime, tmp_path: Path, name: str) -> None:
+    """Nor is /dev/null, if root wants no trace."""
+    pipe = tmp_path / name
+    os.mkfifo(pipe)
+    with cmwq.WorkQueue("sums", runtime=universe) as queue, cmwq.trace(runtime=universe) as trace:
+        queue.submit(int).result()
+        with pytest.raises(OSError, match="No such device"):  # nobody reads, and nobody is waited for
+            trace.write(pipe)
+        read: list[bytes] = []
+        reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+        reader.start()
+
+        def written() -> bool:
+            try:
+                trace.write(pipe)
+            except OSError:
+                return False
+            return True
+
+        until(written)
+        reader.join(HANG)
+    (tmp_path / f"copy.{name}").write_bytes(read[0])
+    assert len(of(load(tmp_path / f"copy.{name}"), "work")) == 1
+    assert pipe.is_fifo()
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "t.json").symlink_to("far/t.json")
+    for _ in range(2):
+        with cmwq.trace(tmp_path / "t.json", runtime=universe):
+            pass
+    assert (tmp_path / "t.json").is_symlink()
+    assert [each.name for each in (tmp_path / "far").iterdir()] == ["t.json"]
+
+
+@pytest.mark.parametrize("name", ["", "/", "."])
+def test_a_folder_is_no_file_and_that_is_one_line(
+    universe: cmwq.Runtime, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    with caplog.at_level(logging.ERROR), cmwq.trace(name, runtime=universe, on_stall=True) as trace:
+        trace._stalled()
+    assert "could not be written: Is a directory" in caplog.text
+
+
+def test_a_long_name_is_written_as_it_is(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    path = tmp_path / f"{'x' * 250}.json"
+    with cmwq.trace(runtime=universe) as trace:
+        assert trace.write(path).exists()
+
+
+def test_signals_that_come_while_it_is_written_are_one_more_file(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    with cmwq.trace(tmp_path / "t.json", runtime=universe, on_signal=signal.SIGUSR2) as trace:
+        with trace._lock:  # the thread that writes waits for it, with one file at most
+            for _ in range(20):
+                signal.raise_signal(signal.SIGUSR2)
+            assert trace._wanted.qsize() <= 2
+
+
+def test_traces_that_end_in_another_order_than_they_began_leave_the_signal_as_it_was(
+    universe: cmwq.Runtime, tmp_path: Path
+) -> None:
+    before = signal.getsignal(signal.SIGUSR2)
+    traces = [
+        cmwq.trace(tmp_path / f"{number}.json", runtime=universe, on_signal=signal.SIGUSR2) for number in range(3)
+    ]
+    for trace in traces:
+        trace.close()
+    assert signal.getsignal(signal.SIGUSR2) == before
+
+
 def test_a_signal_has_the_trace_written_by_another_thread(universe: cmwq.Runtime, tmp_path: Path) -> None:
     heard: list[int] = []
 
@@ -483,6 +555,24 @@ def test_each_process_of_CMWQ_TRACE_writes_its_own_file(python: Python, tmp_path
     forked, started = done.stdout.split()
     names = {path.name: [e["name"] for e in of(load(path), "work")] for path in tmp_path.iterdir() if path.is_file()}
     assert names == {"t.json.gz": ["int"], f"t.{forked}.json.gz": ["float"], f"t.{started}.json.gz": ["str"]}
+
+
+def test_CMWQ_TRACE_breaks_no_import_where_the_folder_is_gone(python: Python, tmp_path: Path) -> None:
+    program = """
+        import os, subprocess, sys, tempfile
+        folder = tempfile.mkdtemp()
+        os.chdir(folder)
+        os.rmdir(folder)
+        again = "import cmwq; print(cmwq.system.submit(len, 'abc').result())"
+        for path in ("t.json", "/"):
+            env = {**os.environ, "CMWQ_TRACE": path, "CMWQ_TRACE_OWNER": "1"}
+            subprocess.run([sys.executable, "-c", again], env=env, check=True)
+    """
+    done = python(program, cwd=tmp_path)
+    assert (done.stdout, done.returncode) == ("3\n3\n", 0)
+    missing, folder = done.stderr.splitlines()
+    assert missing == "CMWQ_TRACE: there is no trace t.json: No such file or directory"
+    assert folder == "the trace / could not be written: Is a directory"
 
 
 def test_G2_the_child_of_a_fork_leaves_its_parents_file_alone(python: Python, tmp_path: Path) -> None:

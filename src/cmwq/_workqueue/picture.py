@@ -36,6 +36,7 @@ from cmwq._pool.figures import BOUNDS, bill, see
 from cmwq._pool.reasons import why_inactive, why_no_more
 from cmwq._workqueue.snapshot import (
     MAX_FUNCTIONS,
+    MAX_WORDS,
     MAX_WORKERS,
     VERSION,
     FunctionView,
@@ -159,7 +160,7 @@ class Photographer:
             version=VERSION,
             time=host.epoch(),
             uptime=host.monotonic() - began_at if sensor else 0.0,
-            command=tuple([word[:200] for word in sys.orig_argv]),
+            command=tuple([word[:200] for word in sys.orig_argv[:MAX_WORDS]]),
             python=sys.version.split()[0],
             cpu_seconds=host.process_cpu(),
             frozen=runtime.frozen,
@@ -253,8 +254,8 @@ class Photographer:
             target = waiting.get(item)
             sleeps, words = (True, target.describe_wait()) if target is not None else self._look(worker)
             _tell(worker, item, seen, sleeps, words)
-            if target is None and worker.counted and blocked is not HOG:
-                asleep += sleeps - (blocked is not None)
+            if target is None and worker.counted:
+                asleep += sleeps - (blocked is not None and blocked is not HOG)
             if words == GIL:
                 gil_waiter = worker.name
         view = part.view
@@ -322,8 +323,8 @@ def _view_of_pool(pool: WorkerPool, executing: int) -> PoolView:
         disassociated=pool.disassociated,
         workers=len(pool.workers),
         idle=len(pool.idle_list),
-        running=pool.nr_running,
-        blocked=len([None for worker in pool.workers if worker.blocked is not None]),
+        running=pool.nr_running + pool.nr_hogs,
+        blocked=len([None for worker in pool.workers if worker.blocked is not None]) - pool.nr_hogs,
         pending=pool.nr_listed(),
         inactive=sum(len(pwq.inactive) for pwq in pool.pwqs),
         created=pool.stats.created,

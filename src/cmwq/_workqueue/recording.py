@@ -140,8 +140,8 @@ def _numbered(
     pool: WorkerPool, what: tuple[object, ...], records: bool, cpu_seconds: float | None
 ) -> tuple[object, ...]:
     """The fields of `Happened`. what: those of the event, without time and pool."""
-    blocked, pending = pool.nr_blocked + pool.nr_hogs, len(pool.lane.items) + len(pool.worklist)
+    running, pending = pool.nr_running + pool.nr_hogs, len(pool.lane.items) + len(pool.worklist)
     return (
         what[0], pool.host.monotonic(), name_of_pool(pool), *what[1:],
-        pool.nr_running, blocked, len(pool.idle_list), pending, pool.nr_completed, records, cpu_seconds,
+        running, pool.nr_blocked, len(pool.idle_list), pending, pool.nr_completed, records, cpu_seconds,
     )  # fmt: skip

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 VERSION = 1
 MAX_WORKERS = 2_000
 """So many workers a picture holds at most. Those that execute something come first."""
+MAX_WORDS = 50
+"""So many arguments of the process a picture holds at most."""
 MAX_FUNCTIONS = 50
 """So many functions a picture holds at most: those that took the most time."""
 _PARTS = ("rows", "since", "stacks")
@@ -63,7 +65,9 @@ class PoolView:
     workers: int
     idle: int
     running: int
-    """Workers that count as running (A2), less those that were seen asleep, and more those that were seen to run."""
+    """Workers that count as running (A2), and hogs (A9), which do not count: so it may be more than the target. Less
+    those that were seen asleep, and more those that were seen to run.
+    """
     blocked: int
     """Workers known to be blocked, and those that were seen asleep when the picture was taken."""
     pending: int
@@ -201,7 +205,7 @@ class Snapshot:
     uptime: float
     """Seconds since the runtime began; 0: nothing has run."""
     command: tuple[str, ...]
-    """The arguments of the process, each cut to 200 characters."""
+    """The first 50 arguments of the process, each cut to 200 characters."""
     python: str
     cpu_seconds: float
     """CPU time of the process."""

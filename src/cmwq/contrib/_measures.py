@@ -160,6 +160,7 @@ class Sums:
 
     def _label(self, name: str) -> str:
         """The name, or OTHERS. Who has a name of its own keeps it."""
+        name = name.encode("utf-8", "backslashreplace").decode()  # half a character would break the whole scrape
         if name not in self._names:
             if len(self._names) >= self._most:
                 return OTHERS

@@ -64,10 +64,12 @@ Picture = Callable[[bool], dict[str, Any]]
 class Client:
     """One connection. It is reading a question, has asked and waits for its turn (`due`), or is given an answer."""
 
-    __slots__ = ("answer", "asked", "buffer", "due", "last", "leaves", "socket", "until")
+    __slots__ = ("answer", "asked", "buffer", "due", "fd", "last", "leaves", "mark", "socket", "until")
 
     def __init__(self, connection: socket.socket, now: float) -> None:
         self.socket = connection
+        self.fd = connection.fileno()
+        self.mark = places.mark_of(self.fd)
         self.buffer = b""
         self.asked: bytes | None = None  # the question that waits for its turn
         self.due = 0.0  # when that is
@@ -80,6 +82,9 @@ class Client:
         """What to wait for. While it waits for its turn only that it goes away, which is always told."""
         return select.POLLOUT if self.answer else 0 if self.asked is not None or self.leaves else select.POLLIN
 
+    def close(self) -> None:
+        places.let_go(self.socket, self.mark)
+
 
 class Answering:
     """The clients of one socket, and the loop that answers them. Only its own thread may use it."""
@@ -87,9 +92,10 @@ class Answering:
     def __init__(self, listener: socket.socket, wake: int, picture: Picture, who: Callable[[], dict[str, Any]]) -> None:
         """listener: non-blocking, and listening. wake: a descriptor; when it can be read, the loop ends."""
         self.clients: dict[int, Client] = {}
-        self.sockets: tuple[socket.socket, ...] = ()  # those of the clients; replaced, never changed: see `forget`
+        self.sockets: tuple[Client, ...] = ()  # the same; replaced, never changed: see `forget`
         self._listener = listener
         self._wake = wake
+        self._marks = places.mark_of(listener.fileno()), places.mark_of(wake)
         self._picture = picture
         self._who = who
         self._kept: dict[bool, tuple[float, bytes]] = {}  # with stacks, without: until when a picture is fresh
@@ -108,7 +114,7 @@ class Answering:
                     _log.exception("the monitor was interrupted, and goes on")
                 with suppress(BaseException):
                     self.close()
-                    going_on = not readable(self._wake, RESPITE)
+                    going_on = not readable(self._wake, RESPITE) and self._is_whole()
         self.close()
 
     def close(self) -> None:
@@ -136,8 +142,8 @@ class Answering:
             poll.register(fd, client.events())
         limit = self._next(now)
         ready = dict(poll.poll(None if limit is None else max(limit - now, 0.0) * 1000 + 1))
-        if self._wake in ready or ready.get(self._listener.fileno(), 0) & select.POLLNVAL:
-            return False  # the latter: the program has closed all descriptors, as daemons do
+        if not self._is_whole() or self._wake in ready:
+            return False
         if self._listener.fileno() in ready:
             for _ in range(MOST_AT_ONCE):
                 if not self._accept():
@@ -153,6 +159,10 @@ class Answering:
             elif client.until <= now:
                 self._drop(client)
         return True
+
+    def _is_whole(self) -> bool:
+        """False: the program has closed all descriptors, as daemons do."""
+        return (places.mark_of(self._listener.fileno()), places.mark_of(self._wake)) == self._marks
 
     def _next(self, now: float) -> float | None:
         """The time at which something is to be done even if nothing happens before; None: never."""
@@ -176,8 +186,8 @@ class Answering:
         if hasattr(socket, "SO_NOSIGPIPE"):  # where there is no MSG_NOSIGNAL
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_NOSIGPIPE, 1)
         client = Client(connection, time.monotonic())
-        self.clients[connection.fileno()] = client
-        self.sockets = (*self.sockets, connection)
+        self.clients[client.fd] = client
+        self.sockets = (*self.sockets, client)
         peer = places.peer_of(connection)
         if peer is None or peer.uid not in (0, os.geteuid()):
             self._send_away(client, f"this process answers its own user ({os.geteuid()}) and root only")
@@ -187,7 +197,8 @@ class Answering:
 
     def _tend(self, client: Client, event: int) -> None:
         try:
-            if event & (select.POLLERR | select.POLLNVAL) or (event & select.POLLHUP and not event & select.POLLIN):
+            gone = event & (select.POLLERR | select.POLLNVAL) or (event & select.POLLHUP and not event & select.POLLIN)
+            if gone or places.mark_of(client.fd) != client.mark:
                 self._drop(client)
             elif event & select.POLLOUT:
                 self._send(client)
@@ -199,10 +210,9 @@ class Answering:
             self._drop(client)
 
     def _drop(self, client: Client) -> None:
-        fd = client.socket.fileno()
-        client.socket.close()
-        self.clients.pop(fd, None)
-        self.sockets = tuple(other.socket for other in self.clients.values())
+        client.close()
+        self.clients.pop(client.fd, None)
+        self.sockets = tuple(self.clients.values())
 
     # ------------------------------------------------------------------------------- questions
 

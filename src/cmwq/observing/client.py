@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from cmwq._errors import CmwqError
@@ -191,10 +192,10 @@ class Connection:
             raise NotAnswering(f"process {self.pid} hung up without an answer: it ended, or its monitor was closed")
         try:
             answer = json.loads(line)
-            if ask in answer:
+            if isinstance(answer.get(ask), dict):
                 return answer[ask]
             error = str(answer["error"])
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise NotAnswering(
                 f"what listens at {self.path} is no monitor of cmwq: its answer makes no sense"
             ) from None
@@ -271,21 +272,25 @@ def _process(reached: socket.socket, pid: int, path: str, until: float) -> Proce
             received += more
     try:
         who = json.loads(received)["who"]
-        return Process(pid, tuple(str(word) for word in who["command"]), path, float(who["since"]))
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return Process(pid, _command_of(pid), path, 0.0, answers=False)
+        since = float(who["since"])
+        if isfinite(since):
+            return Process(pid, tuple(str(word)[:200] for word in who["command"][:50]), path, since)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        pass
+    return Process(pid, _command_of(pid), path, 0.0, answers=False)
 
 
 def _found(pid: int) -> Iterator[tuple[int, str]]:
     """Sockets that may be the process's: those with its number first, then all others, for it may have another number
-    where it runs.
+    where it runs, and other folders.
     """
     uid = _user_of(pid)
-    there = [each for folder in places.folders(os.geteuid() if uid is None else uid) for each in places.sockets(folder)]
+    user = os.geteuid() if uid is None else uid
+    there = [each for folder in places.folders(user) for each in places.sockets(folder)]
     yield from (each for each in there if each[0] == pid)
-    for number, path in there:
-        if number != pid and _listener(path) == pid:
-            yield number, path
+    tried = {path for number, path in there if number == pid}
+    there += [each for folder in places.folders_of(pid, user) for each in places.sockets(folder)]
+    yield from ((number, path) for number, path in there if path not in tried and _listener(path) == pid)
 
 
 def _listener(path: str) -> int:

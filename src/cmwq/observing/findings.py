@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import IntEnum
+from math import isfinite
 from typing import Any, NamedTuple
 
 Plain = dict[str, Any]
@@ -19,10 +20,13 @@ LONG = 5.0
 MOST_SUSPECTS = 3
 ENTRY = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+), in (?P<function>.+?)(?:\n\s*(?P<code>.*\S))?\s*', re.S)
 OF_LIBRARIES = re.compile(
-    r"[/\\]lib\d*[/\\]python3[^/\\]*[/\\](?:(?:site|dist)-packages[/\\])?|[/\\](?:site|dist)-packages[/\\]|^<frozen",
+    r"[/\\]lib\d*[/\\]python3[^/\\]*[/\\](?:(?:site|dist)-packages[/\\])?|[/\\](?:site|dist)-packages[/\\]|^<frozen|"
+    r"[/\\](?=cmwq[/\\](?:_\w+|executor)[/\\])",
     re.I,
 )
 OF_WORKERS = re.compile(r"[/\\](?:threading|cmwq[/\\](?:_host|_pool|_workqueue|executor)[/\\].*)\.py$|_sentinel")
+VERBS = {"waits": "wait", "sleeps": "sleep", "is": "are", "says that it": "say that each"}
+"""How the words begin that tell what a worker waits for, and how of several."""
 NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
 
@@ -88,13 +92,14 @@ class Group:
 
 def entries(plain: Plain, key: str) -> list[Plain]:
     """A list of dictionaries in the picture, or none."""
-    return [each for each in plain.get(key) or () if isinstance(each, dict)]
+    found = plain.get(key)
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list | tuple) else []
 
 
 def number(plain: Plain, key: str) -> float:
     """A number in the picture, or 0."""
     value = plain.get(key)
-    return value if isinstance(value, int | float) else 0
+    return value if isinstance(value, int | float) and isfinite(value) else 0
 
 
 def word(plain: Plain, key: str) -> str:
@@ -199,11 +204,13 @@ def names(workers: list[Plain], most: int = 3) -> str:
 def does(group: Group, count: int) -> str:
     """What these workers do, as a predicate of so many workers."""
     one, waits_for = count == 1, group.waits_for
-    if waits_for.startswith("waits "):
-        return waits_for if one else f"wait {waits_for[6:]}"
-    if waits_for:
-        be = "is" if one else "are"
-        return f"{be} {waits_for}" if waits_for.startswith("asleep ") else f"wait{'s' * one} for {waits_for}"
+    if waits_for.startswith("asleep "):
+        return f"{'is' if one else 'are'} {waits_for}"
+    for singular, plural in VERBS.items():
+        if waits_for.startswith(f"{singular} "):
+            return waits_for if one else plural + waits_for.removeprefix(singular)
+    if waits_for:  # the thing itself
+        return f"wait{'s' * one} for {waits_for}"
     if group.state == "running":
         return "runs" if one else "run"
     what = {"blocked": "blocked, by what is not known", "waking": "about to begin", "creating": "creating a worker"}

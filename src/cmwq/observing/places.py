@@ -46,6 +46,53 @@ class Listening(NamedTuple):
     inode: int
 
 
+class Mark(NamedTuple):
+    """What a descriptor leads to. A program may close all descriptors, as daemons do, and then use their numbers for
+    files of its own: these are not ours to read or to close.
+    """
+
+    device: int
+    inode: int
+
+
+def mark_of(fd: int) -> Mark | None:
+    """None: nothing is open there."""
+    try:
+        seen = os.fstat(fd)
+    except (OSError, ValueError):
+        return None
+    return Mark(seen.st_dev, seen.st_ino)
+
+
+def let_go(ours: socket.socket, mark: Mark | None) -> None:
+    """Close the socket, if its descriptor is ours still."""
+    if mark is not None and mark_of(ours.fileno()) == mark:
+        ours.close()
+    else:
+        ours.detach()
+
+
+class Pipe:
+    """A pipe by which another thread is woken, which waits until `wake` can be read."""
+
+    def __init__(self) -> None:
+        self.wake, self._ring = os.pipe()
+        self.mark = mark_of(self.wake)
+
+    def ring(self) -> bool:
+        """False: it is not there any more."""
+        if mark_of(self._ring) != self.mark:  # both ends have the same
+            return False
+        os.write(self._ring, b"x")
+        return True
+
+    def close(self) -> None:
+        for fd in (self.wake, self._ring):
+            if mark_of(fd) == self.mark:
+                with suppress(OSError):
+                    os.close(fd)
+
+
 def own_folder() -> str:
     """The folder for this user's sockets, made if need be. Raises OSError if there is none that is safe."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -70,6 +117,29 @@ def folders(uid: int) -> list[str]:
         with suppress(OSError), _opened(folder, uid):
             if not any(os.path.samefile(folder, other) for other in found):
                 found.append(folder)
+    return found
+
+
+def folders_of(pid: int, uid: int) -> list[str]:
+    """The folders in which the sockets of this process are if it was started with another environment, or sees other
+    files than this process, as in a container.
+    """
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            pairs = (each.partition(b"=") for each in file.read(1 << 20).split(b"\0"))
+            environment = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
+    except OSError:
+        return []
+    likely = [os.path.join(environment.get("XDG_RUNTIME_DIR", ""), "cmwq")]
+    temporaries = [*map(environment.get, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp"]
+    likely += [os.path.join(each, f"cmwq-{uid}") for each in temporaries if each]
+    found: list[str] = []
+    for folder in likely:
+        seen_there = f"/proc/{pid}/root{folder}"
+        with suppress(OSError):
+            if os.path.isabs(folder):
+                with _opened(seen_there, uid):
+                    found.append(seen_there)
     return found
 
 

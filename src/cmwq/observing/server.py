@@ -25,7 +25,7 @@ from cmwq._host import interpreters
 from cmwq._host.threads import HostThread
 from cmwq._workqueue.runtime import default_runtime
 from cmwq.observing import places
-from cmwq.observing.answering import Answering, readable
+from cmwq.observing.answering import Answering
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -58,7 +58,8 @@ class Monitor:
     def path(self) -> str:
         """The path of the socket. Empty if there is none: after the last `close`, or just after a fork."""
         server = _state.server
-        return server.listening.path if server is not None and server.listening is not None else ""
+        listening = None if server is None else server.listening
+        return "" if listening is None else listening.path
 
     def close(self) -> None:
         """Give the handle back. If it was the last one, the socket is removed, whoever is connected is hung up on, and
@@ -91,10 +92,11 @@ class Server:
         # Two processes can't have one path, so in the child of a fork the number of the process is added.
         self._path = f"{chosen}.{os.getpid()}" if chosen is not None and child else chosen
         self.listening: places.Listening | None = None
+        self._mark: places.Mark | None = None  # of that socket
         self.thread: Thread | None = None
         self.answering: Answering | None = None
-        self._stopped = False
-        self._wake, self._ring = os.pipe()  # the thread ends when the first can be read
+        self._pipe: places.Pipe | None = None  # the thread looks at `_stopped` when it rings
+        self._stopped = threading.Event()
 
     def start(self) -> None:
         """Listen, and start the thread. Raises OSError, and ThreadLimit."""
@@ -109,17 +111,13 @@ class Server:
         """Start the thread, which listens after a rest. Raises RuntimeError.
 
         It is not waited for, as `Host.spawn` would: a child that executes another program at once should not pay for
-        that.
+        that. And it has no descriptor before: a child that becomes a daemon closes all.
         """
         self.thread = thread = HostThread(NAME, self._run_soon, None)
-        try:
-            thread.start()
-        except RuntimeError:
-            self._put_away()
-            raise
+        thread.start()
 
     def _run_soon(self) -> None:
-        if readable(self._wake, CHILD_REST) or self._stopped:
+        if self._stopped.wait(CHILD_REST):
             return
         try:
             self._listen()
@@ -129,21 +127,31 @@ class Server:
         self._run()
 
     def _listen(self) -> None:
+        self._pipe = pipe = places.Pipe()
         self.listening = listening = places.listen(self._path)
-        self.answering = Answering(listening.socket, self._wake, picture, who)
+        self._mark = places.mark_of(listening.socket.fileno())
+        self.answering = Answering(listening.socket, pipe.wake, picture, who)
 
     def _run(self) -> None:
         with suppress(Exception):  # the name is dispensable
             default_runtime().host.set_thread_name(NAME)
-        if self.answering is not None:
+        while self.answering is not None and not self._stopped.is_set():
             self.answering.run()
+            if not self._stopped.is_set():  # the program has closed all descriptors, as daemons do
+                self._put_away()
+                try:
+                    self._listen()
+                except OSError as error:
+                    _log.warning("the program has closed the monitor's descriptors, and there is none now: %s", error)
+                    return
 
     def stop(self, patience: float) -> None:
         """End the thread and remove the socket. patience: seconds to wait for the thread."""
-        self._stopped = True
+        self._stopped.set()
+        listening, pipe, thread = self.listening, self._pipe, self.thread
         with suppress(OSError):
-            os.write(self._ring, b"x")
-        thread = self.thread
+            if pipe is not None and not pipe.ring() and listening is not None:
+                places.dial(listening.path).close()  # the system still listens there, for a thread that waits for it
         if thread is not None:
             with suppress(RuntimeError):  # it was started, and has not begun yet
                 thread.join(patience)
@@ -158,20 +166,22 @@ class Server:
 
     def _put_away(self) -> None:
         self._unlink()
-        if self.listening is not None:
-            self.listening.socket.close()
-        for fd in (self._wake, self._ring):
-            os.close(fd)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the descriptors, once."""
+        listening, self.listening = self.listening, None
+        if listening is not None:
+            places.let_go(listening.socket, self._mark)
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.close()
 
     def forget(self) -> None:
         """In the child of a fork: close what was inherited. The socket and its clients stay the parent's."""
         if self.answering is not None:
             self.answering.forget()
-        if self.listening is not None:
-            self.listening.socket.close()
-        for fd in (self._wake, self._ring):
-            with suppress(OSError):
-                os.close(fd)
+        self._let_go()
 
 
 class _State:

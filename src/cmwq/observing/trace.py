@@ -3,10 +3,10 @@
 Guarantees
 - Memory is constant, and what is kept is the newest (`_pool.ring`). While it records, no file is touched, and no thread
   runs for it but the timers' now and again while works are under way.
-- A file is there as a whole or not at all: it is written beside its place and renamed. If it can't be written, nothing
-  of the program fails by that: `write` raises OSError, and whoever writes by itself (the end of a `with` or of the
-  process, a stall, a signal) logs one line as an error.
-- A signal's handler only notes that the signal came. A thread of ours writes.
+- A file is there as a whole or not at all (`files`). If it can't be written, nothing of the program fails by that:
+  `write` raises OSError, and whoever writes by itself (the end of a `with` or of the process, a stall, a signal) logs
+  one line as an error.
+- A signal's handler only notes that the signal came. A thread of ours writes, once for all signals that came meanwhile.
 - The child of a fork does not touch its parent's file. With `CMWQ_TRACE` it records anew, into a file of its own.
 
 Floods. To record a no-op takes half as long as the no-op. Where a pool ends more than `FLOOD` works a second, and only
@@ -28,7 +28,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from cmwq._core import checks
 from cmwq._core.naming import name_of
@@ -77,6 +77,7 @@ class Trace:
         self._lock = threading.Lock()  # W: one thread reads the ring at a time
         self._wanted: SimpleQueue[Path | None] = SimpleQueue()  # A: which files the thread is to write
         self._stalls = count(1)  # A
+        self._asked = False  # ~: by a signal, and the file is not begun yet
         self._writer: threading.Thread | None = None  # I once it is made
         self._signals: tuple[int, Callable[..., Any], Any] | None = None  # S: of the main thread
         self._over = False  # W
@@ -169,6 +170,8 @@ class Trace:
 
     def _write_when_wanted(self) -> None:
         while (path := self._wanted.get()) is not None:
+            if path == self.path:
+                self._asked = False
             try:
                 self._write_quietly(path)
             except Exception:
@@ -181,14 +184,16 @@ class Trace:
 
     def _listen_to(self, number: int) -> None:
         """Write when this signal comes, and call the handler that was there before."""
-        before = signal.getsignal(number)
+        before = _live(signal.getsignal(number))
 
         def handle(number: int, frame: FrameType | None) -> None:
-            if self._pid == os.getpid():
+            if self._pid == os.getpid() and not self._asked and not self._over:
+                self._asked = True
                 self._wanted.put(self.path)  # it takes no lock that this thread may hold
             if callable(before) and before is not signal.default_int_handler:
                 before(number, frame)
 
+        handle.of, handle.before = self, before  # type: ignore[attr-defined]
         try:
             signal.signal(number, handle)
         except ValueError as error:
@@ -201,7 +206,7 @@ class Trace:
             number, handle, before = signals
             with suppress(ValueError):  # not in the main thread, so it stays, and does nothing
                 if signal.getsignal(number) is handle:
-                    signal.signal(number, before or signal.SIG_DFL)
+                    signal.signal(number, _live(before) or signal.SIG_DFL)
 
 
 def trace(
@@ -222,7 +227,7 @@ def trace(
     limit: how many records of each sort are kept: works that were queued, works that ran, everything else. The newest
         stay. At most 2,000,000.
     on_signal: write also when this signal comes. Begin the trace in the main thread for that. A handler that was there
-        before is still called.
+        before is still called, but what the system or Python does without one is not: Ctrl-C ends nothing with SIGINT.
     on_stall: write also when a pool or a queue stalls (H3), to `out.stall-1.json` and so on, five times at most.
     every: record each work even in floods of more than 20,000 works a second, which then take half as long again.
 
@@ -307,26 +312,10 @@ class _Looks:
 
 
 def _write(path: Path, runtime: Runtime, recording: Recording, begin: float) -> None:
-    from cmwq.observing import perfetto
+    from cmwq.observing import files, perfetto
 
     records = _collect(runtime, recording, begin)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with _opened(beside, compressed=path.suffix == ".gz") as out:
-            perfetto.write(out, records)
-        os.replace(beside, path)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink()
-        raise
-
-
-def _opened(path: Path, *, compressed: bool) -> IO[str]:
-    if compressed:
-        import gzip
-
-        return gzip.open(path, "wt", compresslevel=5, encoding="ascii")
-    return path.open("w", encoding="ascii")
+    files.write_whole(path, lambda out: perfetto.write(out, records))
 
 
 def _collect(runtime: Runtime, recording: Recording, begin: float) -> Any:
@@ -369,10 +358,19 @@ def _collect(runtime: Runtime, recording: Recording, begin: float) -> Any:
     )
 
 
+def _live(handler: Any) -> Any:
+    """The handler of a signal, or the one before it if it is that of a trace that is over: traces may end in another
+    order than they began.
+    """
+    while isinstance(trace := getattr(handler, "of", None), Trace) and trace._over:
+        handler = handler.before
+    return handler
+
+
 def _marked(path: Path, mark: str) -> Path:
     """The path with a mark before its suffixes: `out.json.gz` becomes `out.mark.json.gz`."""
     name, dot, suffixes = path.name.partition(".")
-    return path.with_name(f"{name}.{mark}{dot}{suffixes}")
+    return path.with_name(f"{name}.{mark}{dot}{suffixes}") if name or suffixes else path
 
 
 def _reason(error: BaseException) -> str:
@@ -397,7 +395,11 @@ def begin_from_environment() -> None:
         return
     own = str(os.getpid())
     shared = os.environ.setdefault(OWNER, own) != own
-    _begin(_marked(Path(path), own) if shared else Path(path))
+    try:
+        _begin(_marked(Path(path), own) if shared else Path(path))
+    except (OSError, CmwqError) as error:  # the folder in which the process is does not exist any more
+        _log.error("CMWQ_TRACE: there is no trace %s: %s", path, _reason(error))
+        return
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_begin_in_child)
     atexit.register(_end)

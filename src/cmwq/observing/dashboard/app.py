@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 from collections.abc import AsyncIterator
 from importlib import resources
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from cmwq.observing.dashboard.watch import Watch
@@ -132,18 +132,18 @@ class _Views:
         self._news = news
 
     def processes(self, request: Request) -> Response:
-        return JSONResponse(self._watches.overview())
+        return _json(self._watches.overview())
 
     def history(self, request: Request) -> Response:
         watch = self._watch(request)
         resolution = request.query_params.get("range", "0")
         if watch is None or resolution not in ("0", "1", "2"):
             return _not_found()
-        return JSONResponse(watch.history(int(resolution)))
+        return _json(watch.history(int(resolution)))
 
     def timeline(self, request: Request) -> Response:
         watch = self._watch(request)
-        return _not_found() if watch is None else JSONResponse(watch.timeline())
+        return _not_found() if watch is None else _json(watch.timeline())
 
     def worker(self, request: Request) -> Response:
         watch = self._watch(request)
@@ -153,14 +153,14 @@ class _Views:
         name = request.query_params.get("name", "")
         for worker in (picture or {}).get("workers", []):
             if worker.get("name") == name:
-                return JSONResponse({"worker": worker, "time": (picture or {}).get("time")})
-        return JSONResponse({"worker": None, "time": (picture or {}).get("time")})
+                return _json({"worker": worker, "time": (picture or {}).get("time")})
+        return _json({"worker": None, "time": (picture or {}).get("time")})
 
     async def events(self, request: Request) -> Response:
         if self._news.streams >= STREAMS or self._news.closed:
             return Response("Too many pages are open.\n", 503, media_type="text/plain")
         number = request.query_params.get("process", "")
-        stream = self._stream(int(number) if number.isdecimal() else None)
+        stream = self._stream(int(number) if number.isdecimal() and len(number) < 10 else None)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     async def _stream(self, number: int | None) -> AsyncIterator[bytes]:
@@ -173,7 +173,7 @@ class _Views:
                 told = False
                 if (now := self._watches.overview()) != overview:
                     overview, told = now, True
-                    yield _event("processes", JSONResponse(now).body)
+                    yield _event("processes", _encoded(now))
                 watch = None if number is None else self._watches.get(number)
                 if watch is not None:
                     watch.check()
@@ -192,8 +192,17 @@ class _Views:
         return self._watches.get(int(number)) if number.isdecimal() and len(number) < 10 else None
 
 
-def _event(name: str, data: bytes | memoryview[Any]) -> bytes:
-    return b"event: " + name.encode() + b"\ndata: " + bytes(data) + b"\n\n"
+def _event(name: str, data: bytes) -> bytes:
+    return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
+
+
+def _json(content: object) -> Response:
+    return Response(_encoded(content), media_type="application/json")
+
+
+def _encoded(content: object) -> bytes:
+    """As JSON, in ASCII: the arguments of a process may be no text, and then hold half characters."""
+    return json.dumps(content, separators=(",", ":")).encode()
 
 
 def _not_found() -> Response:
