@@ -66,10 +66,17 @@ _CALLS: dict[str, dict[int, str]] = {
 }  # fmt: skip
 
 
+_RUNNING = "running"  # in place of a system call
+
+
 def call_of(tid: int) -> Call | None:
     """Return the system call in which the thread sleeps. None: it runs, has ended, or nothing can be read."""
-    text = _read(f"/proc/self/task/{tid}/syscall")
-    if not text or text.startswith("running"):
+    return _call(_read(f"/proc/self/task/{tid}/syscall"))
+
+
+def _call(text: str) -> Call | None:
+    """What a `syscall` file says."""
+    if not text or text.startswith(_RUNNING):
         return None
     number, *rest = text.split()
     try:
@@ -81,7 +88,10 @@ def call_of(tid: int) -> Call | None:
 
 def in_words(tid: int) -> str:
     """Return what the thread waits for. Empty: nothing, or not known."""
-    call = call_of(tid)
+    text = _read(f"/proc/self/task/{tid}/syscall")
+    if text.startswith(_RUNNING):
+        return ""  # a look at `wchan`, a moment later, may find it elsewhere: as if it had been asleep all the time
+    call = _call(text)
     if call is not None and (call.name or call.number < 0):
         return _words(call)[:MAX_WORDS]
     function = _read(f"/proc/self/task/{tid}/wchan")
