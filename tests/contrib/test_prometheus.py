@@ -276,7 +276,7 @@ def test_G2_the_child_of_a_fork_counts_from_zero(python: Callable[..., subproces
 # ------------------------------------------------------------------------------------- several processes
 
 SHARING = """
-    import os, sys, time, warnings
+    import os, struct, sys, time, warnings
     warnings.simplefilter("ignore", DeprecationWarning)
     import cmwq, prometheus_client
     from prometheus_client import multiprocess
@@ -285,7 +285,9 @@ SHARING = """
     def total(name, **labels):
         registry = prometheus_client.CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)
-        return registry.get_sample_value(name, labels)
+        while True:
+            try: return registry.get_sample_value(name, labels)
+            except struct.error: pass  # prometheus_client has just made a file, and not filled it yet
     def until(condition):
         deadline = time.monotonic() + 60
         while not condition():

@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,8 @@ def test_1000_connects_and_disconnects_leave_nothing_behind(monitor: server.Moni
     for number in range(1000):
         caller = dial(monitor.path)
         if number % 3:
-            caller.sendall([PICTURE, PICTURE[:10], b"\xff" * 100][number % 3])
+            with suppress(BrokenPipeError):  # there may be too many by now, and it was sent away
+                caller.sendall([PICTURE, PICTURE[:10], b"\xff" * 100][number % 3])
         if number % 2:
             caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         caller.close()

@@ -109,6 +109,8 @@ def _interrupted(frame: FrameType | None, place: _Place | None) -> bool:
     """Does this frame belong to an interruption of the section that began at that place?"""
     if place is None:
         return True  # it was taken on another thread, or not noted here
+    if isinstance(sys.exc_info()[1], GeneratorExit):
+        return True  # a generator that nobody wants any more is ended wherever its last reference goes
     while frame is not None:
         if not frame.f_code.co_filename.startswith(_PACKAGE) or frame.f_code.co_name == "__del__":
             return True
