@@ -107,7 +107,7 @@ def test_the_error_of_a_task_is_raised_once_the_running_ones_have_ended(gate: Ga
     parallel = joblib.Parallel(n_jobs=2, pre_dispatch="all")
     with parallel if managed else contextlib.nullcontext():
         with pytest.raises(ValueError, match="on purpose"):
-            parallel(joblib.delayed(task)(number) for number in range(100))
+            parallel(joblib.delayed(task)(number) for number in range(MANY))
         before = list(ended)
     assert 1 <= len(before) < MANY - 1
     assert gate.open.is_set()
