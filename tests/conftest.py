@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,13 @@ def state_of(pid: object) -> str:
 def stop(pid: int) -> None:
     """SIGSTOP it, and wait: one thread takes the signal, and only then the others stop."""
     os.kill(pid, signal.SIGSTOP)
-    tasks = Path(f"/proc/{pid}/task")
-    until(lambda: all(state_of(f"{pid}/task/{task.name}") == "T" for task in tasks.iterdir()))
+
+    def states() -> Iterator[str]:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):  # it has just ended
+                yield state_of(f"{pid}/task/{task.name}")
+
+    until(lambda: set(states()) == {"T"})
 
 
 @pytest.fixture(autouse=True)

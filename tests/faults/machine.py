@@ -14,12 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HANG
+from conftest import HANG, stop
 
 from cmwq._host import topology
 
@@ -142,20 +142,11 @@ class Program:
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """Meanwhile none of its threads runs."""
-        self._process.send_signal(signal.SIGSTOP)
         try:
-            wait_until(lambda: set(self._states()) != {"T"} and "it doesn't stand still")
+            stop(self.pid)
             yield
         finally:
             self._process.send_signal(signal.SIGCONT)
-
-    def _states(self) -> list[str]:
-        """Of its threads, as in `ps`."""
-        found = []
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            with suppress(OSError):  # it has just ended
-                found.append((task / "stat").read_text().rpartition(")")[2].split()[0])
-        return found
 
     def threads(self) -> list[tuple[str, set[int]]]:
         """Name of each, and the CPUs it is bound to."""

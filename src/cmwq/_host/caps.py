@@ -39,10 +39,10 @@ def thread_caps() -> list[Cap]:
     """Every cap that applies to this process, in no particular order."""
     caps = [_nproc(), _threads_max()]
     for folder in cgroup_folders("pids"):
-        limit = _number(folder / "pids.max")
+        limit = files.number(folder / "pids.max")
         if limit is not None:
             source = os.fsencode(folder).decode("utf-8", "replace")  # for display
-            caps.append(Cap("pids.max", limit, _number(folder / "pids.current"), source))
+            caps.append(Cap("pids.max", limit, files.number(folder / "pids.current"), source))
     return caps
 
 
@@ -71,7 +71,7 @@ def _threads_max() -> Cap:
     with contextlib.suppress(OSError, ValueError, IndexError):
         # "0.00 0.01 0.05 2/345 678": runnable / all threads of the machine
         used = int(files.read("/proc/loadavg").split()[3].split(b"/")[1])
-    return Cap("threads-max", _number(path), used, str(path))
+    return Cap("threads-max", files.number(path), used, str(path))
 
 
 def _own_threads() -> int | None:
@@ -79,12 +79,4 @@ def _own_threads() -> int | None:
         # Bytes, because the process's name, which it contains, may be any.
         return int(files.read("/proc/self/stat").rpartition(b")")[2].split()[17])
     except (OSError, ValueError, IndexError):
-        return None
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file. None for "max" and for missing files."""
-    try:
-        return int(files.read(path))
-    except (OSError, ValueError):
         return None

@@ -26,6 +26,14 @@ def read(path: str | os.PathLike[str], most: int = sys.maxsize) -> bytes:
         os.close(fd)
 
 
+def number(path: str | os.PathLike[str]) -> int | None:
+    """The number in a file; None, if there is none ("max"), or it can't be read."""
+    try:
+        return int(read(path))
+    except (OSError, ValueError):
+        return None
+
+
 def write(path: str | os.PathLike[str], data: bytes) -> None:
     """Write to a file that is there, in one piece. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)

@@ -42,11 +42,11 @@ class Limit(NamedTuple):
 
     def look(self) -> Memory | None:
         """What counts against it now. None: it can't be read."""
-        used = _number(self.folder / self.used)
+        used = files.number(self.folder / self.used)
         if used is None:
             return None
         if self.bytes - used < _AMPLE * self.bytes:
-            cache = sum(_field(self.folder / "memory.stat", name) or 0 for name in self.cache)
+            cache = sum(size or 0 for size in _fields(self.folder / "memory.stat", *self.cache))
             used = max(0, used - cache)
         return Memory(used, self.bytes, str(self.folder))
 
@@ -101,7 +101,7 @@ def _left(memory: Memory) -> int:
 def _limits() -> Iterator[Limit]:
     """Those of the process's cgroup, v2 or v1, and of all above it."""
     for folder in cgroup_folders("memory"):
-        limits = [_number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+        limits = [files.number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
         limit = min((each for each in limits if each is not None and each < _HUGE), default=None)
         if limit is None:
             continue
@@ -112,24 +112,17 @@ def _limits() -> Iterator[Limit]:
 
 
 def _machine() -> Memory | None:
-    total, available = _field(_MEMINFO, "MemTotal:"), _field(_MEMINFO, "MemAvailable:")
+    total, available = _fields(_MEMINFO, "MemTotal:", "MemAvailable:")
     if total is None or available is None:
         return None
     return Memory((total - available) * 1024, total * 1024, "the machine")
 
 
-def _field(file: Path, name: str) -> int | None:
-    """The number behind a name at the beginning of a line; None, if it can't be read."""
+def _fields(file: Path, *names: str) -> list[int | None]:
+    """The numbers behind these names, each at the beginning of a line; None for one that can't be read."""
     try:
-        found = re.search(rb"^%b\s+(\d+)" % name.encode(), files.read(file), re.MULTILINE)
-    except (OSError, ValueError):
-        return None
-    return None if found is None else int(found[1])
-
-
-def _number(file: Path) -> int | None:
-    """The number in a file; None, if there is none ("max"), or it can't be read."""
-    try:
-        return int(files.read(file))
-    except (OSError, ValueError):
-        return None
+        text = files.read(file)
+    except OSError:
+        return [None] * len(names)
+    found = [re.search(rb"^%b\s+(\d+)" % name.encode(), text, re.MULTILINE) for name in names]
+    return [None if each is None else int(each[1]) for each in found]

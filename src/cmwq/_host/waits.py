@@ -64,8 +64,6 @@ _CALLS: dict[str, dict[int, str]] = {
         278: "getrandom", 426: "io_uring_enter", 435: "clone3", 441: "epoll_pwait2",
     },
 }  # fmt: skip
-
-
 _RUNNING = "running"  # in place of a system call
 
 

@@ -58,7 +58,7 @@ def why_nobody_comes(pool: WorkerPool, gil_waiter: str = "") -> str:
         alone = ", and with the GIL one at a time is enough" if pool.gil else ""
         return f"a worker is on its way{alone}; {seen}"
     if pool.disassociated:
-        return f"its CPU left, and all may run; {pool.nr_running} are believed to, {_nr_asleep(pool)} to block"
+        return f"its CPU left, and all may run; {pool.nr_running} are believed to, {nr_asleep(pool)} to block"
     if pool.lane.items and not pool.worklist:
         return _why_in_lane(pool)
     if pool.nr_running < pool.target and gil_waiter:
@@ -72,13 +72,15 @@ def why_nobody_comes(pool: WorkerPool, gil_waiter: str = "") -> str:
 @holding("pool.lock")
 def _as_seen(pool: WorkerPool) -> str:
     hogs = f", {pool.nr_hogs} to compute for long" if pool.nr_hogs else ""
-    return f"{pool.nr_running} of {pool.target} that may run are believed to run, {_nr_asleep(pool)} to block{hogs}"
+    return f"{pool.nr_running} of {pool.target} that may run are believed to run, {nr_asleep(pool)} to block{hogs}"
 
 
 @holding("pool.lock")
-def _nr_asleep(pool: WorkerPool) -> int:
-    """Those that wait for a lock or a child process included, which `nr_blocked` leaves out."""
-    return sum(worker.blocked is not None for worker in pool.workers) - pool.nr_hogs
+def nr_asleep(pool: WorkerPool) -> int:
+    """Return how many workers are believed to be blocked: those that wait for a lock or a child process included, which
+    `nr_blocked` leaves out.
+    """
+    return len([None for worker in pool.workers if worker.blocked is not None]) - pool.nr_hogs
 
 
 @holding("pool.lock")

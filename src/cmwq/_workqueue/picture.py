@@ -33,7 +33,7 @@ from cmwq._core.held import holding, outside
 from cmwq._pool.blocking import CHILD, HOG, SAID, SEEN, SEEN_ON_LOCK
 from cmwq._pool.events import name_of_pool
 from cmwq._pool.figures import BOUNDS, bill, see
-from cmwq._pool.reasons import why_inactive, why_no_more
+from cmwq._pool.reasons import nr_asleep, why_inactive, why_no_more
 from cmwq._workqueue.snapshot import (
     MAX_FUNCTIONS,
     MAX_WORDS,
@@ -324,7 +324,7 @@ def _view_of_pool(pool: WorkerPool, executing: int) -> PoolView:
         workers=len(pool.workers),
         idle=len(pool.idle_list),
         running=pool.nr_running + pool.nr_hogs,
-        blocked=len([None for worker in pool.workers if worker.blocked is not None]) - pool.nr_hogs,
+        blocked=nr_asleep(pool),
         pending=pool.nr_listed(),
         inactive=sum(len(pwq.inactive) for pwq in pool.pwqs),
         created=pool.stats.created,

@@ -21,6 +21,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from cmwq._errors import CmwqError
+from cmwq._workqueue.snapshot import MAX_WORDS
 from cmwq.observing import places
 from cmwq.observing.answering import NO_SIGNAL, VERSION
 
@@ -274,7 +275,7 @@ def _process(reached: socket.socket, pid: int, path: str, until: float) -> Proce
         who = json.loads(received)["who"]
         since = float(who["since"])
         if isfinite(since):
-            return Process(pid, tuple(str(word)[:200] for word in who["command"][:50]), path, since)
+            return Process(pid, tuple(str(word)[:200] for word in who["command"][:MAX_WORDS]), path, since)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         pass
     return Process(pid, _command_of(pid), path, 0.0, answers=False)

@@ -159,8 +159,7 @@ class _Views:
     async def events(self, request: Request) -> Response:
         if self._news.streams >= STREAMS or self._news.closed:
             return Response("Too many pages are open.\n", 503, media_type="text/plain")
-        number = request.query_params.get("process", "")
-        stream = self._stream(int(number) if number.isdecimal() and len(number) < 10 else None)
+        stream = self._stream(_number(request))
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     async def _stream(self, number: int | None) -> AsyncIterator[bytes]:
@@ -188,8 +187,14 @@ class _Views:
             self._news.streams -= 1
 
     def _watch(self, request: Request) -> Watch | None:
-        number = request.query_params.get("process", "")
-        return self._watches.get(int(number)) if number.isdecimal() and len(number) < 10 else None
+        number = _number(request)
+        return None if number is None else self._watches.get(number)
+
+
+def _number(request: Request) -> int | None:
+    """The number of the process that is asked for."""
+    number = request.query_params.get("process", "")
+    return int(number) if number.isdecimal() and len(number) < 10 else None
 
 
 def _event(name: str, data: bytes) -> bytes:
