@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -169,6 +169,60 @@ def test_B4_cpus_that_leave_are_no_leak(universe: cmwq.Runtime, caplog: pytest.L
                 cmwq.WorkQueue(f"{name}{n}", runtime=universe).submit(int).result(HANG)
     assert caplog.records == []
     assert universe.leaks == set()
+
+
+class SlowToBind(ThreadHost):
+    """Whoever binds a thread from outside it waits for the gate first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.asked = threading.Event(), threading.Event()
+
+    def bind(self, cpus: Iterable[int], tid: int = 0) -> bool:
+        if tid:
+            self.asked.set()
+            assert self.gate.wait(HANG)
+        return super().bind(cpus, tid)
+
+
+def test_B4_nobody_is_blamed_while_hotplug_is_about_to_bind_the_thread(caplog: pytest.LogCaptureFixture) -> None:
+    host = SlowToBind()
+    with caplog.at_level(logging.WARNING, "cmwq"), cmwq.Runtime(host=host) as runtime:
+        if len(runtime.cpus()) < 2:
+            pytest.skip("one CPU only")
+        queues = [cmwq.WorkQueue(name, ordered=True, runtime=runtime) for name in "ab"]
+        for queue in queues:
+            queue.submit(int).result(HANG)
+        cpu = runtime.cpus()[0]
+        for change in runtime.cpu_offline, runtime.cpu_online:
+            host.gate.clear()
+            host.asked.clear()
+            changing = threading.Thread(target=change, args=(cpu,))
+            changing.start()
+            assert host.asked.wait(HANG), "no worker is bound again, so nothing was tested"
+            for _ in range(3):
+                for queue in queues:
+                    queue.submit(int).result(HANG)
+            host.gate.set()
+            changing.join(HANG)
+        assert runtime.leaks == set()
+    assert caplog.records == []
+
+
+def test_B4_what_the_kernel_may_have_done_is_undone_and_blamed_on_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """A thread whose last CPU leaves is allowed all there are; this is all that can be seen of it when it came back."""
+    everywhere = os.sched_getaffinity(0)
+    if len(everywhere) < 2:
+        pytest.skip("one CPU only")
+    with caplog.at_level(logging.WARNING, "cmwq"), cmwq.Runtime() as runtime:
+        here, there = (cmwq.WorkQueue(name, runtime=runtime, scope="cpu") for name in "ab")
+        thread, _ = on_thread(here, lambda: os.sched_setaffinity(0, everywhere))
+        deadline = time.monotonic() + HANG
+        while len(os.sched_getaffinity(thread)) > 1:
+            there.submit(int).result(HANG)
+            assert time.monotonic() < deadline, "its affinity stays so"
+        assert runtime.leaks == set()
+    assert caplog.records == []
 
 
 def test_a_look_is_cheap_and_equal_to_the_last() -> None:

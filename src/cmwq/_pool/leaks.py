@@ -2,7 +2,8 @@
 
 Guarantees: the works of the next queue do not see it. A worker's thread is checked when the worker goes on to another
 queue, and when it goes idle, but then at most once per `LEAKS_PERIOD`, because it costs system calls. What can be
-undone is undone, and each kind is logged once for each queue. A lock that a work acquired and kept cannot be seen.
+undone is undone, and each kind is logged once for each queue. A work is blamed only for what nobody else can have done:
+CPUs that come and go change affinities, too. A lock that a work acquired and kept cannot be seen.
 """
 
 from __future__ import annotations
@@ -23,24 +24,49 @@ MAX_LEAKS = 100
 """How many leaks are reported at most, each once."""
 
 
+def note_traits(worker: Worker, cpus: tuple[int, ...]) -> None:
+    """Remember what the worker's thread is restored to. Its pool's CPUs were `cpus`, or came to be others meanwhile:
+    then its next change of affinity is blamed on nobody. Context: the worker's thread.
+    """
+    traits = worker.pool.host.traits()
+    worker.traits = None if traits is None else (traits, cpus)
+
+
 @not_holding("worker.pool.lock")
 def undo_leaks(worker: Worker) -> None:
     """Restore the traits of the worker's thread. Context: the worker's thread."""
-    pool, host, wanted = worker.pool, worker.pool.host, worker.traits
+    pool, host, remembered = worker.pool, worker.pool.host, worker.traits
     found = host.traits()
-    if found == wanted or found is None or wanted is None:
+    if found is None or remembered is None:
+        return
+    wanted, cpus = remembered
+    if found == wanted:
         return
     if found.mask is not None and found.mask != wanted.mask:
         host.set_mask(wanted.mask or ())
         _report_leak(worker, "its signal mask", undone=True)
     if found.nice is not None and wanted.nice is not None and found.nice != wanted.nice:
         _report_leak(worker, "its nice value", undone=host.set_nice(wanted.nice))
-    if found.cpus is not None and found.cpus != set(pool.cpus):
+    now = pool.cpus
+    if found.cpus is not None and found.cpus != set(now):
+        blamed = now is cpus and _changed_by_a_work(worker)
         worker.bind()
-        now = host.traits()
-        if now is not None and now.cpus != found.cpus:  # otherwise CPUs left the pool
+        if blamed and host.traits() != found:  # otherwise the CPUs can't be had now
             _report_leak(worker, "its affinity", undone=True)
-    worker.traits = host.traits()
+    note_traits(worker, now)
+
+
+def _changed_by_a_work(worker: Worker) -> bool:
+    """Return whether only a work can have changed the affinity of this thread, while its pool's CPUs stayed the same.
+
+    Others who do: the runtime, when the pool's CPUs change, and the kernel, when the last CPU of a thread leaves or a
+    cpuset changes. The kernel then allows all that there is. It is read before the affinity: a CPU that comes in
+    between is in the second alone, and the change is thought to be the kernel's; so it is where a work allowed all.
+    """
+    host = worker.pool.host
+    there = set(host.cpus())
+    found = host.traits()
+    return found is not None and found.cpus is not None and not found.cpus >= there
 
 
 def _report_leak(worker: Worker, what: str, *, undone: bool) -> None:

@@ -79,7 +79,7 @@ class Worker:
         self.billed = 0.0  # L: that CPU time
         self.nr_refused = pool.office.nr_refused  # I: how many threads had been refused before it was created
         self.nr_hints = 0  # S: how deep it is in blocking() and waits
-        self.traits: Traits | None = None  # S: the traits that its thread is restored to (B4)
+        self.traits: tuple[Traits, tuple[int, ...]] | None = None  # S: see `leaks.note_traits` (B4)
         self.look_again = 0.0  # S: next look for what works left behind, on the host's clock
         self.shown = ""  # S: the queue that the thread is named after
         self.waiters: tuple[ref[Any], ...] = ()  # S to change, read freely: see `lending.Waiters`

@@ -17,7 +17,7 @@ from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
 from cmwq._pool import blocking, children, events, hogs, memory
 from cmwq._pool.figures import bill, woken_for_a_blocked_one
-from cmwq._pool.leaks import LEAKS_PERIOD, undo_leaks
+from cmwq._pool.leaks import LEAKS_PERIOD, note_traits, undo_leaks
 from cmwq._pool.policy import keep_working, need_more_worker, need_to_create_worker, slack
 from cmwq._pool.recovery import bury, mourn, recover
 from cmwq._pool.worker import Worker, attempt, be_worker, unknown
@@ -65,11 +65,12 @@ def begin(worker: Worker) -> None:
     be_worker(worker)
     pool.lookout.attach(worker)
     attempt(pool, "be named", partial(host.set_thread_name, worker.name))
+    cpus = pool.cpus
     worker.bind()
     if pool.nice:
         pool.stats.niced = bool(attempt(pool, "be made nicer", partial(host.set_nice, pool.nice)))
     worker.cpu_time = attempt(pool, "have its CPU time read", host.cpu_clock) or unknown
-    worker.traits = host.traits()
+    note_traits(worker, cpus)
     with pool.lock:
         if pool.office.nr_refused == worker.nr_refused:
             pool.office.nr_refusals = 0  # no thread was refused since this one was asked for, and it began
