@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from cmwq._host.processes import why_not
 
 from .conftest import Cli, environment
 
@@ -250,6 +253,18 @@ def test_commands_that_wait_run_at_the_same_time(cli: Cli, folder: Path) -> None
     script = "touch begun-$1; while [ $(ls begun-* | wc -l) -lt 20 ]; do sleep 0.05; done"
     done = cli("exec", *map(str, range(20)), "--", "sh", "-c", script, "sh")
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(why_not() is not None, reason=f"children can't be seen: {why_not()}")
+@pytest.mark.parametrize("sensor", ["", "procfs"])
+def test_A10_commands_that_compute_run_about_one_per_cpu(cli: Cli, sensor: str) -> None:
+    loop = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done"
+    done = cli("exec", "--summary", *map(str, range(24)), "--", "sh", "-c", loop, "sh", env={"CMWQ_SENSOR": sensor})
+    told = re.search(rb"about (\d+) at most", done.stderr)
+    assert done.returncode == 0
+    assert told is not None
+    # At most two per CPU; and a command that has just begun, or just ended, does not compute.
+    assert int(told[1]) <= 2 * len(os.sched_getaffinity(0)) + 2
 
 
 def test_progress_and_summary(cli: Cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -53,6 +54,33 @@ def test_A10_a_flood_of_children_that_compute_runs_as_many_as_there_are_cpus(sim
     peak = Peak(sim)
     took = flood(sim, *[lambda: sim.run_child(BURN)] * 20)
     assert peak.most <= (4 if sim.host._random else 2)  # one more per CPU, where a look may come too early
+    assert took < 1.1
+
+
+def test_A10_E12_so_does_a_flood_that_is_pulled_from_a_source(sim: Simulation) -> None:
+    """As few wait with their calls, too; the others stay in the source."""
+    peak, runtime, begun = Peak(sim), sim.runtime(), list[int]()
+
+    def child(number: int) -> None:
+        begun.append(number)
+        sim.run_child(BURN)
+
+    def main() -> float:
+        wq, calls = cmwq.WorkQueue("q", runtime=runtime), [partial(child, number) for number in range(20)]
+        serving = wq.serve(calls)
+        while not serving.over:
+            assert serving.given - len(begun) <= 2 + 1
+            sim.sleep(0.005)
+        took = sim.host.now
+        runtime.check_invariants()
+        runtime.close()
+        return took
+
+    took = sim.run(main)
+    assert sorted(begun) == list(range(20))
+    # In order, but for threads that pass one another on the way to their calls.
+    assert all(abs(number - position) <= 2 for position, number in enumerate(begun))
+    assert peak.most <= (4 if sim.host._random else 2)
     assert took < 1.1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -82,6 +83,38 @@ def test_A9_a_flood_of_equal_long_works_is_no_crowd() -> None:
     bench.run(scenario)
     assert bench.most <= 4
     assert bench.sim.host.now < 300 * 0.043 / 2 * 1.05, "both CPUs were kept busy"
+
+
+def test_A9_E12_nor_is_one_that_is_pulled_from_a_source() -> None:
+    bench = Bench()
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime, max_active=300)
+        serving = wq.serve([partial(bench.long, 0.043, number) for number in range(300)])
+        while not serving.over:
+            assert serving.given - len(bench.begun) <= 2 + 1, "the others stay in the source"
+            bench.sim.sleep(0.005)
+
+    bench.run(scenario)
+    assert bench.begun == list(range(300))
+    assert bench.most <= 4
+    assert bench.sim.host.now < 300 * 0.043 / 2 * 1.05, "both CPUs were kept busy"
+
+
+def test_A9_E12_short_calls_of_a_source_pass_a_long_one_that_has_to_wait() -> None:
+    bench = Bench()
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        for _ in range(2):
+            wq.submit(bench.long)
+        bench.sim.sleep(0.1)  # it is known what they are like
+        calls = [bench.long, *[partial(bench.short, bench.sim.host.now)] * 50]
+        wq.serve(calls).wait()
+
+    bench.run(scenario)
+    assert len(bench.waits) == 50
+    assert max(bench.waits) <= PATIENCE
 
 
 @pytest.mark.parametrize("seed", range(3))

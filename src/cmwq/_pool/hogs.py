@@ -141,6 +141,21 @@ def begin_on_record(pool: WorkerPool, worker: Worker) -> int:
     return pool.nr_running
 
 
+@holding("pool.lock")
+def may_go_on(pool: WorkerPool, worker: Worker, item: Item) -> bool:
+    """Decide what `set_aside` and `begin_on_record` decide, but while the item is executed already: what it is to call
+    has only become known. False: not now, so it belongs into the lane. Context: works of this pool were hogs.
+    """
+    record = pool.lane.record_of(item)
+    if record is None or item.phase.pwq.exempt:
+        return True
+    if not lane.may_begin(pool, record):
+        return False
+    worker.record = record, worker.cpu_time()
+    begin_on_record(pool, worker)
+    return True
+
+
 @outside
 def observe(pool: WorkerPool, worker: Worker) -> None:
     """A work of a function that has a record was run: note how it turned out. Context: the worker."""

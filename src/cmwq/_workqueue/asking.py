@@ -19,9 +19,11 @@ from collections.abc import Collection, Iterator
 from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
-from cmwq._core.held import outside
+from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
+from cmwq._pool import hogs
 from cmwq._pool.item import lay_out
+from cmwq._pool.worker import current_worker
 from cmwq._workqueue.future import Future
 from cmwq._workqueue.phase import Phase
 from cmwq._workqueue.wait import needs_of
@@ -71,7 +73,8 @@ class Ask(Future[None]):
     def run(self) -> None:
         serving, context = self._serving, self._context
         assert context is not None
-        if not self.answers:
+        waited = bool(self.answers)
+        if not waited:
             if not serving.take_turn(self):
                 return
             error: BaseException | None = None
@@ -90,6 +93,8 @@ class Ask(Future[None]):
         call = self.answers[0]
         self._call = (call,)  # the name for messages
         self.begins = True
+        if waited:
+            serving.arrange()  # the source may be asked for one more
         try:
             self._context.run(call)  # type: ignore[union-attr]
         except BaseException as exc:
@@ -193,12 +198,30 @@ def count(ask: Ask) -> None:
             pwq.phase.queued += 1
 
 
+@holding("serving._lock")
+def waiting(serving: Serving, pwq: PoolWorkQueue) -> list[Ask]:
+    """Return the calls that wait there, because they compute for long and enough do (A9, A10)."""
+    known = pwq.pool.lane.records
+    return [ask for ask in serving._calls if ask.pwq is pwq and ask._state == "PENDING"] if known else []
+
+
+@holding("ask._serving._lock")
 def accept(ask: Ask) -> bool:
-    """Make it a work of its queue: it has a call. False: the call must not begin here and now."""
-    pwq = ask.pwq
-    with pwq.pool.lock:
-        if pwq.frozen or pwq.pool.closing:
+    """Make it a work of its queue: it has a call. False: the call must not begin here and now, because the queue is
+    frozen, or because it will probably compute for long, and enough do (A9, A10).
+    """
+    pwq, pool = ask.pwq, ask.pwq.pool
+    with pool.lock:
+        worker = current_worker()
+        if pwq.frozen or pool.closing:
             return False
+        if pool.lane.records and worker is not None and not worker.is_rescuer:
+            record = pool.lane.record_of(ask)
+            if record is not None and any(pool.lane.record_of(other) is record for other in waiting(ask._serving, pwq)):
+                return False  # behind its like
+            if not hogs.may_go_on(pool, worker, ask):
+                return False
+            pool.kick_or_settle()  # it may not count as running any more
         if type(ask.phase) is Asking:
             ask.phase = pwq.phase
             pwq.phase.queued += 1

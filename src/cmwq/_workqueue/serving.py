@@ -7,7 +7,9 @@ max_active, order, freezing, the wake chain, the sensor, rescuers, CPUs that lea
 the source, and runs what the source gives as this very item.
 
 Guarantees
-- The source is asked when, and only when, a worker would otherwise have begun a work of the queue.
+- The source is asked when, and only when, a worker would otherwise have begun a work of the queue. What it gives begins
+  at once, unless it will probably compute for long, and enough such works do (A9, A10): then the call waits in the
+  lane, and another is asked for. While as many wait there as may run, the source is not asked.
 - Only one worker asks at a time. The next place is put in line after the source has answered and before its call
   begins. So a source that blocks keeps one worker, and no second one comes to block behind it. Meanwhile nothing of the
   source is in the list, and the pool goes on with other works. A queue with several pools has a place on each. A worker
@@ -41,7 +43,7 @@ from cmwq._core.naming import name_of
 from cmwq._core.ranks import Rank
 from cmwq._errors import ForeignProcess, QueueClosed, Reentered
 from cmwq._pool.mend import mending
-from cmwq._workqueue.asking import Ask, ServingEnd, accept, count, stand_first, stand_in_line
+from cmwq._workqueue.asking import Ask, ServingEnd, accept, count, stand_first, stand_in_line, waiting
 from cmwq._workqueue.wait import run_steps
 from cmwq._workqueue.work import Work
 
@@ -207,7 +209,7 @@ class Serving:
                 return  # the worker that asks arranges things afterwards
             for pwq in places:
                 standing = self._asks.get(pwq)
-                if standing is None or standing.done():
+                if (standing is None or standing.done()) and len(waiting(self, pwq)) < max(1, pwq.pool.target):
                     ask = Ask(self, pwq)
                     if stand_in_line(pwq, ask):
                         # Noted last. A place that stands in line without being noted finds out, when its turn comes,
@@ -283,6 +285,7 @@ class Serving:
                 self._nr_failures = 0
                 self._calls.add(ask)
                 self._number(ask)
+                ask._call = (call,)  # by this it is known what it will be like
                 runs = accept(ask)
             elif error is not None:
                 self._nr_failures += 1
@@ -324,9 +327,7 @@ class Serving:
 
     @outside
     def _hand_on(self, ask: Ask) -> None:
-        """Make the call the next work of the queue, as an item of its own: it can't begin here and now, for the queue
-        is frozen or its worker was interrupted. May be repeated.
-        """
+        """Make the call the next work of the queue, as an item of its own, for it can't begin now. May be repeated."""
         pwq = ask.pwq
         with self._lock:
             heir = ask.heir
