@@ -493,6 +493,29 @@ def test_a_trace_is_written_when_its_runtime_ends(tmp_path: Path) -> None:
     assert len(of(load(tmp_path / "t.json"), "work")) == 1
 
 
+def test_a_close_that_is_interrupted_while_it_writes_may_be_called_again(
+    universe: cmwq.Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "trace.json"
+    trace = cmwq.trace(path, runtime=universe)
+    cmwq.WorkQueue("q", runtime=universe).submit(int).result(HANG)
+    write = trace.write
+
+    def interrupted(where: Path) -> Path:
+        monkeypatch.setattr(trace, "write", write)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trace, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trace.close()
+    assert not path.exists()
+    trace.close()
+    assert json.loads(path.read_text())
+    path.unlink()
+    trace.close()
+    assert not path.exists(), "it is written once"
+
+
 def test_wrong_arguments_are_refused(universe: cmwq.Runtime, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a path"):
         cmwq.trace(on_stall=True, runtime=universe)

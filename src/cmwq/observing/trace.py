@@ -81,10 +81,11 @@ class Trace:
         self._writer: threading.Thread | None = None  # I once it is made
         self._signals: tuple[int, Callable[..., Any], Any] | None = None  # S: of the main thread
         self._over = False  # W
+        self._written = False  # ~: at the end
         self._looks = _Looks(runtime, every)  # I
         self._recording = Recording(runtime, limit, self._looks.begin, self._stalled if on_stall else _nothing)  # I
         self._looks.recording = self._recording
-        self._recording.at_end = self._end_with_runtime
+        self._recording.at_end = self._end
         self._begin = runtime.host.monotonic()  # I
         try:
             if on_signal is not None:
@@ -118,11 +119,11 @@ class Trace:
 
     def close(self) -> None:
         """End the recording, and write the trace if it has a path. If that fails, it is logged. Harmless if it is over,
-        or in the child of a fork. What was recorded can still be written by `write`.
+        or in the child of a fork. If it is interrupted, by Ctrl-C for example, it may be called again, and writes then.
+        What was recorded can still be written by `write`.
         """
         self._recording.at_end = None
-        if self._stop() and self.path is not None:
-            self._write_quietly(self.path)
+        self._end()
 
     def __enter__(self) -> Trace:
         return self
@@ -134,24 +135,26 @@ class Trace:
 
     # ------------------------------------------------------------------------------- inside
 
+    def _end(self) -> None:
+        """Record nothing more, and write what was recorded, once."""
+        if self._stop() and self.path is not None and not self._written:
+            self._write_quietly(self.path)
+            self._written = True  # last: if this is interrupted, it is to be done again
+
     def _stop(self) -> bool:
-        """Record nothing more. False: that was so already, or this is the child of a fork."""
+        """Record nothing more. If that is so already, nothing happens. False: this is the child of a fork."""
         if self._pid != os.getpid():
             return False
         self._looks.stop()
         self._runtime.events.drop(self._recording)  # before it is over: if this is interrupted, it may be repeated
         self._listen_no_more()
         with self._lock:
-            before, self._over = self._over, True
-        if self._writer is not None and not before:
+            self._over = True
+        if self._writer is not None:
             self._wanted.put(None)
             if self._writer is not threading.current_thread():
                 self._writer.join()
-        return not before
-
-    def _end_with_runtime(self) -> None:
-        if self._stop() and self.path is not None:
-            self._write_quietly(self.path)
+        return True
 
     def _write_quietly(self, path: Path) -> None:
         try:
