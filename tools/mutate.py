@@ -10,7 +10,8 @@ no compiler, that is an error. Exit status: 0 all killed, 1 a survivor, 2 an err
 
 Two things make the whole list cheap. Without a mutant, each file of tests is run once, with all tests of it that some
 mutant names. And the test that killed a mutant is noted in a file, and comes first the next time: with another
-interpreter, say.
+interpreter, say. What killed them in some earlier run of the whole list is in tests/killers.json, for those who run it
+for the first time; `--record tests/killers.json` writes that file anew.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "tests/mutants.toml"
 RECORD = ROOT / "out/mutants.json"
+KNOWN = ROOT / "tests/killers.json"
 NATIVE = "src/cmwq/_sensor/_native/"
 EXTENSION = "src/cmwq/_sensor/_sentinel" + str(sysconfig.get_config_var("EXT_SUFFIX"))
 PYTEST_FAILED = 1  # pytest's other statuses: 2 interrupted (a module did not import), 3 internal, 4 usage, 5 no tests
@@ -232,7 +234,10 @@ class Record:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._killers: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+        self._killers: dict[str, str] = {}
+        for each in KNOWN, path:
+            if each.is_file():
+                self._killers |= json.loads(each.read_text())
 
     def first(self, mutant: Mutant) -> tuple[str, ...]:
         """The test to begin with, if it is still one of those that the mutant names."""
@@ -246,7 +251,7 @@ class Record:
     def note(self, mutant: Mutant, outcome: Outcome) -> None:
         self._killers[mutant.name] = f"tests/{outcome.by}".partition(" - ")[0] if outcome.by else ""
         self._path.parent.mkdir(exist_ok=True)
-        self._path.write_text(json.dumps(self._killers, indent=1))
+        self._path.write_text(json.dumps(self._killers, indent=1, sort_keys=True) + "\n")
 
 
 def run_all(mutants: list[Mutant], parallel: int, timeout: float, record: Record) -> int:
