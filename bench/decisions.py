@@ -117,13 +117,13 @@ CPUs of each worker. "mayday": queues. "rescue": works passed over. "begin a wai
 """
 OFFSET = 10
 SEAMS = (
-    "cmwq.testing.sim:SimHost._check",
-    "cmwq.testing.sim:SimHost._hand_over",
-    "cmwq.testing.sim:SimHost.spawn",
-    "cmwq.testing.sim:SimHost.call_later",
-    "cmwq.testing.sim:SimLock.acquire",
-    "cmwq.testing.sim:SimLock.release",
-    "cmwq.testing.sim:SimParker.unpark",
+    "cmwq.testing.sim_host:SimHost._check",
+    "cmwq.testing.sim_host:SimHost._hand_over",
+    "cmwq.testing.sim_host:SimHost.spawn",
+    "cmwq.testing.sim_host:SimHost.call_later",
+    "cmwq.testing.sim_host:SimLock.acquire",
+    "cmwq.testing.sim_host:SimLock.release",
+    "cmwq.testing.sim_host:SimParker.unpark",
 )
 
 

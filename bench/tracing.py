@@ -1,4 +1,5 @@
-"""What a trace costs while it records: no-ops submitted, one at a time, and works of 0.1 ms, with tracing off and on.
+"""What it costs to be looked at: a trace while it records (no-ops submitted, one at a time, and works of 0.1 ms, with
+tracing off and on), and a dump in the middle of a flood, which another process asks for.
 
 Its one job: all contenders take turns in one process, in a new seeded order each round; medians; ratios to tracing off.
 `never` stands for a process that has not traced yet, so it comes first and only once; `off again` for one that has.
@@ -8,7 +9,9 @@ What is not measured: writing the file, which happens once.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,8 +19,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from dispatch import flood, ping
-from measure import Report, medians, seconds
+from dispatch import flood, nothing, ping
+from measure import Report, medians, seconds, turns
 
 import cmwq
 
@@ -59,6 +62,7 @@ def tracing(report: Report, quick: bool) -> None:
             report.add(f"tracing.{task}.off", f"{task}: time when a trace is over, of that before the first",
                        off / never)  # fmt: skip
         writing(report, pool, number)
+        dumping(report, pool, 4_000 if quick else 100_000, rounds)
 
 
 def traced(run: Callable[[], object], *, every: bool = False) -> float:
@@ -101,6 +105,49 @@ def writing(report: Report, pool: cmwq.Executor, number: int) -> None:
         took = seconds(trace.close)
         report.add("tracing.write", f"writing {number:,} works with their arrows", took, "s",
                    note=f"{path.stat().st_size / number:.0f} bytes a work")  # fmt: skip
+
+
+ASKING = """
+import sys
+from cmwq.observing.client import connect
+with connect(int(sys.argv[1])) as connection:
+    for line in sys.stdin:
+        connection.picture(stacks=True)
+        print("there", flush=True)
+"""
+
+
+def dumping(report: Report, pool: cmwq.Executor, number: int, rounds: int) -> None:
+    """What a dump costs a flood of works: half of them are submitted, then another process asks as `cmwq dump` does."""
+    with cmwq.monitor(), subprocess.Popen(
+        [sys.executable, "-c", ASKING, str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as asking:  # fmt: skip
+        assert asking.stdin
+        assert asking.stdout
+        said = asking.stdout
+
+        def looked_at(ask: Callable[[], object]) -> float:
+            def both() -> None:
+                futures = [pool.submit(nothing) for _ in range(number // 2)]
+                ask()
+                futures += [pool.submit(nothing) for _ in range(number // 2)]
+                for future in futures:
+                    future.result()
+
+            took = seconds(both)
+            if ask is not nothing:
+                said.readline()
+            time.sleep(0.1)  # a connection gets 20 pictures in a second
+            return took
+
+        ask = partial(asking.stdin.write, b"\n")
+        looked_at(ask)  # warm
+        took = turns({"alone": partial(looked_at, nothing), "dumped": partial(looked_at, ask)}, rounds, "dump")
+        asking.stdin.close()
+    ratios = [dumped / alone for alone, dumped in zip(took["alone"], took["dumped"], strict=True)]
+    alone, dumped = (statistics.median(took[name]) * 1e3 for name in ("alone", "dumped"))
+    report.add("dump.flood", f"dump in a flood of {number:,} works: time, of that without", statistics.median(ratios),
+               target=1.01, at_most=True, note=f"{alone:.1f} ms alone, {dumped:.1f} ms with a dump")  # fmt: skip
 
 
 def main() -> int:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ast
 import concurrent.futures
+import importlib
 import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -527,3 +529,26 @@ def test_the_code_map_names_what_there_is() -> None:
     assert sorted(named - there) == [], "the code map names files that are not there"
     unnamed = {path.name for path in CORE} - named - {"__init__.py"}
     assert sorted(unnamed) == [], "the code map leaves these out"
+
+
+BENCHMARKS = sorted(path.stem for path in (ROOT / "bench").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_what_a_benchmark_imports_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are run by hand, and seldom, so a name that moved would be missed."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in {"cmwq", *BENCHMARKS}:
+            raise
+        pytest.skip(f"needs {error.name}")
+
+
+def test_the_decisions_that_are_measured_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    decisions: Any = importlib.import_module("decisions")
+    paths = [f"cmwq.{path}" for decision in decisions.DECISIONS for path in decision.paths]
+    for path in (*paths, *decisions.SEAMS):
+        decisions._find(path)

@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -65,7 +66,9 @@ def lines(load: Load, figures: dict[str, dict[str, float]]) -> list[str]:
 
 
 def missing(load: Load) -> list[str]:
-    return [each for each in load.needs if not can_import(each)]
+    """What the load needs and this machine has not."""
+    modules = [f"the module {each}" for each in load.needs if not can_import(each)]
+    return modules + [f"the program {each}" for each in load.programs if shutil.which(each) is None]
 
 
 def can_import(module: str) -> bool:
@@ -101,15 +104,15 @@ def main() -> int:
     kept, notes = {}, []
     for load in wanted:
         if absent := missing(load):
-            notes.append(f"{load.name}: left out, {' and '.join(absent)} can't be imported here")
+            notes.append(f"{load.name}: left out, for want of {' and '.join(absent)}")
             continue
         kept[load.name] = figures = measured(load, chosen.rounds)
+        if chosen.json:
+            chosen.json.write_text(json.dumps(kept, indent=1))
         print("\n".join(lines(load, figures)), flush=True)
         if load.note:
             notes.append(f"{load.title}: {load.note}")
     print(f"\n{versions(wanted)}; medians of {chosen.rounds} rounds in turns.", *notes, sep="\n\n")
-    if chosen.json:
-        chosen.json.write_text(json.dumps(kept, indent=1))
     return 0
 
 

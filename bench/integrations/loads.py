@@ -50,6 +50,8 @@ class Load:
     """What a reader has to know, above all where cmwq is not the best, and why."""
     needs: tuple[str, ...] = field(default=())
     """Modules without which it is left out."""
+    programs: tuple[str, ...] = ()
+    """Programs without which it is left out. `make test-services` installs them."""
 
 
 class Peak:

@@ -24,15 +24,19 @@ TITLES = {
     "trivial": "3,000 requests that do nothing, 64 clients",
 }
 NOTES = {
-    "mixed": "here the CPUs bound the whole, and cmwq is slower than the best number of threads, by a tenth with "
-    "gunicorn. Its few threads take requests in order, a crowd shares the CPUs among all of them. With gunicorn its "
-    "slowest requests are faster for that.",
-    "long": "cmwq lets about as many compressions run as there are CPUs, and the sleeps pass them; a crowd runs all at "
-    "once, and the sleeps wait with them (p50 of the sleeps alone: 0.11 s to 0.36 s with 32 threads). It is slower in "
-    "the time of the whole. Two compressions were active nearly always, but each took 45 ms for 27 ms of CPU, because "
-    "other processes of the machine had the CPUs.",
+    "mixed": "here the CPUs bound the whole. A crowd of threads shares them among all requests; cmwq lets about as "
+    "many compressions run as there are CPUs, with fewer threads and less memory. Why waitress takes longer is not "
+    "known.",
+    "long": "cmwq lets about as many compressions run as there are CPUs, and the sleeps pass them, so the median is "
+    "lower; a crowd runs all at once, and the sleeps wait with them.",
     "trivial": "the worst case for cmwq: nothing waits, so there is nothing to win, and each request costs it one more "
     "look at the connection, and a wake-up that a busy pool of few threads saves.",
+}
+TITLES = {
+    "sleeps": "256 x 100 ms of sleep, 64 clients",
+    "mixed": "600 requests: half sleep 50 ms, a quarter compress 256 KB, a quarter do nothing; 64 clients",
+    "long": "128 requests: half sleep 100 ms, half compress 1 MB; 64 clients",
+    "trivial": "3,000 requests that do nothing, 64 clients",
 }
 
 
