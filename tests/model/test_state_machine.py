@@ -6,7 +6,7 @@ not wait for the works that the step before set going.
 
 What the model knows of a queueing is what it was told under its lock, `World.cond`. The machine holds it during every
 operation that does not wait; a work takes it to say that it begins or ends. Hence while the machine acts, the runtime
-is ahead of the model in nothing but this: a queueing that may begin may have lost its pending bit already. Of such
+is ahead of the model in nothing but this: a queueing that may begin may not be pending any more. Of such
 ones (`may_begin`) the answer of `queue` or `cancel` tells; of all others the answer is determined. `settle` waits until
 everything that must begin has begun, and everything that must end has ended. Then the facts are exact.
 

@@ -67,7 +67,7 @@ class Hotplug:
         return cpu in (self._there or self._present())
 
     def limit(self) -> int:
-        """Return how many CPUs' worth of time the process may use, as far as noticed."""
+        """Return the CPU quota, but at most the number of CPUs there are, as far as noticed."""
         return self._limit or self._pools.host.cpu_limit()
 
     @holding("self._pools.lock")
@@ -120,7 +120,7 @@ class Hotplug:
         return self._served.get((scope, first), ())
 
     def target(self, cpus: tuple[int, ...]) -> int:
-        """Return how many workers may run on these CPUs (A2)."""
+        """Return how many workers may run on these CPUs (A2). Only this decides the target of a managed pool."""
         return min(len(cpus), self.limit())
 
     @holding("self._pools.lock")

@@ -1,7 +1,8 @@
 """Phase: how a flush knows that the works queued before it have ended (F1).
 
 The works of one queue on one pool are counted in phases. A flush seals the current phase, and a new one begins. The
-flush is over when the counts of the sealed phase and of all phases before it have reached zero. (The kernel colours
+flush is over when the counts of the sealed phase and of all phases before it have reached zero: `pwq.seal` begins that,
+`pwq.complete_phases` says when. (The kernel colours
 works for the same purpose; phases are numbered without limit, so they need no overflow list.) The letters are those of
 `pool`.
 """

@@ -9,12 +9,15 @@ After `cancel_sync` the work is neither pending nor running (F5). A disabled wor
 A work is pending while it has a timer (`_delay`) or an item on some pool (`_item`); there is no separate pending bit as
 in the kernel. Either is set under the work's own lock, W, by a thread that found neither of them and no block
 (`_disables`, `_cancels`); or by one that moves the work from the one to the other, and notes that first (`_moving`). So
-only the thread that holds W ever sees a work half queued.
+only the thread that holds W ever sees a work half queued. (A periodic work keeps its timer while it has an item:
+`periodic`.)
 
 `_item` is cleared by the worker that claims it, under L, just before the function runs (E4: `Queued.claim`). Otherwise
-it is cleared where the work is taken back (`_take_back`), where its queue refuses it (`Queued.insert`), where it ends
-without having begun (`Queued.be_over`), and where an interruption is mended (`mend`). `_delay` is only cleared under W:
-where the time has come or the timer is taken back (`delay`), and where a periodic work stops (`periodic`).
+it is cleared where the work is taken back (`_take_back`), where its queue refuses it (`Queued.hand_over`), where it
+ends without having begun (`Queued.be_over`), and where an interruption is mended (`mend`). `_delay` is only cleared
+under W: where its time has come, its queue refuses it or an interruption is mended (`delay`: `come`, `start`,
+`settle`), where it is taken back (`_take_back_delay`), and where a periodic work stops (`periodic`). In the child of a
+fork `_begin` resets both.
 
 `queue` first looks at both without W: a work found pending was so at that moment, and its execution had not begun. What
 the caller did before is visible to that execution (E6). With a GIL, handing over the GIL ensures that; without one,
@@ -91,7 +94,7 @@ class Work:
 
     def _begin(self) -> None:
         self._cancels: tuple[object, ...] = ()  # W: calls of cancel_sync in progress
-        self._item: Queued | None = None  # W to set; L to clear once it is listed, W before that: its pending queueing
+        self._item: Queued | None = None  # W to set; L to clear for who claims or ends it, else W: its pending queueing
         self._delay: Delay | None = None  # W: its timer
         self._moving: Delay | None = None  # W: replaces what was pending, once that is taken back
         self._taken: list[Queued | Delay] = []  # W to add: taken back; to be dropped with no lock held
