@@ -15,7 +15,7 @@ MAKEFLAGS += --no-print-directory
 	interrupted storms tsan release-check aarch64 coverage pyright test-parallel hooks
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: setup  ## the main job on real input, beside ThreadPoolExecutor
 	$(PY) demo/stdlib.py $(ARGS)
