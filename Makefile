@@ -127,8 +127,8 @@ release-check: EXTRAS := release
 release-check: setup  ## rehearse a release: build all archives twice, check them, test each wheel in a clean environment
 	$(PY) tools/release_check.py $(ARGS)
 
-aarch64:  ## the C extension cross-compiled for 64-bit ARM, and its tests under qemu; says what is missing
-	$(PYTHON) tools/cross_aarch64.py $(ARGS)
+aarch64: setup  ## the C extension cross-compiled for 64-bit ARM, and its tests under qemu; says what is missing
+	$(PY) tools/cross_aarch64.py $(ARGS)
 
 hooks: setup  ## run the hooks of .pre-commit-config.yaml before each commit, from now on
 	$(PY) -m pip install --quiet prek

@@ -47,7 +47,7 @@ def program(python: Callable[..., Any]) -> Callable[[str], None]:
 
 
 def test_G6_a_worker_has_nothing_of_who_made_it(program: Callable[[str], None]) -> None:
-    """Not even its reserve, which a worker makes; nor the thread of the timers, nor that of a monitor."""
+    """Nor has its reserve, which a worker makes; nor the thread of the timers."""
     program(
         """
         from cmwq._host.threads import HostThread
@@ -59,10 +59,9 @@ def test_G6_a_worker_has_nothing_of_who_made_it(program: Callable[[str], None]) 
         HostThread.run = run
         def nested():
             return cmwq.system.submit(int).result(60)
-        assert cmwq.system.submit(nested).result(60) == 0
-        late = cmwq.DelayedWork(int)
-        cmwq.system.queue_delayed(late, 0.001)
-        cmwq.system.close(60, delayed="run")
+        with cmwq.WorkQueue("q", delayed="run") as queue:
+            assert queue.submit(nested).result(60) == 0
+            queue.queue_delayed(cmwq.DelayedWork(int), 0.001)
         assert len(own) >= 3, own
         assert not [name for name, number in own if number], own
         print("done")

@@ -37,7 +37,6 @@ AS_ON = """
     if SYSTEM == "win32":
         take_away(os, "fork", "register_at_fork", "waitid", "P_ALL", "WEXITED", "WNOHANG", "WNOWAIT", "getpriority")
         take_away(os, "setpriority", "PRIO_PROCESS", "geteuid", "getuid", "O_CLOEXEC", "O_NOFOLLOW", "O_DIRECTORY")
-        take_away(socket, "AF_UNIX", "SO_PEERCRED")
         take_away(time, "clock_gettime", "CLOCK_MONOTONIC")
         for module in (signal, _signal):
             take_away(module, "pthread_sigmask", "SIGHUP", "SIGKILL", "SIGSTOP", "SIGUSR1")
