@@ -81,11 +81,15 @@ def extension(wanted: str) -> Extension | None:
     )
 
 
-WANTED = os.environ.get("CMWQ_EXTENSION") or "optional"
-BUILT = extension(WANTED)
+def main() -> None:
+    wanted = os.environ.get("CMWQ_EXTENSION") or "optional"
+    built = extension(wanted)
+    setup(
+        ext_modules=[] if built is None else [built],
+        cmdclass={"sdist": Sdist},
+        options={"bdist_wheel": {"py_limited_api": OLDEST[0]}} if wanted == "abi3" else {},
+    )
 
-setup(
-    ext_modules=[] if BUILT is None else [BUILT],
-    cmdclass={"sdist": Sdist},
-    options={"bdist_wheel": {"py_limited_api": OLDEST[0]}} if WANTED == "abi3" else {},
-)
+
+if __name__ == "__main__":
+    main()
