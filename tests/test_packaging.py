@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import sysconfig
 import tarfile
@@ -230,8 +231,47 @@ def test_make_setup_knows_which_extension_is_loaded(
     assert environment.loaded() == ["_sentinel.so", environment.digest(limited)]
     own = tmp_path / f"_sentinel{sysconfig.get_config_var('EXT_SUFFIX')}"
     own.write_bytes(b"its own")
-    found = importlib.util.find_spec("_sentinel") if not sys.path.insert(0, str(tmp_path)) else None
-    sys.path.remove(str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = importlib.util.find_spec("_sentinel")
     assert found is not None
     assert found.origin == str(own)
     assert environment.loaded() == [own.name, environment.digest(own)]
+
+
+# ------------------------------------------------------------------------------------------- workflows
+
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+with_workflows = pytest.mark.skipif(not WORKFLOWS, reason="not in the archive of the source")
+
+
+@with_workflows
+def test_actions_are_pinned_by_their_major_version() -> None:
+    used = [name for path in WORKFLOWS for name in re.findall(r"uses: (\S+)", path.read_text())]
+    assert len(used) > 10
+    assert [name for name in used if not re.fullmatch(r"[\w.-]+/[\w.-]+@(v\d+|release/v\d+)", name)] == []
+
+
+@with_workflows
+def test_every_Python_that_the_metadata_names_is_tested_and_built_for() -> None:
+    import tomllib
+
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    versions = [found[1] for each in classifiers if (found := re.fullmatch(r".*:: Python :: (3\.\d+)", each))]
+    tested = re.search(r"python: (\[.*\])", (ROOT / ".github/workflows/ci.yml").read_text())
+    assert tested is not None
+    assert [version for version in versions if f'"{version}"' not in tested[1]] == []
+    release = (ROOT / ".github/workflows/release.yml").read_text()
+    for build in re.findall(r'build: "(.*)"', release):
+        assert [version for version in versions if f"cp{version.replace('.', '')}-*" not in build.split()] == []
+
+
+@with_workflows
+def test_only_one_job_may_publish_and_only_of_a_tag() -> None:
+    release = (ROOT / ".github/workflows/release.yml").read_text()
+    jobs = dict(re.findall(r"^  (\w+):\n((?:    .*\n|\n)+)", release[release.index("\njobs:") :], re.MULTILINE))
+    publishing = [name for name, text in jobs.items() if "gh-action-pypi-publish" in text]
+    assert publishing == ["publish"]
+    assert "if: github.event_name == 'push' && github.ref_type == 'tag'" in jobs["publish"]
+    assert "environment: pypi" in jobs["publish"]
+    assert {name for name, text in jobs.items() if "id-token: write" in text} == {"gather", "publish"}
+    assert "password" not in release.partition("jobs:")[2]
