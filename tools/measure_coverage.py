@@ -7,8 +7,9 @@ the core's share of branches. The status is 1 if that is below `ENOUGH`, or if t
 Guarantees: what is measured is this tree's source. Figures are of the whole run only: with tests given, or with -k,
 nothing is asked of them.
 
-Left out: tests that need the trace function for themselves (`tests/interrupted`, tracing and profiling of works); commands and frameworks (`tests/cli`, `tests/contrib`, `tests/observing`), programs around the same core;
-tests of real faults, which need root. What only these reach counts as not reached.
+Left out: tests that need the trace function for themselves (`tests/interrupted`, tracing and profiling of works);
+commands and frameworks (`tests/cli`, `tests/contrib`, `tests/observing`), programs around the same core; tests of real
+faults, which need root. What only these reach counts as not reached.
 
 --html: a page for each file in out/coverage/html, too.
 """

@@ -157,7 +157,8 @@ def kinds(found: dict[str, str]) -> list[Kind]:
     return wanted
 
 
-def build_all(work: Path, wanted: list[Kind], files: list[str], number: int) -> dict[str,     """Kind -> archive; the source's is `sdist`. The wheels are built from the archive of the source alone."""
+def build_all(work: Path, wanted: list[Kind], files: list[str], number: int) -> dict[str, Path]:
+    """Kind -> archive; the source's is `sdist`. The wheels are built from the archive of the source alone."""
     tree, made = work / f"tree{number}", work / f"made{number}"
     copy_tree(tree, files)
     run([sys.executable, "-m", "build", "--sdist", "--outdir", made, tree])
@@ -235,8 +236,10 @@ def check_wheel(kind: Kind, wheel: Path) -> str:
 
 
 def repair(wheel: Path, folder: Path) -> tuple[Path, str]:
-    """The wheel as it may be published: its tag says which systems have what it needs. Raises Failed if it would have to
-    carry a library of others."""
+    """The wheel as it may be published: its tag says which systems have what it needs.
+
+    Raises Failed if it would have to carry a library of others.
+    """
     run([sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", folder, wheel])
     (repaired,) = folder.glob("*.whl")
     with zipfile.ZipFile(repaired) as archive:
