@@ -5,7 +5,7 @@ CMWQ_EXTENSION in the environment says what becomes of the extension:
     optional    built for this Python alone. If that fails, or this is not Linux, there is none: the sensors in Python
                 serve then, and `cmwq doctor` says so. This is what holds if nothing is said.
     required    the same, but a failure is an error.
-    abi3        required, and of the limited API: one wheel for every Python from 3.11 on, other than free-threaded ones.
+    abi3        required, and of the limited API: one wheel for every Python from 3.11 on, but for free-threaded ones.
     none        not built: a wheel of Python alone, for every system.
 
 Guarantee: with SOURCE_DATE_EPOCH set, the same source, Python, setuptools and compiler give the same archives, byte by

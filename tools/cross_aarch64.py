@@ -1,4 +1,4 @@
-"""The C extension for 64-bit ARM, on a machine that is none: cross-compiled, and its locks and parkers tested under qemu.
+"""The C extension for 64-bit ARM, on a machine that is none: cross-compiled, locks and parkers tested under qemu.
 
 Its one job: with Debian's cross compiler, an ARM Python from Debian's packages, unpacked into out/aarch64, and qemu's
 emulation of one process, build the extension for the whole and for the limited API, and run `TESTS` with it.

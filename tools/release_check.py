@@ -101,7 +101,7 @@ class Report:
 
 
 def run(command: list[str | Path], cwd: Path = ROOT, *, show: bool = False, **changes: str) -> str:
-    """What it printed, run in `cwd`. Raises Failed, with the end of that, if it failed. `show`: print it as it comes."""
+    """What it printed, run in `cwd`. Raises Failed, with the end of that, if it failed. show: print it as it comes."""
     left_out = ("PYTHONPATH", "PYTHONHOME", "CMWQ_EXTENSION", "CMWQ_SENSOR", "VIRTUAL_ENV")
     environment = {key: value for key, value in os.environ.items() if key not in left_out} | changes
     with subprocess.Popen(
@@ -184,9 +184,10 @@ def environment(folder: Path, python: str) -> Path:
 
 
 def check_same(first: dict[str, Path], second: dict[str, Path]) -> str:
-    other = [name for name in first if digest(first[name]) != digest(second[name])]
-    if other:
-        raise Failed(f"built twice, these differ: {', '.join(differences(first[name], second[name]) for name in other)}")
+    differ = [name for name in first if digest(first[name]) != digest(second[name])]
+    if differ:
+        told = ", ".join(differences(first[name], second[name]) for name in differ)
+        raise Failed(f"built twice, these differ: {told}")
     return f"{len(first)} archives, byte by byte"
 
 

@@ -1,7 +1,7 @@
-"""Run each test on several threads at once, as pytest-run-parallel does: what breaks then is shared where it must not be.
+"""Run each test on several threads at once, by pytest-run-parallel: what breaks then is shared where it must not be.
 
-Its one job: `run_parallel.py [PYTEST OPTIONS]` runs the tests of `TESTS` with `THREADS` threads each. On a free-threaded
-Python these run at the same time; with a GIL the switch interval is made short.
+Its one job: `run_parallel.py [PYTEST OPTIONS]` runs the tests of `TESTS` with `THREADS` threads each. On a
+free-threaded Python these run at the same time; with a GIL they take turns.
 
 Guarantees: a test is left out only by name, with the reason, and such a name must still exist.
 """

@@ -1,8 +1,8 @@
 """A software bill of materials in CycloneDX's JSON: what the archives of a release are made of.
 
 Its one job: `sbom.py FILE...` prints it for these archives. It names cmwq, the one library of others that its wheels
-carry (uPlot, in the dashboard's page), and each archive with its SHA-256. What an extra installs is not in the archives,
-and so not in the bill.
+carry (uPlot, in the dashboard's page), and each archive with its SHA-256. What an extra installs is not in the
+archives, and so not in the bill.
 
 Guarantees: the same archives and SOURCE_DATE_EPOCH give the same bytes. The version of what is carried is read from the
 file that is carried, and its text is hashed, so the bill can't say something else than what is there.

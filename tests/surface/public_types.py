@@ -1,4 +1,4 @@
-"""What users get of cmwq's public names, as type checkers see it: `make types` (mypy) and `make pyright` check this file.
+"""What users get of cmwq's public names, as type checkers see it. `make types` (mypy) and `make pyright` check it.
 
 It is not run. Each function asserts by `assert_type` what an expression is; what must not type-check is marked with an
 ignore, and an ignore that is not needed is an error too.
