@@ -41,8 +41,10 @@ def check_completeness() -> bool:
     for each in lacking:
         print(each["name"], *(said["message"] for said in each["diagnostics"]), sep="\n    ")
     counts = found["exportedSymbolCounts"]
-    print(f"public names: {counts['withKnownType']} known, {counts['withAmbiguousType']} ambiguous, "
-          f"{counts['withUnknownType']} unknown")
+    print(
+        f"public names: {counts['withKnownType']} known, {counts['withAmbiguousType']} ambiguous, "
+        f"{counts['withUnknownType']} unknown"
+    )
     return not lacking
 
 

@@ -167,7 +167,15 @@ def build_all(work: Path, wanted: list[Kind], files: list[str], number: int) -> 
     for kind in wanted:
         folder = made / kind.name
         python = environment(work / f"build-{kind.name}", kind.python)
-        command = [python, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
+        command: list[str | Path] = [
+            python,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+        ]
         run([*command, "--no-cache-dir", "--wheel-dir", folder, sdist], CMWQ_EXTENSION=kind.extension)
         (built[kind.name],) = folder.glob("*.whl")
     return built
@@ -272,7 +280,7 @@ def check_bill(archives: list[Path], epoch: int) -> str:
 def check_installed(work: Path, kind: Kind, tag: str, python: str, wheel: Path, tests: list[str]) -> str:
     """Install the wheel for that Python, and run the tests of the source's archive with it."""
     there = environment(work / f"clean-{kind.name}-on-{tag}", python)
-    pip = [there, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip: list[str | Path] = [there, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     run([*pip, wheel])  # first by itself: it needs nothing
     version, sensor, native = run([there, "-c", WHO], work).split()
     expected = "sentinel" if kind.file else "procfs"

@@ -14,7 +14,8 @@ import pytest
 
 AS_ON = """
     import asyncio, builtins, concurrent.futures, email, json, logging, multiprocessing, os, signal, socket, subprocess
-    import sys, tempfile, threading, time, traceback, _signal
+    import sys, sysconfig, tempfile, threading, time, traceback, _signal
+    sysconfig.get_config_vars()  # from a file that is named after the system
 
     def take_away(module, *names):
         for name in names:

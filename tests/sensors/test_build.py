@@ -66,4 +66,6 @@ def test_it_compiles_without_a_warning() -> None:
 @pytest.mark.parametrize("oldest", ["0x030B0000", "0x030C0000"])
 def test_it_compiles_against_the_limited_API(oldest: str) -> None:
     """That of 3.11, which the wheel for all Pythons is built for; and that of 3.12, which has more to offer."""
+    if int(oldest, 16) > sys.hexversion:
+        pytest.skip("this Python is older")
     assert compiled(f"-DPy_LIMITED_API={oldest}") == ""

@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -34,7 +35,11 @@
 /* Not in it. */
 #define PyMem_RawMalloc malloc
 #define PyMem_RawFree free
-/* There they are functions of a PyObject *. */
+/* There they take nothing but a PyObject *. */
+#undef Py_TYPE
+#undef Py_IS_TYPE
+#undef Py_DECREF
+#undef Py_NewRef
 #define Py_TYPE(object) Py_TYPE((PyObject *)(object))
 #define Py_IS_TYPE(object, type) Py_IS_TYPE((PyObject *)(object), type)
 #define Py_DECREF(object) Py_DECREF((PyObject *)(object))
