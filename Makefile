@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-CODE := src tests tools demo bench examples
+CODE := setup.py src tests tools demo bench examples
 PY := $(VENV)/bin/python
 MAKEFLAGS += --no-print-directory
 
@@ -12,10 +12,10 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .PHONY: help demo test test-all test-services check lint types bench bench-auto bench-exec bench-integrations bench-long \
 	bench-memory performance suite stress scale faults hotplug model mutants cpython-tests promises clean setup \
-	interrupted storms tsan
+	interrupted storms tsan release-check aarch64 coverage pyright test-parallel hooks
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: setup  ## the main job on real input, beside ThreadPoolExecutor
 	$(PY) demo/stdlib.py $(ARGS)
@@ -40,6 +40,7 @@ lint: setup  ## ruff, both ways
 types: setup  ## mypy, strict
 	$(PY) -m mypy
 	$(PY) -m mypy tools examples
+	$(PY) -m mypy tests/surface
 
 bench: EXTRAS := bench peers
 bench: setup  ## every figure cmwq is measured by, the suite included; JSON and chart in out/
@@ -110,6 +111,28 @@ storms: setup  ## Ctrl-C, handlers, finalisers, exceptions, forks, exits: thousa
 
 tsan: setup  ## tests of the sensors and the locks, with the C extension built for ThreadSanitizer (3 minutes)
 	$(PY) tools/sanitize.py $(ARGS)
+
+coverage: setup  ## lines and branches that the tests reach, the core's by module; 95 % of the core's branches must be
+	$(PY) tools/measure_coverage.py $(ARGS)
+
+pyright: EXTRAS := frameworks pyright
+pyright: setup  ## the types of the public names, as pyright sees them, and as tests/surface asserts them
+	$(PY) tools/public_types.py $(ARGS)
+
+test-parallel: EXTRAS := parallel
+test-parallel: setup  ## each test of the rules on several threads at once; PYTHON=python3.13t: without a GIL
+	$(PY) tools/run_parallel.py $(ARGS)
+
+release-check: EXTRAS := release
+release-check: setup  ## rehearse a release: build all archives twice, check them, test each wheel in a clean environment
+	$(PY) tools/release_check.py $(ARGS)
+
+aarch64: setup  ## the C extension cross-compiled for 64-bit ARM, and its tests under qemu; says what is missing
+	$(PY) tools/cross_aarch64.py $(ARGS)
+
+hooks: setup  ## run the hooks of .pre-commit-config.yaml before each commit, from now on
+	$(PY) -m pip install --quiet prek
+	$(VENV)/bin/prek install
 
 promises:  ## docs/promises.md: which tests defend which promise
 	$(PYTHON) tools/promises.py

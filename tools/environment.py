@@ -4,14 +4,21 @@ Its one job: `environment.py DIRECTORY EXTRA...` leaves DIRECTORY ready, made of
 extension is built in place if there is a C compiler, and which sensor serves is said. Of the extras `frameworks` and
 `peers`, what can't be installed for this Python is left out, and that is said.
 
-Guarantees: nothing is done where nothing changed (Python, this tree's place, pyproject.toml, the C sources, the
-compiler); the stamp that says so is written last, so an interrupted run is begun again from nothing. No compiler is
-needed: other people's packages come as wheels only, in older versions where the newest has none for this Python.
+Guarantees: nothing is done where nothing changed (Python, this tree's place, pyproject.toml, setup.py, the C sources,
+the compiler, what CMWQ_EXTENSION asks for, the extension itself); the stamp that says so is written last, so an
+interrupted run is begun again from nothing. No compiler is needed: other people's packages come as wheels only, in
+older versions where the newest has none for this Python.
+
+Several environments may share the tree, and so the folder in which the extensions lie. One that was built for a single
+Python has its name, and disturbs no other Python. One of the limited API (CMWQ_EXTENSION=abi3) has the same name for
+all, so each Python takes it that has none of its own. That is why what this Python would load is compared with what was
+built for this environment, and built anew if it is not the same file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.machinery
 import json
 import os
 import shutil
@@ -24,6 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 SENTINEL = ROOT / "src/cmwq/_sensor/_sentinel"  # with a suffix that depends on the Python: the C extension
 NATIVE = ROOT / "src/cmwq/_sensor/_native"  # what it is built from
+BUILD = ROOT / "pyproject.toml", ROOT / "setup.py"  # and how
 STAMP = "cmwq.json"
 PARTIAL = {"frameworks", "peers"}  # extras of which any part may be missing
 SENSOR = """
@@ -49,10 +57,11 @@ def main(argv: list[str]) -> int:
     wanted = {
         **basis,
         "extras": sorted(extras.union([] if fresh else before["extras"])),
-        "sources": [digest(path) for path in (ROOT / "pyproject.toml", *sorted(NATIVE.glob("*.[ch]")))],
+        "sources": [digest(path) for path in (*BUILD, *sorted(NATIVE.glob("*.[ch]")))],
         "compiler": compiler(),
+        "asked for": os.environ.get("CMWQ_EXTENSION") or "optional",
     }
-    if before == wanted:
+    if before == {**wanted, "extension": loaded()}:
         return 0
     print(f"setting up {os.path.relpath(directory)}: Python {version}{sys.abiflags}", flush=True)
     stamp.unlink(missing_ok=True)
@@ -60,7 +69,8 @@ def main(argv: list[str]) -> int:
         return status
     python = str(directory / "bin/python")
     # One that was built from other source or by another compiler must not serve if the build now fails.
-    SENTINEL.with_suffix(str(sysconfig.get_config_var("EXT_SUFFIX"))).unlink(missing_ok=True)
+    for extension in loadable():
+        extension.unlink(missing_ok=True)
     project = f"{ROOT}[{','.join(sorted(extras - PARTIAL))}]"
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--only-binary=:all:"]
     if status := run([*pip, "--editable", project]):
@@ -72,7 +82,7 @@ def main(argv: list[str]) -> int:
                     print(f"not installed: {part} (no wheel for this Python)")
     if status := run([python, "-c", SENSOR], show=True):
         return status
-    stamp.write_text(json.dumps(wanted, indent=1) + "\n")
+    stamp.write_text(json.dumps({**wanted, "extension": loaded()}, indent=1) + "\n")
     return 0
 
 
@@ -93,6 +103,17 @@ def parts(extra: str) -> list[str]:
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def loadable() -> list[Path]:
+    """The names under which this Python would take the extension, the first one that exists."""
+    return [SENTINEL.with_name(SENTINEL.name + suffix) for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+
+
+def loaded() -> list[str] | None:
+    """The name and the digest of the extension that this Python would load; None: there is none."""
+    found = next((path for path in loadable() if path.exists()), None)
+    return None if found is None else [found.name, digest(found)]
 
 
 def compiler() -> str:

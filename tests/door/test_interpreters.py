@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -84,3 +85,29 @@ def test_G5_a_sub_interpreter_is_refused_in_words(python: Callable[..., Any], be
     done = python(f"IN_SUB = {IN_SUB!r}\nBEFORE = {before}\n", MAIN)
     assert done.stderr == ""
     assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="InterpreterPoolExecutor is of Python 3.14")
+def test_G5_calls_of_an_InterpreterPoolExecutor_are_refused_in_words(python: Callable[..., Any]) -> None:
+    """And one whose calls do not use cmwq works beside it."""
+    program = """
+    import sys
+    from concurrent.futures import InterpreterPoolExecutor
+    import cmwq
+    code = '''
+    import cmwq
+    try:
+        cmwq.system.submit(int)
+    except cmwq.ThreadLimit as error:
+        assert "this is a sub-interpreter" in str(error), error
+    else:
+        raise AssertionError("it was not refused")
+    '''
+    with InterpreterPoolExecutor(2) as pool:
+        for _ in range(4):
+            assert pool.submit(exec, textwrap.dedent(code)).result(60) is None
+        assert cmwq.system.submit(lambda: pool.submit(pow, 2, 5).result(60)).result(60) == 32
+    print("done")
+    """
+    done = python("import textwrap\n", program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

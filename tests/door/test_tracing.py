@@ -67,6 +67,36 @@ def test_G6_threading_setprofile_sees_the_calls_of_works(python: Callable[..., A
     )
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="settrace_all_threads is of Python 3.12")
+@pytest.mark.parametrize("kind", ["trace", "profile"])
+def test_G6_a_function_set_for_all_threads_sees_works_of_workers_that_were_there(
+    python: Callable[..., Any], kind: str
+) -> None:
+    """As a debugger does that is attached to a running program. And it is gone when it is taken off."""
+    run(
+        python,
+        WORK,
+        f"""
+    KIND = {kind!r}
+    assert cmwq.system.submit(body, 1).result(60) == 2
+    def look(frame, event, arg):
+        if frame.f_code is inner.__code__:
+            seen.append(event)
+        return look
+    on = getattr(threading, f"set{{KIND}}_all_threads")
+    on(look)
+    assert [cmwq.system.submit(body, n).result(60) for n in range(10)] == list(range(1, 11))
+    on(None)
+    assert seen.count("call") == seen.count("return") == 10, seen
+    assert (seen.count("line") == 20) is (KIND == "trace"), seen
+    del seen[:]
+    assert cmwq.system.submit(body, 1).result(60) == 2
+    assert seen == []
+    print("done")
+    """,
+    )
+
+
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is of Python 3.12")
 def test_G6_monitoring_sees_the_lines_of_works(python: Callable[..., Any]) -> None:
     """Even if it begins when the workers are there already."""

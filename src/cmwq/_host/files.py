@@ -12,11 +12,12 @@ import os
 import sys
 
 _CHUNK = 1 << 16
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)  # not on Windows, where these files are not, either
 
 
 def read(path: str | os.PathLike[str], most: int = sys.maxsize) -> bytes:
     """All that is in the file, or about its first `most` bytes. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | _CLOEXEC)
     try:
         whole = b""
         while len(whole) < most and (more := os.read(fd, min(most, _CHUNK))):  # such a file may come in pieces
@@ -36,7 +37,7 @@ def number(path: str | os.PathLike[str]) -> int | None:
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:
     """Write to a file that is there, in one piece. Raises OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_WRONLY | _CLOEXEC)
     try:
         os.write(fd, data)
     finally:

@@ -1,4 +1,4 @@
-"""A thread whose start is all or nothing. It differs from `threading.Thread` in three ways.
+"""A thread whose start is all or nothing. It differs from `threading.Thread` in four ways.
 
 1. *The thread that starts it never waits without a limit.* `Thread.start` waits until the new thread reports that it is
    there. A thread that runs out of memory before that never reports, and Ctrl-C in that wait leaves a thread that runs
@@ -11,6 +11,10 @@
    runtime has its own hook for exit (`life`). Once it runs, it declares itself no daemon, because new threads inherit
    that, and the threads of a work are to be waited for as any others (G3).
 
+4. *It begins with an empty context.* From Python 3.14 on a thread may begin with a copy of its starter's context
+   (`sys.flags.thread_inherit_context`, which is set without a GIL). A worker is nobody's own: whoever happened to queue
+   when one more was needed must not lend it values for as long as it lives. Works bring the context they need (G6).
+
 All else is the standard library's: `threading.enumerate`, names in debuggers, hooks of `settrace` and `setprofile`
 (G6), `join`, `excepthook`. It relies on these undocumented facts: `start` waits for `_started`, the thread begins with
 `_bootstrap` and is in `_limbo` until then, and `_daemonic` is read when it begins. Where one of them is missing, the
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 PATIENCE = 5.0
@@ -45,6 +50,9 @@ class HostThread(threading.Thread):
         self._underway = False  # S: `began` was called, and the body is next
         self._answered = threading.Lock()  # held until the thread runs, or has ended without running
         self._answered.acquire()
+
+    def start(self) -> None:
+        Context().run(super().start)  # what is copied, if anything is, is this one
 
     def launch(self) -> None:
         """Start the thread. Once this has ended, by an exception too, it is decided whether the body runs: it does if

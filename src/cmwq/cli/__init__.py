@@ -58,7 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+EVERYWHERE = ("bench", "doctor")
+"""The commands that need no POSIX system."""
+
+
 def _run(options: argparse.Namespace) -> int:
+    if os.name != "posix" and options.command not in EVERYWHERE:
+        raise Refusal(f"this needs a POSIX system, such as Linux or macOS; here there are: {', '.join(EVERYWHERE)}")
     if sys.stdout is None:
         raise Refusal(STDOUT_CLOSED)
     # Imported here: `cmwq map` should not pay for the other commands, nor `--help` for any.

@@ -36,6 +36,7 @@ BACKLOG = 128
 MOST = 1000
 """How many names of a folder are looked at."""
 _LINUX = sys.platform.startswith("linux")
+_POSIX = hasattr(socket, "AF_UNIX") and hasattr(os, "geteuid")
 
 
 class Listening(NamedTuple):
@@ -156,8 +157,10 @@ def listen(path: str | None) -> Listening:
     """Listen at this path, or at a new one in the user's own folder.
 
     A socket at that path that was left behind is replaced. Raises OSError if the folder is not safe, if somebody
-    listens at that path, or if something else is there.
+    listens at that path, if something else is there, or if the system has no such sockets.
     """
+    if not _POSIX:
+        raise OSError(f"a monitor needs a Unix socket that is its user's own, which {sys.platform} does not have")
     if path is None:
         folder = own_folder()
         sweep(folder)

@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -26,6 +27,24 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+/* With Py_LIMITED_API one build serves every Python from 3.11 on (setup.py: CMWQ_EXTENSION=abi3).  Without it, which is
+   better where one Python is built for, the whole API may be used.  Code that needs more than the limited one stands
+   under `#ifndef Py_LIMITED_API`, with something else beside it; all other code keeps to what both have. */
+#ifdef Py_LIMITED_API
+/* Not in it. */
+#define PyMem_RawMalloc malloc
+#define PyMem_RawFree free
+/* There they take nothing but a PyObject *. */
+#undef Py_TYPE
+#undef Py_IS_TYPE
+#undef Py_DECREF
+#undef Py_NewRef
+#define Py_TYPE(object) Py_TYPE((PyObject *)(object))
+#define Py_IS_TYPE(object, type) Py_IS_TYPE((PyObject *)(object), type)
+#define Py_DECREF(object) Py_DECREF((PyObject *)(object))
+#define Py_NewRef(object) Py_NewRef((PyObject *)(object))
+#endif
 
 /* Thread-local, at a fixed offset from the thread pointer: the usual model calls a function to find the variable, which
    would slow down each acquire and release.  C libraries other than glibc reserve no such places for code that is
@@ -83,4 +102,13 @@ static bool as_int(PyObject *value, int *result)
     }
     *result = (int)number;
     return true;
+}
+
+/* Raise TypeError: `wanted`, and what `value` is instead. */
+static void wrong_type(const char *wanted, PyObject *value)
+{
+    PyObject *name = PyType_GetName(Py_TYPE(value));
+    if (name)
+        PyErr_Format(PyExc_TypeError, "%s, not %U", wanted, name);
+    Py_XDECREF(name);
 }

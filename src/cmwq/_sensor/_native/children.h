@@ -7,6 +7,7 @@
 #include "base.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/wait.h>
 
 enum { MOST_CHILDREN = 64 };

@@ -29,7 +29,12 @@ static void *helper_main(void *arg)
     atomic_store(&helper->tid, (int)syscall(SYS_gettid));
     PyEval_AcquireThread(tstate);
     PyThreadState_Clear(tstate);
+#ifndef Py_LIMITED_API
     PyThreadState_DeleteCurrent();
+#else
+    PyEval_ReleaseThread(tstate);
+    PyThreadState_Delete(tstate);       /* the caller joins this thread, so the interpreter is there */
+#endif
     return NULL;
 }
 

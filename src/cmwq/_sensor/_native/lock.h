@@ -255,6 +255,6 @@ static bool valid_mend(PyObject *mend)
 {
     if (mend == Py_None || PyCallable_Check(mend))
         return true;
-    PyErr_Format(PyExc_TypeError, "mend must be callable or None, not %.200s", Py_TYPE(mend)->tp_name);
+    wrong_type("mend must be callable or None", mend);
     return false;
 }

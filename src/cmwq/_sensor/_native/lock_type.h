@@ -15,10 +15,18 @@
 #pragma once
 #include "lock.h"
 
+#if defined Py_LIMITED_API && Py_LIMITED_API < 0x030c0000
+#define HAS_VECTORCALL 0
+#else
+#define HAS_VECTORCALL 1
+#endif
+
 /* A section.  It is not tracked by the garbage collector, so making one calls no finaliser. */
 typedef struct {
     PyObject_HEAD
+#if HAS_VECTORCALL
     vectorcallfunc vectorcall;
+#endif
     PyObject *lock;             /* NULL: the section has ended */
     Guard *guard;
     Thread *holder;
@@ -36,15 +44,45 @@ static bool hold_end(HoldObject *hold, bool exceptional)
     return ended;
 }
 
-static PyObject *hold_call(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *Py_UNUSED(names))
+/* What `with` calls: `type` is the exception's, or None. */
+static PyObject *hold_leave(HoldObject *hold, PyObject *type)
 {
-    HoldObject *hold = (HoldObject *)self;
-    bool exceptional = hold->lock && PyVectorcall_NARGS(nargsf) > 0 && args[0] != Py_None &&
-                       !PyErr_GivenExceptionMatches(args[0], hold->guard->state->cmwq_error);
+    bool exceptional = hold->lock && type != Py_None &&
+                       !PyErr_GivenExceptionMatches(type, hold->guard->state->cmwq_error);
     if (!hold_end(hold, exceptional))
         return NULL;
     Py_RETURN_NONE;
 }
+
+static PyObject *hold_exit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    return hold_leave((HoldObject *)self, nargs ? args[0] : Py_None);
+}
+
+#if HAS_VECTORCALL
+static PyObject *hold_call(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *Py_UNUSED(names))
+{
+    return hold_exit(self, args, PyVectorcall_NARGS(nargsf));
+}
+
+static PyMemberDef hold_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(HoldObject, vectorcall), READONLY, NULL},
+    {NULL},
+};
+
+#define HOLD_CALL {Py_tp_call, PyVectorcall_Call}, {Py_tp_members, hold_members}
+#define HOLD_CALL_FLAG Py_TPFLAGS_HAVE_VECTORCALL
+#else
+/* Its arguments come as a tuple, for which the garbage collector may run.  Its finalisers then run within the section,
+   as anywhere in it, and what they raise goes no further. */
+static PyObject *hold_call(PyObject *self, PyObject *args, PyObject *Py_UNUSED(names))
+{
+    return hold_leave((HoldObject *)self, PyTuple_Size(args) ? PyTuple_GetItem(args, 0) : Py_None);
+}
+
+#define HOLD_CALL {Py_tp_call, hold_call}
+#define HOLD_CALL_FLAG 0
+#endif
 
 static void hold_dealloc(HoldObject *self)
 {
@@ -57,7 +95,7 @@ static void hold_dealloc(HoldObject *self)
         PyErr_Restore(pending, exception, traceback);
         Py_DECREF(lock);
     }
-    type->tp_free(self);
+    PyObject_Free(self);
     Py_DECREF(type);
 }
 
@@ -66,35 +104,24 @@ static PyObject *hold_enter(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none)
     Py_RETURN_NONE;
 }
 
-static PyObject *hold_exit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
-{
-    return hold_call(self, args, (size_t)nargs, NULL);
-}
-
 static PyMethodDef hold_methods[] = {
     {"__enter__", hold_enter, METH_NOARGS, NULL},
     {"__exit__", (PyCFunction)(void (*)(void))hold_exit, METH_FASTCALL, NULL},
     {NULL},
 };
 
-static PyMemberDef hold_members[] = {
-    {"__vectorcalloffset__", T_PYSSIZET, offsetof(HoldObject, vectorcall), READONLY, NULL},
-    {NULL},
-};
-
 static PyType_Slot hold_slots[] = {
     {Py_tp_doc, "A section: what `with` calls at its end."},
     {Py_tp_dealloc, hold_dealloc},
-    {Py_tp_call, PyVectorcall_Call},
     {Py_tp_methods, hold_methods},
-    {Py_tp_members, hold_members},
+    HOLD_CALL,
     {0, NULL},
 };
 
 static PyType_Spec hold_spec = {
     .name = "cmwq._sensor._sentinel.Hold",
     .basicsize = sizeof(HoldObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_HAVE_VECTORCALL,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | HOLD_CALL_FLAG,
     .slots = hold_slots,
 };
 
@@ -102,7 +129,9 @@ static HoldObject *new_hold(Guard *guard)
 {
     HoldObject *hold = PyObject_New(HoldObject, guard->state->hold_type);
     if (hold) {
+#if HAS_VECTORCALL
         hold->vectorcall = hold_call;
+#endif
         hold->lock = NULL;
     }
     return hold;
@@ -294,7 +323,7 @@ static PyObject *lock_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|O:Lock", names, &rank, &mend) || !valid_rank(rank) ||
         !valid_mend(mend))
         return NULL;
-    LockObject *self = (LockObject *)type->tp_alloc(type, 0);
+    LockObject *self = (LockObject *)PyType_GenericAlloc(type, 0);
     if (self)
         guard_init(&self->locking.guard, type, &self->word, rank, mend == Py_None ? NULL : mend);
     return (PyObject *)self;
@@ -304,7 +333,7 @@ static void lock_dealloc(LockObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     guard_clear(&self->locking.guard);
-    type->tp_free(self);
+    PyObject_Free(self);
     Py_DECREF(type);
 }
 
@@ -346,7 +375,7 @@ static PyObject *defer(PyObject *Py_UNUSED(self), PyObject *fn)
     if (!me)
         return NULL;
     if (!PyCallable_Check(fn)) {
-        PyErr_Format(PyExc_TypeError, "defer() takes a callable, not %.200s", Py_TYPE(fn)->tp_name);
+        wrong_type("defer() takes a callable", fn);
         return NULL;
     }
     if (!held_by(me) && (me->draining || !has_deferred(me))) {

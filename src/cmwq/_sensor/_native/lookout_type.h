@@ -69,10 +69,10 @@ static PyObject *lookout_arm(LookoutObject *self, PyObject *reserve)
 /* Undo a list that can't be delivered, so that the next one has its entries. */
 static void forget_told(Lookout *lookout, PyObject *list)
 {
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); i++) {
-        PyObject *entry = PyList_GET_ITEM(list, i);
-        Slot *slot = &lookout->slots[PyLong_AsLong(PyTuple_GET_ITEM(entry, 0))];
-        atomic_store(&slot->told, PyTuple_GET_ITEM(entry, 1) != Py_True);
+    for (Py_ssize_t i = 0; i < PyList_Size(list); i++) {
+        PyObject *entry = PyList_GetItem(list, i);
+        Slot *slot = &lookout->slots[PyLong_AsLong(PyTuple_GetItem(entry, 0))];
+        atomic_store(&slot->told, PyTuple_GetItem(entry, 1) != Py_True);
     }
     atomic_store(&lookout->changed, true);
 }
@@ -124,9 +124,9 @@ static PyObject *lookout_set_cpus(LookoutObject *self, PyObject *sequence)
     if (!cpus)
         return NULL;
     bool valid = true;
-    for (Py_ssize_t i = 0; valid && i < PyTuple_GET_SIZE(cpus); i++) {
+    for (Py_ssize_t i = 0; valid && i < PyTuple_Size(cpus); i++) {
         int cpu;
-        valid = as_int(PyTuple_GET_ITEM(cpus, i), &cpu);
+        valid = as_int(PyTuple_GetItem(cpus, i), &cpu);
         if (valid && cpu >= 0 && cpu < CPU_SETSIZE)
             words[cpu / BITS] |= 1UL << cpu % BITS;
     }
@@ -168,12 +168,12 @@ static bool read_script(Look *look, PyObject *sightings)
     PyObject *pairs = PySequence_Tuple(sightings);
     if (!pairs)
         return false;
-    Py_ssize_t nr = PyTuple_GET_SIZE(pairs);
+    Py_ssize_t nr = PyTuple_Size(pairs);
     bool valid = nr <= MAX_CAPACITY && (look->script = calloc((size_t)nr + 1, sizeof(Sighting)));
     if (!valid)
         PyErr_NoMemory();
     for (Py_ssize_t i = 0; valid && i < nr; i++)
-        valid = as_sighting(PyTuple_GET_ITEM(pairs, i), &look->script[i]);
+        valid = as_sighting(PyTuple_GetItem(pairs, i), &look->script[i]);
     Py_DECREF(pairs);
     look->nr_scripted = (int)nr;
     return valid;
@@ -216,7 +216,7 @@ static void lookout_dealloc(LookoutObject *self)
         atomic_store(&lookout->taken, false);   /* last, because from here on it may be another pool's */
         watch_release(self->watch);
     }
-    type->tp_free(self);
+    PyObject_Free(self);
     Py_DECREF(type);
 }
 

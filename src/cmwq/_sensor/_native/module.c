@@ -34,7 +34,7 @@ static PyObject *get_cpu(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
 
 static PyObject *set_name(PyObject *Py_UNUSED(self), PyObject *name)
 {
-    const char *text = PyUnicode_AsUTF8(name);
+    const char *text = PyUnicode_AsUTF8AndSize(name, NULL);
     if (!text)
         return NULL;
     prctl(PR_SET_NAME, text);           /* cut to 15 bytes by the kernel */

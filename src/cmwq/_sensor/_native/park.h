@@ -84,7 +84,7 @@ static void spin(Parking *parking, bool may)
 
 /* Sleep until unparked, with the GIL released once.  `until`: ns on the monotonic clock; -1: for ever.  False: a signal
    came first. */
-static bool sleep_until_given(Parking *parking, long long until, bool spins, bool interruptible)
+static bool sleep_until_given(Parking *parking, long long until, bool spins)
 {
     bool signalled = false;
     unsigned token = 0;
@@ -122,7 +122,7 @@ static int park(Parking *parking, double timeout, bool spins, bool interruptible
     while (!is_given(parking) && (deadline < 0 || now < deadline || first)) {
         bool briefly = first && interruptible && in_main_thread() && (deadline < 0 || now + FIRST_SLEEP < deadline);
         long long until = briefly ? now + FIRST_SLEEP : deadline;
-        bool undisturbed = sleep_until_given(parking, until, spins && first, interruptible);
+        bool undisturbed = sleep_until_given(parking, until, spins && first);
         if (interruptible && (briefly || !undisturbed) && PyErr_CheckSignals()) {
             unsigned token = 2;
             atomic_compare_exchange_strong(&parking->token, &token, 0);     /* an unpark is kept */

@@ -137,7 +137,7 @@ static void slot_dealloc(SlotObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     Py_DECREF(self->owner);
-    type->tp_free(self);
+    PyObject_Free(self);
     Py_DECREF(type);
 }
 

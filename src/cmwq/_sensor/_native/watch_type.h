@@ -19,7 +19,7 @@ static PyObject *watch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     static char *names[] = {NULL};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, ":Watch", names))
         return NULL;
-    WatchObject *self = (WatchObject *)type->tp_alloc(type, 0);
+    WatchObject *self = (WatchObject *)PyType_GenericAlloc(type, 0);
     if (self && !(self->watch = calloc(1, sizeof(Watch)))) {
         Py_DECREF(self);
         return PyErr_NoMemory();
@@ -45,7 +45,7 @@ static void watch_dealloc(WatchObject *self)
             atomic_fetch_sub(&self->watch->refs, atomic_exchange(&self->watch->natives, 0));
         watch_release(self->watch);
     }
-    type->tp_free(self);
+    PyObject_Free(self);
     Py_DECREF(type);
 }
 
