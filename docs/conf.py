@@ -24,7 +24,7 @@ author = "the cmwq authors"
 project_copyright = "the cmwq authors. MIT licence"
 release = version = cmwq.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "docstrings", "repository", "pictures", "links"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "docstrings", "repository", "pictures", "commands", "links"]
 exclude_patterns = ["_ext"]
 source_suffix = {".md": "markdown"}
 root_doc = "index"
