@@ -2,8 +2,9 @@
 
 Its one job: show, side by side, what `cmwq.Executor()` and `ThreadPoolExecutor` of four sizes do with the same items in
 the same order, in several rounds in which they take turns; and draw it (`picture`). It guarantees that all contenders
-produced identical results (else exit status 1), that nothing is left out silently (a sample is announced, with its reason), and that server and temporary files are gone at the end.
-It assumes nothing beyond the standard library and cmwq; rich, if present, draws the progress on a terminal.
+produced identical results (else exit status 1), that nothing is left out silently (a sample is announced, with its
+reason), and that server and temporary files are gone at the end. It assumes nothing beyond the standard library and
+cmwq; rich, if present, draws the progress on a terminal.
 """
 
 from __future__ import annotations

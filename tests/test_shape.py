@@ -21,7 +21,7 @@ FOLDERS = ("_workqueue", "_pool", "_core")
 """The core: each of their modules has a place of its own in the order. The letters of the legend are for them."""
 CORE = sorted(path for folder in FOLDERS for path in (CODE / folder).glob("*.py"))
 DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-DOCUMENTS += sorted((ROOT / "docs").glob("*.md")) + sorted(CODE.rglob("README.md"))
+DOCUMENTS += sorted((ROOT / "docs").rglob("*.md")) + sorted(CODE.rglob("README.md"))
 
 # Absent where only src and tests were copied (tools/mutate.py).
 with_documents = pytest.mark.skipif(not DOCUMENTS[0].exists(), reason="no documents here")
