@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from textwrap import dedent
 from typing import Any
 
+import cmwq
+
 ENTRY = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*|each field of `Config`): (.*)")
 """The first line of an argument's description."""
 NAME = re.compile(r"(?:cmwq\.)?(?:[A-Z]\w*(?:\.\w+)*|\w+(?:\.\w+)+|\w+)(?:\(\))?$")
@@ -51,7 +53,8 @@ def inline(text: str) -> str:
 def named(text: str) -> str:
     bare = text.removesuffix("()")
     if NAME.match(text) and (text != bare or "." in bare or bare[0].isupper()):
-        return f":py:obj:`{text} <{bare}>`" if text != bare else f":py:obj:`{text}`"
+        known = bare.partition(".")[0] in cmwq.__all__
+        return f":py:obj:`{text} <{'cmwq.' * known}{bare}>`"
     return f"``{text}``"
 
 
@@ -71,7 +74,8 @@ def block(lines: list[str]) -> Iterator[str]:
                 text = " ".join(each.strip() for each in entry)
                 match = ENTRY.match(text)
                 if match:
-                    names = ", ".join(f"**{name}**" if name.isidentifier() else inline(name) for name in match[1].split(", "))
+                    bold = (f"**{name}**" if name.isidentifier() else inline(name) for name in match[1].split(", "))
+                    names = ", ".join(bold)
                     yield f"* {names}: {inline(match[2])}"
                 else:
                     yield f"* {inline(text.removeprefix('- '))}"
@@ -94,7 +98,7 @@ def converted(lines: list[str]) -> list[str]:
 
 
 def follows(part: list[str], index: int) -> bool:
-    """Whether an argument's description begins at this line: the line before ends a sentence, and it is not indented."""
+    """Whether an argument's description begins at this line: the line before ends a sentence, not indented."""
     return part[index - 1].rstrip().endswith((".", ")")) and part[0] == part[0].lstrip() and not ENTRY.match(part[0])
 
 

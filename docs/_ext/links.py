@@ -1,4 +1,4 @@
-"""Links to other sites are listed in external-links.txt, one address and the page that has it on a line; none is fetched.
+"""Links to other sites are listed in external-links.txt: an address, and a page that has it. None is fetched.
 
 Links within the site are checked by Sphinx and MyST: one that leads nowhere is a warning, and so an error.
 """

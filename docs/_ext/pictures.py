@@ -71,8 +71,8 @@ class Drawing:
     def svg(self) -> str:
         height = self.bottom + 18
         head = (
-            '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-            '<path class="head" d="M0 0 L8 4 L0 8 z"/></marker></defs>'
+            '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+            'orient="auto"><path class="head" d="M0 0 L8 4 L0 8 z"/></marker></defs>'
         )
         return (
             f'<svg class="picture" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(self.title)}" '
@@ -95,9 +95,8 @@ def submit() -> str:
     workers = sorted({span.work for span in spans})
     begun = {moment.work: moment.time for moment in moments if moment.kind == "started"}
     blocked = next(moment.time for moment in moments if moment.kind == "blocked")
-    drawing = Drawing(
-        max(span.end for span in spans), ["the list", *workers], "Two works on one CPU, as the simulator ran them", every=1
-    )
+    end = max(span.end for span in spans)
+    drawing = Drawing(end, ["the list", *workers], "Two works on one CPU, as the simulator ran them", every=1)
     drawing.bar("the list", "wait", 0, begun["hash"], "hash waits")
     for span in spans:
         words = {"burn": "computes", "sleep": "load is blocked"}[span.kind]
@@ -120,7 +119,8 @@ def noticing() -> str:
     drawing.bar("worker 1", "burn", 52, 100, "takes the next work")
     drawing.arrow(39, "worker 0", 41, "sentinel")
     drawing.arrow(49, "sentinel", 52.5, "worker 1")
-    drawing.text(LEFT, drawing.bottom + 8, "one CPU; drawn by hand, not to scale: a look takes microseconds", kind="small")
+    words = "one CPU; drawn by hand, not to scale: a look takes microseconds"
+    drawing.text(LEFT, drawing.bottom + 8, words, kind="small")
     return drawing.svg()
 
 

@@ -24,7 +24,7 @@ PAGES = {
     "src/cmwq/_sensor/README.md": "inside/sensors",
     "README.md": "index",
 }
-"""Which page a file of the repository is. The file of the page itself says only that; the index is a page of its own."""
+"""Which page a file of the repository is. The page's own file says only that; the index is a page of its own."""
 FILES = {page: file for file, page in PAGES.items() if page != "index"}
 
 

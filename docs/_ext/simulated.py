@@ -93,7 +93,8 @@ def two_submits() -> tuple[list[Moment], list[Span]]:
                 queue.submit(hash)
                 queue.flush()
                 for event in subscription.take():
-                    moments.append(Moment(event.time / MS - start, event.kind.value, event.work.rpartition(".")[2], event.worker))
+                    name = event.work.rpartition(".")[2]
+                    moments.append(Moment(event.time / MS - start, event.kind.value, name, event.worker))
         spans[:] = [span._replace(begin=span.begin - start, end=span.end - start) for span in spans]
 
     sim.run(main)
