@@ -185,3 +185,8 @@ def test_a_runtime_takes_whom_to_tell() -> None:
         queue.flush(HANG)
     assert [name for name, _ in told] == ["call int of queue 'q'"]
     assert cmwq.Runtime().on_stall is None
+
+
+def test_a_function_given_to_queue_is_told_what_to_do() -> None:
+    with pytest.raises(TypeError, match=r"is <built-in function len>, and must be a Work, not a function: .* submit\(\)"):
+        cmwq.system.queue(len)  # type: ignore[arg-type]

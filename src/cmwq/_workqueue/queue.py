@@ -274,7 +274,7 @@ class WorkQueue(Gate):
 
     def queue_on(self, cpu: int, work: Work) -> bool:
         """`queue` on the pool of this CPU. If the CPU is absent, the work runs elsewhere in the queue's scope (D3)."""
-        checks.instance(f"what is queued to queue {self.name!r}", work, Work)
+        queueing.check_work(self, work)
         return queueing.queue_specially(self, work, checks.cpu(cpu))
 
     def queue_delayed(self, work: DelayedWork, delay: float) -> bool:
