@@ -431,4 +431,4 @@ def current_work() -> Work | Future[Any] | None:
     """What this thread executes: a `Work`, the `Future` of a submitted call, or None outside a worker. Thread-safe."""
     worker = current_worker()
     item = worker.item if worker is not None else None
-    return item.work if isinstance(item, Queued) else item  # type: ignore[return-value]  # no other kind has a call
+    return item.work if isinstance(item, Queued) else item  # type: ignore[return-value]  # of a served call: its item
