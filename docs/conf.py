@@ -14,7 +14,7 @@ from pygments.lexers.special import TextLexer
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS / "_ext"))
 
-import cmwq
+import cmwq  # noqa: E402  # after the path is set, like the extensions
 
 # The class calls itself ThreadPoolExecutor, for programs that look at that. Here it has its own name.
 cmwq.Executor.__name__ = cmwq.Executor.__qualname__ = "Executor"

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -113,7 +113,7 @@ def blocks(page: Path) -> list[Block]:
         elif fence := FENCE.match(line):
             text = "\n".join(text_until(lines, "```")) + "\n"
             if fence[1] == "output":
-                assert found and found[-1].language == "python", f"{page}:{number}: the output of nothing"
+                assert [each.language for each in found[-1:]] == ["python"], f"{page}:{number}: the output of nothing"
                 assert found[-1].output is None, f"{page}:{number}: a second output"
                 found[-1].output = text
             else:
@@ -140,9 +140,7 @@ def steps(page: Path) -> list[Program | Block]:
     found: list[Program | Block] = []
     program: Program | None = None
     for block in blocks(page):
-        if block.language == "console":
-            found.append(block)
-        elif block.language == "python" and "file" in block.notes:
+        if block.language == "console" or (block.language == "python" and "file" in block.notes):
             found.append(block)
         elif block.language == "python":
             if "continues" in block.notes:
@@ -187,10 +185,8 @@ def run(command: list[str], where: str) -> tuple[int, str, str]:
     try:
         out, err = process.communicate(timeout=HANG)
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
     return process.returncode, out, err
 

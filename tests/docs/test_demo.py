@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(not DEMO.exists(), reason="no demo here")
 @pytest.fixture(scope="module")
 def picture() -> ModuleType:
     spec = importlib.util.spec_from_file_location("demo_picture", DEMO / "picture.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -38,7 +39,8 @@ def test_the_fastest_comes_first_and_the_longest_is_the_longest_row(picture: Mod
     slow = picture.Row("ThreadPoolExecutor(2)", 4.0, 2, 1234, [(0.0, 4.0), (0.0, 4.0)])
     fast = picture.Row("cmwq.Executor()", 1.0, 8, 99, [(0.0, 1.0)] * 8)
     first, second = picture.terminal([slow, fast], 100).splitlines()
-    assert first.startswith("cmwq") and second.startswith("Thread")
+    assert first.startswith("cmwq")
+    assert second.startswith("Thread")
     assert "1.00 s, 8 threads, 99 switches" in first
     lengths = [len(re.findall("[▁▂▃▄▅▆▇█]", line)) for line in (first, second)]
     assert lengths[1] == pytest.approx(4 * lengths[0], abs=4)

@@ -55,7 +55,9 @@ def check_work(wq: WorkQueue, work: object) -> None:
     """Raise TypeError for what is no work; for a function it says what to do with that."""
     what = f"what is queued to queue {wq.name!r}"
     if callable(work) and not isinstance(work, Work):
-        raise TypeError(f"{what} is {checks.shown(work)}, and must be a Work, not a function: make one of it, or submit() it")
+        raise TypeError(
+            f"{what} is {checks.shown(work)}, and must be a Work, not a function: make one of it, or submit() it"
+        )
     checks.instance(what, work, Work)
 
 
