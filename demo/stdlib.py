@@ -148,6 +148,7 @@ class Contender:
     name: str
     make: Callable[[], Executor]
     size: int  # for the estimate; 0: sizes itself
+    waiting: Callable[[], int] = lambda: 0  # threads that it has from a round before, and that wait for the next
 
 
 def cmwq_contender() -> Contender:
@@ -155,7 +156,7 @@ def cmwq_contender() -> Contender:
         import cmwq
     except ImportError as error:
         sys.exit(f"demo: cannot import cmwq ({error}); `make demo` installs it first")
-    return Contender("cmwq.Executor()", cmwq.Executor, 0)
+    return Contender("cmwq.Executor()", cmwq.Executor, 0, lambda: sum(pool.workers for pool in cmwq.snapshot().pools))
 
 
 def threads_contender(size: int | None) -> Contender:
@@ -235,7 +236,7 @@ def settled_threads() -> int:
 
 def run(contender: Contender, sources: list[Source], job: Job, progress: Progress) -> Outcome:
     gc.collect()
-    present = settled_threads()
+    present = settled_threads() - contender.waiting()
     progress.begin(contender.name)
     digest = hashlib.sha256()
     size = count = 0
