@@ -4,13 +4,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-CODE := setup.py src tests tools demo bench examples
+CODE := setup.py src tests tools demo bench examples docs/conf.py docs/_ext
 PY := $(VENV)/bin/python
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-services check lint types bench bench-auto bench-exec bench-integrations bench-long \
+.PHONY: help demo docs test test-all test-services check lint types bench bench-auto bench-exec bench-integrations bench-long \
 	bench-memory performance suite stress scale faults hotplug model mutants cpython-tests promises clean setup \
 	interrupted storms tsan release-check aarch64 coverage pyright test-parallel hooks
 
@@ -27,7 +27,7 @@ test: setup  ## all tests, with $(PYTHON)
 test-all:  ## all tests, with every Python >= 3.11 that is installed, free-threaded builds too
 	@$(PYTHON) tools/interpreters.py --run $(MAKE) test 'PYTHON={python}' 'VENV=.venv-{tag}'
 
-test-services: EXTRAS := frameworks
+test-services: EXTRAS := frameworks docs
 test-services: setup  ## tests with servers of other people, such as Redis; installs what is missing, if it may
 	$(PY) tools/services.py $(ARGS)
 
@@ -51,6 +51,12 @@ performance:  ## the same, with every Python >= 3.11 that is installed; rewrites
 	@rm -f out/figures-*.json
 	-@$(PYTHON) tools/interpreters.py --run $(MAKE) bench 'PYTHON={python}' 'VENV=.venv-{tag}'
 	@$(PYTHON) bench/performance.py out/figures-*.json
+
+docs: EXTRAS := docs
+docs: setup  ## the site, in out/site: warnings are errors, links are checked; nothing is fetched
+	@mkdir -p out
+	$(PY) -m sphinx -W --keep-going -q -b html -d out/doctrees docs out/site $(ARGS)
+	@echo "out/site/index.html; links to other sites: out/site/external-links.txt"
 
 suite: EXTRAS := bench
 suite: setup  ## the workload suite alone

@@ -1,9 +1,10 @@
 """The main job on real input: every source file of the standard library, read, worked on, waited for, written.
 
 Its one job: show, side by side, what `cmwq.Executor()` and `ThreadPoolExecutor` of four sizes do with the same items in
-the same order. It guarantees that all contenders produced identical results (else exit status 1), that nothing is
-left out silently (a sample is announced, with its reason), and that server and temporary files are gone at the end.
-It assumes nothing beyond the standard library and cmwq; rich, if present, draws the progress on a terminal.
+the same order, in several rounds in which they take turns; and draw it (`picture`). It guarantees that all contenders
+produced identical results (else exit status 1), that nothing is left out silently (a sample is announced, with its
+reason), and that server and temporary files are gone at the end. It assumes nothing beyond the standard library and
+cmwq; rich, if present, draws the progress on a terminal.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import http.client
 import io
 import json
 import os
+import random
 import resource
 import shutil
 import sys
@@ -30,12 +32,16 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 from urllib.parse import quote
 
+import picture
 import slow_http
 
-BUDGET = 45.0  # seconds all contenders together may be expected to take; the promise is 60
+BUDGET = 45.0  # seconds all contenders together may be expected to take, in all rounds; the promise is 60
+ROUNDS = 3
+PICTURE = Path("out/demo.svg")
 TOKENISE_SHARE = 2.5  # of it, CPU seconds of tokenising per contender
 TOKENISE_CHOICES = (16384, 8192, 4096, 2048, 1024)
 QUICK_FILES = 250
@@ -107,15 +113,18 @@ class Job:
         self.port, self.folder, self.tokenise = port, folder, tokenise
         self.local = threading.local()
         self.threads_seen: list[int] = []
+        self.spans: list[tuple[float, float]] = []
 
     def __call__(self, source: Source) -> Result:
         self.threads_seen.append(os_threads())
+        began = time.perf_counter()
         data = source.path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         compressed = len(zlib.compress(data))
         tokens = count_tokens(data, self.tokenise)
         result = Result(source.name, len(data), digest, compressed, tokens, self.ask(source.name))
         self.write(result)
+        self.spans.append((began, time.perf_counter()))
         return result
 
     def ask(self, name: str) -> str:
@@ -139,6 +148,7 @@ class Contender:
     name: str
     make: Callable[[], Executor]
     size: int  # for the estimate; 0: sizes itself
+    waiting: Callable[[], int] = lambda: 0  # threads that it has from a round before, and that wait for the next
 
 
 def cmwq_contender() -> Contender:
@@ -146,7 +156,7 @@ def cmwq_contender() -> Contender:
         import cmwq
     except ImportError as error:
         sys.exit(f"demo: cannot import cmwq ({error}); `make demo` installs it first")
-    return Contender("cmwq.Executor()", cmwq.Executor, 0)
+    return Contender("cmwq.Executor()", cmwq.Executor, 0, lambda: sum(pool.workers for pool in cmwq.snapshot().pools))
 
 
 def threads_contender(size: int | None) -> Contender:
@@ -165,6 +175,8 @@ class Outcome(NamedTuple):
     cpu: float
     switches: int
     threads: int
+    spans: tuple[tuple[float, float], ...]
+    """From when to when each item was under way, in seconds since the beginning."""
 
 
 class Progress:
@@ -224,7 +236,7 @@ def settled_threads() -> int:
 
 def run(contender: Contender, sources: list[Source], job: Job, progress: Progress) -> Outcome:
     gc.collect()
-    present = settled_threads()
+    present = settled_threads() - contender.waiting()
     progress.begin(contender.name)
     digest = hashlib.sha256()
     size = count = 0
@@ -253,6 +265,18 @@ def run(contender: Contender, sources: list[Source], job: Job, progress: Progres
         after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         after.ru_nvcsw + after.ru_nivcsw - before.ru_nvcsw - before.ru_nivcsw,
         max(job.threads_seen, default=present) - present,
+        tuple((begin - began, end - began) for begin, end in job.spans),
+    )
+
+
+def typical(rounds: list[Outcome]) -> Outcome:
+    """The rounds of one contender as one outcome: each figure is the median, and the course that of a median round."""
+    middle = sorted(rounds, key=lambda outcome: outcome.seconds)[len(rounds) // 2]
+    return middle._replace(
+        seconds=median(outcome.seconds for outcome in rounds),
+        cpu=median(outcome.cpu for outcome in rounds),
+        switches=round(median(outcome.switches for outcome in rounds)),
+        threads=round(median(outcome.threads for outcome in rounds)),
     )
 
 
@@ -263,7 +287,7 @@ class Plan:
     notes: list[str]
 
 
-def make_plan(sources: list[Source], contenders: list[Contender], folder: Path) -> Plan:
+def make_plan(sources: list[Source], contenders: list[Contender], folder: Path, rounds: int) -> Plan:
     """Read every file once (the page cache is then warm for all) and fit the work to BUDGET by measurement."""
     for source in sources:
         source.path.read_bytes()
@@ -291,7 +315,7 @@ def make_plan(sources: list[Source], contenders: list[Contender], folder: Path) 
     for contender in contenders:
         size = contender.size or 32
         cpu = max(python + request, (python + request + native) / min(cpus, size))
-        expected += max(1.2 * cpu, (waits + disk + python + request + native) / size)
+        expected += rounds * max(1.2 * cpu, (waits + disk + python + request + native) / size)
     notes = [
         f"waits of {waits / len(sources) * 1000:.1f} ms, fsync of {disk / len(sources) * 1000:.2f} ms on average; "
         f"the first {tokenise // 1024} KiB of each file are tokenised (fits {TOKENISE_SHARE} s of CPU per contender)"
@@ -306,7 +330,7 @@ def make_plan(sources: list[Source], contenders: list[Contender], folder: Path) 
     return Plan(sources, tokenise, notes)
 
 
-def print_table(outcomes: list[Outcome]) -> None:
+def print_table(outcomes: list[Outcome], rounds: int) -> None:
     width = max(len(outcome.contender) for outcome in outcomes)
     heads = f"{'items':>6} {'MB':>6} {'seconds':>8} {'items/s':>8} {'threads':>8} {'switches':>9} {'CPU s':>6}"
     print(f"\n{'':{width}} {heads}")
@@ -317,8 +341,21 @@ def print_table(outcomes: list[Outcome]) -> None:
         )
     print(
         "\nthreads: most at once, beyond those present before. switches: context switches of the whole process.\n"
-        "Fastest first; one run each."
+        f"Fastest first; medians of {rounds} rounds, in which they took turns in a new order."
     )
+
+
+def draw(outcomes: list[Outcome], path: Path) -> None:
+    """The picture: to the terminal, and as an SVG to that file."""
+    rows = [picture.Row(o.contender, o.seconds, o.threads, o.switches, o.spans) for o in outcomes]
+    print("\nHow many files were under way at each moment, from the beginning to the end:\n")
+    print(picture.terminal(rows, shutil.get_terminal_size((100, 24)).columns))
+    gil = "" if getattr(sys, "_is_gil_enabled", lambda: True)() else " free-threaded"
+    title = f"{outcomes[0].items} files read, hashed, compressed, tokenised, reported to a server and written"
+    machine = f"Python {sys.version.split()[0]}{gil}, {os.cpu_count()} CPUs"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(picture.svg(rows, f"{title}; {machine}"))
+    print(f"\nThe same as a picture: {path}")
 
 
 @contextmanager
@@ -341,6 +378,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"only {QUICK_FILES} files, evenly spread by size")
     parser.add_argument("--limit", type=positive, metavar="N", help="only N files, evenly spread by size")
+    parser.add_argument("--rounds", type=positive, default=ROUNDS, metavar="N", help="turns of each (%(default)s)")
+    parser.add_argument("--picture", type=Path, default=PICTURE, metavar="FILE", help="drawn there (%(default)s)")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # the tokeniser has opinions on the library's own test files
 
@@ -360,25 +399,33 @@ def main() -> int:
         + (f", {unreadable} unreadable left out" if unreadable else "")
     )
     with temporary_folder() as folder, slow_http.running() as port:
-        plan = make_plan(sources, contenders, folder)
+        plan = make_plan(sources, contenders, folder, options.rounds)
         for note in plan.notes:
             print(note, flush=True)
         progress = Progress(len(plan.sources))
-        outcomes = []
+        ran: dict[str, list[Outcome]] = {contender.name: [] for contender in contenders}
+        chance = random.Random(1)
         try:
-            for i, contender in enumerate(contenders):
-                own = folder / str(i)
-                own.mkdir()
-                outcomes.append(run(contender, plan.sources, Job(port, own, plan.tokenise), progress))
+            for number in range(options.rounds):
+                for contender in contenders:
+                    own = folder / f"{number} {contender.name}"
+                    own.mkdir()
+                    outcome = run(contender, plan.sources, Job(port, own, plan.tokenise), progress)
+                    ran[contender.name].append(outcome)
+                    shutil.rmtree(own)
+                chance.shuffle(contenders)
         finally:
             progress.end()
-    print_table(outcomes)
-    if len({outcome.digest for outcome in outcomes}) != 1:
+    outcomes = [typical(rounds) for rounds in ran.values()]
+    print_table(outcomes, options.rounds)
+    draw(outcomes, options.picture)
+    digests = {outcome.digest for rounds in ran.values() for outcome in rounds}
+    if len(digests) != 1:
         print("demo: the contenders' results differ:", file=sys.stderr)
         for outcome in outcomes:
             print(f"  {outcome.digest[:16]}  {outcome.contender}", file=sys.stderr)
         return 1
-    print(f"All {len(outcomes)} produced the same results: sha256 {outcomes[0].digest[:16]}…")
+    print(f"All {len(outcomes)} produced the same results, in every round: sha256 {outcomes[0].digest[:16]}…")
     return 0
 
 

@@ -23,7 +23,10 @@ from typing import IO
 
 from interpreters import CLOSING
 
-APART = (("tests/cli", "tests/interrupted"), ("tests/sim", "tests/model", "tests/contrib", "tests/observing"))
+APART = (
+    ("tests/cli", "tests/interrupted", "tests/docs"),
+    ("tests/sim", "tests/model", "tests/contrib", "tests/observing"),
+)
 """Directories that are parts of their own: they watch other processes, servers, or a machine of their own, so that they
 do not mind what runs beside them. The first part is all others.
 """

@@ -8,12 +8,13 @@ Importing this package starts no thread.
 
 from __future__ import annotations
 
+import importlib as _importlib
 import os as _os
 from typing import TYPE_CHECKING, Unpack
 
 from cmwq import events
 from cmwq._core.config import Config
-from cmwq._core.here import serve_process
+from cmwq._core.here import serve_process as _serve_process
 from cmwq._errors import (
     Abandoned,
     CmwqError,
@@ -49,14 +50,17 @@ from cmwq._workqueue.snapshot import (
 )
 from cmwq._workqueue.work import DelayedWork, Work
 from cmwq.executor import Executor
-from cmwq.observing.trace import Trace, begin_from_environment, trace
+from cmwq.observing.trace import Trace, trace
+from cmwq.observing.trace import begin_from_environment as _begin_trace
 
 if TYPE_CHECKING:
+    from cmwq import aio as aio
+    from cmwq import testing as testing
     from cmwq.observing.server import Monitor
 
 __version__ = "0.1.0"
 
-serve_process(default_runtime().host)
+_serve_process(default_runtime().host)
 
 system = WorkQueue("system")
 """The default queue of this process. It always exists."""
@@ -142,6 +146,21 @@ def monitor(path: str | None = None) -> Monitor:
     return server.begin(path)
 
 
+_LAZY = ("aio", "testing")
+"""Modules that `import cmwq` does not import, for they import more; they are there when they are asked for."""
+
+if not TYPE_CHECKING:  # a type checker would take this to mean that every name exists
+
+    def __getattr__(name: str) -> object:
+        if name in _LAZY:
+            return _importlib.import_module(f"cmwq.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(["__version__", *__all__, *_LAZY])
+
+
 if _os.environ.get("CMWQ_MONITOR", "0") not in ("", "0"):
     from cmwq.observing.server import begin_or_log as _begin
 
@@ -199,4 +218,4 @@ __all__ = [
     "trace",
 ]
 
-begin_from_environment()
+_begin_trace()

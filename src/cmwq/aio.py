@@ -26,19 +26,37 @@ from cmwq._core import checks
 from cmwq._errors import CmwqTimeout, FlushDeadlock
 from cmwq._pool.blocking import step_aside, step_back
 from cmwq._pool.worker import current_worker
+from cmwq._workqueue.batch import Batch
 from cmwq._workqueue.drain import close_steps, drain_steps, flush_steps
 from cmwq._workqueue.inserting import insert
+from cmwq._workqueue.options import AtClose, checked_delayed
+from cmwq._workqueue.queue import WorkQueue
 from cmwq._workqueue.runtime import default_runtime
 from cmwq._workqueue.submitting import bounded_future
 from cmwq._workqueue.work import Work
 from cmwq.executor import Executor
 
 if TYPE_CHECKING:
-    from cmwq._workqueue.batch import Batch
     from cmwq._workqueue.future import Future
-    from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.runtime import Runtime
     from cmwq._workqueue.wait import Steps, Target
+
+__all__ = [
+    "Runner",
+    "cancel_sync",
+    "close",
+    "disable_sync",
+    "drain",
+    "flush",
+    "freeze",
+    "install",
+    "new_event_loop",
+    "outcome",
+    "run",
+    "run_coroutine",
+    "run_to_end",
+    "wait",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -101,43 +119,53 @@ async def _wait_for(target: Target, parker: _LoopParker) -> None:
 
 
 async def flush(what: WorkQueue | Work, timeout: float | None = None) -> bool | None:
-    """Do what `WorkQueue.flush` or `Work.flush` does."""
-    return await drive(
-        what.flush_steps() if isinstance(what, Work) else flush_steps(what), timeout, f"flush of {what!r} was not done"
-    )
+    """Do what `WorkQueue.flush` or `Work.flush` does. timeout: seconds."""
+    steps = what.flush_steps() if isinstance(what, Work) else flush_steps(_queue(what))
+    return await drive(steps, timeout, f"flush of {what!r} was not done")
 
 
 async def drain(queue: WorkQueue, timeout: float | None = None) -> None:
-    """Do what `WorkQueue.drain` does."""
-    await drive(drain_steps(queue), timeout, f"drain of {queue!r} was not done")
+    """Do what `WorkQueue.drain` does. timeout: seconds."""
+    await drive(drain_steps(_queue(queue)), timeout, f"drain of {queue!r} was not done")
 
 
-async def close(queue: WorkQueue, timeout: float | None = None, *, delayed: str | None = None) -> None:
-    """Do what `WorkQueue.close` does."""
+async def close(queue: WorkQueue, timeout: float | None = None, *, delayed: AtClose | None = None) -> None:
+    """Do what `WorkQueue.close` does. timeout: seconds."""
+    delayed = checked_delayed(_queue(queue).name, delayed)
     await drive(close_steps(queue, delayed), timeout, f"close of {queue!r} was not done")
 
 
 async def cancel_sync(work: Work, timeout: float | None = None) -> bool:
-    """Do what `Work.cancel_sync` does."""
-    return await drive(work.cancel_steps(), timeout, f"{work!r} did not end")
+    """Do what `Work.cancel_sync` does. timeout: seconds."""
+    return await drive(_work(work).cancel_steps(), timeout, f"{work!r} did not end")
 
 
 async def disable_sync(work: Work, timeout: float | None = None) -> bool:
-    """Do what `Work.disable_sync` does. The work stays disabled, even if this wait is given up."""
+    """Do what `Work.disable_sync` does. timeout: seconds. The work stays disabled, even if this wait is given up."""
     timeout = checks.timeout(timeout)
-    was = work.disable()
+    was = _work(work).disable()
     await drive(work.end_steps(), timeout, f"{work!r} did not end")
     return was
 
 
 async def wait(batch: Batch, timeout: float | None = None) -> None:
-    """Do what `Batch.wait` does."""
+    """Do what `Batch.wait` does. timeout: seconds."""
+    checks.instance("what is waited for", batch, Batch)
     await drive(batch.wait_steps(), timeout, f"a batch of {len(batch)} calls did not end")
 
 
 async def freeze(timeout: float | None = None, runtime: Runtime | None = None) -> None:
-    """Do what `cmwq.freeze` does; runtime: freeze this one instead of the default runtime."""
+    """Do what `cmwq.freeze` does. timeout: seconds. runtime: freeze this one instead of the default runtime."""
     await drive((runtime or default_runtime()).freeze_steps(), timeout, "freezable queues still run works")
+
+
+def _queue(queue: WorkQueue) -> WorkQueue:
+    """The queue that was given. Raises TypeError for what is none, such as the name of one."""
+    return checks.instance("queue", queue, WorkQueue)
+
+
+def _work(work: Work) -> Work:
+    return checks.instance("work", work, Work)
 
 
 # ----------------------------------------------------------------------------------- calls, awaited
@@ -152,7 +180,8 @@ async def run(queue: WorkQueue | Executor, fn: Callable[P, T], /, *args: P.args,
     `Executor.shutdown(cancel_futures=True)`, this raises CancelledError, too.
 
     A queue that is full (`max_pending`) makes the task wait, and not the loop; one made with full="raise" raises
-    QueueFull. Raises what `submit` raises: QueueClosed, ThreadLimit. Context: a task of a running loop.
+    QueueFull. Raises what `submit` raises: QueueClosed, ThreadLimit; TypeError for a coroutine function, which is to be
+    awaited here, and for what is neither a queue nor an executor. Context: a task of a running loop.
     """
     future: Future[T] = await _submit(queue, fn, args, kwargs)
     try:
@@ -244,6 +273,10 @@ def run_coroutine(
 
 async def _submit(queue: WorkQueue | Executor, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
     """`queue.submit`, but a full queue makes the task wait."""
+    if not isinstance(queue, WorkQueue | Executor):
+        raise TypeError(f"{checks.shown(queue)} is neither a WorkQueue nor a cmwq.Executor")
+    if not isinstance(fn, Work):
+        checks.no_coroutine_function("what is run on a worker", fn)
     if isinstance(queue, Executor) or queue._room is None or queue._room.full == "raise" or isinstance(fn, Work):
         return queue.submit(fn, *args, **kwargs)
     room = queue._room

@@ -11,13 +11,16 @@ the message.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, isasyncgenfunction, iscoroutinefunction
 from math import inf
 from operator import index
+from types import FunctionType
 from typing import TypeVar
 
 from cmwq._core.naming import MAX_NAME, name_of
 
 T = TypeVar("T")
+S = TypeVar("S", bound=str)
 
 MAX_COUNT = 2**31 - 1
 """A limit of this many works is as good as none."""
@@ -89,7 +92,7 @@ def text(what: str, value: object) -> str:
     return value if type(value) is str else str.__str__(value)
 
 
-def choice(what: str, value: object, allowed: Iterable[str]) -> str:
+def choice(what: str, value: object, allowed: Iterable[S]) -> S:
     """The one of the allowed strings that was given. Raises TypeError, ValueError."""
     for each in allowed:
         if isinstance(value, str) and value == each:
@@ -123,6 +126,26 @@ def function(what: str, value: Callable[..., T]) -> Callable[..., T]:
     if not callable(value):
         raise TypeError(f"{what} is {shown(value)}, and must be callable, which {type(value).__name__} is not")
     return value
+
+
+def plain_function(what: str, value: Callable[..., T]) -> Callable[..., T]:
+    """Something callable that is no coroutine function. Raises TypeError."""
+    function(what, value)
+    no_coroutine_function(what, value)
+    return value
+
+
+def no_coroutine_function(what: str, value: object) -> None:
+    """Refuse a function whose call on a worker would do nothing, because nobody awaits what it returns. Partial calls
+    and methods are seen through. Raises TypeError.
+    """
+    if type(value) is FunctionType and not value.__code__.co_flags & (CO_COROUTINE | CO_ASYNC_GENERATOR):
+        return
+    if iscoroutinefunction(value) or isasyncgenfunction(value):
+        raise TypeError(
+            f"{what} is {name_of(value)}, a coroutine function: to call it on a worker would do nothing. Await it in "
+            "an event loop, or give a function that runs it, by asyncio.run() or cmwq.aio.run_coroutine()"
+        )
 
 
 def cpu(value: object) -> int:

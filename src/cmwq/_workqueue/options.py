@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cmwq._core import checks
 from cmwq._core.config import DFL_ACTIVE
-from cmwq._workqueue.room import FULL
+from cmwq._workqueue.room import FULL, WhenFull
 
 if TYPE_CHECKING:
     from cmwq._workqueue.runtime import Runtime
     from cmwq._workqueue.work import Work
 
-AUTO = "auto"
+Scope: TypeAlias = Literal["system", "numa", "cache", "smt", "cpu"]
+AtClose: TypeAlias = Literal["run", "cancel"]
+AUTO: Literal["auto"] = "auto"
 """The limit that is learned (E11)."""
-SCOPES = ("cpu", "smt", "cache", "numa", "system")
-DELAYED = ("cancel", "run")
+SCOPES: tuple[Scope, ...] = ("cpu", "smt", "cache", "numa", "system")
+DELAYED: tuple[AtClose, ...] = ("cancel", "run")
 """What can happen, when a queue closes, to works whose time has not come."""
 
 
@@ -27,16 +29,16 @@ class QueueOptions:
     """The options of a queue, as explained in `WorkQueue`, checked. Raises TypeError or ValueError for a bad value."""
 
     name: str
-    max_active: int | str | None
+    max_active: int | Literal["auto"] | None
     ordered: bool
-    scope: str
+    scope: Scope
     highpri: bool
     cpu_intensive: bool
     freezable: bool
     max_pending: int | None
-    full: str
+    full: WhenFull | None
     rescuer: bool
-    delayed: str | None
+    delayed: AtClose | None
     on_error: Callable[[Work, BaseException], object] | None
     context: Context | None
 
@@ -44,12 +46,15 @@ class QueueOptions:
         self.name = checks.text("the name of a queue", self.name)
         me = f"queue {self.name!r}: "
         self.scope = checks.choice(f"{me}scope", self.scope, SCOPES)
-        self.full = checks.choice(f"{me}full", self.full, FULL)
+        if self.full is not None:
+            self.full = checks.choice(f"{me}full", self.full, FULL)
         self.delayed = checked_delayed(self.name, self.delayed)
         if self.max_active is not None:
             self.max_active = checked_limit(self.name, self.max_active)
         if self.max_pending is not None:
             self.max_pending = checks.integer(f"{me}max_pending", self.max_pending, 1)
+        elif self.full is not None:
+            raise ValueError(f"{me}full={self.full!r} says what happens at max_pending, and there is none: give both")
         for flag in ("ordered", "highpri", "cpu_intensive", "freezable", "rescuer"):
             checks.flag(me + flag, getattr(self, flag))
         if self.on_error is not None:
@@ -66,7 +71,7 @@ class QueueOptions:
         return None if isinstance(self.max_active, str) else self.max_active
 
 
-def checked_limit(name: str, limit: int | str) -> int | str:
+def checked_limit(name: str, limit: int | str) -> int | Literal["auto"]:
     """The option `max_active`, checked: a number, or AUTO. Raises TypeError, ValueError."""
     if isinstance(limit, str):
         if limit == AUTO:
@@ -75,7 +80,7 @@ def checked_limit(name: str, limit: int | str) -> int | str:
     return checks.integer(f"queue {name!r}: max_active", limit, 1)
 
 
-def checked_delayed(name: str, delayed: str | None) -> str | None:
+def checked_delayed(name: str, delayed: str | None) -> AtClose | None:
     """The option `delayed`, checked; None: not given. Raises TypeError, ValueError."""
     return None if delayed is None else checks.choice(f"queue {name!r}: delayed", delayed, DELAYED)
 

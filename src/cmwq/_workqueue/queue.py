@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context, copy_context
 from functools import wraps
+from inspect import CO_COROUTINE
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from cmwq._core import checks
@@ -27,11 +29,11 @@ from cmwq._workqueue.gate import Gate
 from cmwq._workqueue.inserting import insert, insert_later, insert_many
 from cmwq._workqueue.learning import learned_limit
 from cmwq._workqueue.map import map_calls
-from cmwq._workqueue.options import QueueOptions, checked_delayed, checked_limit, checked_runtime
+from cmwq._workqueue.options import AtClose, QueueOptions, Scope, checked_delayed, checked_limit, checked_runtime
 from cmwq._workqueue.periodic import PeriodicWork
 from cmwq._workqueue.periodic import begin as begin_periodic
 from cmwq._workqueue.pwq import PoolWorkQueue
-from cmwq._workqueue.room import Room
+from cmwq._workqueue.room import Room, WhenFull
 from cmwq._workqueue.serving import Serving
 from cmwq._workqueue.serving import begin as begin_serving
 from cmwq._workqueue.submitting import submit_specially
@@ -68,8 +70,8 @@ class WorkQueue(Gate):
     cpu_intensive: its works do not count against concurrency (A8). For long computations that must not hold up others.
     freezable: `cmwq.freeze()` stops it (E8).
     max_pending, full: at most `max_pending` works may wait to begin (E9). When the queue is full, `full` decides: with
-        "block" the caller waits for room, but a work of the queue itself gets QueueFull; with "raise" every caller gets
-        QueueFull. Delayed works whose time has come are let in even so.
+        "block", the default, the caller waits for room, but a work of the queue itself gets QueueFull; with "raise"
+        every caller gets QueueFull. Delayed works whose time has come are let in even so.
     rescuer: the queue has a thread of its own from the start. It runs the queue's works, one at a time, when no worker
         can be created, so that the queue always makes progress (C). Making the queue raises ThreadLimit if that thread
         or the runtime's own cannot be started. If a work that the rescuer runs waits for a work that no thread can
@@ -99,14 +101,14 @@ class WorkQueue(Gate):
         *,
         max_active: int | Literal["auto"] | None = None,
         ordered: bool = False,
-        scope: str = "system",
+        scope: Scope = "system",
         highpri: bool = False,
         cpu_intensive: bool = False,
         freezable: bool = False,
         max_pending: int | None = None,
-        full: str = "block",
+        full: WhenFull | None = None,
         rescuer: bool = False,
-        delayed: str | None = None,
+        delayed: AtClose | None = None,
         on_error: Callable[[Work, BaseException], object] | None = None,
         context: Context | None = None,
         runtime: Runtime | None = None,
@@ -162,9 +164,13 @@ class WorkQueue(Gate):
 
         A `Work` may be given instead of a function (with arguments: TypeError). It is queued, and the future is that of
         the execution to come; cancelling the future leaves the work alone. Raises WorkDisabled if the work is disabled.
+        A coroutine function is refused (TypeError), as nobody would await what it returns; a method is not looked at.
         """
-        # The body of `submit_call`, repeated: one more call would add a twentieth to the total time.
-        if self._special or isinstance(fn, Work):
+        plain = type(fn) is FunctionType  # which saves the dearer look whether it is a Work
+        if plain and fn.__code__.co_flags & CO_COROUTINE:
+            self._refuse_coroutine_function(fn)
+        # From here on the body of `submit_call`, repeated: one more call would add a twentieth to the total time.
+        if self._special or (not plain and isinstance(fn, Work)):
             return submit_specially(self, fn, args, kwargs)
         pwq = self._only or self.place_here()
         future: Future[Any] = Future(pwq.outside, (fn, *args), kwargs, copy_context())
@@ -192,6 +198,7 @@ class WorkQueue(Gate):
         Either all calls are accepted or none; with `max_pending`, each is submitted on its own, as there is room.
         """
         calls = list(zip(*iterables))  # noqa: B905  # as map() does
+        self._refuse_coroutine_function(fn)
         if self._special or isinstance(fn, Work):
             return [self.submit(fn, *args) for args in calls]
         pwq = self._only or self.place_here()
@@ -217,10 +224,12 @@ class WorkQueue(Gate):
         once. A call's exception is raised when its result is taken. Leaving the iterator cancels calls that have not
         begun.
         """
+        self._refuse_coroutine_function(fn)
         return map_calls(self, fn, iterables, timeout, buffersize)
 
     def offload(self, fn: Callable[P, T]) -> Callable[P, Future[T]]:
         """A decorator: each call of the function is submitted to this queue and returns its Future at once."""
+        self._refuse_coroutine_function(fn)
 
         @wraps(fn)
         def submitting(*args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -265,7 +274,7 @@ class WorkQueue(Gate):
 
     def queue_on(self, cpu: int, work: Work) -> bool:
         """`queue` on the pool of this CPU. If the CPU is absent, the work runs elsewhere in the queue's scope (D3)."""
-        checks.instance(f"what is queued to queue {self.name!r}", work, Work)
+        queueing.check_work(self, work)
         return queueing.queue_specially(self, work, checks.cpu(cpu))
 
     def queue_delayed(self, work: DelayedWork, delay: float) -> bool:
@@ -358,7 +367,7 @@ class WorkQueue(Gate):
         """
         run_steps(drain_steps(self), self.runtime, timeout, lambda: self._still_there("drain"))
 
-    def close(self, timeout: float | None = None, *, delayed: str | None = None) -> None:
+    def close(self, timeout: float | None = None, *, delayed: AtClose | None = None) -> None:
         """Drain the queue, then refuse all works for good. Closing twice is harmless.
 
         timeout: seconds. delayed: "run" or "cancel" the delayed works whose time has not come (default: as the queue
@@ -411,6 +420,9 @@ class WorkQueue(Gate):
                 pwq.adopt_limit()
         if self.scope == "system" and self._only is None:
             self._only = next((pwq for pwq in self._pwqs.values() if pwq.pool.runtime is self.runtime), None)
+
+    def _refuse_coroutine_function(self, fn: object) -> None:
+        checks.no_coroutine_function(f"what is submitted to queue {self.name!r}", fn)
 
     def refuse_own_work(self, verb: str) -> None:
         """Raise FlushDeadlock if the caller is one of the queue's own works (F7)."""

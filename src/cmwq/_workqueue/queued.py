@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cmwq._pool.item import Item
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.worker import Worker
+    from cmwq._workqueue.future import Future
     from cmwq._workqueue.phase import Phase
     from cmwq._workqueue.pwq import PoolWorkQueue
     from cmwq._workqueue.queue import WorkQueue
@@ -426,8 +427,8 @@ class Queued:
 lay_out(Queued, "work", "phase", "_context", "stage")
 
 
-def current_work() -> Any:
+def current_work() -> Work | Future[Any] | None:
     """What this thread executes: a `Work`, the `Future` of a submitted call, or None outside a worker. Thread-safe."""
     worker = current_worker()
     item = worker.item if worker is not None else None
-    return item.work if isinstance(item, Queued) else item
+    return item.work if isinstance(item, Queued) else item  # type: ignore[return-value]  # of a served call: its item

@@ -33,7 +33,7 @@ def queue(wq: WorkQueue, /, work: Work) -> bool:
     try:
         born = work._born
     except AttributeError:
-        checks.instance(f"what is queued to queue {wq.name!r}", work, Work)
+        check_work(wq, work)
         raise
     if wq._special or wq._shut or born != Work.generation:
         return queue_specially(wq, work)
@@ -49,6 +49,16 @@ def queue(wq: WorkQueue, /, work: Work) -> bool:
     except Reentered:
         wq.runtime.host.defer(partial(queue_specially, wq, work, accepted=True))
     return True
+
+
+def check_work(wq: WorkQueue, work: object) -> None:
+    """Raise TypeError for what is no work; for a function it says what to do with that."""
+    what = f"what is queued to queue {wq.name!r}"
+    if callable(work) and not isinstance(work, Work):
+        raise TypeError(
+            f"{what} is {checks.shown(work)}, and must be a Work, not a function: make one of it, or submit() it"
+        )
+    checks.instance(what, work, Work)
 
 
 def queue_specially(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cmwq._core.held import holding
 from cmwq._core.ranks import Rank
@@ -26,17 +26,18 @@ if TYPE_CHECKING:
     from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.wait import Steps, Target
 
-FULL = ("block", "raise")
+WhenFull: TypeAlias = Literal["block", "raise"]
+FULL: tuple[WhenFull, ...] = ("block", "raise")
 
 
 class Room:
     """The places of one queue. Thread-safe."""
 
-    def __init__(self, queue: WorkQueue, limit: int, full: str) -> None:
+    def __init__(self, queue: WorkQueue, limit: int, full: WhenFull | None) -> None:
         self._queue = queue  # I
         self._lock = queue.runtime.host.lock(Rank.ROOM, mending(self))  # F
         self.limit = limit  # I
-        self.full = full  # I
+        self.full: WhenFull = full or "block"  # I
         self._holders: set[object] = set()  # M: the works that have a place
         self._waiting: deque[_Turn] = deque()  # M: the threads that wait, the first in front
 

@@ -31,7 +31,7 @@ from cmwq._pool.worker import be_worker, current_worker
 from cmwq._workqueue.end import close, close_at_exit
 from cmwq._workqueue.picture import Photographer
 from cmwq._workqueue.place_end import Quiet
-from cmwq._workqueue.settings import FIELDS, Settings, checked_call, checked_exit_timeout
+from cmwq._workqueue.settings import FIELDS, SensorName, Settings, checked_call, checked_exit_timeout
 from cmwq._workqueue.subscriptions import Events
 from cmwq._workqueue.wait import run_steps, waits_of
 from cmwq._workqueue.watchdog import Watchdog
@@ -58,19 +58,31 @@ class Runtime:
     config: the constants of the rules.
     exit_timeout: seconds. At interpreter exit, works that have not ended by then are left behind, as by `close` with
         `abandon`; None: exit waits for all.
+    on_stall, on_unfetched: called when works stall, or when nobody fetched the exception of a call: see the attributes
+        of these names, which can be set later, too.
 
     Thread-safe. Close it, or use it as a context manager; else it is closed at interpreter exit.
+    """
+
+    on_unfetched: Callable[[str, BaseException], object] | None
+    """Called as on_unfetched(name, exception) when the future of a failed call is dropped and nobody has seen the
+    exception: by `result()`, by `exception()`, or through a callback. name: says in words which call of which queue
+    failed. It can be set at any time, and applies to calls that fail from then on; None, the default: nobody is told,
+    as in the standard library. It is called on whichever thread drops the last reference, between any two steps of its
+    program. So it must not wait, nor take a lock that this thread may hold. What it raises is logged.
     """
 
     def __init__(
         self,
         *,
         host: Host | None = None,
-        sensor: Sensor | str | None = None,
+        sensor: Sensor | SensorName | None = None,
         cpus: Iterable[int] | None = None,
         max_workers: int = 1024,
         config: Config | None = None,
         exit_timeout: float | None = None,
+        on_stall: Callable[[Stall], object] | None = None,
+        on_unfetched: Callable[[str, BaseException], object] | None = None,
     ) -> None:
         max_workers = checks.integer("max_workers", max_workers, 2, checks.MAX_THREADS)  # one works, one is in reserve
         wanted = None if cpus is None else checks.cpus(cpus)
@@ -93,17 +105,12 @@ class Runtime:
         self.config = config or Config()  # R
         self.max_workers = max_workers  # R
         self.exit_timeout = checked_exit_timeout(exit_timeout)  # ~
-        self.on_unfetched: Callable[[str, BaseException], object] | None = None  # A
-        """Called as on_unfetched(name, exception) when the future of a failed call is dropped and nobody has seen the
-        exception: by `result()`, by `exception()`, or through a callback. name: says in words which call of which queue
-        failed. It can be set at any time, and applies to calls that fail from then on; None, the default: nobody is
-        told, as in the standard library. It is called on whichever thread drops the last reference, between any two
-        steps of its program. So it must not wait, nor take a lock that this thread may hold. What it raises is logged.
-        """
+        self.on_unfetched = checked_call("on_unfetched", on_unfetched)  # A
         self._pools = Pools(self, host)  # I
         self.hotplug = Hotplug(self._pools, wanted)  # R
         self.events = Events(self)  # I
         self.watchdog = Watchdog(self)  # I
+        self.watchdog.on_stall = checked_call("on_stall", on_stall)
         self.events.clients[Kind.STALL] = self.watchdog.hear
         self._queues: Weakly[WorkQueue] = Weakly()  # A: those that somebody still references
         self._photographer = Photographer(self)  # I

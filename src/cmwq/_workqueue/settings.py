@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 from cmwq._core import checks
 from cmwq._core.config import Config
@@ -12,6 +12,8 @@ from cmwq._core.config import Config
 if TYPE_CHECKING:
     from cmwq._core.ports import Sensor
     from cmwq._workqueue.report import Stall
+
+SensorName: TypeAlias = Literal["sentinel", "procfs", "hints"]
 
 FIELDS = frozenset(field.name for field in fields(Config))
 """The settings that are constants of the rules."""
@@ -22,7 +24,7 @@ class Settings(TypedDict, total=False):
 
     max_workers: int
     """The cap on the workers of one pool (B6); at least 2. Default: 1024."""
-    sensor: Sensor | str | None
+    sensor: Sensor | SensorName | None
     """What notices blocked workers: "sentinel", "procfs", "hints", or a `Sensor`. Default: CMWQ_SENSOR, or the best."""
     cpus: Iterable[int] | None
     """Which CPUs to use, by number. Default: those the process may use."""

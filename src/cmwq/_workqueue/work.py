@@ -69,7 +69,7 @@ class Work:
     From queueing until just before the call the work is pending, and queueing it again does nothing (E4). It never runs
     twice at the same time, wherever it is queued (E3). Its own function may queue, cancel or drop it (E5). `fn(*args,
     **kwargs)` runs in a copy of the context of the thread that queued it; its exception is logged, or handed to the
-    queue's `on_error`.
+    queue's `on_error`. A coroutine function is refused (TypeError): nobody would await it.
 
     Thread-safe. In the child of a fork it is idle, and disabled as often as it was in the parent (G2). Methods that
     wait take a timeout in seconds and then raise CmwqTimeout; they raise FlushDeadlock where a work would wait for
@@ -86,7 +86,7 @@ class Work:
     _renewal: ports.Lock  # F: held while a work of the parent is begun anew in the child
 
     def __init__(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> None:
-        self._fn = checks.function(f"the function of a {type(self).__name__}", fn)  # I
+        self._fn = checks.plain_function(f"the function of a {type(self).__name__}", fn)  # I
         self._args = args  # I
         self._kwargs = kwargs  # I
         self._disables = 0  # W
@@ -122,6 +122,11 @@ class Work:
         return self._lock
 
     # ------------------------------------------------------------------------------- to be seen
+
+    @property
+    def function(self) -> Callable[..., object]:
+        """The function that it calls. Calling it here calls it at once, on this thread, and queues nothing."""
+        return self._fn
 
     @property
     def pending(self) -> bool:

@@ -34,6 +34,8 @@ from anyio._core import _eventloop as core
 import cmwq
 import cmwq.aio
 
+__all__ = ("install", "installed", "lifespan", "uninstall", "unlimited", "why_not")
+
 OLDEST, NEWEST = (4, 12), (4, 16)
 """The versions of anyio with which its own tests of threads were run on cmwq."""
 

@@ -52,6 +52,8 @@ from django.utils.json import normalize_json  # type: ignore[import-not-found,im
 import cmwq
 from cmwq.contrib._routes import Routes
 
+__all__ = ("ThreadBackend",)
+
 RESULTS = 10_000
 """How many finished results a backend keeps, unless its OPTIONS say otherwise. The oldest are forgotten first."""
 OPTIONS = {"max_active", "results"}

@@ -21,6 +21,8 @@ from typing import Any, ParamSpec, TypeVar
 import cmwq
 from cmwq.contrib._routes import Routes
 
+__all__ = ("Executor",)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 MOST_CALLS = 1000

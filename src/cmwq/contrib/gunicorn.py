@@ -25,6 +25,8 @@ from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped
 import cmwq
 from cmwq.contrib._routes import Routes
 
+__all__ = ("Worker",)
+
 T = TypeVar("T")
 PEEKED = 256
 """Bytes of a request that are looked at for its path."""

@@ -25,6 +25,8 @@ from waitress.utilities import logger  # type: ignore[import-untyped,unused-igno
 import cmwq
 from cmwq.contrib._routes import Routes
 
+__all__ = ("create_server", "serve")
+
 
 class Task(Protocol):
     """What waitress hands over: a channel, whose first request is to be answered."""

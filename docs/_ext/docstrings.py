@@ -1,0 +1,111 @@
+"""Docstrings as this project writes them, made into reStructuredText for autodoc.
+
+Its one job: `converted(lines)`. A docstring is plain English: paragraphs, lines `name: what it is` for arguments whose
+continuation is indented, indented examples, lists with dashes, and names in single backticks. Guarantees: a character
+that means something to reStructuredText only is escaped; a name in backticks that may be one of ours is a reference,
+which stays a plain name where it is none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from textwrap import dedent
+from typing import Any
+
+import cmwq
+
+ENTRY = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*|each field of `Config`): (.*)")
+"""The first line of an argument's description."""
+NAME = re.compile(r"(?:cmwq\.)?(?:[A-Z]\w*(?:\.\w+)*|\w+(?:\.\w+)+|\w+)(?:\(\))?$")
+"""What may be a name of ours: a class, something dotted, or a call."""
+
+
+def paragraphs(lines: list[str]) -> Iterator[list[str]]:
+    part: list[str] = []
+    for line in [*lines, ""]:
+        if line.strip():
+            part.append(line)
+        elif part:
+            yield part
+            part = []
+
+
+def inline(text: str) -> str:
+    """One paragraph's text, escaped."""
+    pieces = re.split(r"(`[^`]*`)", text)
+    for number, piece in enumerate(pieces):
+        if number % 2:
+            pieces[number] = named(piece[1:-1])
+        else:
+            pieces[number] = re.sub(r"([*|\\])", r"\\\1", re.sub(r"(?<=\w)_(?!\w)", r"\\_", piece))
+    joined = ""
+    for number, piece in enumerate(pieces):  # markup has to end at a blank or a sign: an escaped blank is neither
+        if number % 2:
+            joined += ("" if not joined or re.search(r"[\s(\"'\[{<\-/:]$", joined) else "\\ ") + piece
+            following = pieces[number + 1][:1]
+            joined += "\\ " if re.match(r"[\w(]", following) else ""
+        else:
+            joined += piece
+    return joined
+
+
+def named(text: str) -> str:
+    bare = text.removesuffix("()")
+    if NAME.match(text) and (text != bare or "." in bare or bare[0].isupper()):
+        known = bare.partition(".")[0] in cmwq.__all__
+        return f":py:obj:`{text} <{'cmwq.' * known}{bare}>`"
+    return f"``{text}``"
+
+
+def block(lines: list[str]) -> Iterator[str]:
+    """One paragraph of a docstring as lines of reStructuredText."""
+    indents = [len(line) - len(line.lstrip()) for line in lines]
+    if min(indents) >= 4:
+        yield ".. code-block:: python"
+        yield ""
+        yield from ("    " + line for line in dedent("\n".join(lines)).splitlines())
+        return
+    if ENTRY.match(lines[0]) or re.match(r"\s*- ", lines[0]):
+        entry: list[str] = []
+        for line in [*lines, None]:
+            begins = line is None or (line == line.lstrip() and (ENTRY.match(line) or line.startswith("- ")))
+            if begins and entry:
+                text = " ".join(each.strip() for each in entry)
+                match = ENTRY.match(text)
+                if match:
+                    bold = (f"**{name}**" if name.isidentifier() else inline(name) for name in match[1].split(", "))
+                    names = ", ".join(bold)
+                    yield f"* {names}: {inline(match[2])}"
+                else:
+                    yield f"* {inline(text.removeprefix('- '))}"
+                entry = []
+            if line is not None:
+                entry.append(line)
+        return
+    yield inline(" ".join(line.strip() for line in lines))
+
+
+def converted(lines: list[str]) -> list[str]:
+    found: list[str] = []
+    for part in paragraphs(lines):
+        # A paragraph may go over into the descriptions of arguments.
+        split = next((i for i, line in enumerate(part) if i and ENTRY.match(line) and follows(part, i)), len(part))
+        for piece in (part[:split], part[split:]):
+            if piece:
+                found += [*block(piece), ""]
+    return found
+
+
+def follows(part: list[str], index: int) -> bool:
+    """Whether an argument's description begins at this line: the line before ends a sentence, not indented."""
+    return part[index - 1].rstrip().endswith((".", ")")) and part[0] == part[0].lstrip() and not ENTRY.match(part[0])
+
+
+def process(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
+    lines[:] = converted(lines)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    app.connect("autodoc-process-docstring", process)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
