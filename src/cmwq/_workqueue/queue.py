@@ -388,6 +388,18 @@ class WorkQueue(Gate):
                 found |= {worker.thread for worker in pwq.executing()}
         return found
 
+    def blocked(self) -> list[Any]:
+        """The works of this queue that are known to be blocked (A4), and have no child process that computes (A10). A call
+        is in it as its Future.
+
+        A sensor looks only while works wait. So call this from a source (`serve`): it is asked when there is room.
+        """
+        found = []
+        for pwq in self.places():
+            with pwq.pool.lock:
+                found += [worker.item for worker in pwq.executing() if worker.blocked and not worker.blocked.computes]
+        return found
+
     def __enter__(self) -> WorkQueue:
         return self
 
