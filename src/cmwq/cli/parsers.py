@@ -71,6 +71,8 @@ def _parse_exec(parser: Parser, args: list[str]) -> argparse.Namespace:
             parser.error(
                 f"{item!r} after an item: options come first (for an item like that write ./{item}, or use -a)"
             )
+    if options.cluster is not None and options.line_buffer:
+        parser.error("--line-buffer and --cluster exclude each other: output comes from other machines when it is whole")
     if not options.words and not options.shell:
         parser.error("the command is missing: cmwq exec [OPTION ...] [ITEM ...] -- COMMAND [ARG ...]")
     return options
@@ -256,6 +258,7 @@ def _dashboard_parser(make: Callable[..., Parser]) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("pid", metavar="PID", nargs="?", type=_positive, help="the process to show")
     what.add_argument("--all", action="store_true", help="all processes of yours, also those that start later")
+    what.add_argument("--cluster", metavar="ADDRESS", help="the workers of a Dask cluster: tcp://HOST:8786")
     what.add_argument("--replay", metavar="FILE", help="pictures in a file, as `cmwq dump PID --json` prints them")
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve at (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=_natural, default=0, help="the port to serve at (0: any that is free)")
@@ -298,6 +301,8 @@ def _add_running(parser: argparse._ActionsContainer, retries: str) -> None:
                         help="after N failures (1) begin nothing more; now: end what runs, too")  # fmt: skip
     parser.add_argument("--max-active", metavar="N", type=_positive,
                         help="at most N at a time (256), for what else can run out: connections")  # fmt: skip
+    parser.add_argument("--cluster", metavar="ADDRESS",
+                        help="on the workers of a Dask cluster (tcp://HOST:8786), or on N processes here (local:N)")  # fmt: skip
 
 
 def _add_loudness(parser: argparse._ActionsContainer) -> None:

@@ -1,6 +1,6 @@
 """watching: all workers of a cluster at once, as one process is seen by `cmwq dashboard` and by `cmwq.trace`.
 
-Guarantees: a worker that does not answer is left out, and holds nobody up for longer than `PATIENCE`. Workers that share
+Guarantees: a worker that is not reached is left out, and nobody is held up for longer than `PATIENCE`. Workers that share
 a process are one process here. Nothing is changed on the workers, except that a trace records there until it ends, or
 until the worker does. What comes from workers is unpickled here: trust them, as they trust you.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ("ClusterTrace", "Source", "pictures", "trace")
 
 PATIENCE = 5.0
-"""Seconds that workers have to answer."""
+"""Seconds after which TimeoutError is raised, if a worker is reached and does not answer."""
 TRACKS = 20_000_000
 """The first of the identifiers of tracks that show what Dask says of its threads."""
 
@@ -56,7 +56,7 @@ _born = time.monotonic()
 
 
 def _ask(client: Client, function: Any, *args: Any, workers: list[str] | None = None) -> dict[str, Any]:
-    """Call it on all workers, or on these. Those that fail or don't answer are left out. Raises OSError, TimeoutError."""
+    """Call it on all workers, or on these. Those where it fails are left out. Raises OSError, TimeoutError."""
     answers: dict[str, Any] = client.sync(
         client._run, function, *args, workers=workers, on_error="ignore", callback_timeout=PATIENCE
     )
@@ -129,7 +129,7 @@ class _Link:
         except Exception as error:
             raise NoPicture(f"the scheduler does not answer: {error}") from error
         if self._address not in answers:
-            if self._address not in self._client.scheduler_info(n_workers=-1)["workers"]:
+            if self._address not in self._client.nthreads():
                 raise Over(f"the worker {self._address} is gone")
             raise NoPicture(f"the worker {self._address} does not answer")
         return dict(answers[self._address][1])
