@@ -142,6 +142,8 @@ failures One line on stderr each. A result that JSON cannot express (NaN too) is
 --resume LOG gets one line per completed item, before its result goes to stdout. Run again with the same log, target and
          items: what succeeded is printed again but not run again, what failed or is missing runs. All logged items are
          compared with the input before anything runs. The log survives the death of the process, not of the machine.
+--cluster TARGET is called on the workers of a Dask cluster, or in N processes here (local:N). At most 1,000 items are
+         there at a time. An item whose worker dies has failed. See docs/integrations/dask.md, also about trust.
 status   0 all succeeded; 1 some items failed; 2 could not go on (one line says why); 141 the reader of stdout went
          away, quietly. Ctrl-C, SIGTERM, SIGHUP (130, 143, 129 to a shell): no new item starts; those running get half a
          second to end, be logged, and be printed if they are in turn; a second signal doesn't wait. What still runs
@@ -207,6 +209,8 @@ failures   One line on stderr each; the others go on. A command fails if its sta
            Run again with the same log, command and items: what succeeded is printed again but not
            run again; what failed or is missing is run. The log survives the death of the process,
            not of the machine. With --line-buffer it has no output, and nothing is printed again.
+--cluster  Commands run on the workers of a Dask cluster, in their directory, or in N processes here
+           (local:N). A command whose worker dies has failed. See docs/integrations/dask.md.
 status     0 all succeeded; 1 some failed, or --halt; 2 could not go on (one line says why); 126 the
            command can't be executed; 127 it doesn't exist; 141 the reader of stdout went away.
 signals    Ctrl-C, SIGTERM, SIGHUP, SIGQUIT (130, 143, 129, 131 to a shell): no command is begun;
