@@ -18,6 +18,15 @@ from .conftest import Cli, environment
 
 pytest.importorskip("distributed", reason="Dask distributed can't be imported here")
 
+FATAL_ONCE = '''
+import os, signal
+def call(item):
+    if not os.path.exists("died"):
+        open("died", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item.upper()
+'''
+
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
@@ -58,13 +67,20 @@ def test_many_items_are_under_way_at_once(cli: Cli, folder: Path) -> None:
     assert (done.returncode, values(done.stdout)) == (0, numbers), done.stderr
 
 
-def test_a_worker_that_dies_fails_its_item_and_retries_carry_it_out_again(cli: Cli, folder: Path) -> None:
+def test_a_worker_that_dies_fails_its_item(cli: Cli, folder: Path) -> None:
     items = ["499", "500", "501"]
     done = cli("map", "--cluster", "local:1", "targets:fatal", *items)
     assert done.returncode == 1
     assert b"item 2 '500': WorkLost" in done.stderr
     assert "500" not in values(done.stdout)
     assert (folder / "effects").read_text().split().count("500") == 1
+
+
+def test_retries_carry_an_item_out_again_whose_worker_died(cli: Cli, folder: Path) -> None:
+    (folder / "fatal_once.py").write_text(FATAL_ONCE)
+    done = cli("map", "--cluster", "local:1", "--retries", "3", "fatal_once:call", "a")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b'"A"\n', b"")
+    assert (folder / "died").exists()
 
 
 def test_exec_on_local_workers(cli: Cli) -> None:

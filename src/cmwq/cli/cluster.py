@@ -205,18 +205,30 @@ class Printed:
 
 
 _commands: dict[str, Children] = {}
+"""Of each run, the oldest first."""
+_dropped: set[str] = set()
+"""Runs that nobody wants any more."""
 _beginning = threading.Lock()
+
+
+def _children_of(run: str, kill_after: float) -> Children:
+    with _beginning:
+        children = _commands.get(run)
+        if children is None:
+            children = _commands[run] = Children(kill_after)
+            if len(_commands) > KEPT:
+                oldest = next(iter(_commands))
+                del _commands[oldest]
+                _dropped.discard(oldest)
+        return children
 
 
 def run_command(run: str, argv: list[str], timeout: float | None, kill_after: float) -> Printed:
     """Run a command of a run to its end. Context: a task of the cluster. Raises Closing if the run has ended."""
     from cmwq.contrib.dask import on_cancel
 
-    with _beginning:
-        children = _commands.setdefault(run, Children(kill_after))
-        while len(_commands) > KEPT:
-            _commands.pop(next(iter(_commands)))
-    on_cancel(partial(_end_soon, children))
+    children = _children_of(run, kill_after)
+    on_cancel(partial(_end_soon, run, children))
     out: list[bytes] = []
     err: list[bytes] = []
     try:
@@ -228,8 +240,11 @@ def run_command(run: str, argv: list[str], timeout: float | None, kill_after: fl
     return Printed(ended, b"".join(out), b"".join(err), None)
 
 
-def _end_soon(children: Children) -> None:
+def _end_soon(run: str, children: Children) -> None:
     """Nobody wants them any more: have them end, in the end by force. Context: the worker's event loop."""
+    if run in _dropped:  # each of its commands says so
+        return
+    _dropped.add(run)
     children.end(signal.SIGTERM)
     if children.any:
         later = threading.Timer(children.kill_after, children.end, (signal.SIGKILL,))
@@ -241,8 +256,7 @@ async def end_commands(run: str, number: int, kill_after: float) -> None:
     """End the commands of a run, and return when that is so. Context: the worker's event loop."""
     import asyncio
 
-    with _beginning:
-        children = _commands.setdefault(run, Children(kill_after))  # what comes late finds that it is over
+    children = _children_of(run, kill_after)  # also if it has none yet: what comes late finds that the run is over
     children.end(number)
     last = time.monotonic() + kill_after
     while children.any and time.monotonic() < last:
