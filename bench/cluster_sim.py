@@ -186,7 +186,9 @@ class Cluster:
 
     def run(self) -> float:
         """Seconds until the last task has ended."""
-        beats = self.costs.heartbeat * max(0.2, 1 / (self.nodes / 200 + 1)) * self.nodes  # share of the scheduler's time
+        beats = (
+            self.costs.heartbeat * max(0.2, 1 / (self.nodes / 200 + 1)) * self.nodes
+        )  # share of the scheduler's time
         stretch = 1 / max(0.05, 1 - min(beats, 0.95))
         self.costs = Costs(**{**asdict(self.costs), "scheduler": self.costs.scheduler * stretch})
         for _ in range(self.window):

@@ -18,14 +18,14 @@ from .conftest import Cli, environment
 
 pytest.importorskip("distributed", reason="Dask distributed can't be imported here")
 
-FATAL_ONCE = '''
+FATAL_ONCE = """
 import os, signal
 def call(item):
     if not os.path.exists("died"):
         open("died", "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
     return item.upper()
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,9 @@ def test_retries_carry_an_item_out_again_whose_worker_died(cli: Cli, folder: Pat
 
 
 def test_exec_on_local_workers(cli: Cli) -> None:
-    done = cli("exec", "--cluster", "local:2", "--shell", "a", "b", "c", "--", "echo out-{}; echo err-{} >&2; test {} != b")
+    done = cli(
+        "exec", "--cluster", "local:2", "--shell", "a", "b", "c", "--", "echo out-{}; echo err-{} >&2; test {} != b"
+    )
     assert done.returncode == 1
     assert done.stdout == b"out-a\nout-b\nout-c\n"
     assert [line for line in done.stderr.splitlines() if line.startswith(b"err")] == [b"err-a", b"err-b", b"err-c"]

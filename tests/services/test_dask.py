@@ -172,7 +172,15 @@ if __name__ == "__main__":
 def test_a_node_that_is_cut_off_for_ten_seconds_is_late_and_nothing_is_lost_or_repeated(tmp_path: Path) -> None:
     effects = tmp_path / "effects"
     (tmp_path / "client.py").write_text(CLIENT)
-    node = ["-m", "distributed.cli.dask_worker", "tcp://10.77.0.1:8786", "--no-nanny", "--nthreads", "1", "--no-dashboard"]
+    node = [
+        "-m",
+        "distributed.cli.dask_worker",
+        "tcp://10.77.0.1:8786",
+        "--no-nanny",
+        "--nthreads",
+        "1",
+        "--no-dashboard",
+    ]
     with two_hosts() as (here, there):
         scheduler = ["-m", "distributed.cli.dask_scheduler", "--host", "10.77.0.1", "--port", "8786", "--no-dashboard"]
         with process_on(here, *scheduler) as head:
@@ -210,7 +218,7 @@ def certificate(folder: Path) -> tuple[str, str]:
 
     key = rsa.generate_private_key(65537, 2048)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "cmwq")])
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     made = (
         x509.CertificateBuilder()
         .subject_name(name)

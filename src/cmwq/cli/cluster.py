@@ -29,7 +29,7 @@ from cmwq.cli.child import Children, Closing, Ended, Unstartable, find
 from cmwq.cli.output import Refusal, describe, one_line
 
 if TYPE_CHECKING:
-    import argparse
+    pass
 
 MISSING = "--cluster needs Dask distributed: pip install 'cmwq[dask]'"
 AT_ONCE = 1000
@@ -108,7 +108,7 @@ def _local(distributed: Any, workers: int) -> Any:
 def _quiet(distributed: Any) -> Any:
     """A plugin for workers whose terminal is ours: Ctrl-C is for the run, which ends them."""
 
-    class Quiet(distributed.WorkerPlugin):  # type: ignore[misc,name-defined]
+    class Quiet(distributed.WorkerPlugin):  # type: ignore[misc,unused-ignore]
         name = "cmwq-quiet"
 
         def setup(self, worker: Any) -> None:

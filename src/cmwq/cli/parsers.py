@@ -72,7 +72,9 @@ def _parse_exec(parser: Parser, args: list[str]) -> argparse.Namespace:
                 f"{item!r} after an item: options come first (for an item like that write ./{item}, or use -a)"
             )
     if options.cluster is not None and options.line_buffer:
-        parser.error("--line-buffer and --cluster exclude each other: output comes from other machines when it is whole")
+        parser.error(
+            "--line-buffer and --cluster exclude each other: output comes from other machines when it is whole"
+        )
     if not options.words and not options.shell:
         parser.error("the command is missing: cmwq exec [OPTION ...] [ITEM ...] -- COMMAND [ARG ...]")
     return options

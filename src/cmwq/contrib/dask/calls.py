@@ -12,6 +12,7 @@ scheduler, unless Dask is told to use TLS.
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from distributed.protocol import pickle
-from distributed.utils import thread_state
+import cloudpickle
+from distributed.utils import thread_state  # type: ignore[attr-defined,unused-ignore]
 from distributed.worker import get_worker
 
 import cmwq
@@ -53,7 +54,7 @@ class Call:
     def of(cls, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Pickle a call. Raises TypeError if it can't be pickled; the cause says why."""
         try:
-            data = pickle.dumps((fn, args, kwargs))
+            data = cloudpickle.dumps((fn, args, kwargs))
         except Exception as exc:
             raise TypeError(
                 f"{name} can't be sent to another machine: its arguments, or what the function refers to, can't be "

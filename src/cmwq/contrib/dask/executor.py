@@ -39,7 +39,7 @@ from typing import Any
 from dask.utils import key_split
 from distributed.metrics import time
 from distributed.threadpoolexecutor import thread_state as dask_thread
-from distributed.utils import thread_state as dask_task
+from distributed.utils import thread_state as dask_task  # type: ignore[attr-defined,unused-ignore]
 from distributed.worker_state_machine import SecedeEvent
 
 import cmwq
@@ -101,7 +101,7 @@ class DaskThreadPoolExecutor(cmwq.Executor):
         self._serving = self.queue.serve(self._could_begin_one_more)  # I
 
     @property
-    def _threads(self) -> Any:
+    def _threads(self) -> Any:  # type: ignore[override]
         """The threads whose tasks have a slot: Dask removes one from here to secede."""
         return self._seats
 
@@ -158,15 +158,15 @@ class DaskThreadPoolExecutor(cmwq.Executor):
         """The source. Context: a worker of cmwq that could begin something, and finds nothing."""
         if not self._look_due:
             self._look_due = True
-            self._call_soon(self._look)
+            self._call_soon(self._look, self.queue.blocked())
 
-    def _look(self) -> None:
+    def _look(self, asleep: list[Any]) -> None:
         """Give back the slots of those that are blocked, if all slots are taken. Context: the event loop."""
         self._look_due = False
         state = self._worker.state
         if not self._tasks or len(state.executing) < state.nthreads:
             return  # Dask begins another as soon as it has one
-        if not self._give_back(state) and not self._repeats:
+        if not self._give_back(state, set(map(id, asleep))) and not self._repeats:
             self._repeats = True
             self._loop.call_later(PAUSE, self._look_again)
 
@@ -174,10 +174,9 @@ class DaskThreadPoolExecutor(cmwq.Executor):
         self._repeats = False
         self._serving.notify()
 
-    def _give_back(self, state: Any) -> bool:
+    def _give_back(self, state: Any, asleep: set[int]) -> bool:
         """Give back what may be given back. Returns whether any slot was. Context: the event loop."""
         holders = [task for ts in list(state.executing) if (task := self._tasks.get(ts.key)) is not None]
-        asleep = {id(future) for future in self.queue.blocked()}
         found = [task for task in holders if id(task.future) in asleep]
         room = self._max_blocked - self._gone["blocked"]
         for task in found[: max(room, 0)]:
@@ -292,4 +291,3 @@ def _key_of(fn: Callable[..., Any]) -> Any:
     except (KeyError, ValueError):
         return None
     return args[3] if getattr(function, "__name__", "") == "_run_task" and len(args) > 3 else None
-

@@ -85,7 +85,9 @@ class ClusterWorkQueue:
     ) -> None:
         client = get_client() if client is None else client
         if client.asynchronous:
-            raise ValueError(f"queue {name!r} needs a client that is not asynchronous: it calls it from its own threads")
+            raise ValueError(
+                f"queue {name!r} needs a client that is not asynchronous: it calls it from its own threads"
+            )
         if ordered and max_active not in (None, 1):
             raise ValueError(f"queue {name!r} is ordered: its max_active is 1")
         if retries and not repeatable:

@@ -23,8 +23,7 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any
 
-import dask
-from distributed import Client
+from dask import annotate  # type: ignore[attr-defined,unused-ignore]
 from distributed.scheduler import KilledWorker
 
 import cmwq
@@ -48,7 +47,7 @@ class Sending:
     def __init__(
         self,
         name: str,
-        client: Client,
+        client: Any,
         limit: int | None,
         options: dict[str, Any],
         *,
@@ -122,7 +121,7 @@ class Sending:
     def _send(self, items: list[Item]) -> None:
         # Sent once more, it is another task: the scheduler may still know the one before.
         keys = [item.key if item.nr_sent == 1 else f"{item.key}{item.nr_sent:x}" for item in items]
-        with dask.annotate(**({} if self.repeatable else {ONCE: True})):
+        with annotate(**({} if self.repeatable else {ONCE: True})):
             sent = self.client.map(
                 perform,
                 [item.call for item in items],

@@ -27,8 +27,6 @@ from cmwq.observing.dashboard.sources import NoPicture, Over, Target
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from distributed import Client
-
 __all__ = ("ClusterTrace", "Source", "pictures", "trace")
 
 PATIENCE = 5.0
@@ -55,7 +53,7 @@ def _about() -> About:
 _born = time.monotonic()
 
 
-def _ask(client: Client, function: Any, *args: Any, workers: list[str] | None = None) -> dict[str, Any]:
+def _ask(client: Any, function: Any, *args: Any, workers: list[str] | None = None) -> dict[str, Any]:
     """Call it on all workers, or on these. Those where it fails are left out. Raises OSError, TimeoutError."""
     answers: dict[str, Any] = client.sync(
         client._run, function, *args, workers=workers, on_error="ignore", callback_timeout=PATIENCE
@@ -63,7 +61,7 @@ def _ask(client: Client, function: Any, *args: Any, workers: list[str] | None = 
     return answers
 
 
-def pictures(client: Client, *, stacks: bool = False) -> dict[str, Mapping[str, Any]]:
+def pictures(client: Any, *, stacks: bool = False) -> dict[str, Mapping[str, Any]]:
     """The pictures of all workers' processes, by the address of the worker: `cmwq.snapshot().to_dict()` of each.
 
     Thread-safe. Raises OSError or TimeoutError if the scheduler does not answer.
@@ -84,7 +82,7 @@ def _picture(stacks: bool) -> tuple[About, Mapping[str, Any]]:
 class Source:
     """The workers of a cluster as processes that the dashboard shows. Thread-safe."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Any) -> None:
         self._client = client  # I
         self._lock = threading.Lock()
         self._numbers: dict[str, int] = {}  # guarded by it: of each address, because machines share process ids
@@ -103,9 +101,8 @@ class Source:
                 if number is None:
                     number = self._numbers[address] = next(self._count)
                 command = f"{address} ({about.host}, process {about.pid})"
-                found.setdefault(
-                    about.process, Target(number, command, about.since, address, self, remote=True)  # type: ignore[arg-type]
-                )
+                seen = Target(number, command, about.since, address, self, remote=True)
+                found.setdefault(about.process, seen)
         return list(found.values())
 
     def connect(self, target: Target) -> _Link:
@@ -116,7 +113,7 @@ class Source:
 class _Link:
     paced = False
 
-    def __init__(self, client: Client, address: str) -> None:
+    def __init__(self, client: Any, address: str) -> None:
         self._client = client
         self._address = address
         self._closed = False
@@ -144,7 +141,7 @@ class _Link:
 class ClusterTrace:
     """A trace of all workers that is being recorded. `trace` makes it. As a context manager it is closed at the end."""
 
-    def __init__(self, client: Client, path: str | os.PathLike[str], limit: int) -> None:
+    def __init__(self, client: Any, path: str | os.PathLike[str], limit: int) -> None:
         self.path = Path(path)
         self._client = client
         self._limit = limit
@@ -187,7 +184,7 @@ class ClusterTrace:
         self.close()
 
 
-def trace(client: Client, path: str | os.PathLike[str], *, limit: int = 100_000) -> ClusterTrace:
+def trace(client: Any, path: str | os.PathLike[str], *, limit: int = 100_000) -> ClusterTrace:
     """Record what happens in the pools of all workers there are now, until the trace is closed, into one file for
     Perfetto: a process for each worker, and beside cmwq's tracks one for each of Dask's threads.
 
@@ -274,4 +271,3 @@ def _of_dask(tasks: list[Any], number_of: dict[str, int], began: float) -> list[
                 }
             )
     return events
-
