@@ -104,7 +104,7 @@ def test_exec_writes_its_log_and_goes_on_from_it(cli: Cli, folder: Path, address
 
 
 def test_exec_ends_a_command_that_runs_for_too_long(cli: Cli, address: str) -> None:
-    done = cli("exec", "--cluster", address, "--timeout", "0.5", "x", "--", "sleep", "300")
+    done = cli("exec", "--cluster", address, "--timeout", "0.5", "300", "--", "sleep")
     assert done.returncode == 1
     assert b"timed out after 0.5 s" in done.stderr
 

@@ -197,7 +197,7 @@ def test_what_was_lost_with_a_worker_after_it_ended_is_told(client: Any, tmp_pat
             with dask.annotate(cmwq_once=True):
                 call = contrib.calls.Call.of("noting", note_and_wait, (effects, "ended", pipe), {})
                 future = client.submit(contrib.calls.perform, call, pure=False)
-            distributed.wait(future, HANG)
+            until(future.done)
             (line,) = notes(effects)
             kill_the_worker_of(line)
             until(lambda: future.status == "error")
