@@ -217,7 +217,8 @@ class WorkQueue(Gate):
         once. A call's exception is raised when its result is taken. Leaving the iterator cancels calls that have not
         begun.
         """
-        return map_calls(self, fn, iterables, timeout, buffersize)
+        at_once = None if isinstance(fn, Work) or type(self).submit is not WorkQueue.submit else self.submit_many
+        return map_calls(self, fn, iterables, timeout, buffersize, submit_many=at_once)
 
     def offload(self, fn: Callable[P, T]) -> Callable[P, Future[T]]:
         """A decorator: each call of the function is submitted to this queue and returns its Future at once."""

@@ -150,6 +150,8 @@ class Executor(cf.ThreadPoolExecutor):
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
+        if type(self).submit is Executor.submit:
+            return self._queue.map(fn, *iterables, timeout=timeout, buffersize=buffersize)
         return map_calls(self._queue, fn, iterables, timeout, buffersize, submit=self.submit)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
