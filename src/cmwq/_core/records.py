@@ -19,11 +19,9 @@ from typing import TYPE_CHECKING, Any
 from cmwq._core.held import DEBUG
 
 if TYPE_CHECKING:
-    from collections import deque
-    from collections.abc import Callable
     from contextvars import Context
 
-    from cmwq._core.ports import Lock, Parker
+    from cmwq._core.ports import Parker
 
 
 class PyFutureRecord:
@@ -73,17 +71,13 @@ class PyQueueRecord:
 
 
 class PyPoolRecord:
-    lock: Lock
-    worklist: deque[Any]
-    taps: tuple[Any, ...]
+    pass
 
 
 class PyWorkerRecord:
     __slots__ = (
         "below", "blocked", "counted", "dying", "ended", "item", "kicked", "last", "parker", "record", "served",
     )  # fmt: skip
-
-    ended: Callable[[], None]
 
 
 NATIVE = False

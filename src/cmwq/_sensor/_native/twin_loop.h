@@ -6,7 +6,7 @@
    that queues may be about to list the next item, and to wake a worker costs both of them more than many works take.
    A worker that lingers is in the state of one that was kicked and has not arrived: it is counted, `kicked`, and among
    `nr_waking`.  So every rule holds as it is written: nobody is woken for the item for which it lingers, a second item
-   has another worker woken, and mending, counting and closing know that state.  It lingers without the lock, for LINGER
+   has another worker woken, and mending, counting and closing know that state.  It lingers without the lock, for LINGERS
    looks at the list, a few microseconds.  The race: an item is listed just after the last look.  The worker takes the
    lock before it gives up that state, and looks once more.  */
 
@@ -14,7 +14,7 @@
 #include "twin_insert.h"
 
 enum {
-    LINGER = 200,               /* looks at the list of a worker that has nothing more to do, without a GIL */
+    LINGERS = 200,               /* looks at the list of a worker that has nothing more to do, without a GIL */
 };
 
 typedef struct {
@@ -250,7 +250,7 @@ static int linger(Loop *l)
     if (loop_release(l))
         return -1;
     drop(&l->last);
-    for (int i = 0; i < LINGER && !length(l->worklist); i++)
+    for (int i = 0; i < LINGERS && !length(l->worklist); i++)
         spin_wait();
     if (loop_acquire(l))
         return -1;
