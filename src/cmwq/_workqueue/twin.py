@@ -16,7 +16,7 @@ those of `pool`.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cmwq._core import records
 from cmwq._core.held import holding
@@ -30,11 +30,8 @@ from cmwq._workqueue.queued import BEGUN, ENDED, LISTED, Queued
 from cmwq._workqueue.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.worker import Worker
-    from cmwq._workqueue.pwq import PoolWorkQueue
 
 
 @holding("pool.lock")
@@ -44,12 +41,6 @@ def goes_on(pool: WorkerPool, worker: Worker) -> bool:
         return True
     pool.lookout.review(worker, pool.target + slack(pool))
     return keep_working(pool)
-
-
-def insert_many_later(pwq: PoolWorkQueue, futures: Sequence[Future[Any]]) -> None:
-    """What `submit_many` does when it is `Reentered`."""
-    for future in futures:
-        inserting.insert_later(pwq, future)
 
 
 def queue_later(wq: WorkQueue, work: Work) -> bool:
@@ -77,7 +68,6 @@ def install() -> bool:
         insert=inserting.insert,
         insert_many=inserting.insert_many,
         insert_later=inserting.insert_later,
-        insert_many_later=insert_many_later,
         submit_specially=submitting.submit_specially,
         submit_many=WorkQueue.submit_many,
         queue=queueing.queue,

@@ -90,8 +90,8 @@ typedef struct {
 } WorkerRecord;
 
 /* The context of a call whose caller had no context variables. */
-static PyObject no_context_object = {PyObject_HEAD_INIT(&PyBaseObject_Type)};
-#define NO_CONTEXT (&no_context_object)
+static struct { PyObject_HEAD } no_context_object = {PyObject_HEAD_INIT(&PyBaseObject_Type)};
+#define NO_CONTEXT ((PyObject *)&no_context_object)
 
 /* ------------------------------------------------------------------------------------- references */
 

@@ -28,7 +28,7 @@
 /* What the twin calls and compares with.  Given by `install`, in this order. */
 #define TWIN_NAMES(_)                                                                                                 \
     _(Future) _(Queued) _(Work) _(Phase) _(LISTED) _(BEGUN) _(ENDED) _(result) _(insert) _(insert_many)       \
-    _(insert_later) _(insert_many_later) _(submit_specially) _(submit_many) _(queue) _(queue_specially)              \
+    _(insert_later) _(submit_specially) _(submit_many) _(queue) _(queue_specially)              \
     _(queue_later) _(process_works) _(goes_on) _(set_aside) _(begin_on_record) _(over) _(announce) _(execute_specially)
 
 typedef struct {

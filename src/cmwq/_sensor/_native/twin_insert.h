@@ -71,6 +71,14 @@ static int insert_held(PlaceRecord *pwq, PyObject *item)
     return settle_listed(pool, had);
 }
 
+/* An item that is not queued yet is of the place's `outside`, should anybody in Python look. */
+static void be_outside(PlaceRecord *pwq, PyObject *item)
+{
+    PyObject **phase = phase_of(item);
+    if (phase && !*phase)
+        set_field(item, phase, Py_NewRef(pwq->outside));
+}
+
 /* `insert`.  -1: an exception is set. */
 static int insert(PlaceRecord *pwq, PyObject *item)
 {
@@ -86,6 +94,7 @@ static int insert(PlaceRecord *pwq, PyObject *item)
             return -1;
     }
     PyObject *args[] = {(PyObject *)pwq, item};
+    be_outside(pwq, item);
     return call_void(twin.insert, args, 2);
 }
 
@@ -103,18 +112,29 @@ static PyObject *twin_insert(PyObject *Py_UNUSED(module), PyObject *const *args,
 
 /* ------------------------------------------------------------------------------------- submit */
 
-/* The place of a queue where a work goes that this thread queues now; a reference of one's own.  `only` is set once in a
-   process, so what is there stays. */
+/* The place of a queue where a work goes that this thread queues now; borrowed, because a queue keeps its places as long
+   as it lives.  (In the child of a fork it forgets them, while there is one thread.)  NULL: an exception is set. */
 static PlaceRecord *place_of(QueueRecord *wq)
 {
-    PyObject *place = Py_XNewRef(peek(&wq->only));
-    if (!place)
-        place = PyObject_CallMethodNoArgs((PyObject *)wq, name_of.place_here);
-    if (place && !PyObject_TypeCheck(place, records.place)) {
-        PyErr_SetString(PyExc_TypeError, "a queue's place is wanted");
-        Py_CLEAR(place);
-    }
-    return (PlaceRecord *)place;
+    PyObject *place = peek(&wq->only);
+    if (place)
+        return (PlaceRecord *)place;
+    if (!(place = PyObject_CallMethodNoArgs((PyObject *)wq, name_of.place_here)))
+        return NULL;
+    bool valid = PyObject_TypeCheck(place, records.place) && Py_REFCNT(place) > 1;
+    Py_DECREF(place);
+    if (valid)
+        return (PlaceRecord *)place;
+    PyErr_SetString(PyExc_TypeError, "a place that the queue keeps is wanted");
+    return NULL;
+}
+
+/* Nobody has queued the future, but somebody may come to know it.  -1: an exception is set. */
+static int insert_later(PlaceRecord *pwq, FutureRecord *future)
+{
+    PyObject *both[] = {(PyObject *)pwq, (PyObject *)future};
+    be_outside(pwq, (PyObject *)future);
+    return call_void(twin.insert_later, both, 2);
 }
 
 /* Is it a Work, which `submit` queues?  -1: an exception is set. */
@@ -154,13 +174,9 @@ static PyObject *submit(QueueRecord *wq, PyObject *fn, PyObject *const *args, Py
     PlaceRecord *pwq = place_of(wq);
     if (!pwq)
         return NULL;
-    PyObject *future = (PyObject *)new_future(pwq->outside, fn, args, number, kwargs, callers_context());
-    if (future && insert(pwq, future)) {
-        PyObject *both[] = {(PyObject *)pwq, future};
-        if (!is_reentered() || call_void(twin.insert_later, both, 2))
-            Py_CLEAR(future);
-    }
-    Py_DECREF(pwq);
+    PyObject *future = (PyObject *)new_future(fn, args, number, kwargs, callers_context());
+    if (future && insert(pwq, future) && (!is_reentered() || insert_later(pwq, (FutureRecord *)future)))
+        Py_CLEAR(future);
     return future;
 }
 
@@ -239,14 +255,14 @@ static int insert_many_held(PlaceRecord *pwq, PyObject *futures)
 
 /* The futures of fn(*args) for each tuple of zip(*iterables); of each element, if there is one iterable.  NULL: an
    exception is set. */
-static PyObject *new_futures(PlaceRecord *pwq, PyObject *fn, PyObject *elements, bool are_tuples)
+static PyObject *new_futures(PyObject *fn, PyObject *elements, bool are_tuples)
 {
     PyObject *context = callers_context(), *futures = context ? PyList_New(0) : NULL, *element;
     PyObject *iterator = futures ? PyObject_GetIter(elements) : NULL;
     while (iterator && (element = PyIter_Next(iterator))) {
         PyObject *const *args = are_tuples ? &PyTuple_GET_ITEM(element, 0) : &element;
         Py_ssize_t number = are_tuples ? PyTuple_GET_SIZE(element) : 1;
-        FutureRecord *future = new_future(pwq->outside, fn, args, number, NULL, same_context(context));
+        FutureRecord *future = new_future(fn, args, number, NULL, same_context(context));
         int failed = future ? PyList_Append(futures, (PyObject *)future) : -1;
         Py_XDECREF(future);
         Py_DECREF(element);
@@ -276,6 +292,8 @@ static int insert_many(PlaceRecord *pwq, PyObject *futures)
             return -1;
     }
     PyObject *args[] = {(PyObject *)pwq, futures};
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(futures); i++)
+        be_outside(pwq, PyList_GET_ITEM(futures, i));
     return call_void(twin.insert_many, args, 2);
 }
 
@@ -291,13 +309,14 @@ static PyObject *queue_submit_many(PyObject *self, PyObject *const *args, Py_ssi
     PyObject *elements = number == 2 ? Py_NewRef(args[1])
                                      : PyObject_Vectorcall((PyObject *)&PyZip_Type, args + 1, (size_t)number - 1, NULL);
     PlaceRecord *pwq = elements ? place_of(wq) : NULL;
-    PyObject *futures = pwq ? new_futures(pwq, args[0], elements, number != 2) : NULL;
+    PyObject *futures = pwq ? new_futures(args[0], elements, number != 2) : NULL;
     if (futures && PyList_GET_SIZE(futures) && insert_many(pwq, futures)) {
-        PyObject *both[] = {(PyObject *)pwq, futures};
-        if (!is_reentered() || call_void(twin.insert_many_later, both, 2))
+        bool later = is_reentered();
+        for (Py_ssize_t i = 0; later && i < PyList_GET_SIZE(futures); i++)
+            later = !insert_later(pwq, (FutureRecord *)PyList_GET_ITEM(futures, i));
+        if (!later)
             Py_CLEAR(futures);
     }
-    Py_XDECREF(pwq);
     Py_XDECREF(elements);
     return futures;
 }
@@ -338,7 +357,6 @@ static int queue_now(QueueRecord *wq, WorkRecord *work, Guard *guard, PyObject *
             done = -1;
     }
     Py_XDECREF(queued);
-    Py_DECREF(pwq);
     return done;
 }
 

@@ -40,9 +40,10 @@ static PyObject *same_context(PyObject *context)
     return context == NO_CONTEXT ? context : PyContext_Copy(context);
 }
 
-/* A future of that call, not queued yet.  Takes over `context`; NULL there: an exception is set.  `kwargs` may be NULL. */
-static FutureRecord *new_future(PyObject *outside, PyObject *fn, PyObject *const *args, Py_ssize_t number,
-                                PyObject *kwargs, PyObject *context)
+/* A future of that call, which nobody else knows yet, and which has no phase.  Takes over `context`; NULL there: an
+   exception is set.  `kwargs` may be NULL. */
+static FutureRecord *new_future(PyObject *fn, PyObject *const *args, Py_ssize_t number, PyObject *kwargs,
+                                PyObject *context)
 {
     FutureRecord *future = context ? new_record((PyTypeObject *)twin.Future) : NULL;
     if (!future) {
@@ -51,7 +52,6 @@ static FutureRecord *new_future(PyObject *outside, PyObject *fn, PyObject *const
         return NULL;
     }
     future->context = context;
-    future->phase = Py_NewRef(outside);
     future->fn = give_away(Py_NewRef(fn));
     future->kwargs = give_away(Py_XNewRef(kwargs));
     future->lone = number == 1;
@@ -267,8 +267,7 @@ static int queued_claim(QueuedRecord *queued, PyObject *worker)
     PlaceRecord *pwq = (PlaceRecord *)((PhaseRecord *)queued->phase)->pwq;
     if (queued->stage != twin.LISTED || !work || !PyObject_TypeCheck((PyObject *)work, records.work) ||
         work->execution || queued->room || pwq->frozen) {
-        PyObject *args[] = {(PyObject *)queued, worker};
-        PyObject *claimed = PyObject_VectorcallMethod(name_of.claim, args, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        PyObject *claimed = PyObject_CallMethodOneArg((PyObject *)queued, name_of.claim, worker);
         int truth = claimed ? PyObject_IsTrue(claimed) : -1;
         Py_XDECREF(claimed);
         return truth;

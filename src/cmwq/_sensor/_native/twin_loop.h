@@ -276,7 +276,6 @@ static int loop(Loop *l)
             if (taken == 2)
                 return 0;
             if (taken == 1) {
-                drop(&l->follower);     /* one that was taken back */
                 set_field(l->worker, &l->worker->item, NULL);
                 PyObject *before = l->last;
                 l->last = l->item;
