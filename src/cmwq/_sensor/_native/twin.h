@@ -27,9 +27,9 @@
 
 /* What the twin calls and compares with.  Given by `install`, in this order. */
 #define TWIN_NAMES(_)                                                                                                 \
-    _(Future) _(Queued) _(Work) _(Phase) _(LISTED) _(BEGUN) _(ENDED) _(result) _(insert) _(insert_many)       \
-    _(insert_later) _(submit_specially) _(submit_many) _(queue) _(queue_specially)              \
-    _(queue_later) _(process_works) _(goes_on) _(set_aside) _(begin_on_record) _(over) _(announce) _(execute_specially)
+    _(Future) _(Queued) _(Work) _(Phase) _(LISTED) _(BEGUN) _(ENDED) _(result) _(insert) _(insert_many)              \
+    _(insert_later) _(submit_specially) _(submit_many) _(queue) _(queue_specially) _(queue_later) _(process_works)   \
+    _(goes_on) _(set_aside) _(begin_on_record) _(over) _(announce) _(execute_specially)
 
 typedef struct {
 #define FIELD(name) PyObject *name;
@@ -45,8 +45,8 @@ static Twin twin;               /* I: set once, before anybody calls what needs 
 /* Names of attributes and methods. */
 #define INTERNED(_)                                                                                                   \
     _(place) _(attend) _(complete_phases) _(pass_over) _(kick) _(settle) _(kick_or_settle) _(claim) _(run) _(end)    \
-    _(phase) _(retire) _(follower) _(_failed) _(_tell_end) _(place_here) _(generation) _(lane) _(records) _(uncount) _(lost)   \
-    _(children) _(parents) _(known) _(hand_over) _(extend) _(activate) _(_attend_to_inactive)
+    _(phase) _(retire) _(follower) _(_failed) _(place_here) _(generation) _(lane) _(records) _(uncount) _(children)  \
+    _(parents) _(known) _(hand_over) _(extend) _(activate) _(_attend_to_inactive)
 
 static struct {
 #define FIELD(name) PyObject *name;
