@@ -405,14 +405,44 @@ def test_map_keeps_no_result_that_was_taken(wq: cmwq.WorkQueue) -> None:
 
 def test_leaving_a_map_early_cancels_what_has_not_begun(wq: cmwq.WorkQueue, gate: Gate) -> None:
     wq.max_active = 1
-    wq.submit(gate)
-    gate.await_arrivals(1)
     ran: list[int] = []
-    results = wq.map(ran.append, range(100))
+
+    def call(n: int) -> None:
+        if n:
+            gate()
+        ran.append(n)
+
+    results = wq.map(call, range(100))
+    assert next(results) is None
+    gate.await_arrivals(1)
     results.close()  # type: ignore[attr-defined]
     gate.open.set()
     wq.flush(HANG)
-    assert ran == []
+    assert ran == [0, 1]
+
+
+def test_map_calls_the_submit_that_somebody_put_in_place(wq: cmwq.WorkQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, called = wq.submit, []
+
+    def submit(*args: Any) -> Any:
+        called.append(args)
+        return own(*args)
+
+    monkeypatch.setattr(wq, "submit", submit)
+    assert list(wq.map(given, [1, 2])) == [((1,), {}), ((2,), {})]
+    assert called == [(given, 1), (given, 2)]
+
+
+def test_submit_many_reads_its_iterables_before_it_looks_at_the_context(wq: cmwq.WorkQueue) -> None:
+    def items() -> Iterator[int]:
+        for n in range(3):
+            VARIABLE.set(n)
+            yield n
+
+    def submitted() -> list[object]:
+        return [future.result(HANG) for future in wq.submit_many(lambda _: VARIABLE.get(), items())]
+
+    assert contextvars.Context().run(submitted) == [2, 2, 2]
 
 
 # ------------------------------------------------------------------------------------------- works
@@ -482,6 +512,7 @@ def test_B4_what_a_work_raises_goes_to_on_error(universe: cmwq.Runtime) -> None:
     told: list[tuple[object, BaseException, object]] = []
 
     def tell(work: cmwq.Work, exc: BaseException) -> None:
+        assert sys.exc_info()[1] is exc, "it is not being handled"
         told.append((work, exc, VARIABLE.get()))
 
     def call() -> None:
@@ -646,6 +677,28 @@ def test_subclasses_override_and_call_what_they_inherit(universe: cmwq.Runtime) 
 
 
 # ------------------------------------------------------------------------------------------- threads, signals, forks
+
+
+def test_a_flood_of_functions_in_c_lets_other_threads_run(wq: cmwq.WorkQueue) -> None:
+    ticks, stop = [0], threading.Event()
+
+    def tick() -> None:
+        while not stop.wait(0.001):
+            ticks[0] += 1
+
+    numbers = list(range(20_000))
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    futures = wq.submit_many(sorted, [numbers] * 3000)
+    assert futures[0].result(HANG) == numbers
+    assert not futures[-1].done(), "all were executed before another thread had the GIL"
+    before = ticks[0]
+    for future in futures[1:]:
+        future.cancel()
+    until(lambda: ticks[0] > before)
+    stop.set()
+    ticker.join(HANG)
+    wq.flush(HANG)
 
 
 def test_many_producers_lose_nothing(wq: cmwq.WorkQueue, universe: cmwq.Runtime) -> None:

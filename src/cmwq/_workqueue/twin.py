@@ -6,7 +6,8 @@ that it names) does the same steps over the same state (`_core/records`), so eit
 any two of them.
 
 Guarantees: with `CMWQ_TWIN=0` or `CMWQ_DEBUG=1` in the environment of the process nothing is replaced. Otherwise users
-see no difference but speed, and tracebacks without our frames.
+see no difference but speed, tracebacks without our frames, and what Python says of methods and objects that are C:
+`inspect.ismethod(queue.submit)` is False, and a `Work` can't be copied by `copy`.
 
 What can interrupt it: nothing, as long as no bytecode runs in it. Where it calls the Python, that may be interrupted as
 ever, and the section ends as a `with` does: it mends. Functions of users are called with no lock held. The letters are
@@ -43,6 +44,17 @@ def goes_on(pool: WorkerPool, worker: Worker) -> bool:
     return keep_working(pool)
 
 
+def breathe() -> None:
+    """Do nothing. As it begins, the interpreter does what it does now and then: see `breathe` in `twin_items.h`."""
+
+
+@holding("pool.lock")
+def be_watched(pool: WorkerPool) -> None:
+    """A worker comes to an item for which nobody was woken."""
+    if not pool.watchdog.on:
+        pool.watchdog.begin()
+
+
 def queue_later(wq: WorkQueue, work: Work) -> bool:
     """What `queue` does when it is `Reentered`."""
     wq.runtime.host.defer(partial(queueing.queue_specially, wq, work, accepted=True))
@@ -55,6 +67,8 @@ def install() -> bool:
         return False
     from cmwq._sensor import _sentinel
 
+    if _sentinel.is_installed():  # this module was loaded anew: the classes that were replaced are those of before
+        return False
     _sentinel.install(
         WorkQueue=WorkQueue,
         Future=Future,
@@ -80,11 +94,14 @@ def install() -> bool:
         over=blocking.over,
         announce=worker_thread.announce,
         execute_specially=worker_thread.execute_specially,
+        breathe=breathe,
+        be_watched=be_watched,
     )
     for module in (inserting, queue, queued, submitting):
         module.insert = _sentinel.insert  # type: ignore[attr-defined]
     worker_thread.process_works = _sentinel.process_works
     map.take = _sentinel.take
+    queue.OWN_SUBMITS.append(WorkQueue.submit)
     return True
 
 

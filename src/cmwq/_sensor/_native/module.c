@@ -59,6 +59,7 @@ static PyMethodDef functions[] = {
     {"process_works", FAST(twin_process_works), METH_FASTCALL,
      "process_works(pool, worker): see cmwq._pool.worker_thread."},
     {"take", FAST(twin_take), METH_FASTCALL, "take(ahead, slowly, limit): see cmwq._workqueue.map."},
+    {"is_installed", twin_is_installed, METH_NOARGS, "Was install() called?"},
     {"install", FAST(twin_install), METH_VARARGS | METH_KEYWORDS, "install(**names): see cmwq._workqueue.twin."},
     {NULL},
 };

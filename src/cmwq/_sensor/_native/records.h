@@ -8,7 +8,10 @@
    - A field holds what Python stored into it.  None is kept as NULL, and read as None; so is what was never set.
    - Without a GIL a field that changes while others read it is read and changed in its object's critical section
      (set_field, get_field).  Fields that never change once others know the object are plain members.
-   - Records are objects of the garbage collector, their Python parts included.
+   - Records are objects of the garbage collector, their Python parts included.  Futures that the twin makes are seen by
+     it once they are done, and queueings that it makes never: until the end of the work a list or a worker refers to
+     them, and then they refer to nothing that could refer to them.  (In the child of a fork works of the parent that
+     have not ended are in no list.  If they are part of a cycle, that stays.)
 
    Relies on the caller for everything that the letters ask for.  */
 

@@ -112,21 +112,18 @@ static PyObject *twin_insert(PyObject *Py_UNUSED(module), PyObject *const *args,
 
 /* ------------------------------------------------------------------------------------- submit */
 
-/* The place of a queue where a work goes that this thread queues now; borrowed, because a queue keeps its places as long
-   as it lives.  (In the child of a fork it forgets them, while there is one thread.)  NULL: an exception is set. */
+/* The place of a queue where a work goes that this thread queues now; a reference of one's own.  `only` is set once in a
+   process, so what is there stays.  NULL: an exception is set. */
 static PlaceRecord *place_of(QueueRecord *wq)
 {
-    PyObject *place = peek(&wq->only);
-    if (place)
-        return (PlaceRecord *)place;
-    if (!(place = PyObject_CallMethodNoArgs((PyObject *)wq, name_of.place_here)))
-        return NULL;
-    bool valid = PyObject_TypeCheck(place, records.place) && Py_REFCNT(place) > 1;
-    Py_DECREF(place);
-    if (valid)
-        return (PlaceRecord *)place;
-    PyErr_SetString(PyExc_TypeError, "a place that the queue keeps is wanted");
-    return NULL;
+    PyObject *place = Py_XNewRef(peek(&wq->only));
+    if (!place)
+        place = PyObject_CallMethodNoArgs((PyObject *)wq, name_of.place_here);
+    if (place && !PyObject_TypeCheck(place, records.place)) {
+        PyErr_SetString(PyExc_TypeError, "a queue's place is wanted");
+        Py_CLEAR(place);
+    }
+    return (PlaceRecord *)place;
 }
 
 /* Nobody has queued the future, but somebody may come to know it.  -1: an exception is set. */
@@ -177,6 +174,7 @@ static PyObject *submit(QueueRecord *wq, PyObject *fn, PyObject *const *args, Py
     PyObject *future = (PyObject *)new_future(fn, args, number, kwargs, callers_context());
     if (future && insert(pwq, future) && (!is_reentered() || insert_later(pwq, (FutureRecord *)future)))
         Py_CLEAR(future);
+    Py_DECREF(pwq);
     return future;
 }
 
@@ -253,6 +251,28 @@ static int insert_many_held(PlaceRecord *pwq, PyObject *futures)
     return method_void((PyObject *)pool, name_of.kick_or_settle);
 }
 
+/* Let other threads have the GIL, and signals be handled, in the middle of a long loop.  -1: a handler raised. */
+static int let_others_in(void)
+{
+    Py_BEGIN_ALLOW_THREADS
+    Py_END_ALLOW_THREADS
+    return PyErr_CheckSignals();
+}
+
+/* What `submit_many` goes through: the only iterable, or what zip() makes of several.  It is read before anything else is
+   looked at, unless reading it runs no code of users. */
+static PyObject *elements_of(PyObject *const *iterables, Py_ssize_t number)
+{
+    if (number == 1 && (PyList_CheckExact(*iterables) || PyTuple_CheckExact(*iterables) ||
+                        Py_IS_TYPE(*iterables, &PyRange_Type)))
+        return Py_NewRef(*iterables);
+    PyObject *elements = number == 1 ? Py_NewRef(*iterables)
+                                     : PyObject_Vectorcall((PyObject *)&PyZip_Type, iterables, (size_t)number, NULL);
+    PyObject *list = elements ? PySequence_List(elements) : NULL;
+    Py_XDECREF(elements);
+    return list;
+}
+
 /* The futures of fn(*args) for each tuple of zip(*iterables); of each element, if there is one iterable.  NULL: an
    exception is set. */
 static PyObject *new_futures(PyObject *fn, PyObject *elements, bool are_tuples)
@@ -266,7 +286,7 @@ static PyObject *new_futures(PyObject *fn, PyObject *elements, bool are_tuples)
         int failed = future ? PyList_Append(futures, (PyObject *)future) : -1;
         Py_XDECREF(future);
         Py_DECREF(element);
-        if (failed)
+        if (failed || (PyList_GET_SIZE(futures) % 1024 == 0 && let_others_in()))
             break;
     }
     if (!iterator || PyErr_Occurred())
@@ -306,8 +326,7 @@ static PyObject *queue_submit_many(PyObject *self, PyObject *const *args, Py_ssi
         return NULL;
     if (special)
         return call_with_self(twin.submit_many, self, args, number);
-    PyObject *elements = number == 2 ? Py_NewRef(args[1])
-                                     : PyObject_Vectorcall((PyObject *)&PyZip_Type, args + 1, (size_t)number - 1, NULL);
+    PyObject *elements = elements_of(args + 1, number - 1);
     PlaceRecord *pwq = elements ? place_of(wq) : NULL;
     PyObject *futures = pwq ? new_futures(args[0], elements, number != 2) : NULL;
     if (futures && PyList_GET_SIZE(futures) && insert_many(pwq, futures)) {
@@ -317,6 +336,7 @@ static PyObject *queue_submit_many(PyObject *self, PyObject *const *args, Py_ssi
         if (!later)
             Py_CLEAR(futures);
     }
+    Py_XDECREF(pwq);
     Py_XDECREF(elements);
     return futures;
 }
@@ -357,6 +377,7 @@ static int queue_now(QueueRecord *wq, WorkRecord *work, Guard *guard, PyObject *
             done = -1;
     }
     Py_XDECREF(queued);
+    Py_DECREF(pwq);
     return done;
 }
 

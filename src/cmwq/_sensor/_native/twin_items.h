@@ -65,7 +65,8 @@ static FutureRecord *new_future(PyObject *fn, PyObject *const *args, Py_ssize_t 
         }
         for (Py_ssize_t i = 0; i < number; i++)
             PyTuple_SET_ITEM(tuple, i, give_away(Py_NewRef(args[i])));
-        PyObject_GC_UnTrack(tuple);     /* nothing but the future refers to it */
+        if (!kwargs)
+            PyObject_GC_UnTrack(tuple); /* nothing but the future will ever refer to it */
         future->args = give_away(tuple);
     }
     return future;
@@ -88,8 +89,27 @@ static QueuedRecord *new_queued(PyObject *work, PyObject *outside, PyObject *con
 
 /* ------------------------------------------------------------------------------------- running */
 
-/* What the calls that a worker makes have in common: a context for those whose callers had none. */
-typedef struct { PyObject *context; } Runner;
+/* What the calls that a worker makes have in common. */
+typedef struct {
+    PyObject *context;          /* for calls whose callers had no variables */
+    PyObject *used;             /* the context of a call that raised, until that was told */
+    bool breathed;              /* the last call was one of a Python function: see breathe() */
+} Runner;
+
+/* A worker that only calls functions in C would never let others have the GIL, handle an asynchronous exception or let
+   the collector run: the interpreter sees to all of that as a Python function begins.  So one is called after each call
+   of anything else.  -1: an exception is set.  Context: no lock held. */
+static int breathe(Runner *runner)
+{
+    if (runner->breathed && !PyThreadState_Get()->async_exc)
+        return 0;
+    return call_void(twin.breathe, NULL, 0);
+}
+
+static bool is_python(PyObject *fn)
+{
+    return PyFunction_Check(fn) || (PyMethod_Check(fn) && PyFunction_Check(PyMethod_GET_FUNCTION(fn)));
+}
 
 /* A context to run in, a reference of one's own: what was taken from `field`, or an empty one. */
 static PyObject *context_to_run_in(Runner *runner, PyObject *context)
@@ -133,35 +153,43 @@ static PyObject *call_within(Runner *runner, PyObject *context, PyObject *fn, Py
     bool was_empty = !context || context == NO_CONTEXT;
     if (!(context = context_to_run_in(runner, context)))
         return NULL;
-    PyObject *result = NULL;
-    if (!PyContext_Enter(context)) {
-        result = make_call(fn, args, lone, kwargs);
-        PyObject *type = NULL, *exception = NULL, *traceback = NULL;
-        if (!result)
-            PyErr_Fetch(&type, &exception, &traceback);
-        if (PyContext_Exit(context)) {
-            Py_CLEAR(result);
-            if (type) {
-                Py_DECREF(type);
-                Py_XDECREF(exception);
-                Py_XDECREF(traceback);
-            }
-        } else if (type)
-            PyErr_Restore(type, exception, traceback);
+    if (PyContext_Enter(context)) {
+        Py_DECREF(context);
+        return NULL;
     }
-    keep_context(runner, context, was_empty);
+    runner->breathed = is_python(fn);
+    PyObject *result = make_call(fn, args, lone, kwargs), *type = NULL, *exception = NULL, *traceback = NULL;
+    if (!result)
+        PyErr_Fetch(&type, &exception, &traceback);
+    int failed = PyContext_Exit(context);
+    if (failed) {                       /* somebody has entered another and not left it */
+        Py_CLEAR(result);
+        Py_XDECREF(type);
+        Py_XDECREF(exception);
+        Py_XDECREF(traceback);
+        Py_DECREF(context);
+    } else if (result)
+        keep_context(runner, context, was_empty);
+    else {
+        runner->used = context;
+        PyErr_Restore(type, exception, traceback);
+    }
     return result;
 }
 
-/* Tell the item, in Python, what its function raised: the exception that is set.  -1: that was interrupted. */
+/* Tell the item, in Python, what its function raised: the exception that is set.  It is being handled meanwhile, as in an
+   `except` clause, for functions of users may be called.  -1: that was interrupted. */
 static int tell_failure(PyObject *item)
 {
-    PyObject *type, *exception, *traceback;
+    PyObject *type, *exception, *traceback, *handled = PyErr_GetHandledException();
     PyErr_Fetch(&type, &exception, &traceback);
     PyErr_NormalizeException(&type, &exception, &traceback);
     if (traceback)
         PyException_SetTraceback(exception, traceback);
+    PyErr_SetHandledException(exception);
     int told = method_void_of(item, name_of._failed, exception);
+    PyErr_SetHandledException(handled);
+    Py_XDECREF(handled);
     Py_XDECREF(type);
     Py_XDECREF(exception);
     Py_XDECREF(traceback);
@@ -183,6 +211,7 @@ static int future_run(Runner *runner, FutureRecord *future)
         set_field(future, &future->args, NULL);
     } else
         told = tell_failure((PyObject *)future);
+    Py_CLEAR(runner->used);
     if (!told)
         set_field(future, &future->context, NULL);
     Py_XDECREF(fn);
@@ -201,12 +230,16 @@ static int queued_run(Runner *runner, QueuedRecord *queued)
         return -1;
     }
     WorkRecord *work = (WorkRecord *)object;
-    PyObject *context = get_field(queued, &queued->context);    /* it stays: `work_failed` runs in it, too */
+    PyObject *context = get_field(queued, &queued->context);
     PyObject *result = call_within(runner, context, work->fn, work->args, false, work->kwargs);
     int told = 0;
-    if (!result)
+    if (!result) {
+        if (runner->used) {             /* `work_failed` runs in it, too */
+            set_field(queued, &queued->context, runner->used);
+            runner->used = NULL;
+        }
         told = tell_failure((PyObject *)queued);
-    else if (peek(&queued->futures)) {
+    } else if (peek(&queued->futures)) {
         PyObject *outcome = PyTuple_Pack(2, result, Py_None);
         told = outcome ? PyObject_SetAttrString((PyObject *)queued, "outcome", outcome) : -1;
         Py_XDECREF(outcome);

@@ -153,6 +153,7 @@ static int run(Loop *l)
         served = phase == peek(&l->worker->served);
         Py_DECREF(phase);
     }
+    l->runner.breathed = true;          /* all but the direct calls go through Python */
     if (!served)
         return call_of_pair(twin.execute_specially, l);
     if (Py_IS_TYPE(l->item, (PyTypeObject *)twin.Future))
@@ -217,7 +218,7 @@ static int execute(Loop *l)
             return -1;
         drop(&l->last);
         drop(&l->follower);
-        if (run(l) || loop_acquire(l) || ended(l))
+        if (run(l) || breathe(&l->runner) || loop_acquire(l) || ended(l))
             return -1;
         l->pool->nr_completed++;
         int follows = end(l);
@@ -249,7 +250,6 @@ static int linger(Loop *l)
     pool->nr_waking++;
     if (loop_release(l))
         return -1;
-    drop(&l->last);
     for (int i = 0; i < LINGERS && !length(l->worklist); i++)
         spin_wait();
     if (loop_acquire(l))
@@ -259,7 +259,10 @@ static int linger(Loop *l)
     worker->counted = true;
     if (ended(l))
         return -1;
-    return length(l->worklist) > 0;
+    if (!length(l->worklist))
+        return 0;
+    PyObject *self = (PyObject *)pool;  /* the watchdog may have found the pool quiet meanwhile: only `kick` tells it else */
+    return call_void(twin.be_watched, &self, 1) ? -1 : 1;
 #else
     (void)l;
     return 0;

@@ -26,7 +26,7 @@ static PyObject *future_result(PyObject *self, PyObject *const *args, Py_ssize_t
     for (int i = 0; i < PATIENCE && !is_done(future); i++)
         spin_wait();
 #endif
-    if (atomic_load(&future->state) == FINISHED && !peek(&future->exception) && number + (names != NULL) <= 1)
+    if (atomic_load(&future->state) == FINISHED && !peek(&future->exception) && !names && number <= 1)
         return Py_NewRef(future->result ? future->result : Py_None);    /* it does not change any more */
     PyObject *all[3] = {self};
     Py_ssize_t total = number + (names ? PyTuple_GET_SIZE(names) : 0);
@@ -47,7 +47,7 @@ static PyObject *future_done(PyObject *self, PyObject *Py_UNUSED(none))
 static PyObject *future_run_method(PyObject *self, PyObject *Py_UNUSED(none))
 {
     Runner runner = {0};
-    int told = future_run(&runner, (FutureRecord *)self);
+    int told = future_run(&runner, (FutureRecord *)self) || breathe(&runner);
     Py_XDECREF(runner.context);
     return told ? NULL : Py_NewRef(Py_None);
 }
@@ -55,7 +55,7 @@ static PyObject *future_run_method(PyObject *self, PyObject *Py_UNUSED(none))
 static PyObject *queued_run_method(PyObject *self, PyObject *Py_UNUSED(none))
 {
     Runner runner = {0};
-    int told = queued_run(&runner, (QueuedRecord *)self);
+    int told = queued_run(&runner, (QueuedRecord *)self) || breathe(&runner);
     Py_XDECREF(runner.context);
     return told ? NULL : Py_NewRef(Py_None);
 }
@@ -177,6 +177,11 @@ static bool look_up(PyObject *given)
     Py_DECREF(collections);
     return twin.deque && (twin.append = PyObject_GetAttrString(twin.deque, "append")) &&
            (twin.popleft = PyObject_GetAttrString(twin.deque, "popleft")) && (twin.no_args = PyTuple_New(0));
+}
+
+static PyObject *twin_is_installed(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyBool_FromLong(twin.on);
 }
 
 /* install(WorkQueue=..., and all of TWIN_NAMES) */
