@@ -17,6 +17,7 @@ from typing import Any
 
 from cycle import profile
 from dispatch import dispatch
+from fine import fine
 from measure import CPUS, Figure, Report, need_charts
 from noticing import noticing
 from oracle import oracle
@@ -30,6 +31,7 @@ import cmwq
 SECTIONS = {
     "oracle": oracle,
     "dispatch": dispatch,
+    "fine": fine,
     "noticing": noticing,
     "quiet": quiet,
     "stable": stable,

@@ -33,7 +33,7 @@ LAYERS = """
     cmwq
     observing
     aio, executor, events, testing
-    _workqueue: batch, queue, map
+    _workqueue: batch, twin, queue, map
     _workqueue: options, submitting, queueing, gate, periodic, serving, asking
     _workqueue: runtime, end, drain, settings, picture, watchdog, report, recording, snapshot, subscriptions
     _workqueue: work, work_future, future, audience, delay, queued, room, item_end, place_end, unfetched
@@ -42,7 +42,7 @@ LAYERS = """
     _pool: pool, manager, rescuer, worker_thread, hogs, children, memory, lending, alarm
     _pool: mend, closing, recovery, leaks, invariants, blocking, lane, worker
     _pool: observed, events, ring, figures, reasons, policy, item
-    _core: config, checks, naming
+    _core: config, checks, naming, records
     _host, _sensor
     _core: ports, held, ranks, here, weakly, surely
     _errors
@@ -53,6 +53,8 @@ The same is drawn in ARCHITECTURE.md.
 """
 
 UPWARD = {
+    ("_core.records", "_sensor"): "the structs that C and Python share are in the one C extension",
+    ("_workqueue.twin", "_sensor"): "the hot path in C is in the same",
     ("_workqueue.runtime", "_host"): "a runtime without a host of its own takes that of this process",
     ("_workqueue.runtime", "_sensor"): "a runtime without a sensor of its own takes the best that works here",
 }

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from types import GetSetDescriptorType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cmwq._core.held import holding, outside
@@ -236,8 +237,9 @@ def lay_out(cls: type[object], *names: str) -> None:
     """Give the first instance of a class all the attributes that its instances usually get.
 
     CPython lays out all instances of a class by the attributes of its first ones. An instance that gets another one
-    later gets a dictionary as well, which takes twice the memory and is slower.
+    later gets a dictionary as well, which takes twice the memory and is slower. Fields of a C record are no part of it.
     """
     first = cls.__new__(cls)
     for name in names:
-        setattr(first, name, None)
+        if not isinstance(getattr(cls, name, None), (GetSetDescriptorType, MemberDescriptorType)):
+            setattr(first, name, None)

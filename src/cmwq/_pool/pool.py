@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.config import HIGHPRI_NICE
 from cmwq._core.held import holding, outside
+from cmwq._core.records import PoolRecord
 from cmwq._core.weakly import Weakly
 from cmwq._pool import blocking, children, events, figures, hogs, rescuer
 from cmwq._pool.alarm import Alarms
@@ -77,7 +78,7 @@ class Statistics:
         self.lacks: set[str] = set()  # A: what workers go on without; each was logged once
 
 
-class WorkerPool:
+class WorkerPool(PoolRecord):
     """The workers of one scope (A1): one CPU or several."""
 
     def __init__(

@@ -12,6 +12,7 @@ from threading import local
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.held import holding, not_holding, outside
+from cmwq._core.records import WorkerRecord
 
 if TYPE_CHECKING:
     from weakref import ref
@@ -33,14 +34,13 @@ RESCUER = -1
 """Stands in place of a worker's number for a queue's rescuer, which helps in the pool for a while."""
 
 
-class Worker:
+class Worker(WorkerRecord):
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "announcing", "began", "below", "billed", "billed_to", "blocked", "counted", "cpu_time", "dying", "ended",
-        "fate", "hog_item", "hog_since", "hog_used", "idle", "index", "item", "kicked", "last", "last_active",
-        "lender", "listed", "look_again", "name", "nr_hints", "nr_refused", "parker", "pool", "record", "seen",
-        "served", "shown", "stray", "stumbled", "thread", "tid", "traits", "waiters", "watched",
+        "announcing", "began", "billed", "billed_to", "cpu_time", "fate", "hog_item", "hog_since", "hog_used", "idle",
+        "index", "last_active", "lender", "listed", "look_again", "name", "nr_hints", "nr_refused", "pool", "seen",
+        "shown", "stray", "stumbled", "thread", "tid", "traits", "waiters", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker, name: str = "") -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cmwq._core import checks
 from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
+from cmwq._core.records import FutureRecord
 from cmwq._errors import CmwqTimeout, Reentered
 from cmwq._pool import events
 from cmwq._pool.item import lay_out
@@ -43,7 +44,7 @@ T = TypeVar("T")
 _DONE = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
 
 
-class Future(cf.Future[T]):
+class Future(cf.Future[T], FutureRecord):
     """The result of one submitted call. Use it as a `concurrent.futures.Future`; it is only lighter inside.
 
     Thread-safe. `cancel` takes back a call that has not begun. Timeouts are in seconds; `result` and `exception` raise
@@ -57,14 +58,15 @@ class Future(cf.Future[T]):
     a thread that takes many results in a row is not woken for each.
     """
 
-    # Class attributes hold the state of a new future, so that creating one stores only what differs.
-    _state: str = PENDING  # L to change; read freely
-    _result: T | None = None  # S: set by the worker that runs it, before _state becomes FINISHED
-    _exception: BaseException | None = None  # S: likewise
-    _audience: Audience | None = None  # L
-    _call: tuple[Any, ...] | None = None  # dropped when run or cancelled, so that nothing is kept alive
-    _kwargs: dict[str, Any] | None = None  # likewise
-    _context: Context | None = None  # likewise
+    # The fields are in `FutureRecord`, and so is their state in a new future.
+    phase: Phase  # I once queued
+    _state: str  # L to change; read freely
+    _result: T | None  # S: set by the worker that runs it, before _state becomes FINISHED
+    _exception: BaseException | None  # S: likewise
+    _audience: Audience | None  # L
+    _call: tuple[Any, ...] | None  # dropped when run or cancelled, so that nothing is kept alive
+    _kwargs: dict[str, Any] | None  # likewise
+    _context: Context | None  # likewise
     follower = None
     accepted = False
     answers: Sequence[Any] = ()
@@ -115,15 +117,20 @@ class Future(cf.Future[T]):
                 self._result = self._context.run(*self._call, **self._kwargs)  # type: ignore
                 self._kwargs = None
         except BaseException as exc:
-            if self._exception is None:  # else the call was abandoned, and the threads that wait have been told
-                self._exception = exc
-                if self.phase.pwq.wq.runtime.on_unfetched is not None:
-                    self._note_unfetched(exc)
-            self.phase.pwq.note_failed()
-            self._call = self._context = self._kwargs = None
+            self._failed(exc)
             self = None  # type: ignore[assignment]  # break the cycle through the traceback
         else:
             self._call = self._context = None
+
+    @outside
+    def _failed(self, exc: BaseException) -> None:
+        """The call raised this. Context: its worker."""
+        if self._exception is None:  # else the call was abandoned, and the threads that wait have been told
+            self._exception = exc
+            if self.phase.pwq.wq.runtime.on_unfetched is not None:
+                self._note_unfetched(exc)
+        self.phase.pwq.note_failed()
+        self._call = self._context = self._kwargs = None
 
     @property
     def begun(self) -> bool:

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, outside
+from cmwq._core.records import QueueRecord
 from cmwq._errors import QueueClosed, Reentered
 from cmwq._workqueue.wait import own_item
 
@@ -29,7 +30,7 @@ class State(Enum):
     CLOSED = "closed"
 
 
-class Gate:
+class Gate(QueueRecord):
     """The part of a queue that accepts and refuses works."""
 
     name: str

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+AT_HAND = frozenset({list, tuple, range, set, frozenset, dict, str, bytes, deque})
+"""Iterables of these types are there already, and reading them runs no code of users."""
+
 
 def map_calls(
     queue: WorkQueue,
@@ -26,15 +29,22 @@ def map_calls(
     buffersize: int | None,
     *,
     submit: Callable[..., cf.Future[T]] | None = None,
+    submit_many: Callable[..., list[cf.Future[T]]] | None = None,
 ) -> Iterator[T]:
-    """Do what `WorkQueue.map` promises. submit: called instead of the queue's own method, if given."""
+    """Do what `WorkQueue.map` promises. submit: called instead of the queue's own method, if given. submit_many: called
+    for all calls at once, if it is given, and the iterables are there already: to read one that is still being made may
+    take long, or need what the first calls do.
+    """
     if buffersize is not None:
         buffersize = checks.integer("buffersize", buffersize, 1)
     timeout = checks.timeout(timeout)
     submit = submit or queue.submit
     limit = None if timeout is None else _Limit(timeout, queue.runtime.host)
     calls = zip(*iterables)  # noqa: B905  # as map() does
-    ahead = deque(submit(fn, *args) for args in islice(calls, buffersize))
+    if submit_many is not None and buffersize is None and iterables and all(type(each) in AT_HAND for each in iterables):
+        ahead = deque(submit_many(fn, *iterables))
+    else:
+        ahead = deque(submit(fn, *args) for args in islice(calls, buffersize))
     rest = None if buffersize is None else _Rest(calls, fn, submit)
     return _results(ahead, rest, limit)
 
@@ -43,12 +53,14 @@ def map_calls(
 def _results(ahead: deque[cf.Future[T]], rest: _Rest[T] | None, limit: _Limit | None) -> Iterator[T]:
     try:
         while ahead:
-            result = [_result_of(ahead, limit)]
+            if rest is None:
+                yield take(ahead, _result_of, limit)  # in no variable: it lives as long as the caller wants
+                continue
+            result = [take(ahead, _result_of, limit)]
             # The next call is submitted when a result is there, so that no more than `buffersize` calls are waited for;
             # and before that result is yielded, so that all of them go on meanwhile.
-            if rest is not None:
-                rest.submit_next(ahead)
-            yield result.pop()  # not kept here: it lives as long as the caller wants
+            rest.submit_next(ahead)
+            yield result.pop()
         if rest is not None and rest.error is not None:
             raise rest.error
     finally:
@@ -78,6 +90,11 @@ class _Rest(Generic[T]):
         except Exception as exc:
             self.error = exc
         self._calls = None
+
+
+def take(ahead: deque[cf.Future[T]], slowly: Callable[..., T], limit: _Limit | None) -> T:
+    """Remove the first future and return its result, at once if it has one. The twin has another."""
+    return slowly(ahead, limit)
 
 
 def _result_of(ahead: deque[cf.Future[T]], limit: _Limit | None) -> T:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, outside
+from cmwq._core.records import PhaseRecord
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Parker
@@ -25,10 +26,13 @@ half of what is listed, they are removed.
 """
 
 
-class Phase:
+class Phase(PhaseRecord):
     """The works of one queue on one pool between two flushes."""
 
-    __slots__ = ("done", "ended", "into", "number", "parkers", "pwq", "queued")
+    __slots__ = ("done", "into", "number", "parkers")
+    pwq: PoolWorkQueue
+    queued: int
+    ended: int
 
     def __init__(self, pwq: PoolWorkQueue, number: int) -> None:
         self.pwq = pwq  # I

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.config import DFL_ACTIVE
 from cmwq._core.held import holding, outside
+from cmwq._core.records import PlaceRecord
 from cmwq._pool import events, lane, lending
 from cmwq._pool.figures import Figures
 from cmwq._workqueue import learning
@@ -34,13 +35,12 @@ if TYPE_CHECKING:
     from cmwq._workqueue.queue import WorkQueue
 
 
-class PoolWorkQueue:
+class PoolWorkQueue(PlaceRecord):
     """A queue's place on one pool (the kernel's pool_workqueue)."""
 
     __slots__ = (
-        "__weakref__", "attends", "called", "careful", "exempt", "figures", "freezers", "frozen", "gate", "inactive",
-        "learning", "left", "lends", "max_active", "nr_active", "nr_admitted", "nr_thaws", "nr_withdrawn", "observed",
-        "outside", "phase", "pool", "recorder", "sealed", "wq",
+        "__weakref__", "called", "exempt", "figures", "freezers", "learning", "left", "lends", "nr_admitted", "nr_thaws",
+        "observed", "recorder", "sealed",
     )  # fmt: skip
 
     def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool) -> None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._core.held import holding, not_holding, outside
 from cmwq._core.naming import name_of
+from cmwq._core.records import QueuedRecord
 from cmwq._errors import CmwqError
 from cmwq._pool import events
 from cmwq._pool.item import lay_out
@@ -68,28 +69,30 @@ LISTED, ON_HOLD, DETAINED, BEHIND, LENT = Stage.LISTED, Stage.ON_HOLD, Stage.DET
 BEGUN, ENDED, WITHDRAWN, GONE = Stage.BEGUN, Stage.ENDED, Stage.WITHDRAWN, Stage.GONE
 
 
-class Queued:
+class Queued(QueuedRecord):
     """One queueing of a Work."""
 
-    # Class attributes hold the state of a new queueing, so that creating one stores only what differs.
+    # Class attributes hold the state of a new queueing, so that creating one stores only what differs. Those of
+    # `QueuedRecord` are only declared here.
     work: Work | None  # L: None once taken back
-    stage = LISTED  # L to change, read freely: where it is
+    stage: Stage  # L to change, read freely: where it is
     phase: Phase  # I once queued
     _context: Context | None  # L: dropped when taken back
     answers: Sequence[Any] = ()  # I: it asks no source
     accepted = False  # I: its queue took it earlier, as a delayed work
-    room: Room | None = None  # L: the room in which it has a place, if its queue has a `max_pending`
-    parkers: list[Parker] | None = None  # L: threads that wait for its end
-    follower: Queued | None = None  # L: the next queueing, which collided with this execution (E3)
-    futures: list[WorkFuture] | None = None  # L: those that get the result
+    room: Room | None  # L: the room in which it has a place, if its queue has a `max_pending`
+    parkers: list[Parker] | None  # L: threads that wait for its end
+    follower: Queued | None  # L: the next queueing, which collided with this execution (E3)
+    futures: list[WorkFuture] | None  # L: those that get the result
     outcome: tuple[Any, BaseException | None] = (None, None)  # S: the running worker's; result and exception
-    raised: type[BaseException] | None = None  # S: the running worker's; what its function raised
-    held: list[Queued] | None = None  # L of the pool where it runs: the queueings on hold for it
+    raised: type[BaseException] | None  # S: the running worker's; what its function raised
+    held: list[Queued] | None  # L of the pool where it runs: the queueings on hold for it
 
     def __init__(self, work: Work, phase: Phase, context: Context | None) -> None:
         self.work = work  # L
         self.phase = phase  # I once queued
         self._context = context  # L
+        self.stage = LISTED  # L
 
     @property
     def pwq(self) -> PoolWorkQueue:
@@ -310,13 +313,18 @@ class Queued:
             if self.futures is not None:
                 self.outcome = (result, None)
         except BaseException as exc:
-            self.raised = type(exc)
-            self.phase.pwq.note_failed()
-            if any(not future.done() for future in self.futures or ()):
-                self.outcome = (None, exc)
-            else:
-                self._context.run(self.queue.work_failed, work, exc)  # type: ignore[union-attr]
+            self._failed(exc)
         self._context = None
+
+    @outside
+    def _failed(self, exc: BaseException) -> None:
+        """The function raised this. Context: its worker."""
+        self.raised = type(exc)
+        self.phase.pwq.note_failed()
+        if any(not future.done() for future in self.futures or ()):
+            self.outcome = (None, exc)
+        else:
+            self._context.run(self.queue.work_failed, self.work, exc)  # type: ignore[union-attr]
 
     @holding("self.pwq.pool.lock")
     def end(self) -> Queued | None:

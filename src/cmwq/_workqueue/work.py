@@ -42,6 +42,7 @@ from cmwq._core.held import holding, outside
 from cmwq._core.here import host_here
 from cmwq._core.naming import name_of
 from cmwq._core.ranks import Rank
+from cmwq._core.records import WorkRecord
 from cmwq._core.surely import surely
 from cmwq._errors import CmwqError, Reentered
 from cmwq._pool.mend import mending
@@ -62,7 +63,7 @@ MAX_DISABLED = 65_535
 """F6: how often a work may be disabled without being enabled (the kernel's limit)."""
 
 
-class Work:
+class Work(WorkRecord):
     """A call that is made once and queued many times: `wq.queue(work)`. Also a decorator: `@cmwq.Work def refresh():
     ...`.
 
@@ -76,10 +77,7 @@ class Work:
     itself (F7).
     """
 
-    __slots__ = (
-        "__weakref__", "_args", "_born", "_cancels", "_delay", "_disables", "_execution", "_fn", "_item", "_kwargs",
-        "_last", "_lock", "_moving", "_taken",
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "_moving", "_taken")
 
     generation = 0
     """F: counted up in the child of a fork. Older works may hold locks of threads that do not exist there."""

@@ -150,6 +150,8 @@ class Executor(cf.ThreadPoolExecutor):
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
+        if type(self).submit is _OWN_SUBMIT and "submit" not in self.__dict__:
+            return self._queue.map(fn, *iterables, timeout=timeout, buffersize=buffersize)
         return map_calls(self._queue, fn, iterables, timeout, buffersize, submit=self.submit)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -212,6 +214,9 @@ class Executor(cf.ThreadPoolExecutor):
     def _adjust_thread_count(self) -> None:
         """Do nothing: the pools adjust the number of threads."""
 
+
+_OWN_SUBMIT = Executor.submit
+"""Whoever puts another in its place wants `map` to call that."""
 
 # Dask and others tell threads from processes by `"ThreadPoolExecutor" in str(type(executor))`. So the class reports
 # this name, and the module has it too, because pickle looks for the class there.

@@ -63,14 +63,18 @@ static PyObject *slot_unpark(SlotObject *self, PyObject *Py_UNUSED(none))
 }
 
 /* The hot path: once per item. */
-static PyObject *slot_ended(SlotObject *self, PyObject *Py_UNUSED(none))
+static void slot_has_ended(Slot *slot)
 {
-    Slot *slot = self->slot;
     unsigned state = atomic_fetch_add(&slot->word, STEP) & STATE;
     if (state == BLOCKED || state == ON_LOCK)
         slot_become(slot, RUNNING);
     if (atomic_load_explicit(&slot->told, memory_order_relaxed))
         atomic_store(&slot->told, false);
+}
+
+static PyObject *slot_ended(SlotObject *self, PyObject *Py_UNUSED(none))
+{
+    slot_has_ended(self->slot);
     Py_RETURN_NONE;
 }
 
