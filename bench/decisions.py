@@ -61,6 +61,10 @@ def works_before(pool: Any, pwq: Any, *others: object) -> int:
     return next((n for n, item in enumerate(pool.worklist, 1) if item.pwq is pwq), len(pool.worklist))
 
 
+def dozing(pool: Any, worker: object) -> int:
+    return len(pool.children.dozers)
+
+
 def created(office: Any, thread: object) -> int:
     return int(office._pool.stats.created)
 
@@ -85,7 +89,7 @@ DECISIONS = (
     Decision("settle", ("_pool.pool:WorkerPool.settle",)),
     Decision("it sleeps", ("_pool.pool:WorkerPool.worker_sleeping",)),
     Decision("it runs", ("_pool.pool:WorkerPool.worker_running",)),
-    Decision("start", ("_pool.worker_thread:start_working",)),
+    Decision("start", ("_pool.worker_thread:start_working",), each=dozing),
     Decision("leave idle", ("_pool.pool:WorkerPool.leave_idle",)),
     Decision("work loop", ("_pool.worker_thread:process_works",), stride=17, through=works_of, timed=False),
     Decision("claim", ("_workqueue.future:Future.claim", "_workqueue.queued:Queued.claim")),
@@ -112,8 +116,9 @@ DECISIONS = (
     Decision("rescue", ("_pool.rescuer:_take",), stride=1, each=works_before),
 )
 """Per call; but "work loop" per work, "manage" and "cull" per worker, and where `each` is given per thing looked at:
-the call counts as OFFSET of them. "hogs", "serve CPUs", "watchdog": workers of a pool. "check CPUs": CPUs, pools, and
-CPUs of each worker. "mayday": queues. "rescue": works passed over. "begin a wait", if it is a flush: works that wait.
+the call counts as OFFSET of them. "start": workers seen asleep since the last one, each of which is looked at once.
+"hogs", "serve CPUs", "watchdog": workers of a pool. "check CPUs": CPUs, pools, and CPUs of each worker. "mayday":
+queues. "rescue": works passed over. "begin a wait", if it is a flush: works that wait.
 """
 OFFSET = 10
 SEAMS = (
