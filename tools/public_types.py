@@ -3,8 +3,8 @@
 Its one job: run pyright, beside the mypy of `make types`:
 1. over `tests/surface`, whose functions assert by `assert_type` what users get;
 2. with `--verifytypes`: does every public name have a type that is known? Names of commands and integrations are only
-   counted: what they are depends on which frameworks are installed. A class of which an attribute's type is inferred, and
-   not written down, counts as ambiguous; that is told, and is no error.
+   counted: what they are depends on which frameworks are installed. A class with an attribute whose type is inferred,
+   and not written down, counts as ambiguous; that is told, and is no error.
 
 Exit status: 1 if anything is wrong.
 """
