@@ -63,13 +63,13 @@ __version__ = "0.1.0"
 
 _serve_process(default_runtime().host)
 
-system = WorkQueue("system")
+system: WorkQueue = WorkQueue("system")
 """The default queue of this process. It always exists."""
-system_percpu = WorkQueue("system_percpu", scope="cpu")
+system_percpu: WorkQueue = WorkQueue("system_percpu", scope="cpu")
 """As `system`, on per-CPU pools: a work runs on the CPU on which it was queued."""
-system_highpri = WorkQueue("system_highpri", highpri=True)
+system_highpri: WorkQueue = WorkQueue("system_highpri", highpri=True)
 """For works that normal works must not delay: it has pools of its own, whose workers ask for a higher priority (E7)."""
-system_long = WorkQueue("system_long")
+system_long: WorkQueue = WorkQueue("system_long")
 """For works that take long, so that a flush of `system` need not wait for them."""
 
 

@@ -50,7 +50,7 @@ class Progress:
     __slots__ = ("reported", "rescuers", "stalled_for", "started", "waited")
 
     def __init__(self) -> None:
-        self.started = 0  # T
+        self.started: int = 0  # T
         self.rescuers: dict[Worker, float | None] = {}  # T: their CPU time
         self.waited = False  # T
         self.stalled_for = 0.0  # T

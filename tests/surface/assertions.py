@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, assert_type
+from typing import Any, assert_type
 
 import cmwq
 import cmwq.aio
-import cmwq.events
-import cmwq.testing
 
 
 def length(text: str, more: int = 0) -> int:
@@ -122,8 +120,9 @@ def settings() -> None:
 
 def errors_are_what_they_seem(error: cmwq.CmwqError) -> None:
     timeout: type[TimeoutError] = cmwq.CmwqTimeout
-    assert_type(timeout(), TimeoutError)
-    assert_type(str(error), str)
+    closed: type[RuntimeError] = cmwq.QueueClosed
+    assert_type((timeout, closed, str(error))[2], str)
 
 
-WORDS: Literal["auto"] = "auto"
+def observed() -> None:
+    assert_type(cmwq.events.subscribe(limit=10), cmwq.events.Subscription)
