@@ -102,6 +102,8 @@ def test_submit_is_as_in_the_standard_library_here(executor: cmwq.Executor) -> N
     """Programs rely on it: the coroutine is returned, for somebody else to await. A look would cost each call."""
     for coroutine in (executor.submit(fetch, "url").result(HANG), executor.queue.submit(fetch, "url").result(HANG)):
         assert asyncio.run(coroutine) == "url"  # type: ignore[arg-type]
+    coroutines = [*executor.map(fetch, ["a"]), executor.queue.submit_many(fetch, ["b"])[0].result(HANG)]
+    assert [asyncio.run(each) for each in coroutines] == ["a", "b"]  # type: ignore[arg-type]
 
 
 def test_other_callables_are_taken_as_ever(universe: cmwq.Runtime) -> None:

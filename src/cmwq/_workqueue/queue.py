@@ -196,7 +196,7 @@ class WorkQueue(Gate):
         Either all calls are accepted or none; with `max_pending`, each is submitted on its own, as there is room.
         """
         calls = list(zip(*iterables))  # noqa: B905  # as map() does
-        self._refuse_coroutine_function(fn)
+        self.refuse_coroutine_function(fn)
         if self._special or isinstance(fn, Work):
             return [self.submit(fn, *args) for args in calls]
         pwq = self._only or self.place_here()
@@ -222,12 +222,12 @@ class WorkQueue(Gate):
         once. A call's exception is raised when its result is taken. Leaving the iterator cancels calls that have not
         begun.
         """
-        self._refuse_coroutine_function(fn)
+        self.refuse_coroutine_function(fn)
         return map_calls(self, fn, iterables, timeout, buffersize)
 
     def offload(self, fn: Callable[P, T]) -> Callable[P, Future[T]]:
         """A decorator: each call of the function is submitted to this queue and returns its Future at once."""
-        self._refuse_coroutine_function(fn)
+        self.refuse_coroutine_function(fn)
 
         @wraps(fn)
         def submitting(*args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -419,7 +419,8 @@ class WorkQueue(Gate):
         if self.scope == "system" and self._only is None:
             self._only = next((pwq for pwq in self._pwqs.values() if pwq.pool.runtime is self.runtime), None)
 
-    def _refuse_coroutine_function(self, fn: object) -> None:
+    def refuse_coroutine_function(self, fn: object) -> None:
+        """Raise TypeError if nobody would await what the function returns."""
         checks.no_coroutine_function(f"what is submitted to queue {self.name!r}", fn)
 
     def refuse_own_work(self, verb: str) -> None:
