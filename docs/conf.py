@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from pygments.lexers.special import TextLexer
+from sphinx.pycode import ModuleAnalyzer
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS / "_ext"))
@@ -43,6 +44,7 @@ toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
 html_title = "cmwq"
+html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
@@ -52,4 +54,8 @@ html_theme_options = {"top_of_page_buttons": []}
 
 
 def setup(app: object) -> None:
+    # Of an overloaded method the page says the signature: Sphinx would print the overloads with `~P` for parameters.
+    analyzer = ModuleAnalyzer.for_module("cmwq._workqueue.queue")
+    analyzer.analyze()
+    analyzer.overloads.clear()
     app.add_lexer("output", TextLexer)  # type: ignore[attr-defined]

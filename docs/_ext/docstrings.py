@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from inspect import signature
 from textwrap import dedent
 from typing import Any
 
 import cmwq
 
-ENTRY = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*|each field of `Config`): (.*)")
+ENTRY = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*|each field of `Config`[^:]*): (.*)")
 """The first line of an argument's description."""
 NAME = re.compile(r"(?:cmwq\.)?(?:[A-Z]\w*(?:\.\w+)*|\w+(?:\.\w+)+|\w+)(?:\(\))?$")
 """What may be a name of ours: a class, something dotted, or a call."""
+
+
+PUBLIC = {name: getattr(cmwq, name) for name in cmwq.__all__}
+ERRORS = "|".join(name for name, thing in PUBLIC.items() if isinstance(thing, type) and issubclass(thing, Exception))
 
 
 def paragraphs(lines: list[str]) -> Iterator[list[str]]:
@@ -38,7 +43,9 @@ def inline(text: str) -> str:
         if number % 2:
             pieces[number] = named(piece[1:-1])
         else:
-            pieces[number] = re.sub(r"([*|\\])", r"\\\1", re.sub(r"(?<=\w)_(?!\w)", r"\\_", piece))
+            escaped = re.sub(r"([*|\\])", r"\\\1", re.sub(r"(?<=\w)_(?!\w)", r"\\_", piece))
+            escaped = re.sub(r"docs/([\w/-]+)\.md", r":doc:`/\1`", escaped)
+            pieces[number] = re.sub(rf"\b({ERRORS})\b(?!`)", r":py:obj:`\1 <cmwq.\1>`", escaped)
     joined = ""
     for number, piece in enumerate(pieces):  # markup has to end at a blank or a sign: an escaped blank is neither
         if number % 2:
@@ -58,7 +65,18 @@ def named(text: str) -> str:
     return f"``{text}``"
 
 
-def block(lines: list[str]) -> Iterator[str]:
+def apart(text: str, parameters: frozenset[str]) -> list[str]:
+    """The descriptions of several arguments that stand in one paragraph, each by itself."""
+    found = [""]
+    for sentence in re.split(r"(?<=\.) (?=[a-z_]+: )", text):
+        if sentence.partition(":")[0] in parameters or not found[-1]:
+            found.append(sentence)
+        else:
+            found[-1] += " " + sentence
+    return found[1:]
+
+
+def block(lines: list[str], parameters: frozenset[str]) -> Iterator[str]:
     """One paragraph of a docstring as lines of reStructuredText."""
     indents = [len(line) - len(line.lstrip()) for line in lines]
     if min(indents) >= 4:
@@ -67,33 +85,36 @@ def block(lines: list[str]) -> Iterator[str]:
         yield from ("    " + line for line in dedent("\n".join(lines)).splitlines())
         return
     if ENTRY.match(lines[0]) or re.match(r"\s*- ", lines[0]):
-        entry: list[str] = []
-        for line in [*lines, None]:
-            begins = line is None or (line == line.lstrip() and (ENTRY.match(line) or line.startswith("- ")))
-            if begins and entry:
-                text = " ".join(each.strip() for each in entry)
-                match = ENTRY.match(text)
-                if match:
-                    bold = (f"**{name}**" if name.isidentifier() else inline(name) for name in match[1].split(", "))
-                    names = ", ".join(bold)
-                    yield f"* {names}: {inline(match[2])}"
-                else:
-                    yield f"* {inline(text.removeprefix('- '))}"
-                entry = []
-            if line is not None:
-                entry.append(line)
+        entries: list[list[str]] = []
+        for line in lines:
+            if not entries or (line == line.lstrip() and (ENTRY.match(line) or line.startswith("- "))):
+                entries.append([])
+            entries[-1].append(line.strip())
+        for text in (text for entry in entries for text in apart(" ".join(entry), parameters)):
+            match = ENTRY.match(text)
+            if match:
+                bold = (f"**{name}**" if name.isidentifier() else inline(name) for name in match[1].split(", "))
+                yield f"* {', '.join(bold)}: {inline(match[2])}"
+            else:
+                yield f"* {inline(text.removeprefix('- '))}"
         return
-    yield inline(" ".join(line.strip() for line in lines))
+    first, *rest = apart(" ".join(line.strip() for line in lines), parameters)
+    yield inline(first)
+    if rest:
+        yield ""
+        for text in rest:
+            name, _, words = text.partition(": ")
+            yield f"* **{name}**: {inline(words)}"
 
 
-def converted(lines: list[str]) -> list[str]:
+def converted(lines: list[str], parameters: frozenset[str] = frozenset()) -> list[str]:
     found: list[str] = []
     for part in paragraphs(lines):
         # A paragraph may go over into the descriptions of arguments.
         split = next((i for i, line in enumerate(part) if i and ENTRY.match(line) and follows(part, i)), len(part))
         for piece in (part[:split], part[split:]):
             if piece:
-                found += [*block(piece), ""]
+                found += [*block(piece, parameters), ""]
     return found
 
 
@@ -103,7 +124,11 @@ def follows(part: list[str], index: int) -> bool:
 
 
 def process(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
-    lines[:] = converted(lines)
+    try:
+        parameters = frozenset(signature(thing).parameters)
+    except (TypeError, ValueError):  # it is nothing to be called
+        parameters = frozenset()
+    lines[:] = converted(lines, parameters)
 
 
 def setup(app: Any) -> dict[str, bool]:

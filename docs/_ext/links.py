@@ -1,6 +1,7 @@
 """Links to other sites are listed in external-links.txt: an address, and a page that has it. None is fetched.
 
-Links within the site are checked by Sphinx and MyST: one that leads nowhere is a warning, and so an error.
+Links within the site are checked by Sphinx and MyST: one that leads nowhere is a warning, and so an error. The list is of
+all pages, also of those that did not have to be built anew.
 """
 
 from __future__ import annotations
@@ -10,23 +11,19 @@ from typing import Any
 
 from docutils import nodes
 
-found: dict[str, set[str]] = {}
-
-
-def collect(app: Any, doctree: nodes.document, docname: str) -> None:
-    for reference in doctree.findall(nodes.reference):
-        address = reference.get("refuri", "")
-        if address.startswith(("http:", "https:")):
-            found.setdefault(address, set()).add(docname)
-
 
 def write(app: Any, exception: Exception | None) -> None:
-    if exception is None and app.builder.format == "html":
-        lines = [f"{address} {page}\n" for address, pages in sorted(found.items()) for page in sorted(pages)]
-        Path(app.outdir, "external-links.txt").write_text("".join(lines))
+    if exception is not None or app.builder.format != "html":
+        return
+    found = {
+        f"{reference['refuri']} {page}\n"
+        for page in app.env.found_docs
+        for reference in app.env.get_doctree(page).findall(nodes.reference)
+        if reference.get("refuri", "").startswith(("http:", "https:"))
+    }
+    Path(app.outdir, "external-links.txt").write_text("".join(sorted(found)))
 
 
 def setup(app: Any) -> dict[str, bool]:
-    app.connect("doctree-resolved", collect)
     app.connect("build-finished", write)
-    return {"parallel_read_safe": True, "parallel_write_safe": False}
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

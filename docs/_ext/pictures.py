@@ -15,7 +15,7 @@ import simulated
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
-LEFT, TOP, LANE, GAP, WIDTH = 92, 18, 26, 12, 720
+LEFT, TOP, LANE, GAP, WIDTH = 104, 18, 26, 12, 720
 
 
 class Drawing:
@@ -92,7 +92,7 @@ def timeline(max_active: int, cpu_intensive: bool = False) -> str:
 
 def submit() -> str:
     moments, spans = simulated.two_submits()
-    workers = sorted({span.work for span in spans})
+    workers = list(dict.fromkeys(span.work for span in sorted(spans, key=lambda span: span.begin)))
     begun = {moment.work: moment.time for moment in moments if moment.kind == "started"}
     blocked = next(moment.time for moment in moments if moment.kind == "blocked")
     end = max(span.end for span in spans)
@@ -101,7 +101,7 @@ def submit() -> str:
     for span in spans:
         words = {"burn": "computes", "sleep": "load is blocked"}[span.kind]
         if span.kind == "burn":
-            words = "hash" if span.work != spans[0].work else "load"
+            words = "load" if span.work == workers[0] else "hash"
         drawing.bar(span.work, span.kind, span.begin, span.end, words)
     drawing.arrow(blocked, workers[0], begun["hash"] + 0.12, workers[1])
     drawing.legend(("burn", "on the CPU"), ("sleep", "blocked"), ("wait", "listed, no worker yet"))
@@ -112,7 +112,7 @@ def noticing() -> str:
     drawing = Drawing(100, ["worker 0", "sentinel", "worker 1"], "How the sentinel notices that a worker blocks")
     drawing.bar("worker 0", "burn", 0, 38, "computes")
     drawing.bar("worker 0", "sleep", 38, 100, "waits for a socket")
-    drawing.bar("sentinel", "wait", 0, 40, "runnable, and kept off the CPU: idle priority")
+    drawing.bar("sentinel", "wait", 0, 40, "kept off the CPU: idle priority")
     drawing.bar("sentinel", "warm", 40, 50, "looks")
     drawing.bar("sentinel", "wait", 50, 100, "kept off again")
     drawing.bar("worker 1", "wait", 0, 52, "parked: the reserve")

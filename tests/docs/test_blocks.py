@@ -63,6 +63,26 @@ def test_outputs_are_compared(wanted: str, printed: str, same: bool) -> None:
     assert agrees(wanted, printed) is same
 
 
+@pytest.mark.parametrize(
+    ("text", "output", "fault"),
+    [
+        ("print(1)\n", "2\n", "printed"),
+        ("import sys; sys.exit(3)\n", None, "status 3"),
+        ("import sys; print('!', file=sys.stderr)\n", None, "wrote to stderr"),
+    ],
+)
+def test_a_program_that_does_something_else_is_noticed(text: str, output: str | None, fault: str) -> None:
+    block = Block(ROOT / "page.md", 7, "python", text, {}, output)
+    with folder() as where, pytest.raises(AssertionError, match=f"page.md:7.*{fault}"):
+        run_program(Program([block]), where)
+
+
+def test_commands_that_do_something_else_are_noticed() -> None:
+    for text, fault in (("$ echo one\ntwo\n", "echo one printed"), ("$ false\n", "false: status 1")):
+        with folder() as where, pytest.raises(AssertionError, match=f"page.md:7: {fault}"):
+            run_commands(Block(ROOT / "page.md", 7, "console", text, {}), where)
+
+
 # ------------------------------------------------------------------------------------------- commands that are not run
 
 

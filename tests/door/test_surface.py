@@ -98,21 +98,12 @@ def test_a_coroutine_function_is_not_submitted_many_times(universe: cmwq.Runtime
     assert queue.nr_unfinished() == 0
 
 
-def test_a_coroutine_function_is_not_submitted(universe: cmwq.Runtime) -> None:
-    for queue in (
-        cmwq.WorkQueue("q", runtime=universe), cmwq.WorkQueue("q", max_pending=3, runtime=universe),
-    ):  # fmt: skip
-        with pytest.raises(TypeError, match="what is submitted to queue 'q' is fetch, a coroutine function"):
-            queue.submit(fetch, "url")
-        with pytest.raises(TypeError, match="a coroutine function"), cmwq.Batch(queue) as batch:
-            batch.submit(fetch)
-        assert queue.nr_unfinished() == 0
-
-
-def test_an_executor_is_as_the_standard_library_here(executor: cmwq.Executor) -> None:
-    """Programs rely on it: the coroutine is returned, for somebody else to await."""
-    coroutine = executor.submit(fetch, "url").result(HANG)
-    assert asyncio.run(coroutine) == "url"  # type: ignore[arg-type]
+def test_submit_is_as_in_the_standard_library_here(executor: cmwq.Executor) -> None:
+    """Programs rely on it: the coroutine is returned, for somebody else to await. A look would cost each call."""
+    for coroutine in (executor.submit(fetch, "url").result(HANG), executor.queue.submit(fetch, "url").result(HANG)):
+        assert asyncio.run(coroutine) == "url"  # type: ignore[arg-type]
+    coroutines = [*executor.map(fetch, ["a"]), executor.queue.submit_many(fetch, ["b"])[0].result(HANG)]
+    assert [asyncio.run(each) for each in coroutines] == ["a", "b"]  # type: ignore[arg-type]
 
 
 def test_other_callables_are_taken_as_ever(universe: cmwq.Runtime) -> None:

@@ -11,13 +11,11 @@ the message.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, isasyncgenfunction, iscoroutinefunction
 from math import inf
 from operator import index
-from types import FunctionType
 from typing import TypeVar
 
-from cmwq._core.naming import MAX_NAME, name_of
+from cmwq._core.naming import MAX_NAME, is_coroutine_function, name_of
 
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
@@ -139,9 +137,7 @@ def no_coroutine_function(what: str, value: object) -> None:
     """Refuse a function whose call on a worker would do nothing, because nobody awaits what it returns. Partial calls
     and methods are seen through. Raises TypeError.
     """
-    if type(value) is FunctionType and not value.__code__.co_flags & (CO_COROUTINE | CO_ASYNC_GENERATOR):
-        return
-    if iscoroutinefunction(value) or isasyncgenfunction(value):
+    if is_coroutine_function(value):
         raise TypeError(
             f"{what} is {name_of(value)}, a coroutine function: to call it on a worker would do nothing. Await it in "
             "an event loop, or give a function that runs it, by asyncio.run() or cmwq.aio.run_coroutine()"

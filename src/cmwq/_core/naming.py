@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -44,6 +45,12 @@ def kind_of(fn: object) -> tuple[object, str]:
         owner = fn.__self__  # type: ignore[attr-defined]
         return (owner if type(owner) is ModuleType else type(owner)), fn.__name__  # type: ignore[attr-defined]
     return (fn, "") if issubclass(kind, type) else (kind, "its object")
+
+
+def is_coroutine_function(fn: object) -> bool:
+    """Whether a call of it only makes something that is to be awaited. No user code runs, as above."""
+    fn = _innermost(fn)
+    return type(fn) is FunctionType and bool(fn.__code__.co_flags & (CO_COROUTINE | CO_ASYNC_GENERATOR))
 
 
 def _innermost(fn: object) -> object:

@@ -43,6 +43,9 @@ class LeaseQueue(WorkQueue):
     def thread_name(self, worker: Worker) -> str:
         return f"{self._thread_name_prefix}_{worker.index}" if self._thread_name_prefix else worker.name
 
+    def refuse_coroutine_function(self, fn: object) -> None:
+        """Do nothing: as in the standard library, programs get the coroutine, and await it themselves."""
+
     def own_thread(self) -> OwnThread | None:
         """The thread of `one_thread`, made if need be; this reference keeps it alive. None: any worker will do."""
         return None
