@@ -122,7 +122,7 @@ def measure(rounds: int, workers: int, loads: list[str], settings: list[Setting]
     with ExitStack() as stack:
         clients = [(each.name, each.start(stack, workers)) for each in settings]
         for load in loads:
-            for name, client in clients:
+            for _, client in clients:
                 run(client, LOADS[load][1])  # the scheduler learns how long they take, the pool what they are
             for number in range(rounds):
                 order = clients if number % 2 == 0 else clients[::-1]

@@ -15,7 +15,7 @@ How blocking is noticed although nothing is queued here: the source `_could_begi
 the tasks (E12). It never has a call to give. But as long as it stands in line, work waits, and the sensor is armed. It
 is asked when, and only when, a worker could begin something: then a CPU is free while Dask's slots may all be taken.
 
-      a task begins                  the source goes in line again (`notify`), behind all tasks that have been handed over
+      a task begins                  the source goes in line again (`notify`), behind all tasks handed over
       a task blocks, nobody waits    the sensor wakes a worker, which asks the source
       the source is asked            the event loop looks which tasks are blocked, and gives their slots back
       Dask begins another            it is handed over, begins, and the source goes in line again
@@ -33,6 +33,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from typing import Any
 
@@ -45,8 +46,6 @@ from distributed.worker_state_machine import SecedeEvent
 import cmwq
 from cmwq.contrib._routes import Routes
 from cmwq.contrib.dask.calls import Cancellations
-
-__all__ = ("DaskThreadPoolExecutor",)
 
 _log = logging.getLogger("cmwq")
 
@@ -147,10 +146,8 @@ class DaskThreadPoolExecutor(cmwq.Executor):
             self._serving.notify()  # there may be room to give back more
 
     def _call_soon(self, call: Callable[..., object], *args: Any) -> None:
-        try:
+        with suppress(RuntimeError):  # the loop is closed, and so is the worker
             self._loop.call_soon_threadsafe(call, *args)
-        except RuntimeError:
-            pass  # the loop is closed, and so is the worker
 
     # ------------------------------------------------------------------------------- slots
 

@@ -28,8 +28,6 @@ import cmwq
 from cmwq.contrib.dask.calls import Cancellations, of_workers
 from cmwq.contrib.dask.executor import DaskThreadPoolExecutor
 
-__all__ = ("CmwqPlugin", "dask_setup")
-
 _log = logging.getLogger("cmwq")
 
 NAME = "cmwq"
@@ -49,7 +47,8 @@ class CmwqPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
     monitor: let this user look at the worker processes, by `cmwq ps`, `cmwq dump` and `cmwq top` there.
 
     Raises ValueError for a negative `max_blocked`. A worker that has the plugin keeps it if another one is registered;
-    `client.unregister_worker_plugin("cmwq")` removes it.
+    `client.unregister_worker_plugin("cmwq")` removes it. Not
+    thread-safe: Dask calls it on the worker's event loop.
     """
 
     name = NAME
