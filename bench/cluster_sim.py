@@ -73,7 +73,8 @@ def _spent(client: Any, task: Any, number: int) -> tuple[float, float]:
     import distributed
 
     before = client.run_on_scheduler(_cpu_of_scheduler), sum(client.run(_cpu_of_worker).values())
-    distributed.wait(client.map(task, range(number), pure=False))
+    with client.as_current():
+        distributed.wait(client.map(task, range(number), pure=False))
     after = client.run_on_scheduler(_cpu_of_scheduler), sum(client.run(_cpu_of_worker).values())
     return after[0] - before[0], after[1] - before[1]
 

@@ -92,7 +92,7 @@ class Setting:
                 n_workers=workers,
                 threads_per_worker=self.threads,
                 processes=True,
-                dashboard_address=None,
+                dashboard_address=":0",
                 silence_logs=logging.ERROR,
                 memory_limit=0,
             )
@@ -113,7 +113,8 @@ def run(client: Any, submit: Callable[[Any], list[Any]]) -> float:
     import distributed
 
     begun = time.perf_counter()
-    distributed.wait(submit(client))
+    with client.as_current():
+        distributed.wait(submit(client))
     return time.perf_counter() - begun
 
 

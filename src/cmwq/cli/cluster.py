@@ -100,7 +100,7 @@ def _local(distributed: Any, workers: int) -> Any:
         n_workers=workers,
         threads_per_worker=threads,
         processes=True,
-        dashboard_address=None,
+        dashboard_address=":0",
         silence_logs=logging.CRITICAL,
     )
 

@@ -137,7 +137,8 @@ class _Link:
 
 
 class ClusterTrace:
-    """A trace of all workers that is being recorded. `cluster_trace` makes it. As a context manager it is closed at the end.
+    """A trace of all workers that is being recorded. `cluster_trace` makes it. As a context manager it is closed at the
+    end.
 
     For one thread at a time, so not thread-safe.
     """
