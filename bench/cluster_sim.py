@@ -68,15 +68,21 @@ def _cpu_of_worker() -> float:
     return time.process_time()
 
 
+def _cpu(client: Any) -> tuple[float, float]:
+    return client.run_on_scheduler(_cpu_of_scheduler), sum(client.run(_cpu_of_worker).values())
+
+
 def _spent(client: Any, task: Any, number: int) -> tuple[float, float]:
-    """CPU seconds of the scheduler and of the worker."""
+    """CPU seconds of the scheduler and of the worker, beyond what they use when they have nothing to do."""
     import distributed
 
-    before = client.run_on_scheduler(_cpu_of_scheduler), sum(client.run(_cpu_of_worker).values())
+    before, begun = _cpu(client), time.perf_counter()
     with client.as_current():
         distributed.wait(client.map(task, range(number), pure=False))
-    after = client.run_on_scheduler(_cpu_of_scheduler), sum(client.run(_cpu_of_worker).values())
-    return after[0] - before[0], after[1] - before[1]
+    seconds, after = time.perf_counter() - begun, _cpu(client)
+    time.sleep(seconds)
+    idle = _cpu(client)
+    return 2 * after[0] - before[0] - idle[0], 2 * after[1] - before[1] - idle[1]
 
 
 def measured(rounds: int) -> Costs:

@@ -164,7 +164,7 @@ def test_get_worker_and_get_client_work_on_cmwqs_threads(cluster: Any) -> None:
     worker, client = cluster
     address, scheduler, thread = client.submit(who, pure=False).result(HANG)
     assert (address, scheduler) == (worker.address, client.scheduler.address)
-    assert thread.startswith("cmwq/") or "dask" in thread
+    assert "Dask-Default-Threads" in thread
 
 
 def test_tasks_are_told_apart_by_the_prefixes_of_their_keys(cluster: Any) -> None:

@@ -82,7 +82,8 @@ class DaskThreadPoolExecutor(cmwq.Executor):
     """
 
     def __init__(self, worker: Any, max_blocked: int, cancellations: Cancellations) -> None:
-        super().__init__("dask", max_active=AT_ONCE)
+        name, prefix = ("dask", "") if worker.name is None else (f"dask {worker.name}", f"{worker.name}-")
+        super().__init__(name, f"{prefix}Dask-Default-Threads", max_active=AT_ONCE)
         self._worker = worker  # I
         self._loop = worker.loop.asyncio_loop  # I
         self._max_blocked = max_blocked  # I
@@ -98,6 +99,10 @@ class DaskThreadPoolExecutor(cmwq.Executor):
         self._rejoin_list = _Rejoining()  # I
         self._seats = _Seats(self)  # I
         self._serving = self.queue.serve(self._could_begin_one_more)  # I
+
+    @property
+    def _max_workers(self) -> int:  # type: ignore[override]
+        return int(self._worker.state.nthreads)
 
     @property
     def _threads(self) -> Any:  # type: ignore[override]
