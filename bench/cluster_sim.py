@@ -1,8 +1,8 @@
 """1,000 nodes, of which this machine has none: where Dask's scheduler becomes the limit, and what cmwq adds to it.
 
-First what can be measured here is measured, on one machine, by CPU clocks of the processes, so that they share its CPUs
-does not matter: what one task costs the scheduler, what it costs a worker, what a slot that is given back costs both,
-and how long a message takes from one to the other. Then a cluster is simulated with these costs, on a virtual clock: one
+First what can be measured here is measured, on one machine, by CPU clocks of the processes, so sharing its CPUs does
+not matter: what one task costs the scheduler and a worker, what a slot that is given back costs both, and how long a
+message takes from one to the other. Then a cluster is simulated with these costs, on a virtual clock: one
 scheduler that does one thing after the other, nodes with so many slots, tasks that compute or wait.
 
 What is left out: data that tasks send one another, failures, work stealing, a network that is slow or full, and what
@@ -68,14 +68,21 @@ def _cpu_of_worker() -> float:
     return time.process_time()
 
 
+def _cpu(client: Any) -> tuple[float, float]:
+    return client.run_on_scheduler(_cpu_of_scheduler), sum(client.run(_cpu_of_worker).values())
+
+
 def _spent(client: Any, task: Any, number: int) -> tuple[float, float]:
-    """CPU seconds of the scheduler and of the worker."""
+    """CPU seconds of the scheduler and of the worker, beyond what they use when they have nothing to do."""
     import distributed
 
-    before = client.run_on_scheduler(_cpu_of_scheduler), sum(client.run(_cpu_of_worker).values())
-    distributed.wait(client.map(task, range(number), pure=False))
-    after = client.run_on_scheduler(_cpu_of_scheduler), sum(client.run(_cpu_of_worker).values())
-    return after[0] - before[0], after[1] - before[1]
+    before, begun = _cpu(client), time.perf_counter()
+    with client.as_current():
+        distributed.wait(client.map(task, range(number), pure=False))
+    seconds, after = time.perf_counter() - begun, _cpu(client)
+    time.sleep(seconds)
+    idle = _cpu(client)
+    return 2 * after[0] - before[0] - idle[0], 2 * after[1] - before[1] - idle[1]
 
 
 def measured(rounds: int) -> Costs:
@@ -186,9 +193,7 @@ class Cluster:
 
     def run(self) -> float:
         """Seconds until the last task has ended."""
-        beats = (
-            self.costs.heartbeat * max(0.2, 1 / (self.nodes / 200 + 1)) * self.nodes
-        )  # share of the scheduler's time
+        beats = self.costs.heartbeat * max(0.2, 1 / (self.nodes / 200 + 1)) * self.nodes  # a share of its time
         stretch = 1 / max(0.05, 1 - min(beats, 0.95))
         self.costs = Costs(**{**asdict(self.costs), "scheduler": self.costs.scheduler * stretch})
         for _ in range(self.window):

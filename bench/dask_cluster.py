@@ -92,7 +92,7 @@ class Setting:
                 n_workers=workers,
                 threads_per_worker=self.threads,
                 processes=True,
-                dashboard_address=None,
+                dashboard_address=":0",
                 silence_logs=logging.ERROR,
                 memory_limit=0,
             )
@@ -113,7 +113,8 @@ def run(client: Any, submit: Callable[[Any], list[Any]]) -> float:
     import distributed
 
     begun = time.perf_counter()
-    distributed.wait(submit(client))
+    with client.as_current():
+        distributed.wait(submit(client))
     return time.perf_counter() - begun
 
 
@@ -122,7 +123,7 @@ def measure(rounds: int, workers: int, loads: list[str], settings: list[Setting]
     with ExitStack() as stack:
         clients = [(each.name, each.start(stack, workers)) for each in settings]
         for load in loads:
-            for name, client in clients:
+            for _, client in clients:
                 run(client, LOADS[load][1])  # the scheduler learns how long they take, the pool what they are
             for number in range(rounds):
                 order = clients if number % 2 == 0 else clients[::-1]

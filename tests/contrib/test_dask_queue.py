@@ -112,7 +112,7 @@ def test_what_a_work_raises_comes_back(client: Any) -> None:
 
 def test_what_cannot_be_pickled_is_refused_at_once(client: Any) -> None:
     with contrib.ClusterWorkQueue("pickle", client=client) as queue:
-        with pytest.raises(TypeError, match="can't be sent to another machine.*lock"):
+        with pytest.raises(TypeError, match=r"can't be sent to another machine.*lock"):
             queue.submit(run, threading.Lock())
         with pytest.raises(TypeError, match="coroutine"):
             queue.submit(asyncio.sleep, 1)
@@ -146,7 +146,8 @@ def test_another_version_is_refused_before_anything_is_unpickled(client: Any, mo
         monkeypatch.setattr("cmwq.contrib.dask.queue._pickled", lambda *_: other)
         with pytest.raises(contrib.VersionMismatch, match=r"Python 2\.7 with cmwq 0\.0\.1"):
             queue.submit(run, 1).result(HANG)
-    assert calls.made_by is made_by and _ran == []
+    assert calls.made_by is made_by
+    assert _ran == []
 
 
 def test_callbacks_run_on_workers_of_this_process_and_may_wait(client: Any) -> None:
@@ -417,11 +418,11 @@ def test_all_workers_can_be_looked_at(client: Any, tmp_path: Any) -> None:
 
     with gate_named("look") as gate, contrib.ClusterWorkQueue("look", client=client) as queue:
         path = tmp_path / "cluster.json"
-        with contrib.trace(client, path):
+        with contrib.cluster_trace(client, path):
             future = queue.submit(pass_gate, "look")
             gate.await_arrivals(1)
             (picture,) = contrib.pictures(client).values()
-            assert any(each["name"] == "dask" for each in picture["queues"])
+            assert any(each["name"].startswith("dask") for each in picture["queues"])
             source = contrib.Source(client)
             (target,) = source.targets()
             link = source.connect(target)

@@ -48,8 +48,10 @@ def test_nothing_that_is_repeatable_is_lost_while_a_worker_is_killed_every_secon
 
         def kill_every_second() -> None:
             while not over.wait(1.0):
-                pids = [nanny.pid for nanny in list(cluster.workers.values()) if nanny.pid]
-                if pids:
+                # Not one that is just starting: its nanny would give up. And never the last one.
+                there = set(cluster.scheduler.workers)
+                pids = [nanny.pid for nanny in list(cluster.workers.values()) if nanny.worker_address in there]
+                if len(pids) > 1 and None not in pids:
                     victim = random.choice(pids)
                     with suppress(ProcessLookupError):
                         os.kill(victim, signal.SIGKILL)
@@ -157,7 +159,7 @@ def main():
     effects = str(folder / "effects")
     with ClusterWorkQueue("load", client=client, max_active=8) as load, \\
             ClusterWorkQueue("ledger", client=client, ordered=True) as ledger:
-        works = [load.submit(work, effects, "w", number) for number in range(2000)]
+        works = [load.submit(work, effects, "w", number) for number in range(600)]
         entries = [ledger.submit(work, effects, "o", number) for number in range(100)]
         outcomes = [future.result(200) == number for number, future in enumerate(works)]
         order = [future.result(200) for future in entries]
@@ -201,7 +203,7 @@ def test_a_node_that_is_cut_off_for_ten_seconds_is_late_and_nothing_is_lost_or_r
                 words = client.stdout.read().decode()
         assert "done True True" in words, words
     found = notes(effects)
-    assert len(found) == len(set(found)) == 2100, "each ran once"
+    assert len(found) == len(set(found)) == 700, "each ran once"
     ledger = [line for line in found if line.startswith("o")]
     assert ledger == [f"o{number}" for number in range(100)]
 

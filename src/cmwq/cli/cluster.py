@@ -5,8 +5,8 @@ item that is under way. Only what an item *is* happens elsewhere: a call of the 
 
 Guarantees: an item is sent once per try, so it is carried out once at most, as far as that can be known. If its worker
 dies, it fails, with a line that says so; --retries or --resume carry it out again. When the run ends early, commands on
-the workers get the signal, and SIGKILL after --kill-after; if this process is killed, they get SIGTERM. `local:N` starts
-N worker processes here, which end with the run, however that ends.
+the workers get the signal, and SIGKILL after --kill-after; if this process is killed, they get SIGTERM. `local:N`
+starts N worker processes here, which end with the run, however that ends.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _local(distributed: Any, workers: int) -> Any:
         n_workers=workers,
         threads_per_worker=threads,
         processes=True,
-        dashboard_address=None,
+        dashboard_address=":0",
         silence_logs=logging.CRITICAL,
     )
 
@@ -198,7 +198,7 @@ class Lost(Ended):
 
 
 class Printed:
-    """How a command ended on a worker, and what it printed. unstartable: why it could not be started, and its status."""
+    """How a command ended on a worker, and what it printed. unstartable: why it could not be started; its status."""
 
     def __init__(self, ended: Ended | None, out: bytes, err: bytes, unstartable: tuple[int, str, bool] | None) -> None:
         self.ended, self.out, self.err, self.unstartable = ended, out, err, unstartable

@@ -72,9 +72,7 @@ def _parse_exec(parser: Parser, args: list[str]) -> argparse.Namespace:
                 f"{item!r} after an item: options come first (for an item like that write ./{item}, or use -a)"
             )
     if options.cluster is not None and options.line_buffer:
-        parser.error(
-            "--line-buffer and --cluster exclude each other: output comes from other machines when it is whole"
-        )
+        parser.error("--line-buffer and --cluster exclude each other: other machines send output when it is whole")
     if not options.words and not options.shell:
         parser.error("the command is missing: cmwq exec [OPTION ...] [ITEM ...] -- COMMAND [ARG ...]")
     return options
@@ -308,7 +306,7 @@ def _add_running(parser: argparse._ActionsContainer, retries: str) -> None:
     parser.add_argument("--max-active", metavar="N", type=_positive,
                         help="at most N at a time (256), for what else can run out: connections")  # fmt: skip
     parser.add_argument("--cluster", metavar="ADDRESS",
-                        help="on the workers of a Dask cluster (tcp://HOST:8786), or on N processes here (local:N)")  # fmt: skip
+                        help="on a Dask cluster (tcp://HOST:8786), or N processes here (local:N)")  # fmt: skip
 
 
 def _add_loudness(parser: argparse._ActionsContainer) -> None:

@@ -3,7 +3,7 @@
 - `CmwqPlugin` puts cmwq in place of the thread pool of Dask's workers: a task that blocks gives its slot back.
 - `ClusterWorkQueue` is a work queue that spans the cluster; `ClusterWork` its works that are queued many times.
 - `on_cancel` and `was_cancelled` tell a task that nobody wants its result any more.
-- `pictures`, `trace` and `Source` look at all workers at once.
+- `pictures`, `cluster_trace` and `Source` look at all workers at once.
 
 `docs/integrations/dask.md` says what is promised, what is not, and why. Whoever can queue works, or can connect to the
 scheduler, can run any code on the workers.
@@ -14,12 +14,13 @@ from cmwq.contrib.dask.errors import VersionMismatch, WorkLost
 from cmwq.contrib.dask.plugin import CmwqPlugin, dask_setup
 from cmwq.contrib.dask.queue import ClusterWorkQueue
 from cmwq.contrib.dask.scheduler import AheadPlugin, CmwqSchedulerPlugin
-from cmwq.contrib.dask.watching import Source, pictures, trace
+from cmwq.contrib.dask.watching import ClusterTrace, Source, cluster_trace, pictures
 from cmwq.contrib.dask.work import ClusterFuture, ClusterWork
 
 __all__ = (
     "AheadPlugin",
     "ClusterFuture",
+    "ClusterTrace",
     "ClusterWork",
     "ClusterWorkQueue",
     "CmwqPlugin",
@@ -27,9 +28,9 @@ __all__ = (
     "Source",
     "VersionMismatch",
     "WorkLost",
+    "cluster_trace",
     "dask_setup",
     "on_cancel",
     "pictures",
-    "trace",
     "was_cancelled",
 )

@@ -27,8 +27,6 @@ from distributed.worker import get_worker
 import cmwq
 from cmwq.contrib.dask.errors import VersionMismatch, WorkLost
 
-__all__ = ("Call", "made_by", "on_cancel", "perform", "was_cancelled")
-
 ONCE = "cmwq_once"
 """The annotation of a task that may run only once."""
 AGAIN = "cmwq_again"
@@ -73,8 +71,8 @@ class Call:
         here = made_by()
         if here != self.version:
             raise VersionMismatch(
-                f"{self.name} was not run: it was sent by Python {self.version[0]} with cmwq {self.version[1]}, and this "
-                f"worker is Python {here[0]} with cmwq {here[1]}"
+                f"{self.name} was not run: it was sent by Python {self.version[0]} with cmwq {self.version[1]}, and "
+                f"this worker is Python {here[0]} with cmwq {here[1]}"
             )
         return pickle.loads(self.data)  # type: ignore[no-any-return]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import cmwq
 
-__all__ = ("VersionMismatch", "WorkLost")
-
 
 class WorkLost(cmwq.CmwqError, RuntimeError):
     """A work was sent to the cluster, and nobody can know how it ended: it never began, was interrupted, or has ended.

@@ -15,7 +15,7 @@ How blocking is noticed although nothing is queued here: the source `_could_begi
 the tasks (E12). It never has a call to give. But as long as it stands in line, work waits, and the sensor is armed. It
 is asked when, and only when, a worker could begin something: then a CPU is free while Dask's slots may all be taken.
 
-      a task begins                  the source goes in line again (`notify`), behind all tasks that have been handed over
+      a task begins                  the source goes in line again (`notify`), behind all tasks handed over
       a task blocks, nobody waits    the sensor wakes a worker, which asks the source
       the source is asked            the event loop looks which tasks are blocked, and gives their slots back
       Dask begins another            it is handed over, begins, and the source goes in line again
@@ -33,6 +33,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from typing import Any
 
@@ -45,8 +46,6 @@ from distributed.worker_state_machine import SecedeEvent
 import cmwq
 from cmwq.contrib._routes import Routes
 from cmwq.contrib.dask.calls import Cancellations
-
-__all__ = ("DaskThreadPoolExecutor",)
 
 _log = logging.getLogger("cmwq")
 
@@ -83,7 +82,8 @@ class DaskThreadPoolExecutor(cmwq.Executor):
     """
 
     def __init__(self, worker: Any, max_blocked: int, cancellations: Cancellations) -> None:
-        super().__init__("dask", max_active=AT_ONCE)
+        name, prefix = ("dask", "") if worker.name is None else (f"dask {worker.name}", f"{worker.name}-")
+        super().__init__(name, f"{prefix}Dask-Default-Threads", max_active=AT_ONCE)
         self._worker = worker  # I
         self._loop = worker.loop.asyncio_loop  # I
         self._max_blocked = max_blocked  # I
@@ -99,6 +99,10 @@ class DaskThreadPoolExecutor(cmwq.Executor):
         self._rejoin_list = _Rejoining()  # I
         self._seats = _Seats(self)  # I
         self._serving = self.queue.serve(self._could_begin_one_more)  # I
+
+    @property
+    def _max_workers(self) -> int:  # type: ignore[override]
+        return int(self._worker.state.nthreads)
 
     @property
     def _threads(self) -> Any:  # type: ignore[override]
@@ -147,10 +151,8 @@ class DaskThreadPoolExecutor(cmwq.Executor):
             self._serving.notify()  # there may be room to give back more
 
     def _call_soon(self, call: Callable[..., object], *args: Any) -> None:
-        try:
+        with suppress(RuntimeError):  # the loop is closed, and so is the worker
             self._loop.call_soon_threadsafe(call, *args)
-        except RuntimeError:
-            pass  # the loop is closed, and so is the worker
 
     # ------------------------------------------------------------------------------- slots
 

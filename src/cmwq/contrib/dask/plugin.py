@@ -6,7 +6,7 @@
 Guarantees: tasks that run when the plugin comes go on where they are. When it is removed, the worker has its own
 executor back, and the tasks that cmwq runs go on to their end. A worker that closes is shut down as by Dask: what has
 not begun is cancelled, what runs is waited for. Executors that tasks choose by name, actors and coroutines are left
-alone.
+alone, and so is a worker that was started with an executor of its own.
 
 The process's pools serve all its workers, and whatever else uses cmwq in it. They run as many works at a time as these
 workers have threads (`nthreads`) in all, and never more than there are CPUs: several worker processes share a machine
@@ -22,13 +22,12 @@ from typing import Any
 from distributed import Worker
 from distributed.core import Status
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.threadpoolexecutor import ThreadPoolExecutor as DasksOwn
 from distributed.utils import offload
 
 import cmwq
 from cmwq.contrib.dask.calls import Cancellations, of_workers
 from cmwq.contrib.dask.executor import DaskThreadPoolExecutor
-
-__all__ = ("CmwqPlugin", "dask_setup")
 
 _log = logging.getLogger("cmwq")
 
@@ -49,7 +48,8 @@ class CmwqPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
     monitor: let this user look at the worker processes, by `cmwq ps`, `cmwq dump` and `cmwq top` there.
 
     Raises ValueError for a negative `max_blocked`. A worker that has the plugin keeps it if another one is registered;
-    `client.unregister_worker_plugin("cmwq")` removes it.
+    `client.unregister_worker_plugin("cmwq")` removes it. Not
+    thread-safe: Dask calls it on the worker's event loop.
     """
 
     name = NAME
@@ -71,7 +71,10 @@ class CmwqPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
     # Called by Dask on the worker's event loop
 
     def setup(self, worker: Any) -> None:
-        """Take the place of the worker's executor."""
+        """Take the place of the worker's executor, unless it was started with one of its own."""
+        if not isinstance(worker.executors["default"], DasksOwn):
+            _log.warning("this worker of Dask was started with an executor of its own, and keeps it")
+            return
         of_workers[worker] = self._cancellations
         _threads_of[id(worker)] = worker.state.nthreads
         _share_cpus()

@@ -40,8 +40,6 @@ from cmwq.contrib.dask.work import ClusterFuture, ClusterWork, Item
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ("ClusterWorkQueue",)
-
 P = ParamSpec("P")
 T = TypeVar("T")
 _STATES = {"draining": "is draining", "closed": "is closed"}
@@ -187,8 +185,8 @@ class ClusterWorkQueue:
     # ------------------------------------------------------------------------------- works
 
     def queue(self, work: ClusterWork) -> bool:
-        """Queue a work. False: it was pending already, or is being cancelled, and nothing changed (E4). Raises TypeError
-        if its call can't be pickled, ValueError if it belongs to another queue, QueueClosed.
+        """Queue a work. False: it was pending already, or is being cancelled, and nothing changed (E4). Raises
+        TypeError if its call can't be pickled, ValueError if it belongs to another queue, QueueClosed.
         """
         if not self._claim(work) or work.pending:
             return False
@@ -202,8 +200,8 @@ class ClusterWorkQueue:
         return True
 
     def queue_delayed(self, work: ClusterWork, delay: float) -> bool:
-        """Queue the work after `delay` seconds, no earlier (F9); at once with 0 or less. False: it was pending, and stays
-        as it was. Raises as `queue`. The delay runs in this process.
+        """Queue the work after `delay` seconds, no earlier (F9); at once with 0 or less. False: it was pending, and
+        stays as it was. Raises as `queue`. The delay runs in this process.
         """
         if delay <= 0:
             return self.queue(work)
@@ -225,7 +223,7 @@ class ClusterWorkQueue:
         if not self._claim(work):
             return False
         _pickled(*work.call)
-        was_pending = self.cancel_work(work)
+        was_pending = self._cancel_work(work)
         return self.queue_delayed(work, delay) and was_pending
 
     def _claim(self, work: ClusterWork) -> bool:
@@ -241,14 +239,14 @@ class ClusterWorkQueue:
         return not work.nr_cancelling
 
     def _insert(self, work: ClusterWork, call: Call) -> None:
-        """Context: Q held. While it runs, it is kept aside."""
+        """The caller has Q. While it runs, it is kept aside."""
         item = work.waiting = Item(self, call, work)
         self._sending.unfinished.add(item)
         if work.sent is None:
             self._sending.waiting.append(item)
 
     def _delay(self, work: ClusterWork) -> None:
-        """Context: Q held."""
+        """The caller has Q."""
         work.is_delayed = True
         self._delayed.add(work)
 
@@ -257,7 +255,7 @@ class ClusterWorkQueue:
         try:
             self._sending.local.mod_delayed(work.timer, delay)
         except BaseException:
-            self.cancel_work(work)
+            self._cancel_work(work)
             raise
 
     def _due(self, work: ClusterWork) -> None:
@@ -271,7 +269,7 @@ class ClusterWorkQueue:
             self._insert(work, call)
         self._sending.arrange()
 
-    def cancel_work(self, work: ClusterWork) -> bool:
+    def _cancel_work(self, work: ClusterWork) -> bool:
         """What `ClusterWork.cancel` promises."""
         with self._lock:
             delayed, work.is_delayed = work.is_delayed, False
@@ -288,12 +286,12 @@ class ClusterWorkQueue:
             item.future.set_running_or_notify_cancel()
         return delayed or item is not None
 
-    def cancel_work_sync(self, work: ClusterWork, timeout: float | None) -> bool:
+    def _cancel_work_sync(self, work: ClusterWork, timeout: float | None) -> bool:
         """What `ClusterWork.cancel_sync` promises."""
         with self._lock:
             work.nr_cancelling += 1
         try:
-            pending = self.cancel_work(work)
+            pending = self._cancel_work(work)
             sent = work.sent
             if sent is not None:
                 self._wait([sent.future], timeout, f"{work!r} still runs")
@@ -302,7 +300,7 @@ class ClusterWorkQueue:
             with self._lock:
                 work.nr_cancelling -= 1
 
-    def flush_work(self, work: ClusterWork, timeout: float | None) -> bool:
+    def _flush_work(self, work: ClusterWork, timeout: float | None) -> bool:
         """What `ClusterWork.flush` promises."""
         with self._lock:
             item = work.waiting or work.sent
@@ -321,7 +319,9 @@ class ClusterWorkQueue:
 
     def drain(self, timeout: float | None = None) -> None:
         """Refuse works until the queue is empty, then open it again (F3). Works of the cluster have no part in that: to
-        queue works to this queue, they would need a queue of their own. Raises CmwqTimeout; then it is open again.
+        queue works to this queue, they would need a queue of their own.
+
+        timeout: seconds; then CmwqTimeout, and it is open again. Raises QueueClosed.
         """
         with self._lock:
             self._check_open()
@@ -345,7 +345,7 @@ class ClusterWorkQueue:
             self._state, self._sending.closed = "closed", True
             delayed = list(self._delayed)
         for work in delayed:
-            self.cancel_work(work)
+            self._cancel_work(work)
         if abandon:
             self._abandon()
         self._wait(self._futures(), timeout, f"close of queue {self.name!r}")
@@ -357,7 +357,7 @@ class ClusterWorkQueue:
             sent = list(self._sending.with_cluster)
         for item in items:
             if item.work is not None:
-                self.cancel_work(item.work)
+                self._cancel_work(item.work)
             else:
                 item.future.cancel()
         for item in sent:
@@ -394,11 +394,11 @@ class ClusterWorkQueue:
             return len(self._sending.unfinished)
 
     def _check_open(self) -> None:
-        """Context: Q held. Raises QueueClosed."""
+        """The caller has Q. Raises QueueClosed."""
         if self._state != "open":
             raise cmwq.QueueClosed(f"queue {self.name!r} {_STATES[self._state]}, and takes no work")
 
-    def take_back(self, item: Item) -> bool:
+    def _take_back(self, item: Item) -> bool:
         """Remove an item whose future was cancelled. False: it is about to be sent, or was never there."""
         with self._lock:
             try:

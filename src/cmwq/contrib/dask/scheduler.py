@@ -22,8 +22,6 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from cmwq.contrib.dask.calls import AGAIN, ONCE
 
-__all__ = ("AheadPlugin", "CmwqSchedulerPlugin")
-
 _WHY = {
     "processing": "the worker that it was sent to is gone, and may have begun it",
     "memory": "its result was lost with the worker that kept it",
@@ -31,7 +29,8 @@ _WHY = {
 
 
 class CmwqSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
-    """Mark works that may run only once. `ClusterWorkQueue` registers it; registered again it replaces nothing."""
+    """Mark works that may run only once. `ClusterWorkQueue` registers it; registered again it replaces nothing. Not
+    thread-safe: Dask calls it on the scheduler's event loop."""
 
     name = "cmwq"
     idempotent = True
@@ -47,6 +46,7 @@ class CmwqSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self._scheduler = scheduler
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        """Mark a task that goes back to "released" after it was sent to a worker, or had ended."""
         if finish == "released" and start in _WHY:
             task = self._scheduler.tasks.get(key)
             if task is not None and task.annotations and task.annotations.get(ONCE):
@@ -59,6 +59,8 @@ class AheadPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
     ahead: how many tasks a worker gets for each of its threads, those that are blocked not counted. It is the
         scheduler's setting `worker-saturation` from now on, also after the plugin is removed: register another one to
         change it. Raises ValueError below 1.
+
+    Not thread-safe: Dask calls it on the scheduler's event loop.
     """
 
     name = "cmwq-ahead"
@@ -73,4 +75,5 @@ class AheadPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         return AheadPlugin, (self.ahead,)
 
     async def start(self, scheduler: Any) -> None:
+        """Context: the scheduler's event loop."""
         scheduler.WORKER_SATURATION = self.ahead

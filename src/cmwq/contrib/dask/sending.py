@@ -1,7 +1,7 @@
 """sending: how the works of a cluster's queue get to the scheduler, and how their outcomes come back.
 
-Guarantees: works are sent in the order of `waiting`, and never more than `max_active` are with the cluster. Of each item
-exactly one outcome is told. If the connection to the scheduler is lost, items of a repeatable queue go back to the
+Guarantees: works are sent in the order of `waiting`, and never more than `max_active` are with the cluster. Of each
+item exactly one outcome is told. If the connection to the scheduler is lost, items of a repeatable queue go back to the
 front of the list, and are sent once the client is connected again; the others end in `WorkLost`.
 
 How: whoever adds something to the list calls `arrange`. The client's event loop then sends as many as there is room

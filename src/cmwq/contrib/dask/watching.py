@@ -1,8 +1,8 @@
 """watching: all workers of a cluster at once, as one process is seen by `cmwq dashboard` and by `cmwq.trace`.
 
-Guarantees: a worker that is not reached is left out, and nobody is held up for longer than `PATIENCE`. Workers that share
-a process are one process here. Nothing is changed on the workers, except that a trace records there until it ends, or
-until the worker does. What comes from workers is unpickled here: trust them, as they trust you.
+Guarantees: a worker that is not reached is left out, and nobody is held up for longer than `PATIENCE`. Workers that
+share a process are one process here. Nothing is changed on the workers, except that a trace records there until it
+ends, or until the worker does. What comes from workers is unpickled here: trust them, as they trust you.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from cmwq.observing.dashboard.sources import NoPicture, Over, Target
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-__all__ = ("ClusterTrace", "Source", "pictures", "trace")
 
 PATIENCE = 5.0
 """Seconds after which TimeoutError is raised, if a worker is reached and does not answer."""
@@ -139,7 +137,11 @@ class _Link:
 
 
 class ClusterTrace:
-    """A trace of all workers that is being recorded. `trace` makes it. As a context manager it is closed at the end."""
+    """A trace of all workers that is being recorded. `cluster_trace` makes it. As a context manager it is closed at the
+    end.
+
+    For one thread at a time, so not thread-safe.
+    """
 
     def __init__(self, client: Any, path: str | os.PathLike[str], limit: int) -> None:
         self.path = Path(path)
@@ -184,11 +186,11 @@ class ClusterTrace:
         self.close()
 
 
-def trace(client: Any, path: str | os.PathLike[str], *, limit: int = 100_000) -> ClusterTrace:
+def cluster_trace(client: Any, path: str | os.PathLike[str], *, limit: int = 100_000) -> ClusterTrace:
     """Record what happens in the pools of all workers there are now, until the trace is closed, into one file for
     Perfetto: a process for each worker, and beside cmwq's tracks one for each of Dask's threads.
 
-        with cmwq.contrib.dask.trace(client, "cluster.json"): ...
+        with cmwq.contrib.dask.cluster_trace(client, "cluster.json"): ...
 
     limit: how many records of each sort a worker keeps. Workers' clocks are told apart by what their own clock of the
     day shows: machines whose clocks differ are shifted against each other by as much. Raises OSError or TimeoutError if

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from cmwq.contrib.dask.calls import Call
     from cmwq.contrib.dask.queue import ClusterWorkQueue
 
-__all__ = ("ClusterFuture", "ClusterWork")
-
 T = TypeVar("T")
 
 
@@ -35,7 +33,7 @@ class ClusterFuture(cf.Future[T], Generic[T]):
         """Take the call back. True: it was not sent yet, and will not be run. False: it was sent, and goes on."""
         cancelled = super().cancel()
         item = self._item
-        if cancelled and item is not None and item.queue.take_back(item):
+        if cancelled and item is not None and item.queue._take_back(item):
             self.set_running_or_notify_cancel()
         return cancelled
 
@@ -105,21 +103,22 @@ class ClusterWork:
         is not waited for. timeout: seconds; then CmwqTimeout.
         """
         queue = self.queue
-        return queue is not None and queue.flush_work(self, timeout)
+        return queue is not None and queue._flush_work(self, timeout)
 
     def cancel(self) -> bool:
         """Take it back (F4). True: it was pending. What was sent goes on. Does not wait."""
         queue = self.queue
-        return queue is not None and queue.cancel_work(self)
+        return queue is not None and queue._cancel_work(self)
 
     def cancel_sync(self, timeout: float | None = None) -> bool:
-        """Take it back, and wait until what was sent has ended; meanwhile it can't be queued (F5). True: it was pending.
+        """Take it back, and wait until what was sent has ended; meanwhile it can't be queued (F5). True: it was
+        pending.
 
         timeout: seconds; then CmwqTimeout. What runs on a worker that was cut off, and is given up by the scheduler,
         counts as ended.
         """
         queue = self.queue
-        return queue is not None and queue.cancel_work_sync(self, timeout)
+        return queue is not None and queue._cancel_work_sync(self, timeout)
 
     def __repr__(self) -> str:
         state = "pending" if self.pending else "running" if self.running else "idle"
