@@ -71,7 +71,7 @@ SYSTEM = {
 MODULE, FUNCTION, ATTRIBUTES = 450, 60, 30
 
 LARGE = {
-    "_workqueue/queue.py": (500, "`WorkQueue` is the face that users see: most of it is what its methods promise"),
+    "_workqueue/queue.py": (505, "`WorkQueue` is the face that users see: most of it is what its methods promise"),
     "testing/sim_host.py": (630, "one machine: threads, locks, timers and CPUs share the baton"),
 }
 """Modules that are larger than they should be, how large they may be, and why."""
@@ -406,7 +406,7 @@ def test_every_public_name_is_exported_once_and_in_order() -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cmwq._")
         for alias in node.names
     }
-    internal = {"serve_process"}
+    internal = {"serve_process", "_twin"}
     assert visible - internal <= set(exported(package)), "imported into the package, and not exported"
 
 

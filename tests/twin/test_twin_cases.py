@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from conftest import HANG, Gate, until
 
 import cmwq
 from cmwq._workqueue import twin
 from cmwq._workqueue.future import Future
-from conftest import HANG, Gate, until
 
 VARIABLE: contextvars.ContextVar[object] = contextvars.ContextVar("VARIABLE", default=None)
 
@@ -91,10 +91,10 @@ def test_submit_without_a_function_is_a_type_error(wq: cmwq.WorkQueue) -> None:
     assert wq.submit_many(given) == []
 
 
-@pytest.mark.parametrize("error", [ValueError("v"), KeyboardInterrupt(), SystemExit(3), StopIteration(1), GeneratorExit()])
-def test_B4_what_a_call_raises_is_in_its_future_and_the_worker_lives(
-    wq: cmwq.WorkQueue, error: BaseException
-) -> None:
+@pytest.mark.parametrize(
+    "error", [ValueError("v"), KeyboardInterrupt(), SystemExit(3), StopIteration(1), GeneratorExit()]
+)
+def test_B4_what_a_call_raises_is_in_its_future_and_the_worker_lives(wq: cmwq.WorkQueue, error: BaseException) -> None:
     future = wq.submit(fail, error)
     assert future.exception(HANG) is error
     with pytest.raises(type(error)) as caught:
@@ -233,7 +233,8 @@ def test_E2_an_ordered_queue_keeps_its_order(universe: cmwq.Runtime) -> None:
             queue.submit(seen.append, n)
         queue.submit_many(seen.append, range(300, 600))
         works = [cmwq.Work(seen.append, n) for n in range(600, 900)]
-        assert all([queue.queue(work) for work in works])
+        for work in works:
+            assert queue.queue(work)
         queue.flush(HANG)
     assert seen == list(range(900))
 
@@ -267,8 +268,8 @@ def test_F4_cancelled_calls_are_passed_over_and_counted_off(wq: cmwq.WorkQueue, 
     gate.await_arrivals(1)
     ran: list[int] = []
     futures = [wq.submit(ran.append, n) for n in range(400)]
-    assert all(future.cancel() for future in futures[::2])
-    assert all(future.cancel() for future in futures[::4])
+    for future in (*futures[::2], *futures[::4]):
+        assert future.cancel()
     gate.open.set()
     wq.flush(HANG)
     assert ran == list(range(1, 400, 2))
