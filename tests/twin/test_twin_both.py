@@ -86,7 +86,6 @@ ONE_BY_ONE = (
     "submit_many",
     "map",
     "queue",
-    "queue, pending",
     "Future.cancel",
     "result",
 )

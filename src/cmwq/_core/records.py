@@ -6,8 +6,8 @@ in C, and are chosen where it can serve: the extension was built, `CMWQ_TWIN` is
 locks in Python, is off.
 
 Guarantees: a class that inherits a record behaves the same with either, but for one thing: a field of the C records
-that was never set is None or 0. Who changes a field, and under which lock, is said where the class sets it; the letters are
-those of `pool`.
+that was never set is None or 0. Who changes a field, and under which lock, is said where the class sets it. The letters
+are those of `pool`.
 """
 
 from __future__ import annotations
