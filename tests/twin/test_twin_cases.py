@@ -814,18 +814,25 @@ def test_F10_ctrl_c_in_a_flood_leaves_everything_whole(wq: cmwq.WorkQueue, unive
     class Stop(Exception):
         pass
 
+    armed = False
+
     def stop(*_: object) -> None:
-        raise Stop
+        nonlocal armed
+        if armed:
+            armed = False
+            raise Stop
 
     old = signal.signal(signal.SIGALRM, stop)
     interrupted = 0
     try:
         for n in range(60):
-            signal.setitimer(signal.ITIMER_REAL, 0.0005 + n * 0.00005)
             try:
+                armed = True
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 + n * 0.00005)
                 futures = [wq.submit(given, n) for n in range(2000)] + wq.submit_many(given, range(200))
                 for future in futures:
                     future.result(HANG)
+                armed = False
             except Stop:
                 interrupted += 1
             finally:
