@@ -810,6 +810,7 @@ def test_F10_handlers_that_call_us_in_a_flood_lose_nothing(wq: cmwq.WorkQueue, u
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what it hits may be a finaliser
 def test_F10_ctrl_c_in_a_flood_leaves_everything_whole(wq: cmwq.WorkQueue, universe: cmwq.Runtime) -> None:
     class Stop(Exception):
         pass
