@@ -1,4 +1,4 @@
-"""Fine-grained works: what handing over costs beside `ThreadPoolExecutor`, how small a work still pays, how quiet a flood is.
+"""Fine-grained works: what handing over costs beside `ThreadPoolExecutor`, how small a work pays, how quiet a flood is.
 
 Its one job: the targets of fine-grained work as ratios within one run, in turns. A no-op is the work wherever the cost
 of handing it over is what is measured. *Grain* is the smallest work at which the pool is 1.8 times as fast as a plain
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from dispatch import flood, nothing, nothing_of, produce
@@ -105,7 +106,8 @@ def switching(report: Report, ours: Executor, theirs: dict[int, ThreadPoolExecut
     note = "per 1,000 works: " + ", ".join(f"{name} {count:.1f}" for name, count in counted.items())
     for number, target in ((32, 0.1), (CPUS, 3.0)):
         report.add(f"fine.switches.{number}", f"context switches in a flood, of ThreadPoolExecutor({number})'s",
-                   counted["cmwq"] / max(counted[str(number)], 1e-9), target=target, at_most=True, note=note)  # fmt: skip
+                   counted["cmwq"] / max(counted[str(number)], 1e-9),
+                   target=target, at_most=True, note=note)  # fmt: skip
 
 
 def spin(steps: int) -> None:
@@ -153,7 +155,7 @@ def _grain(way: Callable[[int, int], None], per_step: float, rounds: int) -> tup
         if len(found) > 1 and min(found[-1][1], found[-2][1]) >= SPEEDUP:
             break
     words = ", ".join(f"{size:g} us {speedup:.2f}" for size, speedup in found)
-    enough = [size for (size, speedup), (_, after) in zip(found, found[1:]) if min(speedup, after) >= SPEEDUP]  # noqa: B905
+    enough = [size for (size, speedup), (_, after) in pairwise(found) if min(speedup, after) >= SPEEDUP]
     return (enough[0] if enough else None), f"speed-up by size: {words}"
 
 

@@ -48,7 +48,7 @@ from cmwq._workqueue.snapshot import (
     StallView,
     WorkerView,
 )
-from cmwq._workqueue.twin import installed as _twin
+from cmwq._workqueue.twin import installed as _twin  # noqa: F401  # to import it is to install it
 from cmwq._workqueue.work import DelayedWork, Work
 from cmwq.executor import Executor
 from cmwq.observing.trace import Trace, trace

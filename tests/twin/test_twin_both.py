@@ -1,4 +1,4 @@
-"""The cases of the hot path with the C, and with the Python, each in processes of its own; and what chooses between them.
+"""The cases of the hot path with the C, and with the Python, each in a process of its own; and what chooses.
 
 Most tests run in the debug mode, which has no twin. So the tests of queues that come closest to the hot path are run
 here without it.
@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from interrupted.sweep import Sweep
 
 from cmwq._sensor import why_not
-from interrupted.sweep import Sweep
 
 TESTS = Path(__file__).resolve().parent.parent
 CASES = "twin/test_twin_cases.py"
@@ -80,7 +80,15 @@ def test_the_environment_chooses(
     assert (done.stdout.split()[2] == "method_descriptor") == serves
 
 
-ONE_BY_ONE = ("submit", "submit beyond max_active", "submit_many", "map", "queue", "queue, pending", "Future.cancel", "result")
+ONE_BY_ONE = (
+    "submit",
+    "submit beyond max_active",
+    "submit_many",
+    "map",
+    "queue",
+    "Future.cancel",
+    "result",
+)
 
 
 @needs_c

@@ -5,9 +5,9 @@ structs that Python sees as the same attributes. The latter are there for the tw
 in C, and are chosen where it can serve: the extension was built, `CMWQ_TWIN` is not 0, and the debug mode, which checks
 locks in Python, is off.
 
-Guarantees: a class that inherits a record behaves the same with either, but for one thing: a field of the C records that
-was never set is None or 0. Who changes a field, and under which lock, is said where the class sets it; the letters are
-those of `pool`.
+Guarantees: a class that inherits a record behaves the same with either, but for one thing: a field of the C records
+that was never set is None or 0. Who changes a field, and under which lock, is said where the class sets it. The letters
+are those of `pool`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cmwq._core.ports import Parker
 
 
-class PyFutureRecord:
+class FutureRecord:
     # Class attributes hold the state of a new future, so that creating one stores only what differs.
     phase: Any
     _state: str = PENDING
@@ -36,7 +36,7 @@ class PyFutureRecord:
     _context: Context | None = None
 
 
-class PyQueuedRecord:
+class QueuedRecord:
     phase: Any
     work: Any
     stage: Any
@@ -49,32 +49,32 @@ class PyQueuedRecord:
     raised: type[BaseException] | None = None
 
 
-class PyWorkRecord:
+class WorkRecord:
     __slots__ = (
         "_args", "_born", "_cancels", "_delay", "_disables", "_execution", "_fn", "_item", "_kwargs", "_last", "_lock",
     )  # fmt: skip
 
 
-class PyPhaseRecord:
+class PhaseRecord:
     __slots__ = ("ended", "pwq", "queued")
 
 
-class PyPlaceRecord:
+class PlaceRecord:
     __slots__ = (
         "attends", "careful", "frozen", "gate", "inactive", "max_active", "nr_active", "nr_withdrawn", "outside",
         "phase", "pool", "wq",
     )  # fmt: skip
 
 
-class PyQueueRecord:
+class QueueRecord:
     pass
 
 
-class PyPoolRecord:
+class PoolRecord:
     pass
 
 
-class PyWorkerRecord:
+class WorkerRecord:
     __slots__ = (
         "below", "blocked", "counted", "dying", "ended", "item", "kicked", "last", "parker", "record", "served",
     )  # fmt: skip
@@ -83,26 +83,14 @@ class PyWorkerRecord:
 NATIVE = False
 """Are the records those of the C extension?"""
 
-if TYPE_CHECKING:
-    FutureRecord, QueuedRecord, WorkRecord, PhaseRecord = PyFutureRecord, PyQueuedRecord, PyWorkRecord, PyPhaseRecord
-    PlaceRecord, QueueRecord, PoolRecord, WorkerRecord = PyPlaceRecord, PyQueueRecord, PyPoolRecord, PyWorkerRecord
-else:
+if not TYPE_CHECKING and not DEBUG and os.environ.get("CMWQ_TWIN") != "0":
     try:
-        if DEBUG or os.environ.get("CMWQ_TWIN") == "0":
-            raise ImportError("the twin is off")
-        from cmwq._sensor._sentinel import (
-            FutureRecord,
-            PhaseRecord,
-            PlaceRecord,
-            PoolRecord,
-            QueuedRecord,
-            QueueRecord,
-            WorkerRecord,
-            WorkRecord,
-        )
+        from cmwq._sensor import _sentinel as native
 
+        FutureRecord, QueuedRecord, WorkRecord = native.FutureRecord, native.QueuedRecord, native.WorkRecord
+        PhaseRecord, PlaceRecord, QueueRecord = native.PhaseRecord, native.PlaceRecord, native.QueueRecord
+        PoolRecord, WorkerRecord = native.PoolRecord, native.WorkerRecord
+    except (ImportError, AttributeError):  # no compiler was there; or another interpreter has the records
+        pass
+    else:
         NATIVE = True
-    except ImportError:
-        FutureRecord, QueuedRecord, WorkRecord = PyFutureRecord, PyQueuedRecord, PyWorkRecord
-        PhaseRecord, PlaceRecord, QueueRecord = PyPhaseRecord, PyPlaceRecord, PyQueueRecord
-        PoolRecord, WorkerRecord = PyPoolRecord, PyWorkerRecord

@@ -272,7 +272,5 @@ def _what_it_does(worker: Worker, item: Item) -> str:
     target = runtime.waits.all().get(item)
     waits = host.waits_in(worker.tid) if target is None else f"it {target.describe_wait()}"
     stack = host.stack_of(worker.thread)
-    ours = max(
-        (n for n, line in enumerate(stack) if "_context.run(" in line or "process_works(" in line), default=-1
-    )
+    ours = max((n for n, line in enumerate(stack) if "_context.run(" in line or "process_works(" in line), default=-1)
     return "\n".join([waits or "it runs", *(line.rstrip() for line in stack[ours + 1 :])])

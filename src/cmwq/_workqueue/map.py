@@ -29,7 +29,7 @@ def map_calls(
     buffersize: int | None,
     *,
     submit: Callable[..., cf.Future[T]] | None = None,
-    submit_many: Callable[..., list[cf.Future[T]]] | None = None,
+    submit_many: Callable[..., Any] | None = None,
 ) -> Iterator[T]:
     """Do what `WorkQueue.map` promises. submit: called instead of the queue's own method, if given. submit_many: called
     for all calls at once, if it is given, and the iterables are there already: to read one that is still being made may
@@ -41,7 +41,12 @@ def map_calls(
     submit = submit or queue.submit
     limit = None if timeout is None else _Limit(timeout, queue.runtime.host)
     calls = zip(*iterables)  # noqa: B905  # as map() does
-    if submit_many is not None and buffersize is None and iterables and all(type(each) in AT_HAND for each in iterables):
+    if (
+        submit_many is not None
+        and buffersize is None
+        and iterables
+        and all(type(each) in AT_HAND for each in iterables)
+    ):
         ahead = deque(submit_many(fn, *iterables))
     else:
         ahead = deque(submit(fn, *args) for args in islice(calls, buffersize))

@@ -39,8 +39,8 @@ class PoolWorkQueue(PlaceRecord):
     """A queue's place on one pool (the kernel's pool_workqueue)."""
 
     __slots__ = (
-        "__weakref__", "called", "exempt", "figures", "freezers", "learning", "left", "lends", "nr_admitted", "nr_thaws",
-        "observed", "recorder", "sealed",
+        "__weakref__", "called", "exempt", "figures", "freezers", "learning", "left", "lends", "nr_admitted",
+        "nr_thaws", "observed", "recorder", "sealed",
     )  # fmt: skip
 
     def __init__(self, wq: WorkQueue, pool: WorkerPool, *, frozen: bool) -> None:

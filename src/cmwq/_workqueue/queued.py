@@ -319,12 +319,13 @@ class Queued(QueuedRecord):
     @outside
     def _failed(self, exc: BaseException) -> None:
         """The function raised this. Context: its worker."""
-        self.raised = type(exc)
+        self.raised, work = type(exc), self.work
+        assert work is not None
         self.phase.pwq.note_failed()
         if any(not future.done() for future in self.futures or ()):
             self.outcome = (None, exc)
         else:
-            self._context.run(self.queue.work_failed, self.work, exc)  # type: ignore[union-attr]
+            self._context.run(self.queue.work_failed, work, exc)  # type: ignore[union-attr]
 
     @holding("self.pwq.pool.lock")
     def end(self) -> Queued | None:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cmwq._core import records
-from cmwq._core.held import holding
+from cmwq._core.held import holding, outside
 from cmwq._pool import blocking, hogs, worker_thread
 from cmwq._pool.policy import keep_working, slack
 from cmwq._workqueue import inserting, map, queue, queued, queueing, submitting
@@ -31,6 +31,7 @@ from cmwq._workqueue.queued import BEGUN, ENDED, LISTED, Queued
 from cmwq._workqueue.work import Work
 
 if TYPE_CHECKING:
+    from cmwq._pool.item import Announcement
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.worker import Worker
 
@@ -42,6 +43,18 @@ def goes_on(pool: WorkerPool, worker: Worker) -> bool:
         return True
     pool.lookout.review(worker, pool.target + slack(pool))
     return keep_working(pool)
+
+
+@outside
+def execute_specially(pool: WorkerPool, worker: Worker) -> None:
+    """Call what is in `worker_thread` now: a test may have put something in its place."""
+    worker_thread.execute_specially(pool, worker)
+
+
+@holding("pool.lock")
+def announce(pool: WorkerPool, worker: Worker, announcement: Announcement) -> None:
+    """Likewise."""
+    worker_thread.announce(pool, worker, announcement)
 
 
 def breathe() -> None:
@@ -92,15 +105,15 @@ def install() -> bool:
         set_aside=hogs.set_aside,
         begin_on_record=hogs.begin_on_record,
         over=blocking.over,
-        announce=worker_thread.announce,
-        execute_specially=worker_thread.execute_specially,
+        announce=announce,
+        execute_specially=execute_specially,
         breathe=breathe,
         be_watched=be_watched,
     )
     for module in (inserting, queue, queued, submitting):
         module.insert = _sentinel.insert  # type: ignore[attr-defined]
-    worker_thread.process_works = _sentinel.process_works
-    map.take = _sentinel.take
+    worker_thread.process_works = _sentinel.process_works  # type: ignore[assignment]
+    map.take = _sentinel.take  # type: ignore[assignment]
     queue.OWN_SUBMITS.append(WorkQueue.submit)
     return True
 
