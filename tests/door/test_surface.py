@@ -142,12 +142,6 @@ def test_aio_says_what_it_was_given() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("full", ["block", "raise"])
-def test_full_without_max_pending_has_no_meaning(full: Any) -> None:
-    with pytest.raises(ValueError, match=f"queue 'q': full='{full}' says what happens at max_pending, and there is"):
-        cmwq.WorkQueue("q", full=full)
-
-
 # ------------------------------------------------------------------------------------------- what was missing
 
 

@@ -36,7 +36,7 @@ class QueueOptions:
     cpu_intensive: bool
     freezable: bool
     max_pending: int | None
-    full: WhenFull | None
+    full: WhenFull
     rescuer: bool
     delayed: AtClose | None
     on_error: Callable[[Work, BaseException], object] | None
@@ -46,15 +46,12 @@ class QueueOptions:
         self.name = checks.text("the name of a queue", self.name)
         me = f"queue {self.name!r}: "
         self.scope = checks.choice(f"{me}scope", self.scope, SCOPES)
-        if self.full is not None:
-            self.full = checks.choice(f"{me}full", self.full, FULL)
+        self.full = checks.choice(f"{me}full", self.full, FULL)
         self.delayed = checked_delayed(self.name, self.delayed)
         if self.max_active is not None:
             self.max_active = checked_limit(self.name, self.max_active)
         if self.max_pending is not None:
             self.max_pending = checks.integer(f"{me}max_pending", self.max_pending, 1)
-        elif self.full is not None:
-            raise ValueError(f"{me}full={self.full!r} says what happens at max_pending, and there is none: give both")
         for flag in ("ordered", "highpri", "cpu_intensive", "freezable", "rescuer"):
             checks.flag(me + flag, getattr(self, flag))
         if self.on_error is not None:

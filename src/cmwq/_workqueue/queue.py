@@ -105,7 +105,7 @@ class WorkQueue(Gate):
         cpu_intensive: bool = False,
         freezable: bool = False,
         max_pending: int | None = None,
-        full: WhenFull | None = None,
+        full: WhenFull = "block",
         rescuer: bool = False,
         delayed: AtClose | None = None,
         on_error: Callable[[Work, BaseException], object] | None = None,

@@ -33,11 +33,11 @@ FULL: tuple[WhenFull, ...] = ("block", "raise")
 class Room:
     """The places of one queue. Thread-safe."""
 
-    def __init__(self, queue: WorkQueue, limit: int, full: WhenFull | None) -> None:
+    def __init__(self, queue: WorkQueue, limit: int, full: WhenFull) -> None:
         self._queue = queue  # I
         self._lock = queue.runtime.host.lock(Rank.ROOM, mending(self))  # F
         self.limit = limit  # I
-        self.full: WhenFull = full or "block"  # I
+        self.full: WhenFull = full  # I
         self._holders: set[object] = set()  # M: the works that have a place
         self._waiting: deque[_Turn] = deque()  # M: the threads that wait, the first in front
 
