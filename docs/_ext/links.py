@@ -1,7 +1,7 @@
 """Links to other sites are listed in external-links.txt: an address, and a page that has it. None is fetched.
 
-Links within the site are checked by Sphinx and MyST: one that leads nowhere is a warning, and so an error. The list is of
-all pages, also of those that did not have to be built anew.
+Links within the site are checked by Sphinx and MyST: one that leads nowhere is a warning, and so an error. The list
+is of all pages, also of those that did not have to be built anew.
 """
 
 from __future__ import annotations

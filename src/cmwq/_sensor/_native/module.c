@@ -23,13 +23,22 @@
        children.h      which processes a thread has started
        records.h       the state of works, places, pools and workers, as structs that Python sees
        record_types.h  Python's classes of these
-       twin*.h         the hot path of a work; twin.h lists them
+       twin.h          the hot path of a work: what the next four need, and how they are divided
+       twin_items.h    the beginning and the end of a work
+       twin_insert.h   submit, queue, insert
+       twin_loop.h     process_works
+       twin_type.h     what Python sees of the twin
+
+   The last six need more than the limited API, so an extension for every Python (Py_LIMITED_API) has them not, and the
+   Python serves in their stead.
 
    README.md, one folder up, explains the whole.  */
 
 #include "children.h"
-#include "twin_type.h"
 #include "watch_type.h"
+#ifndef Py_LIMITED_API
+#include "twin_type.h"
+#endif
 
 static PyObject *get_cpu(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
 {
@@ -55,12 +64,14 @@ static PyMethodDef functions[] = {
     {"has_children", has_children, METH_NOARGS, "Has this process any child that it has not waited for yet?"},
     {"children_of", children_of, METH_VARARGS,
      "children_of(tid[, pid]): the children that a thread of this process, or of that one, has started."},
+#ifndef Py_LIMITED_API
     {"insert", FAST(twin_insert), METH_FASTCALL, "insert(pwq, item): see cmwq._workqueue.inserting."},
     {"process_works", FAST(twin_process_works), METH_FASTCALL,
      "process_works(pool, worker): see cmwq._pool.worker_thread."},
     {"take", FAST(twin_take), METH_FASTCALL, "take(ahead, slowly, limit): see cmwq._workqueue.map."},
     {"is_installed", twin_is_installed, METH_NOARGS, "Was install() called?"},
     {"install", FAST(twin_install), METH_VARARGS | METH_KEYWORDS, "install(**names): see cmwq._workqueue.twin."},
+#endif
     {NULL},
 };
 
@@ -94,8 +105,10 @@ static int exec(PyObject *m)
     Py_DECREF(errors);
     if (!state->cmwq_error || !state->reentered)
         return -1;
+#ifndef Py_LIMITED_API
     if (add_records(m))
         return -1;
+#endif
     return PyModule_AddType(m, state->watch_type) || PyModule_AddType(m, state->parker_type) ||
            PyModule_AddType(m, state->lock_type) || add_constants(m) ? -1 : 0;
 }
