@@ -74,7 +74,17 @@ def main(argv: list[str]) -> int:
     chosen = [each for each in argv if each != "--html"]
     OUT.mkdir(parents=True, exist_ok=True)
     coverage("erase")
-    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=300", *TOO_LONG, *(chosen or TESTS)]
+    tests = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--timeout=300",
+        "--timeout-method=signal",
+        *TOO_LONG,
+        *(chosen or TESTS),
+    ]
     status = coverage("run", *tests)
     if coverage("combine", "--quiet") or coverage("json", "--quiet", "-o", str(OUT / "coverage.json")):
         return 1
