@@ -29,9 +29,11 @@ COMPILER = f"{TRIPLE}-gcc"
 EMULATORS = ("qemu-aarch64-static", "qemu-aarch64")
 PACKAGES = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user"]
 """Debian's, for this machine."""
-PURE = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pytest_timeout.py", "pygments")
+PURE = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pytest_timeout.py", "pygments", "py.py")
 """Packages of pure Python that the tests need, taken from the environment that runs this."""
 TESTS = ["tests/host/test_locks.py", "tests/sensors/test_parker.py"]
+CHILDLESS = "not in_the_child"
+"""Of these, those that start no other program, which would have to be emulated by a binfmt of the system's."""
 FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers"]
 FLAGS += ["-Wno-cast-function-type", "-fPIC", "-shared"]
 
@@ -40,11 +42,11 @@ class Missing(Exception):
     """What can't be had here, in words."""
 
 
-def run(command: list[str | Path], **environment: str) -> str:
-    """What it printed. Raises RuntimeError with that, if it failed."""
+def run(command: list[str | Path], cwd: Path = ROOT, environment: dict[str, str] | None = None) -> str:
+    """What it printed, run in `cwd`. Raises RuntimeError with that, if it failed."""
     done = subprocess.run(
-        [str(word) for word in command], env={**os.environ, **environment}, cwd=ROOT, text=True, errors="replace",
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [str(word) for word in command], env={**os.environ, **(environment or {})}, cwd=cwd, text=True,
+        errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"status {done.returncode}: {' '.join(map(str, command))}\n{done.stdout[-4000:]}")
@@ -61,7 +63,7 @@ def tools(install: bool) -> Path:
     return Path(emulator)
 
 
-def apt(*arguments: str) -> str:
+def apt(*arguments: str, cwd: Path = ROOT) -> str:
     """apt-get for ARM's packages, with lists of its own in OUT. Raises Missing."""
     state, cache = OUT / "apt/state", OUT / "apt/cache"
     (state / "lists/partial").mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ def apt(*arguments: str) -> str:
     }  # fmt: skip
     command = ["apt-get", *(word for key, value in options.items() for word in ("-o", f"{key}={value}")), *arguments]
     try:
-        return run([*command])
+        return run([*command], cwd)
     except (RuntimeError, OSError) as error:
         raise Missing(f"Debian's packages for ARM can't be had: {error}") from None
 
@@ -88,12 +90,8 @@ def python() -> Path:
     names = re.findall(r"^'[^']*' (\S+)_[^_]+_\w+\.deb ", planned, re.MULTILINE)
     debs = OUT / "debs"
     debs.mkdir(exist_ok=True)
-    before = Path.cwd()
-    os.chdir(debs)
-    try:
-        apt("download", *(name for name in names if not name.startswith(("dpkg", "perl", "debconf", "gcc-1"))))
-    finally:
-        os.chdir(before)
+    wanted = [name for name in names if not name.startswith(("dpkg", "perl", "debconf", "gcc-1"))]
+    apt("download", *wanted, cwd=debs)
     for deb in sorted(debs.glob("*.deb")):
         run(["dpkg", "-x", deb, SYSROOT])
     found = sorted(SYSROOT.glob("usr/bin/python3.1[0-9]"))
@@ -144,9 +142,24 @@ def rehearse(install: bool) -> int:
             environment = {"PYTHONPATH": f"{folder}:{ROOT / 'tests'}", "PYTHONDONTWRITEBYTECODE": "1"}
             emulated: list[str | Path] = [emulator, "-L", SYSROOT, there]
             where = "import cmwq._sensor._sentinel as s, platform; print(platform.machine(), s.__file__)"
-            print(run([*emulated, "-c", where], **environment).strip())
+            print(run([*emulated, "-c", where], environment=environment).strip())
             # The environment's own options name plugins that are not there.
-            output = run([*emulated, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS], **environment)
+            output = run(
+                [
+                    *emulated,
+                    "-m",
+                    "pytest",
+                    "-q",
+                    "-p",
+                    "no:cacheprovider",
+                    "-p",
+                    "pytest_timeout",
+                    "-k",
+                    CHILDLESS,
+                    *TESTS,
+                ],
+                environment=environment,
+            )
             print(output.strip().splitlines()[-1])
         except RuntimeError as error:
             print(f"{name}: {error}")
