@@ -385,3 +385,29 @@ def test_E12_what_comes_after_the_time_limit_of_the_end_is_said_not_to_be_run(
     messages = [record.getMessage() for record in caplog.records]
     assert any("late that a source gave to queue 'q' is not run" in message for message in messages), messages
     assert any("asking of source" in message and "is abandoned" in message for message in messages), messages
+
+
+def test_E12_a_source_that_is_asked_learns_which_works_are_blocked(runtime: cmwq.Runtime, gate: Gate) -> None:
+    """What a scheduler needs that is to be told of them: `cmwq.contrib.dask` gives their slots back."""
+    if runtime.snapshot().sensor == "hints":
+        pytest.skip("hints see only what works say")
+    wq = cmwq.WorkQueue("blocked", runtime=runtime)
+    seen: list[list[Any]] = []
+    assert wq.blocked() == []
+
+    def source() -> None:
+        seen.append(wq.blocked())
+
+    with wq.serve(source) as serving:
+        futures = [wq.submit(gate) for _ in range(len(runtime.cpus()))]
+        gate.await_arrivals(len(futures))
+
+        def all_seen() -> bool:
+            serving.notify()
+            return any(set(futures) <= set(found) for found in seen)
+
+        until(all_seen)
+        gate.open.set()
+        for future in futures:
+            future.result(HANG)
+    assert wq.blocked() == []

@@ -78,6 +78,34 @@ def test_D1_so_is_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     sim.run(main)
 
 
+def test_D6_a_limit_set_by_hand_is_as_a_quota_and_the_lower_of_both_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = Simulation(cpus=4)
+
+    def main() -> None:
+        with sim.runtime() as runtime:
+            runtime.limit_cpus(3)  # before anything runs
+            wq = cmwq.WorkQueue("q", runtime=runtime)
+            wq.submit(int).result()
+            pool = pool_of(runtime, "u0")
+            assert (pool.target, runtime.snapshot().cpu_limit) == (3, 3)
+            running = [wq.submit(sim.burn, 1.0) for _ in range(6)]
+            sim.sleep(10 * MS)
+            runtime.limit_cpus(1)
+            assert (pool.target, pool.cpus) == (1, (0, 1, 2, 3))
+            monkeypatch.setattr(sim.host, "cpu_limit", lambda: 2)
+            runtime.limit_cpus(3)
+            assert pool.target == 2
+            runtime.limit_cpus(None)
+            assert pool.target == 2
+            for future in running:
+                future.result()
+            for wrong in (0, -1):
+                with pytest.raises(ValueError, match="at least 1"):
+                    runtime.limit_cpus(wrong)
+
+    sim.run(main)
+
+
 def test_D1_after_a_rest_the_first_look_comes_soon() -> None:
     sim = Simulation(cpus=2)
 

@@ -50,13 +50,14 @@ class Hotplug:
         self._cpus: tuple[int, ...] = ()  # H and R to change, read freely: CPUs noticed last; empty: none yet
         self._there: frozenset[int] = frozenset()  # H and R to change, read freely: the same CPUs as a set
         self._limit = 0  # H and R to change, read freely: the CPU limit noticed last; 0: none yet
+        self._most: int | None = None  # H to change, read freely: the limit set by hand
         self._homes: dict[tuple[str, int], int] = {}  # R to change, read freely: (scope, CPU) to the pool's first CPU
         self._served: dict[tuple[str, int], tuple[int, ...]] = {}  # R to change, read freely: the CPUs of each home
         self._lock = pools.host.lock(Rank.HOTPLUG)  # F
 
     def take_over(self, other: Hotplug) -> None:
-        """Replace `other`: what was taken offline by hand there stays offline. Context: nothing runs yet."""
-        self._taken = other._taken
+        """Replace `other`: what was set by hand there stays so. Context: nothing runs yet."""
+        self._taken, self._most = other._taken, other._most
 
     def cpus(self) -> tuple[int, ...]:
         """Return the CPUs in use, as far as noticed."""
@@ -68,12 +69,12 @@ class Hotplug:
 
     def limit(self) -> int:
         """Return how many CPUs' worth of time the process may use, as far as noticed."""
-        return self._limit or self._pools.host.cpu_limit()
+        return self._limit or self._allowed()
 
     @holding("self._pools.lock")
     def begin(self) -> None:
         """Note the CPUs and the limit. Context: nothing runs yet."""
-        self._note(self._present(), self._pools.host.cpu_limit())
+        self._note(self._present(), self._allowed())
         self._learn({scope for scope, _ in self._served})  # with the CPUs just noted
 
     @holding("self._pools.lock")
@@ -94,6 +95,11 @@ class Hotplug:
             usable = frozenset(there)
             there = tuple(cpu for cpu in self._wanted if cpu in usable) or self._wanted[:1]
         return tuple(cpu for cpu in there if cpu not in self._taken) or there
+
+    def _allowed(self) -> int:
+        """Read how many CPUs' worth of time may be used now: what the system allows, at most the limit set by hand."""
+        limit = self._pools.host.cpu_limit()
+        return limit if self._most is None else min(limit, self._most)
 
     # ------------------------------------------------------------------------------- which pool
 
@@ -162,11 +168,17 @@ class Hotplug:
                 )
         self.check()
 
+    def restrict(self, most: int | None) -> None:
+        """Use at most so many CPUs' worth of time; None: as many as the system allows."""
+        with self._lock:
+            self._most = most
+        self.check()
+
     @outside
     def check(self) -> bool:
         """Notice what changed, and have the pools follow (D1). Returns whether anything changed."""
         with self._lock:
-            now = self._present(), self._pools.host.cpu_limit()
+            now = self._present(), self._allowed()
             with self._pools.lock:
                 sensor = self._pools.sensor
                 if sensor is None or self._pools.closed:

@@ -20,6 +20,7 @@ from cmwq._errors import FlushDeadlock, Reentered, ThreadLimit
 from cmwq._pool.mend import mending
 from cmwq._pool.observed import observe
 from cmwq._pool.rescuer import Rescuer
+from cmwq._pool.worker import current_worker
 from cmwq._workqueue import queueing
 from cmwq._workqueue.drain import close_steps, drain_steps, flush_steps
 from cmwq._workqueue.future import Future
@@ -386,6 +387,21 @@ class WorkQueue(Gate):
         for pwq in self.places():
             with pwq.pool.lock:
                 found |= {worker.thread for worker in pwq.executing()}
+        return found
+
+    def blocked(self) -> list[Any]:
+        """The works of this queue that are known to be blocked (A4), without those whose child processes compute (A10).
+        A call is in it as its Future.
+
+        Sensors look only as far as they need to. On a worker of the pool they look anew at all others, if they can (the
+        sentinel), so this is to be called from a source (`serve`), which is asked when there is room.
+        """
+        found, here = [], current_worker()
+        for pwq in self.places():
+            with pwq.pool.lock:
+                if here is not None and here.pool is pwq.pool:
+                    here.pool.lookout.review(here, len(here.pool.workers))
+                found += [worker.item for worker in pwq.executing() if worker.blocked and not worker.blocked.computes]
         return found
 
     def __enter__(self) -> WorkQueue:

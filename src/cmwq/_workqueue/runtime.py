@@ -182,6 +182,15 @@ class Runtime:
         """Use this CPU again (D4). Does no harm if it is in use. Raises ValueError if it can't be used. Thread-safe."""
         self.hotplug.give_back(checks.cpu(cpu))
 
+    def limit_cpus(self, most: int | None) -> None:
+        """Use at most so many CPUs' worth of time, as under a quota: at most so many workers of a pool run at a time.
+
+        None: as many as the system allows. It may be set at any time and takes effect at once; works that run go on.
+        For a process that shares its machine by agreement, such as one of several workers of Dask. Raises TypeError or
+        ValueError for anything but None and a number from 1. Thread-safe.
+        """
+        self.hotplug.restrict(None if most is None else checks.integer("most", most, 1))
+
     def check_cpus(self) -> bool:
         """Look at once whether CPUs or the CPU quota changed; without this call it is noticed within a second. True:
         they did.
