@@ -24,6 +24,11 @@ pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="no examples here"
         ("taskiq_app", "taskiq", r"40 tasks of 0.1 s each in [\d.]+ s\n"),
         ("kafka_like", "cmwq", r"400 messages .* each in order\n"),
         ("pubsub_like", "cmwq", r"400 messages .* 40 failed once and came again; at most \d+ were leased at a time\n"),
+        (
+            "dask_cluster",
+            "distributed",
+            r"Dask: 40 visits .*\ncmwq: 40 visits .* and 20540 in all\nin order: \[\(0, 0\), .*\]\n",
+        ),
     ],
 )
 def test_the_program_says_what_it_shows(name: str, needs: str, says: str) -> None:
