@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
         port=options.port,
         token=not options.no_token,
         interval=options.interval,
-        search=options.all,
+        search=options.all or options.cluster is not None,
     )
     if options.no_token and not serving.is_loopback(options.host):
         say("cmwq dashboard: warning: without a token, whoever reaches this port sees everything")
@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
 def _source(options: argparse.Namespace) -> Source:
     if options.replay is not None:
         return Recording(Path(options.replay))
+    if options.cluster is not None:
+        return _of_cluster(options.cluster)
     sockets = Sockets(import_module("cmwq.observing.client"), options.pid)
     if options.pid is not None:
         try:
@@ -52,6 +54,22 @@ def _source(options: argparse.Namespace) -> Source:
         except Over as over:
             raise NoPicture(str(over)) from over
     return sockets
+
+
+def _of_cluster(address: str) -> Source:
+    """The workers of a Dask cluster. Raises Refusal."""
+    try:
+        dask, distributed = import_module("cmwq.contrib.dask"), import_module("distributed")
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "cmwq":
+            raise
+        raise Refusal(f"--cluster needs Dask distributed: pip install 'cmwq[dask]' ({error})") from error
+    try:
+        client = distributed.Client(address, timeout=10, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise Refusal(f"cluster {address!r}: {one_line(str(error) or type(error).__name__)}") from error
+    source: Source = dask.Source(client)
+    return source
 
 
 def _tell(address: str) -> None:

@@ -17,8 +17,10 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from cmwq.cli.capture import SLOT, Spill, SpillError, Stream
 from cmwq.cli.child import Children, Closing, Ended, Unstartable, find
@@ -28,11 +30,14 @@ from cmwq.cli.joblog import JobLog, members
 from cmwq.cli.lines import Lines, Tagged, tag_of
 from cmwq.cli.log import Log
 from cmwq.cli.news import Failed, Finished, Outcome
-from cmwq.cli.output import CLOSED, Refusal, reason, say, write_all
+from cmwq.cli.output import CLOSED, Refusal, describe, reason, say, write_all
 from cmwq.cli.progress import Display, Tally, display, is_shown
 from cmwq.cli.run import GRACE, Run
 from cmwq.cli.tracing import tracing
 from cmwq.cli.window import Window
+
+if TYPE_CHECKING:
+    from cmwq.cli.cluster import Cluster
 
 COUNT = 50_000  # commands that may wait for their turn
 OVERHEAD = 1000  # bytes of memory for each of them, its item and output aside
@@ -59,7 +64,7 @@ class Output(Outcome):
 
 def run(options: argparse.Namespace) -> int:
     command = template(options.words, options.shell, options.mark)
-    path = _found(command.word)
+    path = None if options.cluster is not None else _found(command.word)  # another machine may have it elsewhere
     with contextlib.ExitStack() as stack:
         source = source_of(options, stack)
         if options.arg_file or options.items:
@@ -81,7 +86,14 @@ def run(options: argparse.Namespace) -> int:
         shown = display(options.progress, quiet, total)
         stack.callback(shown.close)
         jobs = None if options.job_log is None else JobLog(options.job_log)
+        cluster = None
+        if options.cluster is not None:
+            from cmwq.cli.cluster import AT_ONCE, Cluster
+
+            cluster = Cluster(options.cluster, "exec", stack)
+            options.max_active = options.max_active or AT_ONCE
         executing = Executing(options, command, path, source.items, log, jobs, shown, Tally(total))
+        executing.cluster = cluster
         if options.summary:
             from cmwq.cli.picture import Picture
 
@@ -113,6 +125,7 @@ class Executing(Run):
         self.command, self.path = command, path
         self.jobs = jobs
         self.children = Children(options.kill_after)
+        self.cluster: Cluster | None = None
         self.spill = Spill()
         self.lines = Lines((self.out, ERR)) if options.line_buffer else None
 
@@ -155,6 +168,8 @@ class Executing(Run):
 
     def attempt(self, index: int, item: str) -> tuple[Ended, tuple[Stream, ...]]:
         argv = self.command.argv(item, index + 1)
+        if self.cluster is not None:
+            return self.attempt_elsewhere(self.cluster, argv)
         path = find(argv[0]) if self.path is None else self.path
         timeout = self.options.timeout
         if self.lines is None:
@@ -162,6 +177,26 @@ class Executing(Run):
             return self.children.run(path, argv, (streams[0].add, streams[1].add), timeout), streams
         with self.lines.of(tag_of(item) if self.options.tag else b"") as sinks:
             return self.children.run(path, argv, sinks, timeout), ()
+
+    def attempt_elsewhere(self, cluster: Cluster, argv: list[str]) -> tuple[Ended, tuple[Stream, ...]]:
+        """On a worker of the cluster. Raises Unstartable, Closing."""
+        from cmwq.cli.cluster import Lost, run_command
+
+        streams = (Stream(self.spill), Stream(self.spill))
+        try:
+            printed = cluster.call(run_command, cluster.run, argv, self.options.timeout, self.options.kill_after)
+        except Closing:
+            raise
+        except Exception as error:
+            if self.stopped:
+                raise Closing from None
+            return Lost(describe(error)), streams
+        if printed.unstartable is not None:
+            raise Unstartable(*printed.unstartable)
+        for stream, data in zip(streams, (printed.out, printed.err), strict=True):
+            for start in range(0, len(data), SLOT):
+                stream.add(data[start : start + SLOT])
+        return printed.ended, streams
 
     def record(
         self, index: int, item: str, ended: Ended, start: float, seconds: float, tries: int, streams: tuple[Stream, ...]
@@ -231,6 +266,8 @@ class Executing(Run):
     # The main thread
 
     def wind_up(self, number: int | None) -> bool:
+        if self.cluster is not None:
+            return self.wind_up_elsewhere(self.cluster, signal.SIGTERM if number is None else number)
         self.children.end(signal.SIGTERM if number is None else number)
         last = time.monotonic() + self.options.kill_after
         while True:
@@ -243,6 +280,14 @@ class Executing(Run):
         if came is None:
             return True
         return not came and self.asked_again(Finished, GRACE) is None
+
+    def wind_up_elsewhere(self, cluster: Cluster, number: int) -> bool:
+        kill_after = self.options.kill_after
+        threading.Thread(target=cluster.end, args=(number, kill_after), daemon=True).start()
+        if self.asked_again(Finished, kill_after + GRACE) is not None:
+            return False
+        cluster.end(signal.SIGKILL, 0.0)
+        return True
 
     def pause(self) -> None:
         self.children.stop()

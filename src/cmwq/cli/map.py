@@ -56,6 +56,11 @@ def run(options: argparse.Namespace) -> int:
         stack.callback(shown.close)
         # From here on the current directory can be imported from. None of our own modules may be looked for there.
         call = load(options.target)
+        if options.cluster is not None:
+            from cmwq.cli.cluster import AT_ONCE, Cluster, Target
+
+            call = Target(call, Cluster(options.cluster, "map", stack))
+            options.max_active = options.max_active or AT_ONCE
         log = None
         if options.resume is not None:
             log = Log(options.resume, "map", options.target)

@@ -71,6 +71,8 @@ def _parse_exec(parser: Parser, args: list[str]) -> argparse.Namespace:
             parser.error(
                 f"{item!r} after an item: options come first (for an item like that write ./{item}, or use -a)"
             )
+    if options.cluster is not None and options.line_buffer:
+        parser.error("--line-buffer and --cluster exclude each other: other machines send output when it is whole")
     if not options.words and not options.shell:
         parser.error("the command is missing: cmwq exec [OPTION ...] [ITEM ...] -- COMMAND [ARG ...]")
     return options
@@ -140,6 +142,8 @@ failures One line on stderr each. A result that JSON cannot express (NaN too) is
 --resume LOG gets one line per completed item, before its result goes to stdout. Run again with the same log, target and
          items: what succeeded is printed again but not run again, what failed or is missing runs. All logged items are
          compared with the input before anything runs. The log survives the death of the process, not of the machine.
+--cluster TARGET is called on the workers of a Dask cluster, or in N processes here (local:N). At most 1,000 items are
+         there at a time. An item whose worker dies has failed. See docs/integrations/dask.md, also about trust.
 status   0 all succeeded; 1 some items failed; 2 could not go on (one line says why); 141 the reader of stdout went
          away, quietly. Ctrl-C, SIGTERM, SIGHUP (130, 143, 129 to a shell): no new item starts; those running get half a
          second to end, be logged, and be printed if they are in turn; a second signal doesn't wait. What still runs
@@ -205,6 +209,8 @@ failures   One line on stderr each; the others go on. A command fails if its sta
            Run again with the same log, command and items: what succeeded is printed again but not
            run again; what failed or is missing is run. The log survives the death of the process,
            not of the machine. With --line-buffer it has no output, and nothing is printed again.
+--cluster  Commands run on the workers of a Dask cluster, in their directory, or in N processes here
+           (local:N). A command whose worker dies has failed. See docs/integrations/dask.md.
 status     0 all succeeded; 1 some failed, or --halt; 2 could not go on (one line says why); 126 the
            command can't be executed; 127 it doesn't exist; 141 the reader of stdout went away.
 signals    Ctrl-C, SIGTERM, SIGHUP, SIGQUIT (130, 143, 129, 131 to a shell): no command is begun;
@@ -256,6 +262,7 @@ def _dashboard_parser(make: Callable[..., Parser]) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("pid", metavar="PID", nargs="?", type=_positive, help="the process to show")
     what.add_argument("--all", action="store_true", help="all processes of yours, also those that start later")
+    what.add_argument("--cluster", metavar="ADDRESS", help="the workers of a Dask cluster: tcp://HOST:8786")
     what.add_argument("--replay", metavar="FILE", help="pictures in a file, as `cmwq dump PID --json` prints them")
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve at (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=_natural, default=0, help="the port to serve at (0: any that is free)")
@@ -298,6 +305,8 @@ def _add_running(parser: argparse._ActionsContainer, retries: str) -> None:
                         help="after N failures (1) begin nothing more; now: end what runs, too")  # fmt: skip
     parser.add_argument("--max-active", metavar="N", type=_positive,
                         help="at most N at a time (256), for what else can run out: connections")  # fmt: skip
+    parser.add_argument("--cluster", metavar="ADDRESS",
+                        help="on a Dask cluster (tcp://HOST:8786), or N processes here (local:N)")  # fmt: skip
 
 
 def _add_loudness(parser: argparse._ActionsContainer) -> None:

@@ -57,6 +57,8 @@ class Target:
     """Epoch seconds at which it began, as far as the source knows."""
     path: str | None = None
     source: Source | None = field(default=None, compare=False, repr=False)
+    remote: bool = False
+    """It runs on another machine, or is to be looked at as if it did: its pid means nothing here."""
 
     def connect(self) -> Link:
         """Open a link. Raises NoPicture or Over."""

@@ -48,6 +48,8 @@ class State(StrEnum):
 
 def is_gone(target: Target) -> bool:
     """Return whether there is no such process any more, or only what its parent has not asked for yet (a zombie)."""
+    if target.remote:
+        return False  # only its source can know
     try:
         status = Path(f"/proc/{target.pid}/stat").read_text(errors="replace")
     except FileNotFoundError:

@@ -1,0 +1,185 @@
+"""`--cluster` of `cmwq map` and `cmwq exec`: the same items, order, log and status, carried out by worker processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import HANG, until
+
+from .conftest import Cli, environment
+
+pytest.importorskip("distributed", reason="Dask distributed can't be imported here")
+
+FATAL_ONCE = """
+import os, signal
+def call(item):
+    if not os.path.exists("died"):
+        open("died", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item.upper()
+"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a scheduler with one worker process, whose folder is not that of the runs."""
+    import distributed
+
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("worker"))
+    try:
+        cluster = distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0")
+    finally:
+        os.chdir(before)
+    with cluster:
+        yield cluster.scheduler_address
+
+
+def values(output: bytes) -> list[object]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_map_on_local_workers_gives_results_in_order_and_counts_failures(cli: Cli, folder: Path) -> None:
+    done = cli("map", "--cluster", "local:2", "targets:picky", "a", "bad", "c")
+    assert (done.returncode, values(done.stdout)) == (1, ["a", "c"])
+    assert b"item 2 'bad': ValueError: no such" in done.stderr
+    assert sorted((folder / "effects").read_text().split()) == ["a", "bad", "c"]
+
+
+def test_map_goes_on_from_its_log_wherever_items_were_carried_out(cli: Cli, folder: Path, address: str) -> None:
+    args = ("map", "--resume", "log", "targets:picky", "a", "bad", "c")
+    assert cli(*args).returncode == 1
+    done = cli(*args[:1], "--cluster", address, *args[1:])  # the module goes along, since no worker can import it
+    assert (done.returncode, values(done.stdout)) == (1, ["a", "c"])
+    assert (folder / "effects").read_text().split().count("a") == 1
+
+
+def test_map_on_workers_that_cannot_import_the_module(cli: Cli, address: str) -> None:
+    done = cli("map", "--cluster", address, "targets:size", "abc", "de")
+    assert (done.returncode, done.stdout) == (0, b"3\n2\n"), done.stderr
+
+
+def test_many_items_are_under_way_at_once(cli: Cli, folder: Path) -> None:
+    numbers = [str(number) for number in range(300)]
+    done = cli("map", "--cluster", "local:1", "targets:same", input="\n".join(numbers).encode())
+    assert (done.returncode, values(done.stdout)) == (0, numbers), done.stderr
+
+
+def test_a_worker_that_dies_fails_its_item(cli: Cli, folder: Path) -> None:
+    items = ["499", "500", "501"]
+    done = cli("map", "--cluster", "local:1", "targets:fatal", *items)
+    assert done.returncode == 1
+    assert b"item 2 '500': WorkLost" in done.stderr
+    assert "500" not in values(done.stdout)
+    assert (folder / "effects").read_text().split().count("500") == 1
+
+
+def test_retries_carry_an_item_out_again_whose_worker_died(cli: Cli, folder: Path) -> None:
+    (folder / "fatal_once.py").write_text(FATAL_ONCE)
+    done = cli("map", "--cluster", "local:1", "--retries", "3", "fatal_once:call", "a")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b'"A"\n', b"")
+    assert (folder / "died").exists()
+
+
+def test_exec_on_local_workers(cli: Cli) -> None:
+    done = cli(
+        "exec", "--cluster", "local:2", "--shell", "a", "b", "c", "--", "echo out-{}; echo err-{} >&2; test {} != b"
+    )
+    assert done.returncode == 1
+    assert done.stdout == b"out-a\nout-b\nout-c\n"
+    assert [line for line in done.stderr.splitlines() if line.startswith(b"err")] == [b"err-a", b"err-b", b"err-c"]
+    assert b"exit status 1" in done.stderr
+
+
+def test_exec_writes_its_log_and_goes_on_from_it(cli: Cli, folder: Path, address: str) -> None:
+    args = ("--resume", "log", "--shell", "1", "2", "--", f"echo {{}} >> {folder}/ran; echo {{}}; test {{}} != 2")
+    assert cli("exec", "--cluster", address, *args).returncode == 1
+    done = cli("exec", "--cluster", address, *args)
+    assert (done.returncode, done.stdout) == (1, b"1\n2\n"), done.stderr
+    assert sorted((folder / "ran").read_text().split()) == ["1", "2", "2"]
+    lines = [json.loads(line) for line in (folder / "log").read_text().splitlines()[1:]]
+    assert {(line["item"], line["ok"], line["status"]) for line in lines} == {("1", True, 0), ("2", False, 1)}
+
+
+def test_exec_ends_a_command_that_runs_for_too_long(cli: Cli, address: str) -> None:
+    done = cli("exec", "--cluster", address, "--timeout", "0.5", "300", "--", "sleep")
+    assert done.returncode == 1
+    assert b"timed out after 0.5 s" in done.stderr
+
+
+def test_exec_says_that_a_command_does_not_exist_on_the_worker(cli: Cli, address: str) -> None:
+    done = cli("exec", "--cluster", address, "x", "--", "no-such-program")
+    assert done.returncode == 1
+    assert b"no such command: 'no-such-program'" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_commands_on_the_workers(folder: Path, number: int) -> None:
+    pids = folder / "pids"
+    command = ["exec", "--cluster", "local:1", "--shell", "1", "2", "3", "--", f"echo $$ >> {pids}; exec sleep 300"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "cmwq", *command], cwd=folder, env=environment(), stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    try:
+        until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
+        run.send_signal(number)
+        _, err = run.communicate(timeout=HANG)
+        assert run.returncode == -number, err
+        assert b"Traceback" not in err
+        until(lambda: not any(map(_lives, pids.read_text().split())))
+    finally:
+        run.kill()
+        run.wait(HANG)
+        for pid in pids.read_text().split() if pids.exists() else ():
+            if _lives(pid):
+                os.kill(int(pid), signal.SIGKILL)
+
+
+def _lives(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_when_the_run_is_killed_its_commands_on_a_cluster_are_ended(folder: Path, address: str) -> None:
+    pids = folder / "pids"
+    command = ["exec", "--cluster", address, "--shell", "1", "2", "--", f"echo $$ >> {pids}; exec sleep 300"]
+    run = subprocess.Popen([sys.executable, "-m", "cmwq", *command], cwd=folder, env=environment())
+    try:
+        until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    finally:
+        run.kill()
+        run.wait(HANG)
+    until(lambda: not any(map(_lives, pids.read_text().split())))
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (("map", "--cluster", "local:0", "targets:same", "a"), b"after 'local:' comes a number of workers"),
+        (("map", "--cluster", "local:x", "targets:same", "a"), b"after 'local:' comes a number of workers"),
+        (("exec", "--cluster", "local:1", "--line-buffer", "a", "--", "echo"), b"exclude each other"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(cli: Cli, args: tuple[str, ...], why: bytes) -> None:
+    done = cli(*args)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert why in done.stderr
+
+
+def test_a_scheduler_that_is_not_there_is_said_in_one_line(cli: Cli) -> None:
+    begun = time.monotonic()
+    done = cli("map", "--cluster", "tcp://127.0.0.1:1", "targets:same", "a")
+    assert (done.returncode, done.stderr.count(b"\n"), done.stdout) == (2, 1, b""), done.stderr
+    assert b"cluster 'tcp://127.0.0.1:1'" in done.stderr
+    assert time.monotonic() - begun < HANG
