@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-services check lint types bench bench-auto bench-exec bench-integrations bench-long \
+.PHONY: help demo test test-all test-services check lint types bench bench-auto bench-cluster bench-dask bench-exec bench-integrations bench-long \
 	bench-memory performance suite stress scale faults hotplug model mutants cpython-tests promises clean setup \
 	interrupted storms tsan
 
@@ -64,6 +64,16 @@ bench-integrations: EXTRAS := frameworks
 bench-integrations: setup  ## frameworks with their own pools, these tuned by hand, and with cmwq: a table
 	@mkdir -p out
 	$(PY) bench/integrations --json out/integrations.json $(ARGS)
+
+bench-dask: EXTRAS := frameworks
+bench-dask: setup  ## Dask with its own threads, swept over their number, and with cmwq: a table
+	@mkdir -p out
+	$(PY) bench/dask_cluster.py --json out/dask.json $(ARGS)
+
+bench-cluster: EXTRAS := frameworks
+bench-cluster: setup  ## what one task costs Dask's scheduler and workers, and 1,000 nodes simulated with it
+	@mkdir -p out
+	$(PY) bench/cluster_sim.py --json out/cluster.json $(ARGS)
 
 bench-long: setup  ## short works beside long computations, beside ThreadPoolExecutor of several sizes
 	$(PY) bench/long_short.py $(ARGS)
