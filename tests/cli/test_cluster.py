@@ -29,11 +29,17 @@ def call(item):
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Of a scheduler with one worker process, which are not this process's children only: they share no folder."""
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a scheduler with one worker process, whose folder is not that of the runs."""
     import distributed
 
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0") as cluster:
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("worker"))
+    try:
+        cluster = distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0")
+    finally:
+        os.chdir(before)
+    with cluster:
         yield cluster.scheduler_address
 
 
