@@ -115,7 +115,7 @@ def settings() -> None:
     cmwq.configure(exit_timeout=5, sensor="procfs")
     with cmwq.blocking():
         pass
-    assert_type(cmwq.current_work(), Any)
+    assert_type(cmwq.current_work(), cmwq.Work | cmwq.Future[Any] | None)
 
 
 def errors_are_what_they_seem(error: cmwq.CmwqError) -> None:
