@@ -72,7 +72,7 @@ DOORS: dict[str, tuple[Call, tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]]
         ("socket", ""),
         ("cpu", "smt", "cache", "numa", "system"),
     ),
-    "full": (lambda v: queue(max_pending=9, full=v), (1, Hostile()), ("wait",), (None, "block", "raise")),
+    "full": (lambda v: queue(full=v), (1, None, Hostile()), ("wait",), ("block", "raise")),
     "ordered": (lambda v: queue(ordered=v), NO_FLAGS, (), (True, False)),
     "highpri": (lambda v: queue(highpri=v), NO_FLAGS, (), (True, False)),
     "cpu_intensive": (lambda v: queue(cpu_intensive=v), NO_FLAGS, (), (True, False)),
