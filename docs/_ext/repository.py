@@ -19,6 +19,7 @@ PAGES = {
     "ARCHITECTURE.md": "project/architecture",
     "CONTRIBUTING.md": "project/contributing",
     "CHANGELOG.md": "project/changelog",
+    "SECURITY.md": "project/security",
     "bench/README.md": "project/benchmarks",
     "src/cmwq/_pool/README.md": "inside/pool",
     "src/cmwq/_sensor/README.md": "inside/sensors",
