@@ -64,7 +64,7 @@ WHICH = """
 @pytest.mark.parametrize(
     ("variables", "serves"),
     [
-        ({}, BUILT),
+        ({}, False),
         ({"CMWQ_TWIN": "1"}, BUILT),
         ({"CMWQ_TWIN": "0"}, False),
         ({"CMWQ_DEBUG": "1"}, False),
