@@ -142,12 +142,11 @@ def begin_on_record(pool: WorkerPool, worker: Worker) -> int:
 
 
 @holding("pool.lock")
-def may_go_on(pool: WorkerPool, worker: Worker, item: Item) -> bool:
+def may_go_on(pool: WorkerPool, worker: Worker, item: Item, record: lane.Record) -> bool:
     """Decide what `set_aside` and `begin_on_record` decide, but while the item is executed already: what it is to call
-    has only become known. False: not now, so it belongs into the lane. Context: works of this pool were hogs.
+    has only become known, a function that has this record. False: not now, so it belongs into the lane.
     """
-    record = pool.lane.record_of(item)
-    if record is None or item.phase.pwq.exempt:
+    if item.phase.pwq.exempt:
         return True
     if not lane.may_begin(pool, record):
         return False

@@ -91,7 +91,6 @@ class Ask(Future[None]):
             if not runs:
                 return
         call = self.answers[0]
-        self._call = (call,)  # the name for messages
         self.begins = True
         if waited:
             serving.arrange()  # the source may be asked for one more
@@ -215,11 +214,11 @@ def accept(ask: Ask) -> bool:
         worker = current_worker()
         if pwq.frozen or pool.closing:
             return False
-        if pool.lane.records and worker is not None and not worker.is_rescuer:
-            record = pool.lane.record_of(ask)
-            if record is not None and any(pool.lane.record_of(other) is record for other in waiting(ask._serving, pwq)):
+        record = pool.lane.record_of(ask) if pool.lane.records else None
+        if record is not None and worker is not None and not worker.is_rescuer:
+            if any(pool.lane.record_of(other) is record for other in waiting(ask._serving, pwq)):
                 return False  # behind its like
-            if not hogs.may_go_on(pool, worker, ask):
+            if not hogs.may_go_on(pool, worker, ask, record):
                 return False
             pool.kick_or_settle()  # it may not count as running any more
         if type(ask.phase) is Asking:

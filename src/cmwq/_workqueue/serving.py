@@ -285,7 +285,7 @@ class Serving:
                 self._nr_failures = 0
                 self._calls.add(ask)
                 self._number(ask)
-                ask._call = (call,)  # by this it is known what it will be like
+                ask._call = (call,)  # its name in messages, and by which it is known what it will be like
                 runs = accept(ask)
             elif error is not None:
                 self._nr_failures += 1
