@@ -28,6 +28,18 @@ def flood(pool: Executor, number: int) -> None:
         future.result()
 
 
+def queue_and_flush(wq: cmwq.WorkQueue, works: list[cmwq.Work]) -> None:
+    for work in works:
+        wq.queue(work)
+    wq.flush()
+
+
+def submit_together(wq: cmwq.WorkQueue, number: int) -> None:
+    """Submit in one call, then take all results."""
+    for future in wq.submit_many(nothing_of, range(number)):
+        future.result()
+
+
 def stdlib_pools(stack: ExitStack) -> dict[str, ThreadPoolExecutor]:
     """As many threads as CPUs, and its own default."""
     pools = {f"ThreadPoolExecutor({CPUS})": ThreadPoolExecutor(CPUS), "ThreadPoolExecutor()": ThreadPoolExecutor()}
@@ -52,20 +64,11 @@ def throughput(report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPool
     wq = ours.queue
     works = [cmwq.Work(nothing) for _ in range(n)]
 
-    def queueing() -> None:
-        for work in works:
-            wq.queue(work)
-        wq.flush()
-
-    def submitting_many() -> None:
-        for future in wq.submit_many(nothing_of, range(n)):
-            future.result()
-
     with hand_over() as bare:
         pools: dict[str, Executor] = {"cmwq": ours, **theirs}
         contenders = {name: partial(seconds, partial(flood, pool, n)) for name, pool in pools.items()}
-        contenders["queue"] = partial(seconds, queueing)
-        contenders["submit_many"] = partial(seconds, submitting_many)
+        contenders["queue"] = partial(seconds, partial(queue_and_flush, wq, works))
+        contenders["submit_many"] = partial(seconds, partial(submit_together, wq, n))
         contenders["bare"] = partial(seconds, partial(bare, n))
         for name in contenders:
             contenders[name]()  # warm

@@ -18,7 +18,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from dispatch import flood, nothing, nothing_of, produce
+from dispatch import flood, nothing, nothing_of, produce, queue_and_flush, submit_together
 from measure import CPUS, FREE_THREADED, Report, medians, seconds, turns
 
 import cmwq
@@ -48,23 +48,14 @@ def handing_over(report: Report, ours: cmwq.Executor, theirs: ThreadPoolExecutor
     wq = ours.queue
     works = [cmwq.Work(nothing) for _ in range(n)]
 
-    def queueing() -> None:
-        for work in works:
-            wq.queue(work)
-        wq.flush()
-
-    def submitting_many() -> None:
-        for future in wq.submit_many(nothing_of, range(n)):
-            future.result()
-
     def mapping() -> None:
         deque(wq.map(nothing_of, range(n)), 0)
 
     contenders = {
         "theirs": partial(seconds, partial(flood, theirs, n)),
         "submit": partial(seconds, partial(flood, ours, n)),
-        "queue": partial(seconds, queueing),
-        "submit_many": partial(seconds, submitting_many),
+        "queue": partial(seconds, partial(queue_and_flush, wq, works)),
+        "submit_many": partial(seconds, partial(submit_together, wq, n)),
         "map": partial(seconds, mapping),
     }
     for contender in contenders.values():

@@ -5,7 +5,6 @@ The processes are stood in for (`observing.standin`), but for the last tests, wh
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import threading
@@ -32,17 +31,6 @@ from cmwq.observing.dashboard.sources import Sockets, Source
 GENEROUS = HANG * 1000  # milliseconds
 PID = 2**22 + 1  # no process has this number, so it counts as gone when it does not answer
 Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("there is no chromium here; `make test-services` installs it if it may (Debian, root)")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
