@@ -8,7 +8,9 @@ from functools import partial
 import pytest
 
 import cmwq
+from cmwq._pool.blocking import HOG
 from cmwq._pool.pool import WorkerPool
+from cmwq._pool.worker import current_worker
 from cmwq.testing import Simulation
 
 LONG = 1.0
@@ -99,6 +101,23 @@ def test_A9_E12_nor_is_one_that_is_pulled_from_a_source() -> None:
     assert bench.begun == list(range(300))
     assert bench.most <= 4
     assert bench.sim.host.now < 300 * 0.043 / 2 * 1.05, "both CPUs were kept busy"
+
+
+def test_A9_E12_a_call_of_a_source_begins_as_a_hog_once_its_function_is_known() -> None:
+    """As a work that was queued does. Else others would begin beside it until it is noticed."""
+    bench, began_as = Bench(), []
+
+    def long() -> None:
+        worker = current_worker()
+        assert worker is not None
+        began_as.append(worker.blocked)
+        bench.long(0.043)
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        cmwq.WorkQueue("q", runtime=runtime).serve([long] * 20).wait()
+
+    bench.run(scenario)
+    assert began_as[4:] == [HOG] * 16
 
 
 def test_A9_E12_short_calls_of_a_source_pass_a_long_one_that_has_to_wait() -> None:

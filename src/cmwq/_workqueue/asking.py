@@ -204,7 +204,6 @@ def waiting(serving: Serving, pwq: PoolWorkQueue) -> list[Ask]:
     return [ask for ask in serving._calls if ask.pwq is pwq and ask._state == "PENDING"] if known else []
 
 
-@holding("ask._serving._lock")
 def accept(ask: Ask) -> bool:
     """Make it a work of its queue: it has a call. False: the call must not begin here and now, because the queue is
     frozen, or because it will probably compute for long, and enough do (A9, A10).
@@ -216,8 +215,6 @@ def accept(ask: Ask) -> bool:
             return False
         record = pool.lane.record_of(ask) if pool.lane.records else None
         if record is not None and worker is not None and not worker.is_rescuer:
-            if any(pool.lane.record_of(other) is record for other in waiting(ask._serving, pwq)):
-                return False  # behind its like
             if not hogs.may_go_on(pool, worker, ask, record):
                 return False
             pool.kick_or_settle()  # it may not count as running any more
