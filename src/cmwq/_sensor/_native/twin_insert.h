@@ -79,20 +79,26 @@ static void be_outside(PlaceRecord *pwq, PyObject *item)
         set_field(item, phase, Py_NewRef(pwq->outside));
 }
 
+/* Begin a section in which the place takes works.  0: it does not, or the lock is not one of ours, and there is none.
+   -1: an exception is set. */
+static int begin_open(Section *section, PlaceRecord *pwq)
+{
+    PyObject *lock = ((PoolRecord *)pwq->pool)->lock;
+    Guard *guard = guard_of(lock);
+    if (!guard || pwq->gate)
+        return 0;
+    if (!section_begin(section, lock, guard))
+        return -1;
+    return pwq->gate ? section_end(section, 0) : 1;
+}
+
 /* `insert`.  -1: an exception is set. */
 static int insert(PlaceRecord *pwq, PyObject *item)
 {
-    PoolRecord *pool = (PoolRecord *)pwq->pool;
-    Guard *guard = guard_of(pool->lock);
     Section section;
-    if (guard && !pwq->gate) {
-        if (!section_begin(&section, pool->lock, guard))
-            return -1;
-        if (!pwq->gate)
-            return section_end(&section, insert_held(pwq, item));
-        if (section_end(&section, 0))
-            return -1;
-    }
+    int open = begin_open(&section, pwq);
+    if (open)
+        return open < 0 ? -1 : section_end(&section, insert_held(pwq, item));
     PyObject *args[] = {(PyObject *)pwq, item};
     be_outside(pwq, item);
     return call_void(twin.insert, args, 2);
@@ -300,17 +306,10 @@ static PyObject *new_futures(PyObject *fn, PyObject *elements, bool are_tuples)
 /* `insert_many`.  -1: an exception is set. */
 static int insert_many(PlaceRecord *pwq, PyObject *futures)
 {
-    PoolRecord *pool = (PoolRecord *)pwq->pool;
-    Guard *guard = guard_of(pool->lock);
     Section section;
-    if (guard && !pwq->gate) {
-        if (!section_begin(&section, pool->lock, guard))
-            return -1;
-        if (!pwq->gate)
-            return section_end(&section, insert_many_held(pwq, futures));
-        if (section_end(&section, 0))
-            return -1;
-    }
+    int open = begin_open(&section, pwq);
+    if (open)
+        return open < 0 ? -1 : section_end(&section, insert_many_held(pwq, futures));
     PyObject *args[] = {(PyObject *)pwq, futures};
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(futures); i++)
         be_outside(pwq, PyList_GET_ITEM(futures, i));
