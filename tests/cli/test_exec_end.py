@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -271,9 +272,11 @@ def test_no_terminal_is_waited_for(folder: Path) -> None:
         os.execve(sys.executable, command, environment())
     seen = b""
     try:
-        while b"refused" not in seen and b"read\r" not in seen:
-            seen += os.read(terminal, 1000)
+        # To its end: a terminal that goes away while the command still prints is a failed run, and rightly so.
+        with contextlib.suppress(OSError):
+            while some := os.read(terminal, 1000):
+                seen += some
+        assert os.waitpid(child, 0)[1] == 0
     finally:
         os.close(terminal)
     assert b"refused" in seen
-    assert os.waitpid(child, 0)[1] in (0, signal.SIGHUP)

@@ -376,9 +376,9 @@ def test_B4_a_thread_that_ends_without_a_word_is_noticed(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("locked", [False, True], ids=["", "with the lock held"])
-@pytest.mark.parametrize("make", [lambda: int, lambda: cmwq.Work(int)], ids=["call", "work"])
+@pytest.mark.parametrize("make", [lambda call: call, cmwq.Work], ids=["call", "work"])
 def test_B4_F10_the_end_of_a_dead_worker_may_be_interrupted_at_any_bytecode(
-    monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any], locked: bool
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[Callable[[], object]], Any], locked: bool
 ) -> None:
     """A worker's thread ended in the middle of everything, as several exceptions at once may end it. Nobody waits for
     the lock that it held, and who puts down what it had, and is interrupted, does it again.
@@ -393,9 +393,11 @@ def test_B4_F10_the_end_of_a_dead_worker_may_be_interrupted_at_any_bytecode(
         with monkeypatch.context() as patch:
             for name in ("recover", "mourn", *(["announce"] if locked else ["execute_specially"])):
                 patch.setattr(worker_thread, name, always)
-            made = make()
+            begin = threading.Event()
+            made = make(begin.wait)
             future = wq.submit(made)
             future.add_done_callback(lambda _: None)
+            begin.set()  # not before: of an end that nobody waits for, nothing is announced
             (pool,) = runtime._pools.values()
             until(
                 lambda: any(w.item and w.thread and not w.thread.is_alive() for w in list(pool.workers)),

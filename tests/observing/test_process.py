@@ -112,7 +112,8 @@ def test_the_child_of_a_fork_has_a_socket_of_its_own(program: Program) -> None:
             pid = os.fork()
             if pid == 0:
                 pid = os.fork()  # and so has its child
-                print("child" if pid else "grandchild", os.getpid())
+                line = f"{'child' if pid else 'grandchild'} {os.getpid()}\\n"
+                os.write(1, line.encode())  # at once: both write to the same pipe
                 sys.stdin.readline()
                 os._exit(0)
             sys.stdin.readline()
