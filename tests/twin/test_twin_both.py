@@ -22,11 +22,7 @@ CASES = "twin/test_twin_cases.py"
 NEAR = ("queues/test_submit.py", "queues/test_pending.py", "queues/test_cancel.py", "queues/test_flush.py", "model")
 BUILT = why_not("sentinel") is None
 
-FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
-needs_c = pytest.mark.skipif(
-    not BUILT or (FREE_THREADED and os.environ.get("CMWQ_TWIN") != "1"),
-    reason="no C extension; or no GIL, where the twin hangs now and then, not understood yet: CMWQ_TWIN=1 runs it",
-)
+needs_c = pytest.mark.skipif(not BUILT, reason="no C extension")
 
 
 def run_tests(twin: str, *files: str, **env: str) -> None:
@@ -68,7 +64,7 @@ WHICH = """
 @pytest.mark.parametrize(
     ("variables", "serves"),
     [
-        ({}, False),
+        ({}, BUILT),
         ({"CMWQ_TWIN": "1"}, BUILT),
         ({"CMWQ_TWIN": "0"}, False),
         ({"CMWQ_DEBUG": "1"}, False),

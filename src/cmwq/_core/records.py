@@ -2,8 +2,8 @@
 
 There are two sets of them: those below, which are nothing special, and those of the C extension, whose fields are C
 structs that Python sees as the same attributes. The latter are there for the twin (`_workqueue/twin.py`), the hot path
-in C, and are chosen where it is wanted (`CMWQ_TWIN=1`) and can serve: the extension was built, and the debug mode,
-which checks locks in Python, is off.
+in C, and are chosen where it can serve: the extension was built, and the debug mode, which checks locks in Python, is
+off. `CMWQ_TWIN=0` chooses the others.
 
 Guarantees: a class that inherits a record behaves the same with either, but for one thing: a field of the C records
 that was never set is None or 0. Who changes a field, and under which lock, is said where the class sets it. The letters
@@ -83,7 +83,7 @@ class WorkerRecord:
 NATIVE = False
 """Are the records those of the C extension?"""
 
-if not TYPE_CHECKING and not DEBUG and os.environ.get("CMWQ_TWIN") == "1":
+if not TYPE_CHECKING and not DEBUG and os.environ.get("CMWQ_TWIN") != "0":
     try:
         from cmwq._sensor import _sentinel as native
 

@@ -5,9 +5,7 @@ compiler; and what the C calls in every case that is not the usual one. The C (`
 that it names) does the same steps over the same state (`_core/records`), so either may take over from the other between
 any two of them.
 
-It is new, so it has to be asked for.
-
-Guarantees: nothing is replaced without `CMWQ_TWIN=1`, nor with `CMWQ_DEBUG=1`, in the environment of the process. Users
+Guarantees: nothing is replaced with `CMWQ_TWIN=0` or `CMWQ_DEBUG=1` in the environment of the process. Users
 see no difference but speed, tracebacks without our frames, and what Python says of methods and objects that are C:
 `inspect.ismethod(queue.submit)` is False, and a `Work` can't be copied by `copy`.
 
