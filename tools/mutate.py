@@ -126,7 +126,7 @@ def trial(tests: Sequence[str], timeout: float, mutant: Mutant | None = None) ->
     """Run the tests in a copy of the tree, with that mutant in it."""
     with tempfile.TemporaryDirectory(prefix="cmwq-mutant-") as name:
         copy = Path(name).resolve()
-        for part in ("src", "tests"):
+        for part in ("src", "tests", "bench"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         if mutant is not None:
