@@ -21,7 +21,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +33,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from trees import ROOT, copy_tree
+
 LIST = ROOT / "tests/mutants.toml"
 RECORD = ROOT / "out/mutants.json"
 KNOWN = ROOT / "tests/killers.json"
@@ -126,9 +126,7 @@ def trial(tests: Sequence[str], timeout: float, mutant: Mutant | None = None) ->
     """Run the tests in a copy of the tree, with that mutant in it."""
     with tempfile.TemporaryDirectory(prefix="cmwq-mutant-") as name:
         copy = Path(name).resolve()
-        for part in ("src", "tests", "bench"):
-            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-        shutil.copy(ROOT / "pyproject.toml", copy)
+        copy_tree(copy)
         if mutant is not None:
             (copy / mutant.file).write_text(mutant.applied())
             if mutant.is_native and (errors := build(copy)):

@@ -29,6 +29,7 @@ class Operation:
     name: ClassVar[str] = ""
     options: ClassVar[dict[str, Any]] = {}
     warm: ClassVar[bool] = True  # the queue has its place on the pool already
+    in_c: ClassVar[bool] = False  # no bytecode runs in it, if the twin serves
 
     def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -295,6 +296,7 @@ class Queue(Operation, name="queue"):
 class QueuePending(Queue, name="queue, pending"):
     options: ClassVar = {"max_active": 1}
     expected = False
+    in_c = True
 
     def arrange(self) -> None:
         super().arrange()
