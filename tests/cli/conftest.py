@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,6 +100,28 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "", **more}
 
 
+def ran(
+    command: list[Any], *, input: bytes | None = None, timeout: float = 100, capture_output: bool = False, **more: Any
+) -> subprocess.CompletedProcess[bytes]:
+    """As `subprocess.run`, but that a command which takes too long is asked to end before it is killed: a `cmwq exec`
+    that is killed can't end the commands that it runs, and what waits for one another then goes on for ever.
+    """
+    if capture_output:
+        more |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if input is not None:
+        more["stdin"] = subprocess.PIPE
+    with subprocess.Popen(command, **more) as process:
+        try:
+            out, err = process.communicate(input, timeout)
+        except BaseException:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=10)
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
 @pytest.fixture
 def cli(folder: Path) -> Cli:
     """Run `cmwq ARGS`; its stdin is empty unless given."""
@@ -110,13 +134,12 @@ def cli(folder: Path) -> Cli:
         python: tuple[str, ...] = (),
         code: tuple[str, ...] = ("-m", "cmwq"),
     ) -> subprocess.CompletedProcess[bytes]:
-        done = subprocess.run(
+        done = ran(
             [sys.executable, *python, *code, *args],
             cwd=folder,
             stdout=subprocess.PIPE if stdout is None else stdout,
             stderr=subprocess.PIPE,
             env=environment(**(env or {})),
-            timeout=100,
             **({"stdin": subprocess.DEVNULL} if input is None else {"input": input}),  # type: ignore[arg-type]
         )
         assert b"Traceback" not in done.stderr

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from conftest import until
 
 from cmwq._host.processes import why_not
 
-from .conftest import Cli, environment
+from .conftest import Cli, environment, ran
 
 NOTE = ("sh", "-c", 'echo "$1" >> effects; echo "out $1"; echo "err $1" >&2', "sh")
 
@@ -37,7 +40,7 @@ def test_ordered_and_unordered(folder: Path, unordered: bool) -> None:
     script = 'if [ "$1" = 1 ]; then read x < go; else echo > go; fi; echo "$1"'
     option = ["--unordered"] if unordered else []
     command = [sys.executable, "-m", "cmwq", "exec", *option, "1", "2", "--", "sh", "-c", script, "sh"]
-    done = subprocess.run(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, timeout=100)
+    done = ran(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, timeout=100)
     assert done.returncode == 0
     assert sorted(done.stdout.split()) == [b"1", b"2"]
     if not unordered:
@@ -219,14 +222,14 @@ def test_who_ignores_the_ends_of_children_does_not_hide_them(folder: Path) -> No
     code = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     words = [sys.executable, "-m", "cmwq", "exec", "--quiet", "0", "3", "--", "sh", "-c", "exit $1", "sh"]
     command = [sys.executable, "-c", code, *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, env=environment(), timeout=100)
+    done = ran(command, cwd=folder, capture_output=True, env=environment(), timeout=100)
     assert (done.returncode, done.stderr) == (1, b"cmwq exec: item 2 '3': exit status 3\n")
 
 
 def test_few_descriptors_are_enough(folder: Path) -> None:
     script = "ulimit -n 40; exec $CMWQ exec $(seq 60) -- sh -c 'sleep 0.05; echo $1' sh"
     env = environment(CMWQ=f"{sys.executable} -m cmwq")
-    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, env=env, timeout=100)
+    done = ran(["bash", "-c", script], cwd=folder, capture_output=True, env=env, timeout=100)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.split() == [b"%d" % number for number in range(1, 61)]
 
@@ -249,10 +252,25 @@ def test_max_active_is_a_bound(cli: Cli, folder: Path) -> None:
 
 
 def test_commands_that_wait_run_at_the_same_time(cli: Cli, folder: Path) -> None:
-    """Each waits until all have begun, so none ends if they do not run together."""
-    script = "touch begun-$1; while [ $(ls begun-* | wc -l) -lt 20 ]; do sleep 0.05; done"
-    done = cli("exec", *map(str, range(20)), "--", "sh", "-c", script, "sh")
+    """Each waits until all have begun, so none ends if they do not run together. They wait at a pipe: to look again and
+    again would be to compute.
+    """
+    os.mkfifo(folder / "gate")
+    opened = threading.Thread(target=open_when_all_have_begun, args=(folder, 20))
+    opened.start()
+    done = cli("exec", *map(str, range(20)), "--", "sh", "-c", "touch begun-$1; read line < gate", "sh")
+    opened.join()
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def open_when_all_have_begun(folder: Path, number: int) -> None:
+    gate = os.open(folder / "gate", os.O_RDWR)  # so that none of them is the last to write, nor the first to read
+    try:
+        until(lambda: len([*folder.glob("begun-*")]) == number)
+        os.write(gate, b"\n" * number)
+        until(lambda: not select.select([gate], [], [], 0)[0])
+    finally:
+        os.close(gate)
 
 
 @pytest.mark.skipif(why_not() is not None, reason=f"children can't be seen: {why_not()}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import state_of
 
-from .conftest import Cli, environment, wait_until_full
+from .conftest import Cli, environment, ran, wait_until_full
 
 Started = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -232,7 +232,7 @@ def test_the_end_of_the_reader_ends_the_commands(folder: Path) -> None:
     command = (
         f"{sys.executable} -m cmwq exec --unordered 1 2 3 4 -- sh -c '{script}' sh | head -n 1; echo ${{PIPESTATUS[0]}}"
     )
-    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, env=environment(), timeout=100)
+    done = ran(["bash", "-c", command], cwd=folder, capture_output=True, env=environment(), timeout=100)
     assert done.stdout.splitlines()[-1] == b"141"
     assert done.stderr == b""
     if (folder / "pids").exists():

@@ -13,13 +13,13 @@ import pytest
 from cmwq.cli.capture import SLOT, Spill, SpillError, Stream
 from cmwq.cli.lines import Lines, Tagged, tag_of
 
-from .conftest import Cli, environment
+from .conftest import Cli, environment, ran
 
 
 def limited(folder: Path, limits: str, *args: str, **env: str) -> subprocess.CompletedProcess[bytes]:
     """The command under limits of the shell."""
     command = f'{limits}; exec {sys.executable} -m cmwq exec "$@"'
-    return subprocess.run(
+    return ran(
         ["bash", "-c", command, "bash", *args], cwd=folder, capture_output=True, env=environment(**env), timeout=100
     )
 
@@ -34,7 +34,7 @@ def test_two_streams_stay_apart_and_whole(cli: Cli) -> None:
 
 def test_where_both_streams_are_one_a_command_is_in_one_piece(folder: Path) -> None:
     command = f"{sys.executable} -m cmwq exec a b -- sh -c 'echo out $1; echo err $1 >&2' sh 2>&1"
-    done = subprocess.run(["bash", "-c", command], cwd=folder, stdout=subprocess.PIPE, env=environment(), timeout=100)
+    done = ran(["bash", "-c", command], cwd=folder, stdout=subprocess.PIPE, env=environment(), timeout=100)
     assert done.stdout == b"out a\nerr a\nout b\nerr b\n"
 
 
@@ -101,12 +101,12 @@ def test_line_buffer_shows_lines_at_once(folder: Path) -> None:
 
 def test_line_buffer_to_a_reader_that_goes_away_or_a_full_disk(folder: Path) -> None:
     command = f"{sys.executable} -m cmwq exec --line-buffer 1 2 3 -- yes"
-    done = subprocess.run(
+    done = ran(
         ["bash", "-c", f"{command} | head -n 1 > /dev/null; echo ${{PIPESTATUS[0]}}"],
         cwd=folder, capture_output=True, env=environment(), timeout=100,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == (b"141\n", b"")
-    done = subprocess.run(
+    done = ran(
         ["bash", "-c", f"{command} > /dev/full"], cwd=folder, capture_output=True, env=environment(), timeout=100
     )
     assert (done.returncode, done.stderr) == (
@@ -120,7 +120,7 @@ def test_closed_and_full_descriptors(folder: Path) -> None:
     env = environment(CMWQ=f"{sys.executable} -m cmwq")
 
     def shell(script: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, env=env, timeout=100)
+        return ran(["bash", "-c", script], cwd=folder, capture_output=True, env=env, timeout=100)
 
     done = shell(script)
     assert (done.stdout, done.stderr) == (b"2\n", b"cmwq exec: error: standard output is closed\n")

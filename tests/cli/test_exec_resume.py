@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Cli, environment
+from .conftest import Cli, environment, ran
 
 NOTE = ("sh", "-c", 'echo "$1" >> effects; echo "out $1"; echo "err $1" >&2; case $1 in bad*) [ -e fine ];; esac', "sh")
 
@@ -110,7 +109,7 @@ def test_full_disk_under_the_log(cli: Cli, folder: Path) -> None:
     """8 KiB is the largest file that may be written."""
     script = "(ulimit -f 8; $CMWQ exec --resume log $(seq 100) -- printf '%50s\\n'); echo $?"
     env = environment(CMWQ=f"{sys.executable} -m cmwq")
-    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, env=env, timeout=100)
+    done = ran(["bash", "-c", script], cwd=folder, capture_output=True, env=env, timeout=100)
     *printed, status = done.stdout.splitlines()
     assert status == b"2"
     assert done.stderr == b"cmwq exec: error: log 'log': File too large\n"
