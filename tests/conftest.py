@@ -158,7 +158,11 @@ class AtOnce:
 
 
 class Gate:
-    """Lets a test hold works at a point and know that they are there."""
+    """Lets a test hold works at a point and know that they are there.
+
+    If it is not opened in time, it opens, and the works that waited fail. So however many wait behind those, a test
+    that fails before it opens its gate, and waits for them on its way out, comes out and says why.
+    """
 
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -166,7 +170,9 @@ class Gate:
 
     def __call__(self) -> None:
         self.arrived.release()
-        assert self.open.wait(HANG)
+        opened = self.open.wait(HANG)
+        self.open.set()
+        assert opened, "nobody opened the gate"
 
     def await_arrivals(self, number: int) -> None:
         for _ in range(number):

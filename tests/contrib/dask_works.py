@@ -17,7 +17,8 @@ GATES: dict[str, Gate] = {}
 
 @contextmanager
 def gate_named(name: str) -> Iterator[Gate]:
-    """Opened at the end, whatever happens: what waits there would hold up the end of the cluster."""
+    """Opened at the end, whatever happens: what waits there would hold up the end of the cluster. A queue whose works
+    wait there is made before it, so that it is closed after it."""
     gate = GATES[name] = Gate()
     try:
         yield gate

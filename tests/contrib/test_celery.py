@@ -1,4 +1,4 @@
-"""cmwq.contrib.celery without a broker: the order in which a shutdown becomes a cold one. The rest: tests/services."""
+"""cmwq.contrib.celery without a broker: moments of a shutdown, and of a lost connection. The rest: tests/services."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import cmwq
 
 state = pytest.importorskip("celery.worker.state", reason="Celery can't be imported here")
 contrib = pytest.importorskip("cmwq.contrib.celery")
+kombu = pytest.importorskip("kombu", reason="Kombu can't be imported here")
 
 
 @pytest.fixture
@@ -45,3 +46,49 @@ def test_a_warm_shutdown_ends_with_what_runs(pool: Any) -> None:
     assert cmwq.default_runtime().exit_timeout == 60.0
     with pytest.raises(cmwq.QueueClosed):
         pool.apply_async(ran.append, ("after",))
+
+
+class Request:
+    """What the pool sees of a request of Celery's: its message, whether it was revoked, and that it is told."""
+
+    def __init__(self, message: Any) -> None:
+        self.message = message
+        self.accepted: list[int] = []
+
+    def revoked(self) -> bool:
+        return False
+
+    def on_accepted(self, pid: int, _time: float) -> None:
+        self.accepted.append(pid)
+
+
+def test_what_begins_between_the_loss_of_its_connection_and_the_flush_is_not_run(pool: Any, gate: Gate) -> None:
+    with kombu.Connection("memory://") as connection, connection.SimpleQueue("tasks") as tasks:
+        for number in range(2):
+            tasks.put(number)
+        before, after = [Request(tasks.get(timeout=60)) for _ in range(2)]
+        assert not before.message.channel.closed
+        ran: list[str] = []
+        pool.apply_async(ran.append, ("before",), accept_callback=before.on_accepted).wait()
+        pool.apply_async(gate)
+        gate.await_arrivals(1)
+        waits = pool.apply_async(ran.append, ("after",), accept_callback=after.on_accepted)
+        connection.collect()  # as Celery does, and some time later it calls flush
+        gate.open.set()
+        waits.wait()
+    assert not waits.future.cancelled()
+    assert (ran, len(before.accepted), after.accepted) == (["before"], 1, [])
+    pool.stop()
+
+
+def test_a_channel_of_amqp_that_was_given_up_is_known_by_its_connection() -> None:
+    class Channel:  # py-amqp's has no `closed`
+        connection: object = object()
+
+    class Message:
+        channel = Channel()
+
+    assert not contrib._is_given_back(Request(Message))
+    Channel.connection = None
+    assert contrib._is_given_back(Request(Message))
+    assert not contrib._is_given_back(None)

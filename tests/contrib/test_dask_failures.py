@@ -1,7 +1,7 @@
 """cmwq.contrib.dask where something dies: workers, results, the scheduler. Each has a clear outcome.
 
-Every named pipe that a work waits at is opened in a `finally`: a work that waits for ever holds up the end of its
-worker.
+Every named pipe that a work waits at is opened in a `finally`, before the queue of the work is closed: a work that
+waits for ever holds up the end of its queue, and of its worker.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def kill_the_worker_of(line: str) -> None:
 
 def test_a_work_whose_worker_is_killed_is_lost_and_not_run_again(client: Any, tmp_path: Path) -> None:
     effects = str(tmp_path / "effects")
-    with pipe_in(tmp_path) as pipe, contrib.ClusterWorkQueue("once", client=client) as queue:
+    with contrib.ClusterWorkQueue("once", client=client) as queue, pipe_in(tmp_path) as pipe:
         future = queue.submit(note_and_wait, effects, "begun", pipe)
         (line,) = await_notes(effects, 1)
         kill_the_worker_of(line)
@@ -73,7 +73,7 @@ def test_a_work_whose_worker_is_killed_is_lost_and_not_run_again(client: Any, tm
 
 def test_a_repeatable_work_whose_worker_is_killed_is_run_again(client: Any, tmp_path: Path) -> None:
     effects = str(tmp_path / "effects")
-    with pipe_in(tmp_path) as pipe, contrib.ClusterWorkQueue("again", client=client, repeatable=True) as queue:
+    with contrib.ClusterWorkQueue("again", client=client, repeatable=True) as queue, pipe_in(tmp_path) as pipe:
         future = queue.submit(note_and_wait, effects, "begun", pipe)
         (line,) = await_notes(effects, 1)
         kill_the_worker_of(line)
@@ -84,7 +84,7 @@ def test_a_repeatable_work_whose_worker_is_killed_is_run_again(client: Any, tmp_
 
 def test_an_ordered_queue_stays_ordered_when_its_worker_is_killed(client: Any, tmp_path: Path) -> None:
     effects = str(tmp_path / "effects")
-    with pipe_in(tmp_path) as pipe, contrib.ClusterWorkQueue("ordered", client=client, ordered=True) as queue:
+    with contrib.ClusterWorkQueue("ordered", client=client, ordered=True) as queue, pipe_in(tmp_path) as pipe:
         futures = [queue.submit(note_and_wait, effects, number, pipe) for number in range(4)]
         (line,) = await_notes(effects, 1)
         kill_the_worker_of(line)

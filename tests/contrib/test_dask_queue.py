@@ -96,7 +96,7 @@ def test_map_gives_results_in_order_and_reads_no_further_than_its_buffer(client:
 
 
 def test_map_ends_at_its_timeout_and_takes_back_what_was_not_sent(client: Any) -> None:
-    with gate_named("slow") as gate, contrib.ClusterWorkQueue("late", client=client, max_active=1) as queue:
+    with contrib.ClusterWorkQueue("late", client=client, max_active=1) as queue, gate_named("slow") as gate:
         with pytest.raises(cmwq.CmwqTimeout):
             list(queue.map(partial(run_after, "slow"), range(3), timeout=0.05))
         gate.open.set()
@@ -128,7 +128,7 @@ def test_closures_and_lambdas_are_sent(client: Any) -> None:
 
 
 def test_arguments_are_those_of_the_moment_of_queueing(client: Any) -> None:
-    with gate_named("copy") as gate, contrib.ClusterWorkQueue("copy", client=client, max_active=1) as queue:
+    with contrib.ClusterWorkQueue("copy", client=client, max_active=1) as queue, gate_named("copy") as gate:
         first = queue.submit(pass_gate, "copy")
         values = [1]
         future = queue.submit(run, values)
@@ -168,7 +168,7 @@ def test_callbacks_run_on_workers_of_this_process_and_may_wait(client: Any) -> N
 
 
 def test_E1_at_most_max_active_are_with_the_cluster(client: Any) -> None:
-    with gate_named("limit") as gate, contrib.ClusterWorkQueue("limit", client=client, max_active=3) as queue:
+    with contrib.ClusterWorkQueue("limit", client=client, max_active=3) as queue, gate_named("limit") as gate:
         futures = [queue.submit(pass_gate, "limit") for _ in range(8)]
         gate.await_arrivals(3)
         assert queue.nr_pending() == 5
@@ -180,23 +180,23 @@ def test_E1_at_most_max_active_are_with_the_cluster(client: Any) -> None:
         cf.wait(futures, HANG)
 
 
-@pytest.mark.skip(reason="hung in one of three whole runs, its close waiting for a future; not understood yet")
-def test_E1_at_most_so_many_run_on_one_worker(client: Any) -> None:
-    queue = contrib.ClusterWorkQueue("places", client=client, per_worker=2)
-    with gate_named("places") as gate:
-        with queue:
-            futures = [queue.submit(pass_gate, "places") for _ in range(6)]
-            gate.await_arrivals(2)
-            worker = client.sync(_resources, client)
-            assert worker == {"cmwq:places": 0}
-            assert not gate.arrived.acquire(blocking=False)
-            gate.open.set()
-            cf.wait(futures, HANG)
+def test_E1_at_most_so_many_run_on_one_worker(cluster: Any) -> None:
+    worker, client = cluster
+    with (
+        contrib.ClusterWorkQueue("places", client=client, per_worker=2) as queue,
+        gate_named("places") as gate,
+    ):
+        futures = [queue.submit(pass_gate, "places") for _ in range(6)]
+        gate.await_arrivals(2)
+        left = client.run(_places_left, workers=[worker.address])
+        assert left == {worker.address: {"cmwq:places": 0}}
+        assert not gate.arrived.acquire(blocking=False)
+        gate.open.set()
+        cf.wait(futures, HANG)
 
 
-async def _resources(client: Any) -> dict[str, float]:
-    worker = next(iter(distributed.Worker._instances))
-    return {name: left for name, left in worker.state.available_resources.items() if name == "cmwq:places"}
+def _places_left(dask_worker: Any) -> dict[str, float]:
+    return {name: left for name, left in dask_worker.state.available_resources.items() if name == "cmwq:places"}
 
 
 def test_E2_an_ordered_queue_runs_one_at_a_time_in_order(client: Any) -> None:
@@ -217,7 +217,7 @@ def test_the_default_limit_grows_with_the_cluster(client: Any) -> None:
 
 
 def test_E4_a_pending_work_is_queued_once(client: Any) -> None:
-    with gate_named("busy") as gate, contrib.ClusterWorkQueue("coalesce", client=client, max_active=1) as queue:
+    with contrib.ClusterWorkQueue("coalesce", client=client, max_active=1) as queue, gate_named("busy") as gate:
         queue.submit(pass_gate, "busy")
         gate.await_arrivals(1)
         work = contrib.ClusterWork(run, "once")
@@ -234,7 +234,7 @@ def test_E4_a_pending_work_is_queued_once(client: Any) -> None:
 
 
 def test_E3_a_work_queued_while_it_runs_follows_its_running_execution(client: Any) -> None:
-    with gate_named("again") as gate, contrib.ClusterWorkQueue("again", client=client) as queue:
+    with contrib.ClusterWorkQueue("again", client=client) as queue, gate_named("again") as gate:
         work = contrib.ClusterWork(pass_gate, "again")
         assert queue.queue(work)
         gate.await_arrivals(1)
@@ -249,7 +249,7 @@ def test_E3_a_work_queued_while_it_runs_follows_its_running_execution(client: An
 
 
 def test_F4_cancel_takes_back_what_was_not_sent(client: Any) -> None:
-    with gate_named("cancel") as gate, contrib.ClusterWorkQueue("cancel", client=client, max_active=1) as queue:
+    with contrib.ClusterWorkQueue("cancel", client=client, max_active=1) as queue, gate_named("cancel") as gate:
         sent = queue.submit(pass_gate, "cancel")
         gate.await_arrivals(1)
         call = queue.submit(run, "call")
@@ -266,7 +266,7 @@ def test_F4_cancel_takes_back_what_was_not_sent(client: Any) -> None:
 
 
 def test_F5_cancel_sync_waits_for_what_runs_and_refuses_requeueing(client: Any) -> None:
-    with gate_named("sync") as gate, contrib.ClusterWorkQueue("sync", client=client) as queue:
+    with contrib.ClusterWorkQueue("sync", client=client) as queue, gate_named("sync") as gate:
         work = contrib.ClusterWork(run_after, "sync", "ended")
         queue.queue(work)
         gate.await_arrivals(1)
@@ -327,7 +327,7 @@ def test_a_work_belongs_to_one_queue(client: Any) -> None:
 
 
 def test_F1_a_flush_waits_for_what_was_queued_before_it(client: Any) -> None:
-    with gate_named("flush") as gate, contrib.ClusterWorkQueue("flush", client=client, max_active=2) as queue:
+    with contrib.ClusterWorkQueue("flush", client=client, max_active=2) as queue, gate_named("flush") as gate:
         for number in range(4):
             queue.submit(run_after, "flush", number)
         with pytest.raises(cmwq.CmwqTimeout, match="4 works still there"):
@@ -338,7 +338,7 @@ def test_F1_a_flush_waits_for_what_was_queued_before_it(client: Any) -> None:
 
 
 def test_F3_a_draining_queue_refuses_works_and_is_open_afterwards(client: Any) -> None:
-    with gate_named("drain") as gate, contrib.ClusterWorkQueue("drain", client=client) as queue:
+    with contrib.ClusterWorkQueue("drain", client=client) as queue, gate_named("drain") as gate:
         queue.submit(run_after, "drain", 1)
         gate.await_arrivals(1)
         drainer = threading.Thread(target=queue.drain)
@@ -417,7 +417,7 @@ def queue_from_a_task(number: int) -> list[object]:
 def test_all_workers_can_be_looked_at(client: Any, tmp_path: Any) -> None:
     from cmwq.observing.dashboard.sources import NoPicture, Over
 
-    with gate_named("look") as gate, contrib.ClusterWorkQueue("look", client=client) as queue:
+    with contrib.ClusterWorkQueue("look", client=client) as queue, gate_named("look") as gate:
         path = tmp_path / "cluster.json"
         with contrib.cluster_trace(client, path):
             future = queue.submit(pass_gate, "look")

@@ -97,8 +97,8 @@ def test_reload_replaces_the_process_and_loses_no_request(start: Start, tmp_path
 
 
 def test_a_request_that_takes_longer_than_timeout_is_answered(start: Start) -> None:
-    server = start("--timeout", "1")  # it is about the process, as with gthread: the main loop goes on
-    server.get("/sleep?seconds=3")
+    server = start("--timeout", "3")  # it is about the process, as with gthread: the main loop goes on
+    server.get("/sleep?seconds=5")
     assert "WORKER TIMEOUT" not in server.log()
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import until
 
 import cmwq
 
@@ -46,10 +47,11 @@ def traced(tmp_path: Path) -> tuple[Path, Counter[tuple[str, int]]]:
 
     def asks() -> None:
         note()
-        queue.submit(answers).result()
+        queue.submit(answers, cmwq.current_work()).result()
 
-    def answers() -> None:
+    def answers(asker: object) -> None:
         note()
+        until(lambda: asker in queue.blocked())  # so that each of them waits, also one that is held up before it does
         time.sleep(0.002)
 
     def fails() -> None:

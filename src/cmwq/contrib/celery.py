@@ -113,10 +113,10 @@ class TaskPool(BasePool):  # type: ignore[misc,unused-ignore]
 
     @staticmethod
     def _begin(target: Any, args: Any, kwargs: Any, callback: Any, accept: Any) -> None:
-        """Accept a task and run it, unless it was revoked or expired since it was handed over."""
+        """Accept a task and run it, unless it was given back, revoked, or expired since it was handed over."""
         request: Any = getattr(accept, "__self__", None)
         try:
-            if not (hasattr(request, "revoked") and request.revoked()):
+            if not (_is_given_back(request) or (hasattr(request, "revoked") and request.revoked())):
                 apply_target(target, args, kwargs, callback, accept, pid=get_native_id())
         except BaseException:
             _log.exception("the outcome of %s could not be handled", request or target)
@@ -198,6 +198,18 @@ class TaskPool(BasePool):  # type: ignore[misc,unused-ignore]
         if self._queue is not None:
             self.flush()
             cmwq.default_runtime().exit_timeout = 0.0
+
+
+def _is_given_back(request: Any) -> bool:
+    """Is the channel closed on which its message came, so that the broker delivers it again?
+
+    Celery closes the channel, which gives back the messages, and calls `flush` some time later. A task that ended in
+    between would let one begin here that is begun elsewhere, too.
+    """
+    channel = getattr(getattr(request, "message", None), "channel", None)
+    if channel is None:
+        return False
+    return bool(getattr(channel, "closed", False)) or getattr(channel, "connection", channel) is None
 
 
 def _is_cold() -> bool:
