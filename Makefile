@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo docs test test-all test-services check lint types bench bench-auto bench-cluster bench-dask bench-exec \
+.PHONY: help demo docs test thorough test-all test-services check lint types bench bench-auto bench-cluster bench-dask bench-exec \
 	bench-integrations bench-long \
 	bench-memory performance suite stress scale faults hotplug model mutants cpython-tests promises clean setup \
 	interrupted storms tsan release-check aarch64 coverage pyright test-parallel hooks
@@ -27,6 +27,10 @@ test: setup  ## all tests, with $(PYTHON)
 
 test-all:  ## all tests, with every Python >= 3.11 that is installed, free-threaded builds too
 	@$(PYTHON) tools/interpreters.py --run $(MAKE) test 'PYTHON={python}' 'VENV=.venv-{tag}'
+
+thorough: EXTRAS := frameworks
+thorough: setup  ## all tests, with all the random seeds and places of interruption, of which `make test` takes a part
+	CMWQ_THOROUGH=1 $(PY) tools/run_tests.py $(ARGS)
 
 test-services: EXTRAS := frameworks docs
 test-services: setup  ## tests with servers of other people, such as Redis; installs what is missing, if it may

@@ -52,13 +52,16 @@ class InterruptAt:
         return self._step
 
 
-def at_each(run: Callable[[InterruptAt], None], *files: str) -> int:
-    """Call run() with one after the other, until it was too late for the last. How many there were."""
-    n = 0
+def at_each(run: Callable[[InterruptAt], None], *files: str, step: int = 1) -> int:
+    """Call run() with one after the other, until it was too late for the last. How many there were.
+
+    step: only with every so many-th; then that number is too large by less than `step`.
+    """
+    n = 1 - step
     while True:
         if sys.version_info >= (3, 12):
             run(InterruptAt(0, *files))  # none; the bytecodes of a function's first call may not be seen
-        n += 1
+        n += step
         interrupt = InterruptAt(n, *files)
         run(interrupt)
         if not interrupt.raised:

@@ -153,6 +153,8 @@ def run_tests(copy: Path, tests: Sequence[str], timeout: float) -> Outcome:
         **{key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"},
         "PYTHONPATH": str(copy / "src"),  # before site-packages, so before the editable install
         "PYTHONDONTWRITEBYTECODE": "1",
+        # All seeds and places that the tests have: some mutants are broken at few. 0: does `make test` notice, too?
+        "CMWQ_THOROUGH": os.environ.get("CMWQ_THOROUGH", "1"),
         "COLUMNS": "250",  # room for the reason in the closing lines
     }
     options = f"-x -q -p no:cacheprovider -o timeout={timeout:.0f}".split()

@@ -2,7 +2,10 @@
 
 Its one job: `run_tests.py [PYTEST OPTIONS]` runs `pytest` once for each of `PARTS`, all at the same time. The first
 part is shown as it goes, each other one when it has ended; the last line adds up all closing lines, in pytest's words.
-If an argument names tests, there is only one part.
+If an argument names tests, there is only one part. `--ignore=DIRECTORY` leaves that out, of whichever part.
+
+cmwq and the tests are compiled first: else, where the environment keeps Python from writing bytecode, each of the
+thousand programs that tests start would compile all that it imports, which takes it longer than all the rest.
 
 Guarantees: every test of `tests/` is in one part. The exit status is that of a part that failed. Ctrl-C, and a part
 that cannot be started, end all parts.
@@ -10,6 +13,7 @@ that cannot be started, end all parts.
 
 from __future__ import annotations
 
+import compileall
 import os
 import re
 import signal
@@ -19,13 +23,15 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
+from pathlib import Path
 from typing import IO
 
 from interpreters import CLOSING
 
+ROOT = Path(__file__).resolve().parent.parent
 APART = (
-    ("tests/cli", "tests/interrupted", "tests/docs"),
-    ("tests/sim", "tests/model", "tests/contrib", "tests/observing"),
+    ("tests/cli", "tests/interrupted", "tests/docs", "tests/twin"),
+    ("tests/sim", "tests/events", "tests/model", "tests/contrib", "tests/observing"),
 )
 """Directories that are parts of their own: they watch other processes, servers, or a machine of their own, so that they
 do not mind what runs beside them. The first part is all others.
@@ -37,6 +43,18 @@ ORDER = ("failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "war
 
 def names_tests(arguments: list[str]) -> bool:
     return any(os.path.exists(each.partition("::")[0]) for each in arguments)
+
+
+def selections(arguments: list[str]) -> list[list[str]]:
+    """The options that select each part's tests. What a part names pytest would run although it is to be ignored."""
+    ignored = {os.path.normpath(each.partition("=")[2]) for each in arguments if each.startswith("--ignore=")}
+    parts = [[each for each in part if each not in ignored] for part in PARTS]
+    return [part for part in parts if part]
+
+
+def compile_all() -> None:
+    for part in ("src", "tests"):
+        compileall.compile_dir(ROOT / part, quiet=2, workers=os.cpu_count() or 1)
 
 
 def begin(arguments: list[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
@@ -76,6 +94,7 @@ def end(parts: list[subprocess.Popen[bytes]]) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    compile_all()
     if names_tests(arguments):
         return subprocess.call([sys.executable, "-m", "pytest", *arguments])
     began = time.monotonic()
@@ -83,8 +102,9 @@ def main(arguments: list[str]) -> int:
     total: Counter[str] = Counter()
     with ExitStack() as stack:
         stack.callback(end, parts)
-        books = [stack.enter_context(tempfile.TemporaryFile()) for _ in PARTS[1:]]
-        for selection, book in zip(PARTS, [None, *books], strict=True):
+        selected = selections(arguments)
+        books = [stack.enter_context(tempfile.TemporaryFile()) for _ in selected[1:]]
+        for selection, book in zip(selected, [None, *books], strict=True):
             parts.append(begin([*arguments, *selection], book))
         assert parts[0].stdout is not None
         total += shown(parts[0].stdout)

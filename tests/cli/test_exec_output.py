@@ -40,9 +40,9 @@ def test_where_both_streams_are_one_a_command_is_in_one_piece(folder: Path) -> N
 
 @pytest.mark.parametrize("tag", [False, True])
 def test_a_flood_needs_no_memory(cli: Cli, folder: Path, tag: bool) -> None:
-    """Ten times 20 MB, kept back by a first command that waits for the others."""
+    """Ten times 20 MB, in lines of a hundred, kept back by a first command that waits for the others."""
     script = 'if [ "$1" = 0 ]; then while [ $(ls ended-* 2>/dev/null | wc -l) -lt 9 ]; do sleep 0.1; done; fi; '
-    script += 'yes "$1" | head -c 20000000; touch "ended-$1"'
+    script += 'yes "$(printf %099d "$1")" | head -c 20000000; touch "ended-$1"'
     option = ["--tag"] if tag else []
     measured = """
 import re, sys
@@ -58,8 +58,8 @@ sys.exit(status)
     assert (done.returncode, done.stderr) == (0, b"")
     with open(folder / "out", "rb") as file:
         for number in range(10):
-            line = b"%d\t%d\n" % (number, number) if tag else b"%d\n" % number
-            expected = line * (20_000_000 // 2)
+            line = b"%d\t%099d\n" % (number, number) if tag else b"%099d\n" % number
+            expected = line * (20_000_000 // 100)
             assert file.read(len(expected)) == expected
         assert file.read() == b""
 

@@ -192,7 +192,7 @@ sys.exit(main())
 def test_out_of_memory_for_real(folder: Path) -> None:
     # The target needs a megabyte, its result as JSON four thousand.
     (folder / "wide.py").write_text("def f(item): return ['x' * 1_000_000] * 4000\n")
-    command = f"ulimit -v 2500000; exec {sys.executable} -m cmwq map wide:f a"
+    command = f"ulimit -v 1000000; exec {sys.executable} -m cmwq map wide:f a"
     done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, env=environment(), timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"cmwq map: error: out of memory\n")
 

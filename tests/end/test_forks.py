@@ -6,10 +6,13 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
+from thorough import often
 
 from cmwq._host import locks
 
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
+
+FORKED = often(200, 60)
 
 FORKS = """
     import cmwq, os, threading, warnings
@@ -35,7 +38,7 @@ def check(done: subprocess.CompletedProcess[str], expected: str = "") -> None:
 
 
 @pytest.mark.parametrize("scope", ["system", "cpu", "cache"])
-def test_G2_200_forks_each_in_the_middle_of_a_first_use(python: Python, scope: str) -> None:
+def test_G2_forks_each_in_the_middle_of_a_first_use(python: Python, scope: str) -> None:
     """Of a runtime of its own each time; and of the default one, of which there is but one first use."""
     check(
         python(
@@ -55,7 +58,7 @@ def test_G2_200_forks_each_in_the_middle_of_a_first_use(python: Python, scope: s
                 thread.join()
                 return status(pid)
             bad = fork_while_it_begins(cmwq.default_runtime(), 0) != 0
-            for n in range(200):
+            for n in range({FORKED}):
                 with cmwq.Runtime() as runtime:
                     bad += fork_while_it_begins(runtime, n) != 0
             print(bad)
@@ -69,7 +72,7 @@ def test_G2_what_is_queued_before_the_fork_by_a_hook_of_it_is_the_parents(python
     check(
         python(
             FORKS,
-            """
+            f"""
             executor, futures = cmwq.Executor(), []
             os.register_at_fork(before=lambda: futures.append(executor.submit(pow, 2, 3)))
             def child():
@@ -80,7 +83,7 @@ def test_G2_what_is_queued_before_the_fork_by_a_hook_of_it_is_the_parents(python
                         assert "was queued before this process was forked" in str(exc)
                 assert executor.submit(pow, 2, 4).result(30) == 16
             bad = 0
-            for _ in range(200):
+            for _ in range({FORKED}):
                 bad += status(forked(child)) != 0
                 del futures[:-1]
             print(bad, [future.result() for future in futures])
@@ -238,7 +241,7 @@ def test_G2_forks_while_another_thread_makes_queues(python: Python) -> None:
     check(
         python(
             FORKS,
-            """
+            f"""
             import threading
             over = threading.Event()
             def make():
@@ -248,7 +251,7 @@ def test_G2_forks_while_another_thread_makes_queues(python: Python) -> None:
             thread.start()
             def child():
                 assert cmwq.WorkQueue("own").submit(pow, 2, 3).result(30) == 8
-            print(sum(status(forked(child)) != 0 for _ in range(50)))
+            print(sum(status(forked(child)) != 0 for _ in range({FORKED // 4})))
             over.set()
             thread.join()
             """,

@@ -9,6 +9,7 @@ import test_hotplug
 import test_interleavings
 import test_rescuer
 from simulated import with_each
+from thorough import often
 
 from events.recount import observed
 
@@ -26,16 +27,16 @@ def run_observed(program: Callable[[int], object]) -> Callable[[int | None], Non
     return run
 
 
-@pytest.mark.parametrize("first", range(0, 300, SEEDS_PER_TEST))
-def test_H2_300_interleavings_add_up(first: int) -> None:
+@pytest.mark.parametrize("first", range(0, often(300, 100), SEEDS_PER_TEST))
+def test_H2_interleavings_add_up(first: int) -> None:
     with_each(range(first, first + SEEDS_PER_TEST), run_observed(test_interleavings.run_program))
 
 
-@pytest.mark.parametrize("first", range(0, 50, SEEDS_PER_TEST))
-def test_H2_50_interleavings_with_threads_refused_add_up(first: int) -> None:
+@pytest.mark.parametrize("first", range(0, often(50, 25), SEEDS_PER_TEST))
+def test_H2_interleavings_with_threads_refused_add_up(first: int) -> None:
     with_each(range(first, first + SEEDS_PER_TEST), run_observed(test_rescuer.program))
 
 
-@pytest.mark.parametrize("first", range(0, 50, SEEDS_PER_TEST))
-def test_H2_50_interleavings_while_cpus_come_and_go_add_up(first: int) -> None:
+@pytest.mark.parametrize("first", range(0, often(50, 25), SEEDS_PER_TEST))
+def test_H2_interleavings_while_cpus_come_and_go_add_up(first: int) -> None:
     with_each(range(first, first + SEEDS_PER_TEST), run_observed(test_hotplug.program))

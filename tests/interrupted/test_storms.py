@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from thorough import often
 
 from interrupted.ends import exits, forks
 from interrupted.operations import OPERATIONS
@@ -21,7 +22,7 @@ def storm(attack: str, sensor: str, rounds: int, operations: list[str]) -> None:
 
 @sensors
 def test_F8_F10_ctrl_c_at_any_moment_leaves_everything_whole(sensor: str) -> None:
-    storm("signal", sensor, 5, [*OPERATIONS])
+    storm("signal", sensor, often(5, 3), [*OPERATIONS])
 
 
 @sensors
@@ -31,12 +32,12 @@ def test_F10_G6_a_signal_handler_may_call_at_any_moment(sensor: str) -> None:
 
 @sensors
 def test_F10_G6_a_finaliser_may_call_at_any_moment(sensor: str) -> None:
-    storm("finaliser", sensor, 2, [*OPERATIONS])
+    storm("finaliser", sensor, often(2, 1), [*OPERATIONS])
 
 
 @sensors
 def test_F10_G6_a_weak_references_callback_may_call_at_any_moment(sensor: str) -> None:
-    storm("callback", sensor, 2, [*OPERATIONS])
+    storm("callback", sensor, often(2, 1), [*OPERATIONS])
 
 
 @sensors

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from conftest import HANG, Gate, until
 from opcodes import Interrupt, InterruptAt
+from thorough import often
 
 import cmwq
 
@@ -246,13 +247,14 @@ def test_E12_F10_what_the_source_gave_is_not_lost_by_an_interruption_of_its_work
     # One CPU: a worker goes on with the next call itself, and with the tracing.
     runtime = cmwq.Runtime(cpus=sorted(os.sched_getaffinity(0))[:1], config=cmwq.Config(cpu_intensive_thresh=0))
     logging.getLogger("cmwq").setLevel(logging.CRITICAL)
+    step = often(1, 3)
     try:
-        struck = [_interrupt_at(n, runtime).raised for n in range(1, _interrupt_at(0, runtime).seen + 1)]
+        struck = [_interrupt_at(n, runtime).raised for n in range(1, _interrupt_at(0, runtime).seen + 1, step)]
         runtime.check_invariants()
     finally:
         logging.getLogger("cmwq").setLevel(logging.NOTSET)
         runtime.close(HANG)
-    assert len(struck) > 300
+    assert len(struck) * step > 300
     assert sum(struck) > 0.9 * len(struck)
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import pytest
 from simulated import with_each
+from thorough import often
 
 import cmwq
 from cmwq._pool.hotplug import UNMANAGED
@@ -662,7 +663,7 @@ def program(seed: int) -> None:
     sim.run(main)
 
 
-INTERLEAVINGS = int(os.environ.get("CMWQ_MODEL_INTERLEAVINGS", "125"))  # `make model` takes many more
+INTERLEAVINGS = int(os.environ.get("CMWQ_MODEL_INTERLEAVINGS", often(125, 50)))  # `make model` takes many more
 
 
 @pytest.mark.parametrize("first", range(0, INTERLEAVINGS, 25))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from simulated import simulate, simulate_each, with_each
+from thorough import often
 
 import cmwq
 from cmwq.testing import Simulation
@@ -431,7 +432,7 @@ def test_E12_D2_D5_cpus_come_and_go_and_each_call_is_run_once() -> None:
         assert ran == Counter(range(60))
         assert len(where) == 3, "one pool had all of them"
 
-    with_each(range(12), program)
+    with_each(range(often(12, 6)), program)
 
 
 def test_E12_F7_who_would_wait_for_the_end_of_its_own_serving_is_told() -> None:
@@ -533,4 +534,4 @@ def test_E12_random_programs() -> None:
         sim.run(main)
         assert ran == Counter(set(range(total)) - set(left))
 
-    with_each(range(60), program)
+    with_each(range(often(60, 30)), program)

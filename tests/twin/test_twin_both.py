@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from interrupted.sweep import Sweep
+from thorough import often
 
 from cmwq._sensor import why_not
 
@@ -112,7 +113,7 @@ def test_F10_what_comes_at_a_random_moment_leaves_everything_whole(
 ) -> None:
     monkeypatch.setenv("CMWQ_DEBUG", "0")
     monkeypatch.setenv("CMWQ_TWIN", "1")
-    done = Sweep(attack, "sentinel", 1, rounds=30, hangs=1, enough=3, most=5, patience=10.0)
+    done = Sweep(attack, "sentinel", 1, rounds=often(30, 10), hangs=1, enough=3, most=5, patience=10.0)
     done.run(["submit", "submit_many", "queue", "map"])
     assert done.whole, done.failures()
 
