@@ -33,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from trees import ROOT, copy_tree
+from trees import ROOT, compile_tree, copy_tree
 
 LIST = ROOT / "tests/mutants.toml"
 RECORD = ROOT / "out/mutants.json"
@@ -258,6 +258,7 @@ def run_all(mutants: list[Mutant], parallel: int, timeout: float, record: Record
     width = max(len(mutant.name) for mutant in mutants)
     survivors: list[str] = []
     errors: list[str] = []
+    compile_tree()
 
     with ThreadPoolExecutor(parallel) as jobs:
         baseline = check_baseline(mutants, jobs, timeout)

@@ -4,8 +4,7 @@ Its one job: `run_tests.py [PYTEST OPTIONS]` runs `pytest` once for each of `PAR
 part is shown as it goes, each other one when it has ended; the last line adds up all closing lines, in pytest's words.
 If an argument names tests, there is only one part. `--ignore=DIRECTORY` leaves that out, of whichever part.
 
-cmwq and the tests are compiled first: else, where the environment keeps Python from writing bytecode, each of the
-thousand programs that tests start would compile all that it imports, which takes it longer than all the rest.
+cmwq and the tests are compiled first: see `trees`.
 
 Guarantees: every test of `tests/` is in one part. The exit status is that of a part that failed. Ctrl-C, and a part
 that cannot be started, end all parts.
@@ -13,7 +12,6 @@ that cannot be started, end all parts.
 
 from __future__ import annotations
 
-import compileall
 import os
 import re
 import signal
@@ -23,12 +21,11 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 from typing import IO
 
 from interpreters import CLOSING
+from trees import compile_tree
 
-ROOT = Path(__file__).resolve().parent.parent
 APART = (
     ("tests/cli", "tests/interrupted", "tests/docs", "tests/twin"),
     ("tests/sim", "tests/events", "tests/model", "tests/contrib", "tests/observing"),
@@ -50,11 +47,6 @@ def selections(arguments: list[str]) -> list[list[str]]:
     ignored = {os.path.normpath(each.partition("=")[2]) for each in arguments if each.startswith("--ignore=")}
     parts = [[each for each in part if each not in ignored] for part in PARTS]
     return [part for part in parts if part]
-
-
-def compile_all() -> None:
-    for part in ("src", "tests"):
-        compileall.compile_dir(ROOT / part, quiet=2, workers=os.cpu_count() or 1)
 
 
 def begin(arguments: list[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
@@ -94,7 +86,7 @@ def end(parts: list[subprocess.Popen[bytes]]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    compile_all()
+    compile_tree()
     if names_tests(arguments):
         return subprocess.call([sys.executable, "-m", "pytest", *arguments])
     began = time.monotonic()
