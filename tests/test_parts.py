@@ -65,8 +65,7 @@ def test_programs_find_bytecode_though_none_may_be_written(tool: ModuleType, tmp
     package.mkdir()
     (tmp_path / "tests").mkdir()
     (package / "some.py").write_text("print(__cached__)\n")
-    tool.ROOT = tmp_path
-    tool.compile_all()
+    tool.compile_tree(tmp_path)
     done = subprocess.run(
         [sys.executable, "-B", "-c", "import some"], cwd=package, capture_output=True, text=True, timeout=60, check=True
     )

@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("src", "tests", "tools", "bench", "demo", "examples")
 
 
-def compile_tree() -> None:
+def compile_tree(root: Path = ROOT) -> None:
     """Compile cmwq and the tests."""
     for part in ("src", "tests"):
-        compileall.compile_dir(ROOT / part, quiet=2, workers=os.cpu_count() or 1)
+        compileall.compile_dir(root / part, quiet=2, workers=os.cpu_count() or 1)
 
 
 def copy_tree(target: Path, *without: str) -> None:
