@@ -85,7 +85,9 @@ def plain() -> None:
     [
         (plain, "plain"),
         (len, "len"),
-        ([].append, "append"),
+        ([].append, "list.append"),
+        (dict.fromkeys, "dict.fromkeys"),
+        (object.__new__, "object.__new__"),
         (int, "int"),
         (functools.partial(plain), "plain"),
         (functools.partial(functools.partial(len), []), "len"),
@@ -96,10 +98,10 @@ def plain() -> None:
         (types.MethodType(Disguised(), 1), "Disguised object"),
         (of_meta(), "Built"),
         (type.__call__(of_meta()), "Built object"),
-        (type.__call__(of_meta()).append, "append"),
+        (type.__call__(of_meta()).append, "Built.append"),
         (of_itself(), "partial object"),
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_a_callables_name(fn: Any, name: str) -> None:
     assert name_of(fn) == name

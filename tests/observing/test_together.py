@@ -187,7 +187,7 @@ def test_H1_a_work_of_a_source_is_recorded_and_observed_and_not_measured(
             until(lambda: len(done) == 5)
             queue.flush(HANG)
         assert view_of(universe, "served").completed == 5
-    assert sum(event["name"] == "append" for event in slices(tmp_path / "t.json")) == 5
+    assert sum(event["name"] == "list.append" for event in slices(tmp_path / "t.json")) == 5
 
 
 # ----------------------------------------------------------------------------------- the gate

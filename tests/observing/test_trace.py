@@ -181,7 +181,7 @@ def test_a_call_of_a_source_is_named_after_the_call_even_if_somebody_observes(
             queue.serve([partial(done.append, number) for number in range(5)])
             until(lambda: len(done) == 5)
             queue.flush()
-    assert Counter(event["name"] for event in of(load(tmp_path / "t.json"), "work"))["append"] == 5
+    assert Counter(event["name"] for event in of(load(tmp_path / "t.json"), "work"))["list.append"] == 5
 
 
 def test_changes_of_the_pool_are_instants_and_its_numbers_counters(tmp_path: Path) -> None:

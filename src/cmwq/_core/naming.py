@@ -22,7 +22,7 @@ def name_of(fn: object) -> str:
     if kind is FunctionType:
         name: str = fn.__qualname__  # type: ignore[attr-defined]
     elif kind is BuiltinFunctionType:
-        name = fn.__name__  # type: ignore[attr-defined]
+        name = _name_of_builtin(fn)
     elif issubclass(kind, type):
         name = _qualname_of(fn)
     else:
@@ -68,6 +68,14 @@ def _innermost(fn: object) -> object:
         else:
             break
     return fn
+
+
+def _name_of_builtin(fn: Any) -> str:
+    """Its `__qualname__`, for which a metaclass would be asked: a method is named with its class."""
+    owner = fn.__self__
+    if owner is None or type(owner) is ModuleType:
+        return str(fn.__name__)
+    return f"{_qualname_of(owner if issubclass(type(owner), type) else type(owner))}.{fn.__name__}"
 
 
 class StandIn:
