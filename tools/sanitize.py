@@ -110,7 +110,8 @@ def run(copy: Path, preload: str | None, tests: list[str]) -> int:
         **os.environ,
         **({} if preload is None else {"LD_PRELOAD": preload}),
         "TSAN_OPTIONS": " ".join(f"{key}={value}" for key, value in options.items()),
-        "PYTHONPATH": str(copy / "src"),  # before site-packages, so before the editable install
+        # Before site-packages, so before the editable install.
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(copy / "src"), os.environ.get("PYTHONPATH")])),
         "PYTHONDONTWRITEBYTECODE": "1",
         "CMWQ_DEBUG": "0",  # else the hot path is in Python
     }

@@ -159,23 +159,23 @@ static PyMemberDef PlaceRecord_members[] = {
     NUMBER("nr_withdrawn", PlaceRecord, nr_withdrawn),
     FLAG("attends", PlaceRecord, attends),
     FLAG("careful", PlaceRecord, careful),
-    FLAG("gate", PlaceRecord, gate),
     FLAG("frozen", PlaceRecord, frozen),
     {NULL},
 };
 static PyGetSetDef PlaceRecord_getset[] = {
     OBJECT("phase", PlaceRecord, phase),
+    GLANCE("gate", PlaceRecord, gate),
     {NULL},
 };
 RECORD(PlaceRecord, 5, "A queue's place on one pool.");
 
 static PyMemberDef QueueRecord_members[] = {
-    FLAG("_special", QueueRecord, special),
-    FLAG("_shut", QueueRecord, shut),
     {NULL},
 };
 static PyGetSetDef QueueRecord_getset[] = {
     OBJECT("_only", QueueRecord, only),
+    GLANCE("_special", QueueRecord, special),
+    GLANCE("_shut", QueueRecord, shut),
     {NULL},
 };
 RECORD(QueueRecord, 1, "A queue.");

@@ -67,14 +67,15 @@ typedef struct {
     PyObject_HEAD
     PyObject *wq, *pool, *outside, *inactive, *phase;
     Py_ssize_t nr_active, max_active, nr_withdrawn;
-    char attends, careful, gate, frozen;
+    char attends, careful, frozen;
+    atomic_bool gate;           /* L to change; read freely */
 } PlaceRecord;
 
 /* A queue. */
 typedef struct {
     PyObject_HEAD
     PyObject *only;
-    char special, shut;
+    atomic_bool special, shut;  /* L to change; read freely */
 } QueueRecord;
 
 /* A pool. */
@@ -173,12 +174,30 @@ static int object_set(PyObject *self, PyObject *value, void *offset)
     return 0;
 }
 
+static PyObject *glance_get(PyObject *self, void *offset)
+{
+    atomic_bool *field = (atomic_bool *)((char *)self + (size_t)offset);
+    return PyBool_FromLong(atomic_load_explicit(field, memory_order_relaxed));
+}
+
+static int glance_set(PyObject *self, PyObject *value, void *offset)
+{
+    if (!value || !PyBool_Check(value)) {
+        PyErr_SetString(PyExc_TypeError, "a flag is True or False");
+        return -1;
+    }
+    atomic_store_explicit((atomic_bool *)((char *)self + (size_t)offset), value == Py_True, memory_order_relaxed);
+    return 0;
+}
+
 /* A field that may change at any time; and one that does not once others know the object. */
 #define OBJECT(name, Record, field) \
     {name, object_get, object_set, NULL, (void *)offsetof(Record, field)}
 #define FIXED(name, Record, field) {name, T_OBJECT_EX, offsetof(Record, field), 0, NULL}
 #define NUMBER(name, Record, field) {name, T_PYSSIZET, offsetof(Record, field), 0, NULL}
 #define FLAG(name, Record, field) {name, T_BOOL, offsetof(Record, field), 0, NULL}
+/* One at which others glance without the lock. */
+#define GLANCE(name, Record, field) {name, glance_get, glance_set, NULL, (void *)offsetof(Record, field)}
 
 /* ------------------------------------------------------------------------------------- garbage */
 
