@@ -17,22 +17,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import module_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # Absent where only src and tests were copied (tools/mutate.py).
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no setup.py here")
-
-
-def module_of(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"packaging_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up by its name
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

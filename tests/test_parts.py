@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import module_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOL = ROOT / "tools/run_tests.py"
@@ -20,12 +20,7 @@ pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="no tools here")
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(TOOL.parent))
-    spec = importlib.util.spec_from_file_location("parts_run_tests", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(TOOL)
 
 
 def test_a_directory_is_in_one_part_and_the_first_has_what_no_other_has(tool: ModuleType) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import HANG, Gate, until
+from conftest import HANG, Gate, module_of, until
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -18,12 +16,7 @@ pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="no examples here"
 
 
 def example(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(EXAMPLES / f"{name}.py")
 
 
 def test_each_partition_is_in_order_and_all_are_consumed_at_once() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import module_of
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 
@@ -20,12 +20,7 @@ pytestmark = pytest.mark.skipif(not DEMO.exists(), reason="no demo here")
 
 @pytest.fixture(scope="module")
 def picture() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("demo_picture", DEMO / "picture.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(DEMO / "picture.py")
 
 
 def test_what_was_under_way_is_averaged_over_each_part(picture: ModuleType) -> None:

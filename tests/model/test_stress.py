@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import module_of
 
 import cmwq
 
@@ -15,12 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "bench" / "stress.py"
 
 @pytest.fixture(scope="module")
 def stress() -> Any:
-    spec = importlib.util.spec_from_file_location("stress", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(SCRIPT)
 
 
 def test_F1_flushes_return_under_constant_queueing(stress: Any, runtime: cmwq.Runtime) -> None:
