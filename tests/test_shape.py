@@ -75,7 +75,7 @@ MODULE, FUNCTION, ATTRIBUTES = 450, 60, 30
 
 LARGE = {
     "_workqueue/queue.py": (530, "`WorkQueue` is the face that users see: most of it is what its methods promise"),
-    "testing/sim_host.py": (630, "one machine: threads, locks, timers and CPUs share the baton"),
+    "testing/sim_host.py": (650, "one machine: threads, locks, timers and CPUs share the baton"),
 }
 """Modules that are larger than they should be, how large they may be, and why."""
 

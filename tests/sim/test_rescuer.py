@@ -686,3 +686,19 @@ def program(seed: int) -> None:
 @pytest.mark.parametrize("first", range(0, 150, 25))
 def test_C4_150_interleavings_with_threads_refused(first: int) -> None:
     with_each(range(first, first + 25), program)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of finalisers, after the end
+def test_a_run_that_fails_while_rescuers_are_there_ends_and_says_why() -> None:
+    """They survive whatever is raised in them, also what ends a simulation."""
+    sim = Simulation(cpus=1)
+
+    def main() -> None:
+        with sim.runtime() as runtime:
+            queues = [cmwq.WorkQueue(f"q{n}", rescuer=True, runtime=runtime) for n in range(3)]
+            queues[0].submit(int).result()
+            sim.host.fail(ValueError("the reason"))
+            sim.sleep(1.0)
+
+    with pytest.raises(ValueError, match="the reason"):
+        sim.run(main)

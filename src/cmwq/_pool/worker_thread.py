@@ -120,6 +120,7 @@ def start_working(pool: WorkerPool, worker: Worker) -> bool:
         woken_for_a_blocked_one(pool)
         if pool.taps:
             events.woken(pool, worker, "sensor")
+        pool.settle()  # what follows may release the lock
     if pool.children.dozers:
         children.look_at_sleepers(pool)
     rests = memory.must_rest(pool)

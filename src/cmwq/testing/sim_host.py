@@ -14,7 +14,7 @@ from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cmwq._core.held import about_to_take, accounts, holding
 from cmwq._core.here import be_of
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cmwq._workqueue.runtime import Runtime
 
 _TIME_BOUND = 60.0  # real seconds a thread may run without reaching a seam
+_OFTEN_ENOUGH = 100  # a thread is told that the run is over
 
 
 class SimDeadlock(AssertionError):
@@ -52,6 +53,8 @@ class SimThread:
         self.holds: list[SimLock] = []
         self.deferred: deque[Callable[[], object]] = deque()
         self.ready = False  # it is among those that can run
+        self._gone = threading.Event()  # it has ended, or never will: see `SimHost.leave`
+        self._nr_told = 0  # how often it was told that the run is over
         self._baton = allocate_lock()  # held; the thread that hands over releases it
         self._baton.acquire()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -70,6 +73,7 @@ class SimThread:
         for joiner in self._joiners:
             self._host.make_ready(joiner)
         self._host.pass_on()
+        self._gone.set()
 
     def is_alive(self) -> bool:
         return not self.ended
@@ -141,7 +145,7 @@ class SimLock:
         if host.current is None or host.checking:
             return True  # nothing else moves: before the run, and while invariants are checked
         if host.stopped:
-            raise SimStopped  # all threads run on to their ends, and none is the current one
+            host.leave()  # all threads run on to their ends, and none is the current one
         return self.holder is host.current
 
     @property
@@ -557,7 +561,8 @@ class SimHost:
                 self.fail(AssertionError(f"{self.current and self.current.name} did not come to a seam"))
             steps = self.steps
         for thread in self._threads:
-            thread._thread.join(_TIME_BOUND)
+            if thread._gone.wait(_TIME_BOUND) and thread.ended:
+                thread._thread.join(_TIME_BOUND)
         self.current = None  # whatever a finaliser still does is outside of the run
         if self.failure is not None:
             raise self.failure
@@ -606,11 +611,24 @@ class SimHost:
         next_._baton.release()
         me._baton.acquire()
         if self.stopped:
-            raise SimStopped
+            self.leave()
+
+    def leave(self) -> NoReturn:
+        """Raises SimStopped, which ends the calling thread: the run is over. A thread that survives whatever is raised
+        in it, as a rescuer does, is left asleep for ever.
+        """
+        here = threading.current_thread()
+        for thread in self._threads:
+            if thread._thread is here:
+                thread._nr_told += 1
+                if thread._nr_told > _OFTEN_ENOUGH:
+                    thread._gone.set()
+                    threading.Event().wait()
+        raise SimStopped
 
     def _step(self) -> None:
         if self.stopped:
-            raise SimStopped
+            self.leave()
         self.steps += 1
         if self.steps >= self._next_check:
             self._check()
