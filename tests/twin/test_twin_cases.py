@@ -15,6 +15,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -246,6 +247,25 @@ def test_E2_an_ordered_queue_keeps_its_order(universe: cmwq.Runtime) -> None:
             assert queue.queue(work)
         queue.flush(HANG)
     assert seen == list(range(900))
+
+
+def test_E1_a_limit_that_was_lowered_holds_when_the_next_work_ends(universe: cmwq.Runtime) -> None:
+    with cmwq.WorkQueue("lowered", max_active=3, runtime=universe) as queue:
+        gates, began = [Gate() for _ in range(3)], []
+        running = [queue.submit(gate) for gate in gates]
+        for gate in gates:
+            gate.await_arrivals(1)
+        more = [queue.submit(began.append, number) for number in range(4)]
+        queue.max_active = 1
+        for gate, future in list(zip(gates, running, strict=True))[:2]:
+            gate.open.set()
+            until(future.done)  # an end that somebody waits for is told by the Python
+            time.sleep(0.02)
+            assert began == [], "one runs, or two: as many as may, or more"
+        gates[2].open.set()
+        for future in (*running, *more):
+            future.result(HANG)
+        assert began == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
@@ -752,6 +772,7 @@ def test_one_work_from_many_threads_never_runs_twice_at_once(wq: cmwq.WorkQueue)
         with lock:
             now, times = now + 1, times + 1
             most = max(most, now)
+        time.sleep(0.0002)  # so that the next worker is woken for what has been queued meanwhile
         with lock:
             now -= 1
 
