@@ -90,7 +90,7 @@ def test_H1_H2_each_work_is_measured_recorded_and_observed_as_asked(
     universe: cmwq.Runtime, tmp_path: Path, ways: set[str]
 ) -> None:
     """Twenty works in turn, every second one measured: so measured ones follow others on the same worker."""
-    queue, file = cmwq.WorkQueue("q", runtime=universe), tmp_path / "t.json"
+    queue, file = cmwq.WorkQueue("q", max_active=1, runtime=universe), tmp_path / "t.json"
     queue.submit(int).result(HANG)
     queue.flush(HANG)
     before = view_of(universe, "q")
@@ -101,16 +101,18 @@ def test_H1_H2_each_work_is_measured_recorded_and_observed_as_asked(
             subscription = stack.enter_context(cmwq.events.subscribe(queue=queue))
         if "recorded" in ways:
             stack.enter_context(cmwq.trace(file, runtime=universe, every=True))
+        universe.freeze()  # so that they follow one another without a pause
+        futures = []
         for number in range(20):
             place = place_of(queue)
             rest(place)
             if number % 2 == 0:
                 choose(place)
-            if number % 4 == 2:
-                assert isinstance(queue.submit(fail).exception(HANG), LookupError)
-            else:
-                queue.submit(abs, number).result(HANG)
-            queue.flush(HANG)
+            futures.append(queue.submit(fail) if number % 4 == 2 else queue.submit(abs, number))
+        universe.thaw()
+        for number, future in enumerate(futures):
+            assert isinstance(future.exception(HANG), LookupError) == (number % 4 == 2)
+        queue.flush(HANG)
     after = view_of(universe, "q")
     assert after.running is not None
     assert after.waiting is not None
