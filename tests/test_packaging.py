@@ -21,7 +21,7 @@ from conftest import module_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Absent where only src and tests were copied (tools/mutate.py).
+# Absent where only a part of the tree was copied (tools/trees.py).
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no setup.py here")
 
 

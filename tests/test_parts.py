@@ -13,7 +13,7 @@ from conftest import module_of
 ROOT = Path(__file__).resolve().parent.parent
 TOOL = ROOT / "tools/run_tests.py"
 
-# Absent where only src and tests were copied (tools/mutate.py).
+# Absent where only a part of the tree was copied (tools/trees.py).
 pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="no tools here")
 
 

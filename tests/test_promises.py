@@ -14,7 +14,7 @@ TABLE = ROOT / "docs/promises.md"
 TESTS, CODE = ROOT / "tests", ROOT / "src/cmwq"
 OF_QUEUES = [f"E{n}" for n in range(1, 11)] + [f"F{n}" for n in range(1, 10)]
 
-# Absent where only src and tests were copied (tools/mutate.py).
+# Absent where only a part of the tree was copied (tools/trees.py).
 pytestmark = pytest.mark.skipif(not TABLE.exists(), reason="no docs here")
 
 

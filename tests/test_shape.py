@@ -25,7 +25,7 @@ CORE = sorted(path for folder in FOLDERS for path in (CODE / folder).glob("*.py"
 DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 DOCUMENTS += sorted((ROOT / "docs").rglob("*.md")) + sorted(CODE.rglob("README.md"))
 
-# Absent where only src and tests were copied (tools/mutate.py).
+# Absent where only a part of the tree was copied (tools/trees.py).
 with_documents = pytest.mark.skipif(not DOCUMENTS[0].exists(), reason="no documents here")
 
 LAYERS = """

@@ -3,10 +3,10 @@
 Its one job: for each mutant of tests/mutants.toml, copy the tree, apply the mutant to the copy, run the tests it names
 there, and report whether they failed (killed) or not (survived).
 
-Guarantees: the tree itself is never touched. A mutant whose old text does not occur exactly once, whose tests do not
-pass without it, or which breaks so much that no test is run, is an error and not a success: mutants must not rot. The
-mutated copy is what runs, never an installed cmwq. A mutant of the C extension is compiled in its copy; where there is
-no compiler, that is an error. Exit status: 0 all killed, 1 a survivor, 2 an error.
+Guarantees: the tree itself is not touched, but that it is compiled. A mutant whose old text does not occur exactly
+once, whose tests do not pass without it, or which breaks so much that no test is run, is an error and not a success:
+mutants must not rot. The mutated copy is what runs, never an installed cmwq. A mutant of the C extension is compiled in
+its copy; where there is no compiler, that is an error. Exit status: 0 all killed, 1 a survivor, 2 an error.
 
 Two things make the whole list cheap. Without a mutant, each file of tests is run once, with all tests of it that some
 mutant names. And the test that killed a mutant is noted in a file, and comes first the next time: with another

@@ -105,7 +105,7 @@ def test_without_a_provider_it_is_the_global_one(monkeypatch: pytest.MonkeyPatch
 def test_the_example_says_what_it_shows() -> None:
     example = Path(__file__).resolve().parents[2] / "examples/opentelemetry_metrics.py"
     if not example.exists():
-        pytest.skip("no examples here")  # only src and tests were copied (tools/mutate.py)
+        pytest.skip("no examples here")  # only a part of the tree was copied (tools/trees.py)
     done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=HANG, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^cmwq\.pool\.works_completed +pool=u0 +40 $", done.stdout, re.MULTILINE), done.stdout

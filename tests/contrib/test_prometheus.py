@@ -395,7 +395,7 @@ def test_the_examples_say_what_they_show() -> None:
 
     examples = Path(__file__).resolve().parents[2] / "examples"
     if not examples.exists():
-        pytest.skip("no examples here")  # only src and tests were copied (tools/mutate.py)
+        pytest.skip("no examples here")  # only a part of the tree was copied (tools/trees.py)
     command = [sys.executable, str(examples / "prometheus_metrics.py"), "0", "0.5"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     told = re.fullmatch(r"http://.* for 0\.5 s\n(\d+) pictures and (\d+) mails; .* of (\d+) works\n", done.stdout)

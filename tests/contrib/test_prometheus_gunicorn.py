@@ -22,7 +22,7 @@ parser = pytest.importorskip("prometheus_client.parser")
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/metrics.md"
 
-# Absent where only src and tests were copied (tools/mutate.py).
+# Absent where only a part of the tree was copied (tools/trees.py).
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="no docs here")
 
 SHOP = """

@@ -11,7 +11,7 @@ from conftest import HANG, Gate, module_of, until
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
-# Absent where only src and tests were copied (tools/mutate.py).
+# Absent where only a part of the tree was copied (tools/trees.py).
 pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="no examples here")
 
 

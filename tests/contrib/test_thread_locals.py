@@ -24,7 +24,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """What docs/integrations/context.md shows, with a database of its own, and five connections at most."""
     pytest.importorskip("sqlalchemy", reason="SQLAlchemy can't be imported here")
     if not EXAMPLE.exists():
-        pytest.skip("no examples here")  # only src and tests were copied (tools/mutate.py)
+        pytest.skip("no examples here")  # only a part of the tree was copied (tools/trees.py)
     monkeypatch.syspath_prepend(EXAMPLE.parent)
     module: Any = importlib.import_module(EXAMPLE.stem)
     url = f"sqlite:///{tmp_path}/visits.db"

@@ -12,7 +12,7 @@ import pytest
 
 from docs.blocks import DOCS, PAGES, ROOT, Block, Program, agrees, blocks, folder, run_commands, run_program, steps
 
-# Absent where only src and tests were copied (tools/mutate.py).
+# Absent where only a part of the tree was copied (tools/trees.py).
 pytestmark = pytest.mark.skipif(not PAGES, reason="no documents here")
 
 RUN = [page for page in PAGES if steps(page)]

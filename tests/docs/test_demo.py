@@ -14,7 +14,7 @@ from conftest import module_of
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 
-# Absent where only src and tests were copied (tools/mutate.py).
+# Absent where only a part of the tree was copied (tools/trees.py).
 pytestmark = pytest.mark.skipif(not DEMO.exists(), reason="no demo here")
 
 

@@ -13,7 +13,7 @@ from cmwq.events import Kind
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs/events.md"
 
-# Absent where only src and tests were copied (tools/mutate.py).
+# Absent where only a part of the tree was copied (tools/trees.py).
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="no docs here")
 
 

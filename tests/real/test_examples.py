@@ -12,7 +12,7 @@ from conftest import HANG
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
-# Absent where only src and tests were copied (tools/mutate.py).
+# Absent where only a part of the tree was copied (tools/trees.py).
 pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="no examples here")
 
 
