@@ -10,6 +10,7 @@ import importlib.util
 import signal
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import threading
 import time
@@ -27,6 +28,12 @@ from cmwq._sensor import NAMES, why_not
 from cmwq.testing import Simulation
 
 HANG = 60.0  # seconds: only a hang or a lost wake-up takes so long
+
+needs_failing_malloc = pytest.mark.skipif(
+    importlib.util.find_spec("_testcapi") is None or bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+    reason="no _testcapi, or no GIL: without memory a free-threaded CPython 3.13 dies in its own lists and allocator, "
+    "with Python alone, too (the procfs sensor, locks in Python)",
+)
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -111,7 +111,7 @@ def test_F8_B1_a_first_use_interrupted_at_any_bytecode_leaves_a_pool_that_works(
             wq.submit(int)
         assert wq.submit(int).result(HANG) == 0
         (pool,) = runtime.pools()
-        until(lambda: all(worker.idle for worker in pool.workers))
+        until(lambda: all(worker.idle for worker in list(pool.workers)))
         runtime.check_invariants()
         runtime.close(HANG)
 

@@ -412,7 +412,7 @@ def test_H2_an_observed_place_takes_every_diversion_and_one_that_is_not_takes_no
                 assert diversions(before) == (False,) * 4
                 assert diversions(queue) == (True,) * 4
                 (pool,) = runtime.pools()
-                assert not any(worker.served is queue._only for worker in pool.workers)
+                assert not any(worker.served is queue._only for worker in list(pool.workers))
             assert diversions(queue) == (False,) * 4
             with cmwq.events.subscribe(runtime=runtime, kinds=["blocked", "stall"]):
                 assert diversions(queue) == (False,) * 4, "none of these is of a work"

@@ -275,7 +275,7 @@ def test_H2_where_a_worker_is_blocked_is_looked_up_if_asked_for(queue: cmwq.Work
 
 
 def _tid_of(runtime: cmwq.Runtime, name: str) -> int:
-    return next(worker.tid for pool in runtime.pools() for worker in pool.workers if worker.name == name)
+    return next(worker.tid for pool in runtime.pools() for worker in list(pool.workers) if worker.name == name)
 
 
 def test_H2_what_cannot_be_subscribed_to_is_refused(universe: cmwq.Runtime, queue: cmwq.WorkQueue) -> None:

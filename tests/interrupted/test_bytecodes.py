@@ -6,11 +6,11 @@ again.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Collection
 
 import pytest
+from conftest import needs_failing_malloc
 
 from interrupted.operations import OPERATIONS
 from interrupted.sweep import Sweep
@@ -51,7 +51,7 @@ def test_F10_a_call_of_ours_at_any_bytecode_returns_and_leaves_everything_whole(
     assert done.whole, done.failures()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("_testcapi") is None, reason="this Python has no _testcapi")
+@needs_failing_malloc
 def test_F10_memory_that_ends_at_any_allocation_leaves_everything_whole(sensor: str, locks: str) -> None:
     done = sweep("memory", sensor, locks, samples=2, without=OTHERS_FAIL)
     assert done.whole, done.failures()

@@ -409,7 +409,12 @@ def test_the_reason_counts_those_that_wait_for_a_lock_as_blocked(universe: cmwq.
             for _ in range(20):
                 queue.submit(want)
             pool = universe.pools()[0]
-            until(lambda: [worker.blocked for worker in pool.workers].count(SEEN_ON_LOCK) >= 10)
+
+            def seen_on_lock() -> int:
+                with pool.lock:
+                    return [worker.blocked for worker in pool.workers].count(SEEN_ON_LOCK)
+
+            until(lambda: seen_on_lock() >= 10)
             with pool.lock:
                 blocked = sum(worker.blocked is not None for worker in pool.workers)
                 assert f"{blocked} to block" in reasons._as_seen(pool)

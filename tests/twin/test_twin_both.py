@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import needs_failing_malloc
 from interrupted.sweep import Sweep
 from thorough import often
 
@@ -119,9 +120,9 @@ def test_F10_what_comes_at_a_random_moment_leaves_everything_whole(
 
 
 @needs_c
+@needs_failing_malloc
 @pytest.mark.timeout(900)
 def test_F10_memory_that_ends_leaves_everything_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("_testcapi")
     monkeypatch.setenv("CMWQ_DEBUG", "0")
     monkeypatch.setenv("CMWQ_TWIN", "1")
     done = Sweep("memory", "sentinel", 1, samples=12, hangs=1, enough=3, most=5, patience=10.0)

@@ -188,7 +188,6 @@ static PyMemberDef PoolRecord_members[] = {
     NUMBER("nr_running", PoolRecord, nr_running),
     NUMBER("nr_waking", PoolRecord, nr_waking),
     NUMBER("target", PoolRecord, target),
-    NUMBER("nr_completed", PoolRecord, nr_completed),
     FLAG("gil", PoolRecord, gil),
     FLAG("rescued", PoolRecord, rescued),
     {NULL},
@@ -196,6 +195,7 @@ static PyMemberDef PoolRecord_members[] = {
 static PyGetSetDef PoolRecord_getset[] = {
     OBJECT("armed_with", PoolRecord, armed_with),
     OBJECT("taps", PoolRecord, taps),
+    COUNT("nr_completed", PoolRecord, nr_completed),
     {NULL},
 };
 RECORD(PoolRecord, 6, "A pool.");

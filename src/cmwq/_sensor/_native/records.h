@@ -82,7 +82,8 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     PyObject *lock, *worklist, *idle_list, *nappers, *armed_with, *taps;
-    Py_ssize_t nr_running, nr_waking, target, nr_completed;
+    Py_ssize_t nr_running, nr_waking, target;
+    atomic_llong nr_completed;          /* changed with the lock held, read without */
     char gil, rescued;
 } PoolRecord;
 
@@ -190,13 +191,37 @@ static int glance_set(PyObject *self, PyObject *value, void *offset)
     return 0;
 }
 
+static PyObject *count_get(PyObject *self, void *offset)
+{
+    atomic_llong *field = (atomic_llong *)((char *)self + (size_t)offset);
+    return PyLong_FromLongLong(atomic_load_explicit(field, memory_order_relaxed));
+}
+
+static int count_set(PyObject *self, PyObject *value, void *offset)
+{
+    long long number = value ? PyLong_AsLongLong(value) : -1;
+    if (!value)
+        PyErr_SetString(PyExc_TypeError, "a count is a number");
+    if (number == -1 && PyErr_Occurred())
+        return -1;
+    atomic_store_explicit((atomic_llong *)((char *)self + (size_t)offset), number, memory_order_relaxed);
+    return 0;
+}
+
+/* Add one to a count.  Context: the lock held, so that no other thread changes it. */
+static void count_one(atomic_llong *field)
+{
+    atomic_store_explicit(field, atomic_load_explicit(field, memory_order_relaxed) + 1, memory_order_relaxed);
+}
+
 /* A field that may change at any time; and one that does not once others know the object. */
 #define OBJECT(name, Record, field) \
     {name, object_get, object_set, NULL, (void *)offsetof(Record, field)}
 #define FIXED(name, Record, field) {name, T_OBJECT_EX, offsetof(Record, field), 0, NULL}
 #define NUMBER(name, Record, field) {name, T_PYSSIZET, offsetof(Record, field), 0, NULL}
 #define FLAG(name, Record, field) {name, T_BOOL, offsetof(Record, field), 0, NULL}
-/* One at which others glance without the lock. */
+/* A flag, and a count, at which others glance without the lock. */
+#define COUNT(name, Record, field) {name, count_get, count_set, NULL, (void *)offsetof(Record, field)}
 #define GLANCE(name, Record, field) {name, glance_get, glance_set, NULL, (void *)offsetof(Record, field)}
 
 /* ------------------------------------------------------------------------------------- garbage */

@@ -220,7 +220,7 @@ static int execute(Loop *l)
         drop(&l->follower);
         if (run(l) || breathe(&l->runner) || loop_acquire(l) || ended(l))
             return -1;
-        l->pool->nr_completed++;
+        count_one(&l->pool->nr_completed);
         int follows = end(l);
         if (follows > 0)
             follows = claim(l, l->follower);
