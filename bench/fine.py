@@ -2,13 +2,15 @@
 
 Its one job: the targets of fine-grained work as ratios within one run, in turns. A no-op is the work wherever the cost
 of handing it over is what is measured. *Grain* is the smallest work at which the pool is 1.8 times as fast as a plain
-loop on one core; without a GIL, since with one two cores never are.
+loop on one core; without a GIL, since with one two cores never are. Two plain threads that are handed nothing show
+what the machine has to give.
 """
 
 from __future__ import annotations
 
 import resource
 import statistics
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -117,10 +119,22 @@ def grains(report: Report, ours: cmwq.Executor, theirs: ThreadPoolExecutor, roun
     def through_map(pool: Any, steps: int, n: int) -> None:
         deque(pool.map(spin, [steps] * n), 0)
 
+    def in_threads(steps: int, n: int) -> None:
+        def share() -> None:
+            for _ in range(n // CPUS):
+                spin(steps)
+
+        threads = [threading.Thread(target=share) for _ in range(CPUS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
     ways: dict[str, tuple[str, Callable[[int, int], None], float | None]] = {
         "submit": ("submitted one by one", partial(one_by_one, ours), 40.0),
         "map": ("through map", partial(through_map, ours), 10.0),
         "theirs": (f"submitted to ThreadPoolExecutor({CPUS})", partial(one_by_one, theirs), None),
+        "threads": (f"handed to nobody: {CPUS} plain threads, an equal share of the works each", in_threads, None),
     }
     for name, (title, way, target) in ways.items():
         grain, tried = _grain(way, per_step, rounds)

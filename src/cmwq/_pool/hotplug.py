@@ -126,7 +126,9 @@ class Hotplug:
         return self._served.get((scope, first), ())
 
     def target(self, cpus: tuple[int, ...]) -> int:
-        """Return how many workers may run on these CPUs (A2). Only this decides the target of a managed pool."""
+        """Return how many workers may run on these CPUs (A2). Only this decides the target of a managed pool, but that
+        the pool takes 0 for it while memory is short (`WorkerPool.set_target`).
+        """
         return min(len(cpus), self.limit())
 
     @holding("self._pools.lock")

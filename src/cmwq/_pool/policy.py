@@ -1,9 +1,10 @@
 """The rules of a worker pool, each a question with a name (ARCHITECTURE.md, A and B). No threads, no clock, no I/O.
 
 Code that has to decide one of these questions asks it here. Three hot paths first compare `nr_running` with `target`,
-to spare the call (`kick_or_settle`, `insert`, `process_works`), and the sentinel has the rule of waking again in C
-(`_native/look.h`: `is_decided`). They agree with `need_more_worker`: whoever changes it changes them. Code that
-explains what a pool lacks names the parts one by one (`hopeless`, the watchdog), and decides nothing by that.
+to spare the call (`kick_or_settle`, `insert`, `process_works`). C has the same comparisons again: the sentinel's rule
+of waking (`_native/look.h`: `is_decided`), and those of the hot path's twin (`twin_insert.h`, `twin_loop.h`). They
+agree with `need_more_worker`: whoever changes it changes them. Code that explains what a pool lacks names the parts one
+by one (`hopeless`, the watchdog), and decides nothing by that.
 """
 
 from __future__ import annotations

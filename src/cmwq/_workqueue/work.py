@@ -12,9 +12,10 @@ in the kernel. Either is set under the work's own lock, W, by a thread that foun
 only the thread that holds W ever sees a work half queued. (A periodic work keeps its timer while it has an item:
 `periodic`.)
 
-`_item` is cleared by the worker that claims it, under L, just before the function runs (E4: `Queued.claim`). Otherwise
-it is cleared where the work is taken back (`_take_back`), where its queue refuses it (`Queued.hand_over`), where it
-ends without having begun (`Queued.be_over`), and where an interruption is mended (`mend`). `_delay` is only cleared
+`_item` is cleared by the worker that claims it, under L, just before the function runs (E4: `Queued.claim`, and
+`queued_claim` in C). Otherwise it is cleared where the work is taken back (`_take_back`), where its queue refuses it
+(`Queued.hand_over`), where it ends without having begun (`Queued.be_over`), and where an interruption is mended
+(`mend`). `_delay` is only cleared
 under W: where its time has come, its queue refuses it or an interruption is mended (`delay`: `come`, `start`,
 `settle`), where it is taken back (`_take_back_delay`), and where a periodic work stops (`periodic`). In the child of a
 fork `_begin` resets both.
