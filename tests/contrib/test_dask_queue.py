@@ -383,7 +383,8 @@ def test_when_the_client_closes_nobody_waits_for_ever(cluster: Any) -> None:
         runs, waits = queue.submit(pass_gate, "client"), queue.submit(run, "waits")
         gate.await_arrivals(1)
         other.close()
-        for future in (runs, waits):
+        late = queue.submit(run, "late")
+        for future in (runs, waits, late):
             with pytest.raises(contrib.WorkLost):
                 future.result(HANG)
         queue.close(HANG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -220,6 +221,7 @@ def test_G3_a_first_use_at_the_end_is_done_or_refused(python: Python, when: str)
     assert done.stdout in ("True\n", "8\n")
 
 
+@pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="CPython 3.12 refuses forks once the main thread has ended")
 def test_G3_at_exit_a_work_that_forks_does_not_hang(python: Python) -> None:
     """The child is, as the parent, one that ends."""
     check(

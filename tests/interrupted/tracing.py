@@ -58,6 +58,13 @@ def _handler(code: CodeType, at: int) -> int:
     return next((entry.target for entry in entries if entry.start <= at < entry.end), -1)
 
 
+def _is_of_the_compiler(frame: FrameType) -> bool:
+    """Is it the handler around a whole generator, in no line, which turns StopIteration into RuntimeError (since 3.12)?
+    No signal comes there, and what is raised there replaces the exception that is on its way.
+    """
+    return frame.f_lineno is None and dis.opname[frame.f_code.co_code[frame.f_lasti]] == "CALL_INTRINSIC_1"
+
+
 class Tracer:
     """Counts the bytecodes; at the one asked for it does what it was given, once."""
 
@@ -99,7 +106,7 @@ class Tracer:
         return False
 
     def _local(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any]:
-        if event == "opcode":
+        if event == "opcode" and not _is_of_the_compiler(frame):
             self.count += 1
             if self.count == self._at:
                 self.place = Place(self.count, frame, self._last.get(frame, -1))

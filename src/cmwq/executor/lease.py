@@ -151,7 +151,11 @@ class PreparedQueue(LeaseQueue):
             self._refuse_work(fn)
         if self.broken:
             raise BrokenThreadPool(self.broken)
-        return PreparedCall(fn, self, self.own_thread())
+        own = self.own_thread()
+        if own is not None and not own.begun:
+            with self._lock:
+                own.begin()
+        return PreparedCall(fn, self, own)
 
     def _refuse_work(self, work: Work) -> NoReturn:
         raise TypeError(

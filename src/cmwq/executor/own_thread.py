@@ -1,7 +1,9 @@
 """OwnThread: one thread that makes all calls of an executor, for code that is bound to a thread.
 
-Guarantees: every call is made on the same thread. The thread exists from the first call until nobody can hand it
-another one, and then ends. The child of a fork has a new one.
+Guarantees: every call is made on the same thread. The thread exists from the first submission until nobody can hand
+it another call, and then ends. It is started by the thread that submits, not by the worker that hands the first call
+over: that may come when the program is at its end already, where CPython 3.12 refuses every new thread. The child of a
+fork has a new one, from the first call that is handed over.
 
 To the rules this thread is no worker. The worker that took the call from the list hands it over, and is counted as
 blocked until the call has ended. Meanwhile it lends its identity: on this thread `current_work()` is the call, and a
@@ -16,11 +18,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from cmwq._core.held import outside
+from cmwq._errors import ThreadLimit
 from cmwq._pool.blocking import blocking
 from cmwq._pool.worker import be_worker, current_worker
 
@@ -34,7 +38,20 @@ class OwnThread:
     def __init__(self, name: str, host: Host) -> None:
         self._name = name  # I
         self._host = host  # I
-        self._loop: _Loop | None = None  # S of the worker that hands over; None: not started
+        self._loop: _Loop | None = None  # S of the first who submits, then of the worker that hands over
+        self.begun = False  # Q: somebody has submitted a call
+
+    def begin(self) -> None:
+        """Start the thread for the first call that is submitted, if a thread can be had now.
+
+        The queue's lock lets one thread at a time come here. Only the first does it: later, after a refusal, an
+        interruption or a fork, the worker that hands a call over starts the thread. No worker is here at the same time,
+        because no call is queued before this returns.
+        """
+        if not self.begun:
+            self.begun = True
+            with suppress(ThreadLimit):
+                self._start()
 
     @outside
     def run(self, call: Callable[[], Any]) -> Any:

@@ -74,7 +74,11 @@ class Sending:
         return self.limit or PER_WORKER * self._nr_workers
 
     def arrange(self) -> None:
-        """Have what may be sent be sent soon, together with what comes meanwhile."""
+        """Have what may be sent be sent soon, together with what comes meanwhile.
+
+        A loop that stops drops the callbacks that come too late, without a word. The client says that it closes before
+        its loop stops. So if it does not say so after the callback was handed over, the callback runs.
+        """
         if not self._due:
             self._due = True
             try:
@@ -82,17 +86,26 @@ class Sending:
             except RuntimeError:
                 self._due = False
                 self._lose_all("the client's event loop is closed")
+        if self._client_is_over():
+            self._lose_all(f"the client is {self.client.status}")
+
+    def _client_is_over(self) -> bool:
+        return self.client.status in ("closing", "closed")
 
     async def _pump(self) -> None:
         """Send as many as there is room for. Context: E."""
         self._due = False
-        if self.client.status not in ("running", "connecting"):
+        if self._client_is_over():
             self._lose_all(f"the client is {self.client.status}")
             return
         if self.limit is None and self.waiting and time.monotonic() - self._looked > LOOK:
             self._looked = time.monotonic()
-            with suppress(OSError, asyncio.TimeoutError):
-                self._nr_workers = max(1, len(await self.client.scheduler.ncores()))
+            try:
+                with suppress(OSError, asyncio.TimeoutError):
+                    self._nr_workers = max(1, len(await self.client.scheduler.ncores()))
+            except asyncio.CancelledError:  # the loop ends
+                self._lose_all("the client was closed")
+                raise
         items = self._take()
         while items:
             try:
@@ -140,7 +153,7 @@ class Sending:
         try:
             result = await self.client.gather(sent, asynchronous=True)
         except CancelledError as exc:
-            if self.repeatable and not self.closed and self.client.status in ("running", "connecting"):
+            if self.repeatable and not self.closed and not self._client_is_over():
                 self._send_again(item)
                 return
             error = _lost(item, f"it was cancelled on the cluster, or the scheduler was lost: {exc}", exc)
