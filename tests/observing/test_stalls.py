@@ -47,13 +47,13 @@ def text_of(picture: dict[str, Any]) -> str:
 
 
 def test_a_lock_that_a_blocked_work_holds() -> None:
-    shown = dumped("lock_held", "WHAT WAITS FOR LONG", "19 workers wait for", "with ledger:")
+    shown = dumped("lock_held", "WHAT WAITS", "19 workers wait for", "with ledger:")
     assert "which waits in read() for a pipe" in shown, "who holds it is named, and what that one waits for"
     assert "os.read(approvals, 100)" in shown
 
 
 def test_a_pool_of_connections_that_is_exhausted() -> None:
-    shown = dumped("connection_pool", "WHAT WAITS FOR LONG", "connections.get()")
+    shown = dumped("connection_pool", "WHAT WAITS", "connections.get()")
     assert "nobody is past that line" in shown
     assert "3 works of queue 'rows' failed so far" in shown
 
