@@ -145,8 +145,8 @@ def test_who_holds_the_lock_that_a_report_names_is_told_with_what_it_does() -> N
     words = told(held)
     assert (
         "1. 3 workers wait for the lock ledger (ledger.py:22, in book), held by cmwq/u0:3, in these works for up to "
-        "32 s - cmwq/u0:3 waits in recvfrom() for the TCP connection 10.0.0.2:40000 to 10.0.0.9:443 (fd 9), at card.py:7 in "
-        "charge (answer = connection.recv(1000)), in this work for 33 s"
+        "32 s - cmwq/u0:3 waits in recvfrom() for the TCP connection 10.0.0.2:40000 to 10.0.0.9:443 (fd 9), at "
+        "card.py:7 in charge (answer = connection.recv(1000)), in this work for 33 s"
     ) in words
     assert "probably" not in words
 
