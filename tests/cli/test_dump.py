@@ -46,10 +46,13 @@ def told(picture: dict[str, Any]) -> str:
 
 def test_workers_that_wait_for_a_lock_are_one_entry_and_its_holder_is_named() -> None:
     words = told(pictures.lock_held())
-    assert "1. 3 workers wait for a lock (futex), at ledger.py:22 in book (with ledger:), for up to 32 s" in words
+    assert (
+        "1. 3 workers wait for a lock (futex), at ledger.py:22 in book (with ledger:), in these works for up to 32 s"
+        in words
+    )
     assert (
         "- probably for what this one has: cmwq/u0:3, which waits in recvfrom() for the TCP connection 10.0.0.2:40000 "
-        "to 10.0.0.9:443 (fd 9), at line 24, for 33 s"
+        "to 10.0.0.9:443 (fd 9), at line 24, in this work for 33 s"
     ) in words
     assert "2. cmwq/u0:3 waits in recvfrom()" in words
 
@@ -67,7 +70,7 @@ def test_where_nobody_is_past_the_line_and_works_failed_these_are_suspected() ->
 def test_a_stall_of_a_queue_comes_first_with_those_who_have_its_places() -> None:
     words = told(pictures.at_max_active())
     assert words.startswith("IS WRONG 1. Stalled for 60 s and more: queue 'orders' on pool u0: 7 works wait")
-    assert "max_active is 2, and 2 before them have a place" in words
+    assert "max_active is 2, and 2 works have a place" in words
     assert "- cmwq/u0:0 and cmwq/u0:1 have places and wait for a lock (futex), at load.py:9 in load" in words
     assert "2. " not in words, "they are not told of twice"
 
@@ -94,13 +97,64 @@ def test_a_stall_that_is_over_is_not_wrong_any_more() -> None:
 def test_what_waits_for_a_moment_is_normal() -> None:
     busy = picture(
         pools=[pool(running=2, pending=90, why="as many run as may: 2 of 2")],
-        queues=[queue(inactive=5, why="max_active is 2, and 2 before them have a place")],
+        queues=[queue(inactive=5, why="max_active is 2, and 2 works have a place")],
         workers=[worker(0, since=0.4), worker(1, since=1.5, state="running", waits_for="")],
     )
     assert {finding.level for finding in findings(busy)} == {Level.NORMAL}
     words = text_of(busy)
-    assert "Nothing is seen to be wrong." in words
+    assert "Nothing is seen to be wrong." not in words, "a person would read that and go"
+    assert words.partition("\nWHAT ")[2].startswith(
+        "WAITS\nNo stall so far (works that wait, of which none begins for 30 s)."
+    )
     assert "90 works wait for a worker of pool u0: as many run as may: 2 of 2" in words.replace("\n    ", " ")
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [(2.0, "of which none begins for 2.0 s). This waits: 1. "), (0.0, "the watchdog is off. This waits: 1. ")],
+)
+def test_what_would_count_as_a_stall_is_said_before_what_waits(after: float, words: str) -> None:
+    assert words in told(picture(queues=[queue(inactive=1, why="it is ordered")], stall_after=after))
+
+
+def test_numbers_have_their_nouns() -> None:
+    one = picture(
+        pools=[pool(pending=1, refused=1, why="it has as many workers as it may have")],
+        queues=[queue(inactive=1, active=1, max_active=1, why="", failed=1)],
+        workers=[worker(0, ("/srv/shop/load.py", 9, "load", "pool.get()"))],
+    )
+    words = told(one)
+    assert "1 work waits for a worker" in words
+    assert "1 work waits for a place in queue 'orders': 1 is active, and max_active is 1" in words
+    assert "a thread was refused 1 time so far" in words
+    assert "1 work of queue 'orders' failed so far" in words
+
+
+def test_for_how_long_a_worker_waits_is_not_made_up() -> None:
+    """It is known for how long it has been in its work, within which it may have waited more than once."""
+    here = ("/srv/shop/seats.py", 8, "book", "approval.wait(20)")
+    words = text_of(picture(workers=[worker(0, here, since=35.0)]))
+    assert "(approval.wait(20)), in this work for 35 s" in " ".join(words.split())
+    assert "blocked: waits for a lock (futex); in this work for 35 s, CPU 2 ms" in words
+
+
+def test_who_holds_the_lock_that_a_report_names_is_told_with_what_it_does() -> None:
+    held = pictures.lock_held()
+    for each in held["workers"][:3]:
+        each["waits_for"] = "waits for the lock ledger (ledger.py:22, in book), held by cmwq/u0:3"
+    words = told(held)
+    assert (
+        "1. 3 workers wait for the lock ledger (ledger.py:22, in book), held by cmwq/u0:3, in these works for up to "
+        "32 s - cmwq/u0:3 waits in recvfrom() for the TCP connection 10.0.0.2:40000 to 10.0.0.9:443 (fd 9), at "
+        "card.py:7 in charge (answer = connection.recv(1000)), in this work for 33 s"
+    ) in words
+    assert "probably" not in words
+
+
+def test_a_queue_without_a_limit_shows_none() -> None:
+    words = text_of(picture(queues=[queue("anyio", max_active=2**31 - 1)]))
+    assert re.search(r"anyio +2 +unlimited +0 ", words)
+    assert "2,147,483,647" not in words
 
 
 def test_works_that_wait_for_a_worker_while_none_runs_are_wrong() -> None:
@@ -109,7 +163,7 @@ def test_works_that_wait_for_a_worker_while_none_runs_are_wrong() -> None:
 
 
 def test_a_worker_that_waits_alone_for_long_is_told_of() -> None:
-    assert "cmwq/u0:0 waits for the result of call sum, for 30 s" in told(
+    assert "cmwq/u0:0 waits for the result of call sum, in this work for 30 s" in told(
         picture(workers=[worker(0, waits_for="waits for the result of call sum")])
     )
 
@@ -160,7 +214,7 @@ def test_addresses_in_which_waits_differ_do_not_keep_workers_apart() -> None:
 def test_where_a_worker_waits_is_not_told_twice() -> None:
     here = ("/srv/shop/load.py", 9, "load", "ready.wait()")
     words = told(picture(workers=[worker(0, here, waits_for="waits for an Event ready (load.py:9, in load)")]))
-    assert "waits for an Event ready (load.py:9, in load), at ready.wait(), for 30 s" in words
+    assert "waits for an Event ready (load.py:9, in load), in the line 'ready.wait()', in this work for 30 s" in words
 
 
 # ------------------------------------------------------------------------------------------- the rest
@@ -232,7 +286,7 @@ def test_thousands_of_workers_at_different_points_are_cut(capsys: pytest.Capture
     many = [worker(n, ("/x.py", n, f"f{n}", "wait()")) for n in range(2000)]
     shown = text_of(picture(workers=many, workers_left_out=500))
     assert shown.count("\n") < 1000
-    assert "and workers at 1900 more points" in shown
+    assert "and workers at 1,900 more points" in shown
     assert "and 500 more, which the picture leaves out" in shown
 
 
@@ -361,7 +415,7 @@ def test_on_a_terminal_it_is_as_wide_as_that_and_coloured_with_rich(folder: Path
     pytest.importorskip("rich")
     shown = on_terminal(folder, columns)
     assert "\x1b[1;31m" not in shown, "nothing is wrong that was reported"
-    assert "\x1b[1;36mWhat waits for long" in shown
+    assert "\x1b[1;36mWhat waits" in shown
     bare = re.sub(r"\x1b\[[0-9;]*m", "", shown)
     assert max(map(len, bare.splitlines())) == columns
     assert "3 workers wait for a lock" in bare

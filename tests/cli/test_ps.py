@@ -66,7 +66,7 @@ def test_it_lists_each_process_with_its_command_and_its_counts(cli: Cli, start: 
     first, second = start("one", "x" * 300), start("two")
     done = cli("ps", env={"COLUMNS": "150"})
     head, *rows = done.stdout.decode().splitlines()
-    assert head.split()[:3] == ["PID", "since", "pools"]
+    assert head.split()[:3] == ["PID", "age", "pools"]
     assert head.split()[-2:] == ["pending", "command"]
     assert [int(row.split()[0]) for row in rows] == sorted([first.pid, second.pid])
     for row in rows:
@@ -85,7 +85,7 @@ def test_it_lists_each_process_with_its_command_and_its_counts(cli: Cli, start: 
 def test_it_fits_80_columns(cli: Cli, start: Start) -> None:
     start("argument " * 30)
     head, row = cli("ps", env={"COLUMNS": "80"}).stdout.decode().splitlines()
-    assert head.split()[:3] == ["PID", "since", "pools"]
+    assert head.split()[:3] == ["PID", "age", "pools"]
     assert len(row) <= 80
     assert re.fullmatch(r" +\d+ +[\d.]+ m?s +1 +\d+ .* 3 +\S.{20,}…", row)
 

@@ -60,7 +60,7 @@ def picture(**more: Any) -> Plain:
         "sensor": "sentinel", "sensor_reason": "it works", "gil": True, "cpus": [0, 1], "cpu_limit": 2, "pid": 4711,
         "time": NOW, "uptime": 3600.0, "command": ["python", "-m", "shop"], "python": "3.11.7", "cpu_seconds": 12.5,
         "frozen": False, "memory": {"held": False, "used": 1 << 30, "limit": 1 << 34, "source": "the machine"},
-        "workers": [idle(0)], "workers_left_out": 0, "stalls": [],
+        "workers": [idle(0)], "workers_left_out": 0, "stalls": [], "stall_after": 30.0,
         "functions": [
             {"name": "book", "queue": "orders", "ended": 8, "failed": 1, "seconds": 4.0, "cpu_seconds": 0.5,
              "running": 0},
@@ -88,7 +88,7 @@ def lock_held(waiting: int = 3) -> Plain:
 
 def at_max_active() -> Plain:
     """All places of a queue are held by works that wait, and the watchdog has told it."""
-    why = "max_active is 2, and 2 before them have a place"
+    why = "max_active is 2, and 2 works have a place"
     workers = [worker(n, ("/srv/shop/load.py", 9, "load", "ready.wait()"), work="load") for n in range(2)]
     text = f"queue 'orders' on pool u0: 7 works wait, and none began for 30 s; {why}\n  cmwq/u0:0: ..."
     return picture(

@@ -6,13 +6,16 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import cmwq
 from cmwq._core.ports import Awaited
-from cmwq._host.awaited import awaited
+from cmwq._host.awaited import MAX_LOCKS, awaited
+from cmwq._workqueue.report import FILE
 from tests.conftest import HANG, Gate, until
 
 with_gil = pytest.mark.skipif(
@@ -108,7 +111,7 @@ def told_of(thread: threading.Thread, words: str) -> Awaited:
         ("hold", "want", "the lock self.lock", True),
         ("take", "want", "the lock self.lock", False),
         ("hold_again", "want_again", "the RLock self.again", True),
-        ("hold_news", "want_news", "the lock of a Condition self.news", True),
+        ("hold_news", "want_news", "the lock of the Condition self.news", True),
     ],
 )
 def test_H3_who_holds_a_lock_is_told_and_a_guess_is_called_one(
@@ -124,7 +127,7 @@ def test_H3_who_holds_a_lock_is_told_and_a_guess_is_called_one(
 def test_H3_what_has_no_holder_is_named_and_nothing_of_the_program_is_evaluated(
     things: Things, run: Any, gate: Gate
 ) -> None:
-    seen = told_of(run(things.get), "a Queue self.inbox")
+    seen = told_of(run(things.get), "an item of the Queue self.inbox")
     assert (seen.holder, seen.holder_name) == (0, "")
     run(things.hold)
     gate.await_arrivals(1)
@@ -132,6 +135,66 @@ def test_H3_what_has_no_holder_is_named_and_nothing_of_the_program_is_evaluated(
     until(lambda: things.asked == 1)
     assert awaited([thread]) == {}
     assert things.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "call", "words"),
+    [
+        (threading.Event, "thing.wait({})", "the Event thing to be set"),
+        (lambda: threading.Barrier(2), "thing.wait({})", "the others at the Barrier thing"),
+        (lambda: threading.Semaphore(0), "thing.acquire(timeout={})", "a place of the Semaphore thing"),
+        (lambda: threading.BoundedSemaphore(0), "thing.acquire(timeout={})", "a place of the BoundedSemaphore thing"),
+        (queue.LifoQueue, "thing.get(timeout={})", "an item of the LifoQueue thing"),
+        (lambda: full(queue.Queue(1)), "thing.put(1, timeout={})", "room in the Queue thing"),
+    ],
+)
+def test_H3_what_is_waited_for_is_told_by_its_kind_and_its_name(
+    make: Any, call: str, words: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "asks.py"
+    file.write_text(f"def ask(thing):\n    {call.format(3)}\n")
+    there: dict[str, Any] = {"__name__": "asks"}
+    exec(compile(file.read_text(), str(file), "exec"), there)
+
+    def ask() -> None:
+        with suppress(queue.Empty, queue.Full, threading.BrokenBarrierError):
+            there["ask"](make())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert told_of(thread, words).words == f"{words} (asks.py:2, in ask)"
+    thread.join(HANG)
+
+
+def full(one: queue.Queue[int]) -> queue.Queue[int]:
+    one.put(1)
+    with suppress(queue.Full):
+        one.put(2, timeout=0)
+    return one
+
+
+def test_H3_of_many_locks_the_holders_of_the_most_wanted_ones_are_told(run: Any) -> None:
+    """Each would cost a look at all stacks."""
+    locks = [threading.Lock() for _ in range(2 * MAX_LOCKS)]
+
+    def want(lock: threading.Lock) -> None:
+        with lock:
+            pass
+
+    with ExitStack() as held:
+        for lock in locks:
+            held.enter_context(lock)
+        crowd = threading.Lock()
+        with crowd:
+            threads = [threading.Thread(target=want, args=(lock,)) for lock in [*locks, crowd, crowd]]
+            for thread in threads:
+                thread.start()
+            until(lambda: len(awaited(threads)) == len(threads))
+            seen = awaited(threads)
+    for thread in threads:
+        thread.join(HANG)
+    holders = [seen[id(thread)].holder_name for thread in threads[-2:]]
+    assert holders == [threading.current_thread().name] * 2
 
 
 def stall_of(runtime: cmwq.Runtime, told: list[cmwq.Stall]) -> cmwq.Stall:
@@ -157,7 +220,11 @@ def test_H3_a_pool_whose_workers_wait_for_one_lock_is_told_who_holds_it(things: 
             future.result(HANG)
     assert "it has as many workers as it may have (max_workers is 4)" in stall.reason
     assert "every other worker waits for the lock self.lock (test_reports.py:" in stall.reason
-    assert f"held by {holder} (call Things.hold of queue 'q'), which waits for an Event to be set" in stall.reason
+    assert (
+        f"held by {holder} (call Things.hold of queue 'q'), which waits for the Event self.open to be set ("
+        in stall.reason
+    )
+    assert all(Path(FILE.match(worker.stack[0])[1]) == Path(__file__) for worker in stall.workers if worker.stack)  # type: ignore[index]
     assert any(f"held by {holder}" in entry.waits_for for entry in stall.workers), "and so does each entry"
 
 
@@ -174,7 +241,7 @@ def test_H3_a_queue_whose_works_all_wait_for_one_lock_is_told_who_holds_it(thing
         for future in futures:
             future.result(HANG)
     assert stall.queue == "q"
-    assert "max_active is 3, and none of the 3 before them used the CPU since" in stall.reason
+    assert "max_active is 3, and none of the 3 works that have a place used the CPU since" in stall.reason
     assert "every other worker waits for the lock self.lock" in stall.reason
 
 

@@ -14,10 +14,12 @@ from conftest import HANG
 
 pytest.importorskip("textual", reason="Textual can't be imported here")
 
+from rich.text import Text
 from textual.pilot import Pilot
 
+from cmwq._workqueue.report import own_part
 from cmwq.observing.top import Top
-from cmwq.observing.top_details import Details, Help
+from cmwq.observing.top_details import Details, Help, _add_stack, _of_queue
 from cmwq.observing.top_source import Over, Silent
 from cmwq.observing.top_table import Table
 
@@ -86,7 +88,7 @@ def test_at_80_by_24_everything_is_there() -> None:
     async def act(app: Top, pilot: Pilot[None]) -> None:
         await until(pilot, lambda: "q quit" in screen(app)[-1])  # the last to come
         assert line_with(app, "cmwq top", "4242", "python server.py", "live")
-        assert line_with(app, "up 1h00m", "memory 512M of 2.0G")
+        assert line_with(app, "cmwq in use 1h00m", "memory 512M of 2.0G")
         assert line_with(app, "running", "blocked", "idle", "pending", "inactive")
         assert line_with(app, "why no more workers", "as many workers run as may")
         titles = line_with(app, "queue", "total").split()
@@ -250,6 +252,67 @@ def test_details_of_a_queue_have_its_histograms() -> None:
         assert line_with(app, "< 1.0ms", "█")
 
     run(Given(*story()), act, (120, 40))
+
+
+def test_at_80_by_24_the_whole_reason_is_to_be_read() -> None:
+    place = "max_active is 2, and 2 works have a place"
+    why = f"nothing waits for a worker; works of queue 'ledger' wait for their place: {place}"
+    shown = story(number=1)[0]
+    shown["pools"][0]["why"] = why
+
+    async def act(app: Top, pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: "q quit" in screen(app)[-1])
+        lines = screen(app)
+        first = next(index for index, line in enumerate(lines) if "why no more workers" in line)
+        assert why in " ".join(" ".join(lines[first : first + 2]).split())
+        assert "1 Queues" in lines[first + 2], "it takes no more room than it needs"
+        shown["pools"][0]["why"] = "x " * 500
+        await until(pilot, lambda: any(line.rstrip().endswith(" …") and "x x" in line for line in screen(app)))
+        assert "1 Queues" in screen(app)[first + 3], "and never much"
+
+    run(Given(shown), act)
+
+
+def test_what_a_worker_waits_for_says_so_once() -> None:
+    worker = pictures.worker(
+        "cmwq/u0:1", state="blocked", work="f", waits_for="waits for the lock ledger (l.py:2, in f)"
+    )
+
+    async def act(app: Top, pilot: Pilot[None]) -> None:
+        await pilot.press("3")
+        assert "waits for" not in line_with(app, "cmwq/u0:1", "for the lock")
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, Details))
+        await pilot.pause(0.1)
+        assert line_with(app, "waits ", " for the lock ledger (l.py:2, in f)")
+        assert line_with(app, "pgup pgdn scroll", "esc closes")
+
+    run(Given({**story(number=1)[0], "workers": [worker]}), act)
+
+
+def test_a_stack_begins_with_the_work() -> None:
+    stack = (
+        '  File "/lib/python3.11/threading.py", line 1002, in _bootstrap\n    self._bootstrap_inner()\n',
+        '  File "/x/site-packages/cmwq/_pool/worker_thread.py", line 47, in worker_thread\n    serve()\n',
+        '  File "/srv/shop.py", line 7, in f\n    ready.wait()\n',
+        '  File "/lib/python3.11/threading.py", line 327, in wait\n    waiter.acquire()\n',
+    )
+    assert own_part(stack) == stack[2:]
+    assert own_part(stack[:2]) == stack[:2], "nothing else is there"
+    shown = Text()
+    _add_stack(shown, {"stack": list(stack)})
+    assert "ready.wait()" in shown.plain
+    assert "_bootstrap" not in shown.plain
+
+
+def test_a_queue_without_a_limit_says_so_and_numbers_have_their_nouns() -> None:
+    row = {"state": "open", "scope": "system", "active": 1, "inactive": 0, "learns": False, "max_active": 2**31 - 1,
+           "rate": None, "hogs": 1, "rescuer": True, "maydays": 1, "rescued": 2, "wakeups": 1}  # fmt: skip
+    said = dict(_of_queue(row))
+    assert said["works"] == "1 has a place, 0 wait for one; max_active is unlimited"
+    assert said["hogs"] == "1 work computed for long while others waited"
+    assert said["rescuer"] == "called 1 time, began 2 works"
+    assert said["woke"] == "1 worker, because others blocked"
 
 
 def test_details_of_a_stall_have_the_whole_report() -> None:

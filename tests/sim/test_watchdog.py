@@ -307,7 +307,9 @@ def test_H3_a_queue_whose_active_works_all_sleep_is_reported_if_works_wait_behin
             assert (stall.queue, stall.pool, stall.pending, stall.over) == ("q", "u0", 4, False)
             assert 30 <= stall.seconds <= 31
             assert ("it is ordered" if ordered else "max_active is 3") in stall.reason
-            assert f"none of the {limit} before them" in stall.reason
+            assert (
+                "the work that has a place used no CPU" if ordered else f"none of the {limit} works that have a place"
+            ) in stall.reason
             (entry,) = stall.workers
             assert (entry.alike, entry.waits_for) == (limit, "100000 ms of sleep")
             assert "queue 'q' on pool u0: 4 works wait" in str(stall)

@@ -1,4 +1,6 @@
-"""Users' callables: their names in messages, logs and reports, and which are the same. No user code runs for that."""
+"""What messages, logs and reports call things: users' callables, and which of them are the same; numbers with their
+nouns. No user code runs for that.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,13 @@ from functools import partial
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
+
+
+def counted(number: int, one: str, more: str = "") -> str:
+    """The number and what it counts: "1 work waits", "1,200 works wait". one: the words for a single one. more: those
+    for several; empty: the same with an s.
+    """
+    return f"{number:,} {one if number == 1 else more or f'{one}s'}"
 
 
 def name_of(fn: object) -> str:

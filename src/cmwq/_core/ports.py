@@ -131,6 +131,13 @@ class Awaited(NamedTuple):
     sure: bool
     """Whether that is sure; else it is a guess."""
 
+    def instead_of(self, words: str) -> str:
+        """What the thread waits for, where the system says these words: of a lock it knows neither name nor kind."""
+        if not words.startswith("waits for a lock"):
+            return words
+        held = f", {'held' if self.sure else 'probably held'} by {self.holder_name}" if self.holder else ""
+        return f"waits for {self.words}{held}"
+
 
 class Process(NamedTuple):
     """What was seen of a process."""

@@ -20,6 +20,7 @@ import re
 import sys
 import textwrap
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -34,10 +35,19 @@ _RLOCK = type(threading.RLock())
 _LOCK = type(threading.Lock())
 _STANDARD = frozenset((threading.__file__, str(Path(threading.__file__).with_name("queue.py"))))
 """Files whose classes wait for their caller: an Event, a Condition, a Queue, a Semaphore, a Thread."""
+_KINDS = {
+    ("Thread", "join"): "the end of {}", ("Event", "wait"): "{} to be set", ("Condition", "wait"): "{} to be notified",
+    ("Condition", "wait_for"): "{} to be notified", ("Barrier", "wait"): "the others at {}",
+    ("Queue", "get"): "an item of {}", ("Queue", "put"): "room in {}", ("Queue", "join"): "the end of all tasks of {}",
+    ("Semaphore", "acquire"): "a place of {}", ("Semaphore", "__enter__"): "a place of {}",
+}  # fmt: skip
+"""What a method of a class of the standard library waits for."""
 _WAITS = frozenset(("acquire", "acquire_lock", "__enter__"))
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep
 MAX_DEPTH = 60
 """So many frames of a stack are looked at."""
+MAX_LOCKS = 16
+"""Of so many locks the holder is looked for: of those for which most threads wait."""
 MISSING = object()
 
 
@@ -59,10 +69,12 @@ def awaited(threads: Iterable[Any]) -> dict[int, Awaited]:
             if seen is not None:
                 waits.append((id(thread), *seen[:2]))
                 at[id(seen[2])] = id(seen[1])
-    holders = {id(lock): _holder_of(lock, frames, at) for lock in {id(wait[2]): wait[2] for wait in waits}.values()}
+    locks = {id(lock): lock for _, _, lock in waits}
+    most = Counter(id(lock) for _, _, lock in waits if lock is not MISSING).most_common(MAX_LOCKS)
+    holders = {key: _holder_of(locks[key], frames, at) for key, _ in most}
     found = {}
     for key, words, lock in waits:
-        holder, sure = holders[id(lock)]
+        holder, sure = holders.get(id(lock), (0, False))
         found[key] = Awaited(words, holder, _name_of(holder), sure)
     return found
 
@@ -87,12 +99,12 @@ def _waits_for(frame: FrameType) -> tuple[str, object, FrameType] | None:
     """What the innermost frame waits for: words, the lock if it is one (else something that has no holder), and the
     frame of the program in which that is.
     """
-    outer, owner, lock = frame, None, None
+    outer, owner, lock, method = frame, None, None, ""
     while outer.f_code.co_filename in _STANDARD and outer.f_code.co_name != "run" and outer.f_back is not None:
         owner = outer.f_locals.get("self", owner)
         if owner is not None and outer is frame and outer.f_code.co_name in _WAITS:
             lock = _stored(owner, "_lock")  # a Condition whose lock another thread has
-        outer = outer.f_back
+        outer, method = outer.f_back, outer.f_code.co_name
     # Was it called by the code of a work, or is it itself what a work or a thread calls?
     called = not outer.f_code.co_filename.startswith((_PACKAGE, *_STANDARD))
     where = f" ({Path(outer.f_code.co_filename).name}:{outer.f_lineno}, in {outer.f_code.co_name})" if called else ""
@@ -106,10 +118,12 @@ def _waits_for(frame: FrameType) -> tuple[str, object, FrameType] | None:
             return None
         return f"the {'RLock' if type(found) is _RLOCK else 'lock'} {text}{where}", found, outer
     kind = type(owner).__name__
+    name = f"the {kind} {text}" if text else _a(kind)
     if type(lock) in (_LOCK, _RLOCK):
-        return f"the lock of {_a(kind)}{f' {text}' * bool(text)}{where}", lock, outer
-    what = {"Thread": "the end of a Thread", "Event": "an Event to be set", "Condition": "a Condition to be notified"}
-    return f"{what.get(kind, _a(kind))}{f' {text}' * bool(text)}{where}", MISSING, outer
+        return f"the lock of {name}{where}", lock, outer
+    bases = (each.__name__ for each in type.__dict__["__mro__"].__get__(type(owner)))
+    what = next((_KINDS[base, method] for base in bases if (base, method) in _KINDS), "{}")
+    return f"{what.format(name)}{where}", MISSING, outer
 
 
 def _a(kind: str) -> str:
@@ -126,9 +140,13 @@ def _expression_at(frame: FrameType) -> ast.expr | None:
     if line is None or last is None or first_column is None or last_column is None:
         return None
     lines = linecache.getlines(code.co_filename, frame.f_globals)[line - 1 : last]
-    if not lines:
-        return None
-    data = [text.encode() for text in lines]
+    return _expression_in("".join(lines), first_column, last_column) if lines else None
+
+
+@lru_cache(maxsize=512)
+def _expression_in(text: str, first_column: int, last_column: int) -> ast.expr | None:
+    """The same, of these lines, of which the call has a part, from one column of the first to one of the last."""
+    data = [line.encode() for line in text.splitlines(keepends=True)]
     data[-1] = data[-1][:last_column]
     data[0] = data[0][first_column:]
     text = b"".join(data).decode().strip()

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cmwq._core.checks import MAX_COUNT
 from cmwq._core.held import holding
+from cmwq._core.naming import counted
 from cmwq._pool.policy import nr_executing
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def why_no_more(pool: WorkerPool, gil_waiter: str = "") -> str:
     if not reasons:
         return ""
     name, why = next(iter(sorted(reasons.items())))
-    more = f" (and {len(reasons) - 1} queues more)" if len(reasons) > 1 else ""
+    more = f" (and {counted(len(reasons) - 1, 'queue more', 'queues more')})" if len(reasons) > 1 else ""
     return f"nothing waits for a worker; works of queue {name!r} wait for their place: {why}{more}"
 
 
@@ -58,7 +60,8 @@ def why_nobody_comes(pool: WorkerPool, gil_waiter: str = "") -> str:
         alone = ", and with the GIL one at a time is enough" if pool.gil else ""
         return f"a worker is on its way{alone}; {seen}"
     if pool.disassociated:
-        return f"its CPU left, and all may run; {pool.nr_running} are believed to, {nr_asleep(pool)} to block"
+        run = counted(pool.nr_running, "is", "are")
+        return f"its CPU left, and all may run; {run} believed to, {nr_asleep(pool)} to block"
     if pool.lane.items and not pool.worklist:
         return _why_in_lane(pool)
     if pool.nr_running < pool.target and gil_waiter:
@@ -72,7 +75,8 @@ def why_nobody_comes(pool: WorkerPool, gil_waiter: str = "") -> str:
 @holding("pool.lock")
 def _as_seen(pool: WorkerPool) -> str:
     hogs = f", {pool.nr_hogs} to compute for long" if pool.nr_hogs else ""
-    return f"{pool.nr_running} of {pool.target} that may run are believed to run, {nr_asleep(pool)} to block{hogs}"
+    are = "is" if pool.nr_running == 1 else "are"
+    return f"{pool.nr_running} of {pool.target} that may run {are} believed to run, {nr_asleep(pool)} to block{hogs}"
 
 
 @holding("pool.lock")
@@ -91,7 +95,8 @@ def _why_refused(pool: WorkerPool) -> str:
     if own >= office.max_workers:
         why = f"it has as many workers as it may have (max_workers is {office.max_workers})"
     else:
-        why = f"no thread could be had {office.nr_refusals} times in a row ({office.refusal})"
+        row = "when last tried" if office.nr_refusals == 1 else f"{office.nr_refusals} times in a row"
+        why = f"no thread could be had {row} ({office.refusal})"
     stranded = sorted({repr(item.pwq.name) for item in pool.listed() if item.pwq.rescuer is None})
     return f"{why}; without a rescuer: {some(stranded)}" if stranded else why
 
@@ -109,8 +114,8 @@ def _why_in_lane(pool: WorkerPool) -> str:
     name = "works" if record is None else f"works of {record.name}"
     what = "child processes of such works" if record is not None and record.parent else "works that compute for long"
     return (
-        f"{name} wait aside, for {what} use the CPUs already: {nr_executing(pool)} execute something, "
-        f"{pool.nr_hogs} of them compute for long"
+        f"{name} wait aside, for {what} use the CPUs already: {counted(nr_executing(pool), 'executes', 'execute')} "
+        f"something, {counted(pool.nr_hogs, 'of them computes', 'of them compute')} for long"
     )
 
 
@@ -121,13 +126,16 @@ def why_inactive(pwq: Source) -> str:
         return ""
     if pwq.frozen:
         return "it is frozen"
-    return f"{limit_of(pwq)}, and {pwq.nr_active} before them {'has' if pwq.nr_active == 1 else 'have'} a place"
+    return f"{limit_of(pwq)}, and {counted(pwq.nr_active, 'work has', 'works have')} a place"
 
 
 @holding("pwq.pool.lock")
 def limit_of(pwq: Source) -> str:
     """Return what limits the queue's works on the pool, in words."""
-    return "it is ordered" if pwq.ordered else f"max_active is {pwq.max_active}{', learned' * pwq.wq.learns}"
+    if pwq.ordered:
+        return "it is ordered"
+    limit = "it has no limit" if pwq.max_active >= MAX_COUNT else f"max_active is {pwq.max_active}"
+    return f"{limit}{', learned' * pwq.wq.learns}"
 
 
 def some(words: list[str]) -> str:

@@ -10,7 +10,8 @@ Guarantees
   of the last look at them. Likewise it reads the CPU clocks of these threads only. So a lone sleeper shows as blocked,
   and a picture of 1,000 workers takes about a millisecond; its `to_dict` takes half as much again.
 - A picture with stacks looks at all workers that it holds. It is for somebody who reads it, and takes tens of
-  milliseconds for a thousand workers. Each stack has its innermost `MAX_FRAMES` calls.
+  milliseconds for a thousand workers. Each stack has its innermost `MAX_FRAMES` calls. Locks, events and queues that
+  are waited for have the words of the watchdog's report there (`Awaited.instead_of`), and in no later picture.
 - Nothing of a user is called, no `repr` either.
 
 The letters are those of `pool`.
@@ -48,6 +49,7 @@ from cmwq._workqueue.snapshot import (
 )
 
 if TYPE_CHECKING:
+    from cmwq._core.ports import Awaited
     from cmwq._pool.blocking import Blocked
     from cmwq._pool.figures import Figures, Seen, Tally
     from cmwq._pool.figures import Histogram as Measured
@@ -143,7 +145,12 @@ class Photographer:
             parts.append(self._part_of(pool, budget, waiting))
             budget -= len(parts[-1].chosen)
         views = tuple([self._look_at(part, waiting) for part in parts])
-        (rows, since, found), left_out = self._rows(parts, stacks=stacks)
+        on_locks = [
+            worker.thread for part in parts for worker, seen in zip(part.busy, part.seen, strict=True)
+            if stacks and seen.row and seen.row["waits_for"].startswith("waits for a lock")
+        ]  # fmt: skip
+        locks = host.awaited(on_locks) if on_locks else {}
+        (rows, since, found), left_out = self._rows(parts, locks, stacks=stacks)
         by_queue: dict[WorkQueue, list[Place]] = {}
         for part in parts:
             for pwq, place in part.places.items():
@@ -171,6 +178,7 @@ class Photographer:
             workers_left_out=left_out,
             functions=tuple(_functions(parts)),
             stalls=tuple(runtime.watchdog.recent),
+            stall_after=runtime.config.watchdog_thresh if runtime.config.watch_period > 0 else 0.0,
         )
 
     def _part_of(self, pool: WorkerPool, budget: int, waiting: dict[Item, Target]) -> Part:
@@ -272,7 +280,7 @@ class Photographer:
             return False, GIL if self._runtime.host.gil_enabled() else ""
         return bool(words), words
 
-    def _rows(self, parts: list[Part], *, stacks: bool) -> tuple[Rows, int]:
+    def _rows(self, parts: list[Part], locks: dict[int, Awaited], *, stacks: bool) -> tuple[Rows, int]:
         """What is told of the workers, those that execute something first; and of how many nothing is told."""
         rows: list[dict[str, Any]] = []
         since: list[float] = []
@@ -281,7 +289,10 @@ class Photographer:
         left_out = max(0, sum(len(part.busy) + len(part.resting) for part in parts) - room)
         for part in parts:
             now, seen_ones = part.now, part.seen[:room]
-            rows += [seen.row or {} for seen in seen_ones]
+            told = [seen.row or {} for seen in seen_ones]
+            rows += (
+                [_named(row, worker, locks) for row, worker in zip(told, part.busy, strict=False)] if locks else told
+            )
             since += [now - seen.since for seen in seen_ones]
             workers += part.busy[:room]
             room -= len(seen_ones)
@@ -346,6 +357,12 @@ def _row(worker: Worker, state: str, queue: str = "", work: str = "", item: int 
         "rescuer": worker.is_rescuer, "queue": queue, "work": work, "item": item, "since": 0.0, "cpu_seconds": None,
         "waits_for": "", "stack": (),
     }  # fmt: skip
+
+
+def _named(row: dict[str, Any], worker: Worker, locks: dict[int, Awaited]) -> dict[str, Any]:
+    """The row with the name of what is waited for, as far as stacks tell it."""
+    lock = locks.get(id(worker.thread))
+    return {**row, "waits_for": lock.instead_of(row["waits_for"])} if lock is not None and row else row
 
 
 def _is_asleep(worker: Worker) -> bool:

@@ -7,12 +7,14 @@ one waits for in turn, as far as it can be told; what is a guess says so (`_host
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cmwq._core.held import outside
+from cmwq._core.naming import counted
 from cmwq._pool.reasons import limit_of, some, why_nobody_comes
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ MAX_ENTRIES = 20
 """The most entries of one report. Workers at further points are only counted."""
 MAX_LINES = 50
 """The most lines of a report in words."""
+OF_WORKERS = re.compile(r"[/\\](?:threading|cmwq[/\\](?:_core|_host|_pool|_workqueue|executor)[/\\].*)\.py$|_sentinel")
+"""The files of what every worker calls before it comes to a work."""
+FILE = re.compile(r'\s*File "(.*?)", line \d+')
 GOOD_LINES = 12
 """How many lines an entry gets at least if many entries share a report, as far as there is room."""
 
@@ -42,7 +47,7 @@ class StalledWorker:
     waits_for: str
     """What that work waits for, as far as is known."""
     stack: tuple[str, ...]
-    """In the form of `traceback.format_stack`."""
+    """In the form of `traceback.format_stack`, from the work's function on."""
     alike: int = 1
     """How many workers, including this one, execute a work of the same name, wait alike and have the same stack."""
 
@@ -82,7 +87,8 @@ class Stall:
         where = f"queue {self.queue!r} on pool {self.pool}" if self.queue else f"pool {self.pool}"
         if self.over:
             return f"{where} goes on, after {self.seconds:.0f} s"
-        lines = [f"{where}: {self.pending} works wait, and none began for {self.seconds:.0f} s; {self.reason}"]
+        waits = counted(self.pending, "work waits", "works wait")
+        lines = [f"{where}: {waits}, and none began for {self.seconds:.0f} s; {self.reason}"]
         left_out = self.left_out
         for index, worker in enumerate(self.workers):
             room, left = MAX_LINES - 1 - len(lines), len(self.workers) - index
@@ -91,7 +97,7 @@ class Stall:
             else:
                 left_out += worker.alike
         if left_out:
-            lines.append(f"  and {left_out} workers more")
+            lines.append(f"  and {counted(left_out, 'worker')} more")
         return "\n".join(lines)
 
 
@@ -121,10 +127,14 @@ def describe_place(pwq: Source, seconds: float, resting: set[Worker]) -> Stall:
     workers, left_out, culprit = _grouped(pool, found, waiting)
     common = Counter({entry.waits_for: entry.alike for entry in workers}).most_common(1)
     alike = not culprit and holders > 1 and bool(common) and common[0][1] == len(found) and bool(common[0][0])
-    reason = f"{limit}, and none of the {holders} before them used the CPU since" + (
+    rest = (
+        "the work that has a place used no CPU since" if holders == 1
+        else f"none of the {holders} works that have a place used the CPU since"
+    )  # fmt: skip
+    reason = f"{limit}, and {rest}" + (
         f": each {common[0][0]}; give that a limit of time" if alike
         else f"{culprit}; let it release that lock before it waits" if culprit
-        else ": see what they wait for, and give that a limit of time"
+        else f": see what {'it waits' if holders == 1 else 'they wait'} for, and give that a limit of time"
     )  # fmt: skip
     reason += _words_on_rescuers(found, waiting, resting)
     return Stall(pool.name, seconds, pending, False, reason, workers, pwq.name, left_out)
@@ -148,9 +158,9 @@ def _grouped(
         target = None if item is None else waiting.get(item)
         waits_for = pool.host.waits_in(tid) if target is None else _words(target.describe_wait)
         lock = locks.get(id(worker.thread))
-        if target is None and lock is not None and "lock" in waits_for:
-            waits_for = f"waits for {lock.words}" + _held(lock)
-        stack = pool.host.stack_of(worker.thread) if item is not None else ()
+        if target is None and lock is not None:
+            waits_for = lock.instead_of(waits_for)
+        stack = own_part(pool.host.stack_of(worker.thread)) if item is not None else ()
         point = _words(item.describe) if item is not None else "", waits_for, stack
         same = entries.get(point)
         alike = 1 if same is None else same.alike + 1
@@ -233,10 +243,13 @@ def _chain(
     return ", ".join(links)
 
 
-def _held(lock: Awaited) -> str:
-    if not lock.holder:
-        return ""
-    return f", {'held' if lock.sure else 'probably held'} by {lock.holder_name}"
+def own_part(stack: Sequence[str]) -> tuple[str, ...]:
+    """The stack without what every worker calls before it comes to a work. If nothing else is there, all of it."""
+    for outer, entry in enumerate(stack):
+        found = FILE.match(entry)
+        if found is None or not OF_WORKERS.search(found[1]):
+            return tuple(stack[outer:])
+    return tuple(stack)
 
 
 def _words_on_rescuers(

@@ -223,6 +223,8 @@ class Snapshot:
     """Those that took the most time, the busiest first."""
     stalls: tuple[StallView, ...]
     """The last reports, the latest at the end."""
+    stall_after: float
+    """Seconds for which none of the works that wait began, after which the watchdog reports that; 0: it never does."""
 
     @property
     def workers(self) -> tuple[WorkerView, ...]:

@@ -15,7 +15,7 @@ from cmwq.observing.findings import duration, entries, number
 PATIENCE = 2.0
 """Seconds that a process has to answer."""
 COLUMNS = (
-    Column("PID"), Column("since", rank=2), Column("pools", rank=1), Column("workers"), Column("running", rank=3),
+    Column("PID"), Column("age", rank=2), Column("pools", rank=1), Column("workers"), Column("running", rank=3),
     Column("blocked", rank=4), Column("pending"), Column("command", right=False),
 )  # fmt: skip
 NONE = "No process can be asked. Start one with CMWQ_MONITOR=1, or call cmwq.monitor() in it."
@@ -60,9 +60,9 @@ def _described(process: Process) -> dict[str, Any]:
 
 
 def _row(plain: dict[str, Any], now: float) -> list[str]:
-    since = duration(max(now - plain["since"], 0.0)) if plain["since"] else "?"
+    age = duration(max(now - plain["since"], 0.0)) if plain["since"] else "?"
     counts = ["?" if plain[key] is None else f"{plain[key]:,}" for key in ("pools", "workers", "running", "blocked")]
     pending = "?" if plain["pending"] is None else f"{plain['pending']:,}"
     silent = "" if plain["answers"] else "(does not answer) "
     program, *arguments = plain["command"] or [""]
-    return [str(plain["pid"]), since, *counts, pending, silent + " ".join([os.path.basename(program), *arguments])]
+    return [str(plain["pid"]), age, *counts, pending, silent + " ".join([os.path.basename(program), *arguments])]

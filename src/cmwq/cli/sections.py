@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from cmwq._core.naming import counted
 from cmwq.cli.blocks import Block, Code, Column, Heading, Paragraph, Table
 from cmwq.observing.findings import (
     OF_LIBRARIES,
@@ -22,8 +23,10 @@ from cmwq.observing.findings import (
     findings,
     grouped,
     headline,
+    limit_of,
     names,
     number,
+    so_long,
     standing,
     word,
 )
@@ -66,7 +69,7 @@ def _title(picture: Plain) -> list[Block]:
     if picture.get("time"):
         facts.append(f"seen at {_clock(number(picture, 'time'))}")
     if picture.get("uptime"):
-        facts.append(f"up {duration(number(picture, 'uptime'))}")
+        facts.append(f"cmwq in use for {duration(number(picture, 'uptime'))}")
     if picture.get("cpu_seconds"):
         facts.append(f"{duration(number(picture, 'cpu_seconds'))} of CPU used")
     if picture.get("cpus"):
@@ -93,15 +96,25 @@ def _clock(seconds: float) -> str:
 def _wrong(picture: Plain) -> list[Block]:
     """What is wrong; below that what waits as it always does."""
     found = findings(picture)
+    if not found:
+        return [Heading("What is wrong"), Paragraph("Nothing is seen to be wrong.", tone="good")]
+    if found[0].level is not Level.WRONG:
+        return [Heading("What waits"), Paragraph(_not_yet(picture), tone="dim"), *_numbered(found)]
     bad = [finding for finding in found if finding.level is not Level.NORMAL]
-    if not bad:
-        blocks: list[Block] = [Heading("What is wrong"), Paragraph("Nothing is seen to be wrong.", tone="good")]
-    elif bad[0].level is Level.WRONG:
-        blocks = [Heading("What is wrong"), *_numbered(bad)]
-    else:
-        blocks = [Heading("What waits for long"), *_numbered(bad)]
     normal = [finding for finding in found if finding.level is Level.NORMAL]
-    return [*blocks, *([Heading("What waits"), *_numbered(normal)] if normal else [])]
+    return [
+        *(Heading("What is wrong"), *_numbered(bad)),
+        *((Heading("What waits"), *_numbered(normal)) if normal else ()),
+    ]
+
+
+def _not_yet(picture: Plain) -> str:
+    """That nothing counts as a stall, and what would."""
+    after = number(picture, "stall_after")
+    if after:
+        return f"No stall so far (works that wait, of which none begins for {duration(after)}). This waits:"
+    off = picture.get("stall_after") is not None
+    return "No stall would be reported, for the watchdog is off. This waits:" if off else "No stall so far. This waits:"
 
 
 def _numbered(found: list[Finding]) -> list[Block]:
@@ -173,7 +186,7 @@ def _queues(picture: Plain) -> list[Block]:
         [
             word(queue, "name"),
             _count(queue, "active"),
-            _count(queue, "max_active") + "~" * bool(queue.get("learns")),
+            limit_of(queue) + "~" * bool(queue.get("learns")) if queue.get("max_active") is not None else "-",
             _count(queue, "inactive"),
             *(_count(queue, key) for key in ("completed", "failed")),
             _time(queue, "cpu_seconds"),
@@ -211,7 +224,7 @@ def _workers(picture: Plain, groups: list[Group], stacks: bool) -> list[Block]:
     for group in groups[:MOST_GROUPS]:
         blocks += _group(group, stacks)
     if len(groups) > MOST_GROUPS:
-        blocks.append(Paragraph(f"and workers at {len(groups) - MOST_GROUPS} more points"))
+        blocks.append(Paragraph(f"and workers at {counted(len(groups) - MOST_GROUPS, 'more point')}"))
     idle = [worker for worker in workers if word(worker, "state") == "idle"]
     if idle:
         blocks.append(Paragraph(f"{len(idle):,} idle: {names(idle, 8)}", tone="dim"))
@@ -229,7 +242,7 @@ def _group(group: Group, stacks: bool) -> list[Block]:
     threads = f" (thread {word(first, 'tid')})" if count == 1 and first.get("tid") else ""
     rescuer = ", the rescuer" if first.get("rescuer") else ""
     used = [number(worker, "cpu_seconds") for worker in group.workers if worker.get("cpu_seconds") is not None]
-    times = f"{'up to ' * (count > 1)}{duration(group.longest)}"
+    times = so_long(group)
     if used:
         times += f", CPU {duration(max(used))}"
     state = "" if group.state in ("running", "waking") else group.state

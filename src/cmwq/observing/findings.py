@@ -13,6 +13,10 @@ from enum import IntEnum
 from math import isfinite
 from typing import Any, NamedTuple
 
+from cmwq._core.checks import MAX_COUNT
+from cmwq._core.naming import counted
+from cmwq._workqueue.report import OF_WORKERS
+
 Plain = dict[str, Any]
 
 LONG = 5.0
@@ -24,9 +28,9 @@ OF_LIBRARIES = re.compile(
     r"[/\\](?=cmwq[/\\](?:_\w+|executor)[/\\])",
     re.I,
 )
-OF_WORKERS = re.compile(r"[/\\](?:threading|cmwq[/\\](?:_host|_pool|_workqueue|executor)[/\\].*)\.py$|_sentinel")
 VERBS = {"waits": "wait", "sleeps": "sleep", "is": "are", "says that it": "say that each"}
 """How the words begin that tell what a worker waits for, and how of several."""
+HELD = re.compile(r", (?:probably )?held by (?P<name>\S+)$")
 NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
 
@@ -48,7 +52,7 @@ class Level(IntEnum):
 
     WRONG = 0
     LONG = 1
-    """Something waits for long. That may be meant so."""
+    """Something waits, in a work that takes long. That may be meant so."""
     NORMAL = 2
     """Something waits, as it does wherever there is more to do than can be done at once."""
 
@@ -77,6 +81,8 @@ class Group:
     """Who is further in the same function, and so may have what these wait for; in words."""
     failed: str = ""
     """If nobody is: that works of the same queue have failed, in words."""
+    holder: str = ""
+    """Who has what these wait for, and what that one does, in words; where their own words name it."""
 
     @property
     def longest(self) -> float:
@@ -147,8 +153,12 @@ def grouped(picture: Plain) -> list[Group]:
             further.setdefault((frame.file, frame.function), []).append((frame.line, group))
     for there in further.values():
         there.sort(key=lambda each: -each[0])
+    of_name = {word(worker, "name"): group for group in found for worker in group.workers}
     for group in found:
-        if group.frame is not None and group.state == "blocked":
+        holder = HELD.search(group.waits_for)
+        if holder:
+            group.holder = _holder(of_name.get(holder["name"]), holder["name"])
+        elif group.frame is not None and group.state == "blocked":
             group.passed = _passed(group, group.frame, further)
             group.failed = "" if group.passed else _failed(group, picture)
     return found
@@ -177,8 +187,13 @@ def _passed(group: Group, frame: Frame, further: dict[tuple[str, str], list[tupl
             break
         if other is not group:
             what = f"{names(other.workers)}, which {does(other, len(other.workers))}"
-            found.append(f"{what}, at line {line}, for {_so_long(other)}")
+            found.append(f"{what}, at line {line}, {so_long(other)}")
     return found
+
+
+def _holder(group: Group | None, name: str) -> str:
+    """What the worker of this name does, which has what others wait for. Empty: that is not known."""
+    return "" if group is None else f"{name} {does(group, 1)}{_at(group)}, {so_long(group)}"
 
 
 def _failed(group: Group, picture: Plain) -> str:
@@ -189,8 +204,8 @@ def _failed(group: Group, picture: Plain) -> str:
     for queue in entries(picture, "queues"):
         failed = int(number(queue, "failed"))
         if failed and word(queue, "name") in mine:
-            works = f"{failed:,} works of queue" if failed > 1 else "a work of queue"
-            return f"{works} {word(queue, 'name')!r} failed so far, and may have kept what these wait for"
+            works = f"{counted(failed, 'work')} of queue {word(queue, 'name')!r}"
+            return f"{works} failed so far, and may have kept what these wait for"
     return ""
 
 
@@ -269,7 +284,8 @@ def _of_pool(pool: Plain, stall: Plain | None) -> list[Finding]:
     else:
         return []
     if number(pool, "refused"):
-        finding.details.append(f"a thread was refused {int(number(pool, 'refused')):,} times so far")
+        times = counted(int(number(pool, "refused")), "time")
+        finding.details.append(f"a thread was refused {times} so far")
     return [finding]
 
 
@@ -279,7 +295,8 @@ def _of_queue(queue: Plain, stall: Plain | None, groups: list[Group], told: set[
     if not (inactive or stall):
         return []
     if not why:  # an older picture
-        why = f"{int(number(queue, 'active'))} are active, and max_active is {int(number(queue, 'max_active'))}"
+        active = counted(int(number(queue, "active")), "is active", "are active")
+        why = f"{active}, and max_active is {limit_of(queue)}"
     holders = []
     for group in groups:
         mine = [worker for worker in group.workers if word(worker, "queue") == name]
@@ -298,7 +315,7 @@ def _holds(group: Group) -> list[str]:
     """That these workers have places, and what they do."""
     count = len(group.workers)
     verb = "has a place and" if count == 1 else "have places and"
-    told = f"{_named(group)} {verb} {does(group, count)}{_at(group)}, for {_so_long(group)}"
+    told = f"{_named(group)} {verb} {does(group, count)}{_at(group)}, {so_long(group)}"
     return [told, *_suspects(group)]
 
 
@@ -306,12 +323,14 @@ def _waits(group: Group) -> Finding:
     """That workers wait at the same point."""
     count = len(group.workers)
     level = Level.LONG if group.longest >= LONG else Level.NORMAL
-    text = f"{_named(group)} {does(group, count)}{_at(group)}, for {_so_long(group)}"
+    text = f"{_named(group)} {does(group, count)}{_at(group)}, {so_long(group)}"
     return Finding(level, text, _suspects(group))
 
 
 def _suspects(group: Group) -> list[str]:
-    """Who probably has what these workers wait for."""
+    """Who has what these workers wait for, or probably has it."""
+    if group.holder:
+        return [group.holder]
     if group.failed:
         return [f"nobody is past that line, so nobody who runs has what they wait for; {group.failed}"]
     return [f"probably for what this one has: {each}" for each in group.passed]
@@ -322,8 +341,13 @@ def _named(group: Group) -> str:
     return f"{count:,} workers" if count > 2 else " and ".join(word(worker, "name") for worker in group.workers)
 
 
-def _so_long(group: Group) -> str:
-    return f"{'up to ' * (len(group.workers) > 1)}{duration(group.longest)}"
+def so_long(group: Group) -> str:
+    """For how long they have been at their works. It is not known since when they wait: they may have waited, gone on
+    and waited again, and nobody saw it.
+    """
+    several = len(group.workers) > 1
+    where = "" if not group.work else "in these works " if several else "in this work "
+    return f"{where}for {'up to ' * several}{duration(group.longest)}"
 
 
 def _at(group: Group) -> str:
@@ -332,12 +356,19 @@ def _at(group: Group) -> str:
     if frame is None:
         return ""
     code = f" ({frame.code.splitlines()[0]})" if frame.code else ""
-    told = frame.place.partition(" ")[0] in group.waits_for
-    return f", at{code.replace('(', '', 1)[:-1]}" if told and code else "" if told else f", at {frame.place}{code}"
+    if frame.place.partition(" ")[0] not in group.waits_for:
+        return f", at {frame.place}{code}"
+    return f", in the line {code[2:-1]!r}" if code and not group.holder and "held by" not in group.waits_for else ""
 
 
 def _works(count: int) -> str:
-    return "1 work waits" if count == 1 else f"{count:,} works wait"
+    return counted(count, "work waits", "works wait")
+
+
+def limit_of(queue: Plain) -> str:
+    """The queue's max_active, in words."""
+    limit = int(number(queue, "max_active"))
+    return "unlimited" if limit >= MAX_COUNT else f"{limit:,}"
 
 
 def duration(seconds: float) -> str:

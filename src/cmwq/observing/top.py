@@ -9,6 +9,7 @@ Guarantees
 
 from __future__ import annotations
 
+import textwrap
 import threading
 import time
 from itertools import accumulate
@@ -31,6 +32,9 @@ from cmwq.observing.top_table import Table, descends
 
 EVERY = 1.0
 """Seconds from one picture to the next."""
+
+WHY_LINES = 3
+"""So many lines the reasons why no more workers come may take. What has no room ends in a mark."""
 
 LATE = 3.0
 """Seconds without an answer after which that is said, although the answer may still come."""
@@ -90,7 +94,7 @@ class Top(App[None]):
     .-tall #plots { height: 12; margin: 1 0 0 0; }
     #workers-plot { width: 3fr; margin: 0 2 0 0; }
     #works-plot { width: 2fr; }
-    #why { height: 1; padding: 0 1; color: $warning; display: none; }
+    #why { height: auto; padding: 0 1; color: $warning; display: none; }
     #why.said { display: block; }
     .-tall #why { margin: 1 0 0 0; }
     #views { height: 1; background: $surface; }
@@ -204,10 +208,7 @@ class Top(App[None]):
         base.query_one("#title", Static).update(self._title(picture), layout=False)
         self._write_state()
         base.query_one("#facts", Static).update(self._facts(picture), layout=False)
-        why = [f"{plain(pool['name'])}: {plain(pool['why'])}" for pool in picture.get("pools", ()) if pool.get("why")]
-        line = base.query_one("#why", Static)
-        line.update(Text(f"why no more workers  {'; '.join(why[:3])}", no_wrap=True, overflow="ellipsis"), layout=False)
-        line.set_class(bool(why), "said")
+        self._write_why()
         samples = list(self.history.total)
         last = samples[-1] if samples else (0, 0, 0, 0, 0)
         target = sum(pool["target"] for pool in picture.get("pools", ()))
@@ -216,6 +217,18 @@ class Top(App[None]):
         )
         base.query_one("#works-plot", Plot).draw([sample[3:] for sample in samples], (str(last[3]), str(last[4])))
         self._write_table()
+
+    def _write_why(self) -> None:
+        pools = self.history.picture.get("pools", ())
+        why = "; ".join([f"{plain(pool['name'])}: {plain(pool['why'])}" for pool in pools if pool.get("why")][:3])
+        words = textwrap.wrap(f"why no more workers  {why}", self.size.width - 2, max_lines=WHY_LINES, placeholder=" …")
+        for line in self.screen_stack[0].query("#why").results(Static):
+            line.update(Text("\n".join(words)))
+            line.set_class(bool(why), "said")
+
+    def on_resize(self) -> None:
+        if self.screen_stack:
+            self._write_why()
 
     def _write_state(self) -> None:
         for state in self.screen_stack[0].query("#state").results(Static):
@@ -258,7 +271,7 @@ class Top(App[None]):
         )
         memory = picture.get("memory") or {}
         facts = [
-            f"up {duration(picture.get('uptime'))}",
+            f"cmwq in use {duration(picture.get('uptime'))}",
             f"CPU {lately:.2f} of {picture['cpu_limit']}" if lately is not None else f"{picture['cpu_limit']} CPUs",
             f"memory {size(memory['used'])} of {size(memory.get('limit'))}" if memory.get("used") is not None else "",
             f"Python {plain(picture.get('python', ''))}{'' if picture['gil'] else ', no GIL'}",

@@ -17,12 +17,15 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from cmwq.observing.top_numbers import Row, View, count, cpus, duration, percent, plain, rate
+from cmwq._core.naming import counted
+from cmwq._workqueue.report import own_part
+from cmwq.observing.findings import limit_of
+from cmwq.observing.top_numbers import Row, View, count, cpus, duration, percent, plain, rate, waits
 
 KEYS = (
     ("1 … 5, tab", "queues, functions, workers, pools, stalls"),
     ("↑ ↓ pgup pgdn", "move the cursor; also j, k, home, end and the mouse"),
-    ("enter", "details: a worker's stack, a queue's times, a whole report"),
+    ("enter", "details: a worker's stack, a queue's times, a whole report; ↑ ↓ pgup pgdn scroll them, esc closes"),
     ("s, S", "sort by the next column, by the one before; or click on its title"),
     ("r", "sort the other way round"),
     ("/", "only rows that have these words; esc: all rows again"),
@@ -61,7 +64,7 @@ class Over(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll() as sheet:
             sheet.border_title = Text(self._said).markup
-            sheet.border_subtitle = "esc closes"
+            sheet.border_subtitle = "↑ ↓ pgup pgdn scroll · esc closes"
             yield Static(self.text())
 
     def text(self) -> RenderableType:
@@ -139,6 +142,11 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
+def _some(number: float | None, one: str, more: str = "") -> str:
+    """A number, as short as in the tables, and what it counts."""
+    return f"{count(number)} {counted(1 if number == 1 else 2, one, more).partition(' ')[2]}"
+
+
 def _title(view: View, row: Row) -> str:
     name = row.get("name") or " ".join(filter(None, (row.get("pool"), row.get("queue"))))
     return f"{view.title.removesuffix('s')} {plain(name)}"
@@ -147,10 +155,10 @@ def _title(view: View, row: Row) -> str:
 def _of_worker(row: Row) -> list[tuple[str, str]]:
     return [
         ("state", f"{row['state']}{', the rescuer of a queue' * row['rescuer']}"),
-        ("for", duration(row["since"])),
+        ("idle for" if row["state"] == "idle" else "in it for", duration(row["since"])),
         ("works on", plain(row["work"])),
         ("of queue", plain(row["queue"])),
-        ("waits for", plain(row["waits_for"])),
+        ("waits", waits(row)),
         ("CPU time", duration(row["cpu_seconds"])),
         ("item", str(row["item"] or "")),
         ("thread", f"{row['tid']}, of pool {plain(row['pool'])}"),
@@ -158,22 +166,26 @@ def _of_worker(row: Row) -> list[tuple[str, str]]:
 
 
 def _of_queue(row: Row) -> list[tuple[str, str]]:
-    limit = f"{count(row['max_active'])}{', learned' * row['learns']}"
+    limit = f"{limit_of(row)}{', learned' * row['learns']}"
     failed = f", of which {count(row['failed'])} raised" if row.get("failed") is not None else ""
     return [
         ("state", f"{row['state']}, scope {plain(row['scope'])}"),
-        ("works", f"{count(row['active'])} have a place, {count(row['inactive'])} wait for one; max_active is {limit}"),
+        (
+            "works",
+            f"{_some(row['active'], 'has', 'have')} a place, {_some(row['inactive'], 'waits', 'wait')} for one; "
+            f"max_active is {limit}",
+        ),
         ("so far", f"{count(row.get('started'))} began, {count(row.get('completed'))} ended{failed}"),
         (
             "lately",
             f"{rate(row['rate'])} a second, {percent(row['share'])} of a CPU" if row["rate"] is not None else "",
         ),
         ("CPU time", duration(row.get("cpu_seconds"))),
-        ("woke", f"{count(row.get('wakeups'))} workers, because others blocked"),
-        ("hogs", f"{count(row['hogs'])} works computed for long while others waited" if row["hogs"] else ""),
+        ("woke", f"{_some(row.get('wakeups'), 'worker')}, because others blocked"),
+        ("hogs", f"{_some(row['hogs'], 'work')} computed for long while others waited" if row["hogs"] else ""),
         (
             "rescuer",
-            f"called {count(row['maydays'])} times, began {count(row['rescued'])} works" if row["rescuer"] else "",
+            f"called {_some(row['maydays'], 'time')}, began {_some(row['rescued'], 'work')}" if row["rescuer"] else "",
         ),
         ("why it waits", plain(row.get("why", ""))),
     ]
@@ -182,7 +194,7 @@ def _of_queue(row: Row) -> list[tuple[str, str]]:
 def _of_function(row: Row) -> list[tuple[str, str]]:
     return [
         ("of queue", plain(row["queue"])),
-        ("now", f"{count(row['running'])} run"),
+        ("now", _some(row["running"], "runs", "run")),
         ("so far", f"{count(row['ended'])} ended, of which {count(row['failed'])} raised"),
         (
             "lately",
@@ -205,14 +217,16 @@ def _of_pool(row: Row) -> list[tuple[str, str]]:
     )  # fmt: skip
     return [
         ("CPUs", f"{cpus(row['cpus'])}; {count(row['target'])} may run at a time"),
-        ("workers", f"{count(row['workers'])}: {count(row['running'])} run, {count(row['blocked'])} are blocked, "
-                    f"{count(row['idle'])} are idle; at most there were {count(row['peak_workers'])}"),
-        ("works", f"{count(row['pending'])} wait for a worker, {count(row['inactive'])} for their place in a queue"),
+        ("workers", f"{count(row['workers'])}: {_some(row['running'], 'runs', 'run')}, "
+                    f"{_some(row['blocked'], 'is', 'are')} blocked, {_some(row['idle'], 'is', 'are')} idle; "
+                    f"at most there were {count(row['peak_workers'])}"),
+        ("works", f"{_some(row['pending'], 'waits', 'wait')} for a worker, {count(row['inactive'])} for a place "
+                  "in a queue"),
         ("why", plain(row.get("why", ""))),
         ("state", states),
-        ("so far", f"{count(row['started'])} works began, {count(row['completed'])} ended"),
+        ("so far", f"{_some(row['started'], 'work')} began, {count(row['completed'])} ended"),
         ("threads", f"{count(row['created'])} created, {count(row['culled'])} ended, {count(row['refused'])} refused"),
-        ("woken", f"{count(row['wakeups'])} times"),
+        ("woken", _some(row["wakeups"], "time")),
         ("CPU time", duration(row.get("cpu_seconds"))),
         ("nice", str(row["nice"] or "")),
     ]  # fmt: skip
@@ -232,7 +246,7 @@ _FACTS = {
 
 
 def _add_stack(text: Text, row: Row) -> None:
-    lines = [line for entry in row["stack"] for line in entry.rstrip().split("\n")]
+    lines = [line for entry in own_part(row["stack"]) for line in entry.rstrip().split("\n")]
     if lines:
         text.append("\nStack, the innermost call last\n", "bold underline")
         for line in lines:

@@ -143,6 +143,11 @@ def count(number: float | None) -> str:
     return f"{number:,.0f}"
 
 
+def waits(worker: Row) -> str:
+    """What a worker waits for, where the word "waits" stands before it."""
+    return plain(worker["waits_for"]).removeprefix("waits ")
+
+
 def rate(number: float | None) -> str:
     """A number per second in at most 6 characters: 0.4, 12.3, 1,234."""
     return "" if number is None else f"{number:.1f}" if 0 < number < 100 else count(number)
@@ -339,11 +344,11 @@ WORKERS = View(
     (
         _text("name", "worker", 14, "the worker's thread, as the system calls it"),
         Column("state", "state", 9, lambda row: f"● {row['state']}", "what it does", True, 0, _style_of_state),
-        _number("since", "since", 6, "for how long it executes this work, or is idle", duration),
+        _number("since", "for", 6, "for how long it executes this work, or is idle", duration),
         _number("cpu_seconds", "CPU", 6, "CPU time that this work used so far", duration, from_width=90),
         _text("queue", "queue", 12, "the queue of the work", from_width=100),
         _text("work", "work", 0, "the function that it calls"),
-        _text("waits_for", "waits for", 0, "what it waits for", from_width=70),
+        Column("waits_for", "waits", 0, lambda row: waits(row), "for what it waits, and how", True, 70),
     ),
     _of_workers, "since", "no workers yet: nothing has been queued",
 )  # fmt: skip
