@@ -115,6 +115,20 @@ def test_commands_in_the_documents_have_the_options_that_they_are_given() -> Non
     assert seen > 5
 
 
+def test_the_examples_of_the_help_are_those_of_the_page() -> None:
+    examples = re.search(r"\nexamples\n((?:  .*\n)+)", help_of("exec"))
+    assert examples is not None
+    first = next(block.text for block in blocks(DOCS / "exec.md") if block.language == "sh")
+    shown = [line for line in first.splitlines() if not line.startswith("#")]
+    assert [line.strip() for line in examples[1].splitlines()] == shown
+
+
+def test_no_help_names_a_file_of_the_repository() -> None:
+    """Whoever installed cmwq has none."""
+    for subcommand in ("map", "exec", "doctor", "bench", "ps", "dump", "top", "dashboard"):
+        assert not re.search(r"\S+\.md\b|\bexamples/|\btools/", help_of(subcommand)), subcommand
+
+
 def test_every_make_target_in_the_documents_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     documents = [*PAGES, *(ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md"))]
