@@ -209,14 +209,14 @@ failures   One line on stderr each; the others go on. A command fails if its sta
 --resume   LOG gets a line of JSON for each command that ended, before its output is printed: index,
            item, ok, command, start, seconds, status, signal, tries, and the output if it succeeded.
            Run again with the same log, command and items: what succeeded is printed again but not
-           run again; what failed or is missing is run. So items that the log has must come again, in
-           the same order: have COMMAND keep its input (gzip -k), put what find prints into an order
-           (sort -z), and give LOG a name that isn't found. The log survives the death of the
+           run again; what failed or is missing is run. So items that the log has must come again,
+           in the same order: have COMMAND keep its input (gzip -k), put what find prints into an
+           order (sort -z), and give LOG a name that isn't found. The log survives the death of the
            process, not of the machine. With --line-buffer it has no output, and nothing is printed
            again.
 --cluster  Commands run on the workers of a Dask cluster, in their directory, or in N processes here
-           (local:N). A command whose worker dies has failed. Needs Dask: pip install 'cmwq[dask]'. The
-           documentation's page "Beyond one machine: Dask" says more, also about trust.
+           (local:N). A command whose worker dies has failed. Needs Dask: pip install 'cmwq[dask]'.
+           The page "Beyond one machine: Dask" of the documentation says more, also about trust.
 status     0 all succeeded; 1 some failed, or --halt; 2 could not go on (one line says why); 126 the
            command can't be executed; 127 it doesn't exist; 141 the reader of stdout went away.
 signals    Ctrl-C, SIGTERM, SIGHUP, SIGQUIT (130, 143, 129, 131 to a shell): no command is begun;
