@@ -3,7 +3,7 @@
 Its one job: `converted(lines)`. A docstring is plain English: paragraphs, lines `name: what it is` for arguments whose
 continuation is indented, indented examples, lists with dashes, and names in single backticks. Guarantees: a character
 that means something to reStructuredText only is escaped; a name in backticks that may be one of ours is a reference,
-which stays a plain name where it is none.
+which stays a plain name where it is none; the number of a promise, such as E9, is a link to the page of the promises.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from inspect import signature
+from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
@@ -24,6 +25,9 @@ NAME = re.compile(r"(?:cmwq\.)?(?:[A-Z]\w*(?:\.\w+)*|\w+(?:\.\w+)+|\w+)(?:\(\))?
 
 PUBLIC = {name: getattr(cmwq, name) for name in cmwq.__all__}
 ERRORS = "|".join(name for name, thing in PUBLIC.items() if isinstance(thing, type) and issubclass(thing, Exception))
+PROMISES = "|".join(
+    re.findall(r"^\| ([A-H]\d+) \|", (Path(__file__).resolve().parent.parent / "promises.md").read_text(), re.MULTILINE)
+)
 
 
 def paragraphs(lines: list[str]) -> Iterator[list[str]]:
@@ -45,6 +49,7 @@ def inline(text: str) -> str:
         else:
             escaped = re.sub(r"([*|\\])", r"\\\1", re.sub(r"(?<=\w)_(?!\w)", r"\\_", piece))
             escaped = re.sub(r"docs/([\w/-]+)\.md", r":doc:`/\1`", escaped)
+            escaped = re.sub(rf"(?<![\w-])({PROMISES})(?![\w-])", r":doc:`\1 </promises>`", escaped)
             pieces[number] = re.sub(rf"\b({ERRORS})\b(?!`)", r":py:obj:`\1 <cmwq.\1>`", escaped)
     joined = ""
     for number, piece in enumerate(pieces):  # markup has to end at a blank or a sign: an escaped blank is neither

@@ -376,7 +376,8 @@ def install(loop: asyncio.AbstractEventLoop | None = None) -> Executor:
 def new_event_loop(
     loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
 ) -> asyncio.AbstractEventLoop:
-    """Make a loop and `install` a lease in it: a `loop_factory` for all who take one, such as `asyncio.run`.
+    """Make a loop and `install` a lease in it: a `loop_factory` for `asyncio.Runner`, for `asyncio.run` from Python
+    3.12 on, and for all others who take one.
 
     loop_factory: what makes the loop, such as `uvloop.new_event_loop`. On the command line of uvicorn:
     `--loop cmwq.aio:new_event_loop`.

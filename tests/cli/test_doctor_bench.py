@@ -107,6 +107,23 @@ def test_bench_unwritable_file_is_known_before(cli: Cli, option: str) -> None:
     assert done.stderr == b"cmwq bench: error: no/such/folder/file: No such file or directory\n"
 
 
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ((5, 5), "medians of 5 turns. Python"),
+        ((4, 4), "medians of 4 turns, not 5, because time ran out. Python"),
+        ((3, 5), "medians of 3 to 5 turns, not 5, because time ran out. Python"),
+    ],
+)
+def test_bench_says_of_how_many_turns_its_figures_are_medians(
+    counts: tuple[int, int], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cmwq.cli.bench import Result, print_table
+
+    print_table([Result("w", 1, {"cmwq": [1.0] * count, "2": [2.0] * count}) for count in counts])
+    assert words in capsys.readouterr().out
+
+
 def test_ratio_is_best_size_over_cmwq() -> None:
     from cmwq.cli.bench import Result, geometric_mean
 

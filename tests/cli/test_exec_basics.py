@@ -207,6 +207,15 @@ def test_dry_run_prints_what_a_shell_would_take(cli: Cli, folder: Path) -> None:
     ]
 
 
+def test_a_dry_run_needs_no_command(cli: Cli) -> None:
+    done = cli("exec", "--dry-run", "a.csv", "b c.csv", "--", "no-such-command", "{}", "-o", "{.}.out")
+    assert done.stdout.splitlines() == [
+        b"no-such-command a.csv -o a.out",
+        b"no-such-command 'b c.csv' -o 'b c.out'",
+    ]
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_commands_read_nothing_and_inherit_no_ignored_signals(cli: Cli) -> None:
     assert cli("exec", "a", "--", "cat", "-", "/dev/null").stdout == b""
     done = cli("exec", "--", "sh", "-c", "cat; echo $1", "sh", input=b"a\nb\n")

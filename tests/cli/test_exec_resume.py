@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -103,6 +104,26 @@ def test_killed_in_the_middle(cli: Cli, folder: Path) -> None:
     count = effects(folder)
     assert all(count[item] == 1 for item in done_before)
     assert set(count) == set(numbers)
+
+
+@pytest.mark.skipif(shutil.which("gzip") is None, reason="needs gzip")
+def test_the_example_of_the_help_can_be_resumed(cli: Cli, folder: Path) -> None:
+    """As it stands there: a folder called like a log makes it fail at first."""
+    shown = cli("exec", "--help").stdout.decode()
+    [line] = [line.strip() for line in shown.splitlines() if "--resume" in line and "| cmwq exec" in line]
+    command = ["bash", "-c", f'cmwq() {{ "{sys.executable}" -m cmwq "$@"; }}; {line}']
+    for name in ("a", "c", "d"):
+        (folder / f"{name}.log").write_text(name)
+    (folder / "b.log").mkdir()
+    assert ran(command, cwd=folder, capture_output=True, env=environment()).returncode == 1
+    for name in ("a", "c", "d"):
+        (folder / f"{name}.log.gz").unlink()  # whoever is run again makes it again
+    (folder / "b.log").rmdir()
+    (folder / "b.log").write_text("b")
+    again = ran(command, cwd=folder, capture_output=True, env=environment())
+    assert (again.returncode, again.stderr) == (0, b"")
+    assert [path.name for path in folder.glob("*.gz")] == ["b.log.gz"]
+    assert [(entry["item"], entry["ok"]) for entry in logged(next(folder.glob("*.jsonl")))[1:]][-1] == ("./b.log", True)
 
 
 def test_full_disk_under_the_log(cli: Cli, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import re
 import subprocess
 import sys
@@ -46,6 +48,34 @@ def test_many_blocks_are_run() -> None:
     assert len(programs) >= 60
     assert len(with_output) >= 40
     assert len(commands) >= 6
+
+
+def unseen(text: str) -> set[str]:
+    """The names that a program takes and neither makes nor explains, in a comment that has `NAME: what it is`."""
+    made = set(dir(builtins)) | {"__file__", "__name__"}
+    taken: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Name):
+            (taken if isinstance(node.ctx, ast.Load) else made).add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            made.add(node.name)
+        elif isinstance(node, ast.arg):
+            made.add(node.arg)
+        elif isinstance(node, ast.alias):
+            made.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            made.add(node.name)
+    return taken - made - set(re.findall(r"^ *# (\w+): ", text, re.MULTILINE))
+
+
+def test_no_program_takes_a_name_that_its_reader_never_saw() -> None:
+    """What stands in hidden comments is there for the tests; whoever copies a block hasn't got it."""
+    for page in PAGES:
+        for step in steps(page):
+            shown = step.blocks if isinstance(step, Program) else [step] if step.language == "python" else []
+            at = f"{page.relative_to(ROOT)}:{shown[0].line if shown else 0}"
+            assert unseen("".join(block.text for block in shown)) == set(), at
+    assert unseen("import a.b\n# c: yours\na.b(c, d, len)\n") == {"d"}
 
 
 @pytest.mark.parametrize(
@@ -113,6 +143,20 @@ def test_commands_in_the_documents_have_the_options_that_they_are_given() -> Non
                     unknown.append(f"{block.page.name}:{block.line}: cmwq {subcommand} {option}")
     assert unknown == []
     assert seen > 5
+
+
+def test_the_examples_of_the_help_are_those_of_the_page() -> None:
+    examples = re.search(r"\nexamples\n((?:  .*\n)+)", help_of("exec"))
+    assert examples is not None
+    first = next(block.text for block in blocks(DOCS / "exec.md") if block.language == "sh")
+    shown = [line for line in first.splitlines() if not line.startswith("#")]
+    assert [line.strip() for line in examples[1].splitlines()] == shown
+
+
+def test_no_help_names_a_file_of_the_repository() -> None:
+    """Whoever installed cmwq has none."""
+    for subcommand in ("map", "exec", "doctor", "bench", "ps", "dump", "top", "dashboard"):
+        assert not re.search(r"\S+\.md\b|\bexamples/|\btools/", help_of(subcommand)), subcommand
 
 
 def test_every_make_target_in_the_documents_exists() -> None:

@@ -182,12 +182,20 @@ def rows(results: list[Result]) -> list[list[str]]:
     return table
 
 
+def turns(results: list[Result]) -> str:
+    """Of how many turns the figures are the medians, in words."""
+    counts = {len(times) for result in results for times in result.seconds.values()}
+    least, most = min(counts), max(counts)
+    if least == REPEATS:
+        return f"{REPEATS} turns"
+    return f"{least}{f' to {most}' if most > least else ''} turns, not {REPEATS}, because time ran out"
+
+
 def print_table(results: list[Result]) -> None:
     heads, *body = rows(results)
     seen = cmwq.snapshot()
-    repeats = min(len(times) for result in results for times in result.seconds.values())
     title = (
-        f"cmwq and ThreadPoolExecutor (TPE) by size: milliseconds, medians of {repeats}. "
+        f"cmwq and ThreadPoolExecutor (TPE) by size: milliseconds, medians of {turns(results)}. "
         f"Python {platform.python_version()}, GIL {'on' if seen.gil else 'off'}, {seen.cpu_limit} CPUs, {seen.sensor}"
     )
     print(title)

@@ -64,7 +64,8 @@ class Output(Outcome):
 
 def run(options: argparse.Namespace) -> int:
     command = template(options.words, options.shell, options.mark)
-    path = None if options.cluster is not None else _found(command.word)  # another machine may have it elsewhere
+    # Another machine may have it elsewhere; and to be shown it need not be here at all.
+    path = None if options.cluster is not None or options.dry_run else _found(command.word)
     with contextlib.ExitStack() as stack:
         source = source_of(options, stack)
         if options.arg_file or options.items:

@@ -96,9 +96,10 @@ def _parser() -> Parser:
     bench = commands.add_parser(
         "bench",
         help="this machine, this interpreter: cmwq against ThreadPoolExecutor",
-        description="Small workloads, cmwq against ThreadPoolExecutor at several sizes, alternating, medians of 5.",
+        description="Small workloads, cmwq against ThreadPoolExecutor at several sizes, alternating: medians of 5 "
+        "turns, or of fewer where the time for a workload runs out, which the table says.",
     )
-    bench.add_argument("--quick", action="store_true", help="fewer items: under 15 s instead of under 60 s")
+    bench.add_argument("--quick", action="store_true", help="a quarter of the items and of the time: 15 s, not 60 s")
     bench.add_argument("--json", metavar="FILE", help="write all times there too")
     bench.add_argument("--svg", metavar="FILE", help="draw a chart there too (needs matplotlib)")
     _add_looking(commands)
@@ -143,7 +144,8 @@ failures One line on stderr each. A result that JSON cannot express (NaN too) is
          items: what succeeded is printed again but not run again, what failed or is missing runs. All logged items are
          compared with the input before anything runs. The log survives the death of the process, not of the machine.
 --cluster TARGET is called on the workers of a Dask cluster, or in N processes here (local:N). At most 1,000 items are
-         there at a time. An item whose worker dies has failed. See docs/integrations/dask.md, also about trust.
+         there at a time. An item whose worker dies has failed. Needs Dask: pip install 'cmwq[dask]'. The page
+         "Beyond one machine: Dask" of the documentation says more, also about trust.
 status   0 all succeeded; 1 some items failed; 2 could not go on (one line says why); 141 the reader of stdout went
          away, quietly. Ctrl-C, SIGTERM, SIGHUP (130, 143, 129 to a shell): no new item starts; those running get half a
          second to end, be logged, and be printed if they are in turn; a second signal doesn't wait. What still runs
@@ -184,7 +186,7 @@ in COMMAND and its ARGs
 
 examples
   cmwq exec *.wav -- flac {}
-  find . -name '*.log' -print0 | cmwq exec -0 --resume done.log -- gzip -9
+  find . -name '*.log' -print0 | sort -z | cmwq exec -0 --resume done.jsonl -- gzip -9kf
   cmwq exec --shell *.csv -- 'sort {} | uniq -c > {.}.counts'
   cmwq exec --timeout 30s --retries 2 --tag -a hosts -- ssh {} uptime
   cmwq exec --shell < commands.txt
@@ -207,10 +209,14 @@ failures   One line on stderr each; the others go on. A command fails if its sta
 --resume   LOG gets a line of JSON for each command that ended, before its output is printed: index,
            item, ok, command, start, seconds, status, signal, tries, and the output if it succeeded.
            Run again with the same log, command and items: what succeeded is printed again but not
-           run again; what failed or is missing is run. The log survives the death of the process,
-           not of the machine. With --line-buffer it has no output, and nothing is printed again.
+           run again; what failed or is missing is run. So items that the log has must come again,
+           in the same order: have COMMAND keep its input (gzip -k), put what find prints into an
+           order (sort -z), and give LOG a name that isn't found. The log survives the death of the
+           process, not of the machine. With --line-buffer it has no output, and nothing is printed
+           again.
 --cluster  Commands run on the workers of a Dask cluster, in their directory, or in N processes here
-           (local:N). A command whose worker dies has failed. See docs/integrations/dask.md.
+           (local:N). A command whose worker dies has failed. Needs Dask: pip install 'cmwq[dask]'.
+           The page "Beyond one machine: Dask" of the documentation says more, also about trust.
 status     0 all succeeded; 1 some failed, or --halt; 2 could not go on (one line says why); 126 the
            command can't be executed; 127 it doesn't exist; 141 the reader of stdout went away.
 signals    Ctrl-C, SIGTERM, SIGHUP, SIGQUIT (130, 143, 129, 131 to a shell): no command is begun;
