@@ -63,7 +63,8 @@ def picture(**said: Any) -> dict[str, Any]:
         "python": "3.13.0", "cpu_seconds": 12.5, "frozen": False, "sensor": "sentinel", "sensor_reason": "it works",
         "gil": True, "cpus": [0, 1], "cpu_limit": 2,
         "memory": {"held": False, "used": 512 << 20, "limit": 2048 << 20, "source": "/sys/fs/cgroup"},
-        "pools": [], "queues": [], "workers": [], "workers_left_out": 0, "functions": [], "stalls": [], **said,
+        "pools": [], "queues": [], "workers": [], "workers_left_out": 0, "functions": [], "stalls": [],
+        "stall_after": 30.0, **said,
     }  # fmt: skip
 
 

@@ -67,7 +67,14 @@ def picture(**changes: Any) -> Picture:
     plain |= {"python": "3.11.7", "cpu_seconds": 1.0, "frozen": False, "pid": 4242, "sensor": "sentinel"}
     plain |= {"sensor_reason": "works", "gil": True, "cpus": [0, 1], "cpu_limit": 2}
     plain["memory"] = {"held": False, "used": 300 << 20, "limit": 2 << 30, "source": "cgroup"}
-    plain |= {"pools": [pool()], "queues": [queue()], "functions": [], "stalls": [], "workers_left_out": 0}
+    plain |= {
+        "pools": [pool()],
+        "queues": [queue()],
+        "functions": [],
+        "stalls": [],
+        "stall_after": 30.0,
+        "workers_left_out": 0,
+    }
     plain["workers"] = [worker(f"cmwq/u0:{number}", "idle") for number in range(3)]
     return plain | changes
 
