@@ -24,6 +24,8 @@ from typing import Any
 
 SWEEP = (2, 4, 8, 16, 32)
 """Threads of a worker of plain Dask."""
+AHEAD = (4, 16)
+"""Arguments of AheadPlugin."""
 
 
 def sleep(_: int) -> None:
@@ -75,14 +77,16 @@ LOADS: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
 
 
 class Setting:
-    """One cluster. ahead: with AheadPlugin."""
+    """One cluster. ahead: the argument of AheadPlugin; 0: without it."""
 
-    def __init__(self, threads: int, cmwq: bool = False, ahead: bool = False) -> None:
+    def __init__(self, threads: int, cmwq: bool = False, ahead: int = 0) -> None:
         self.threads, self.cmwq, self.ahead = threads, cmwq, ahead
 
     @property
     def name(self) -> str:
-        return f"cmwq {self.threads}{' ahead' * self.ahead}" if self.cmwq else f"dask {self.threads}"
+        return (
+            f"cmwq {self.threads}" + f", {self.ahead} ahead" * bool(self.ahead) if self.cmwq else f"dask {self.threads}"
+        )
 
     def start(self, stack: ExitStack, workers: int) -> Any:
         import distributed
@@ -103,7 +107,7 @@ class Setting:
 
             client.register_plugin(CmwqPlugin())
             if self.ahead:
-                client.register_plugin(AheadPlugin())
+                client.register_plugin(AheadPlugin(self.ahead))
         client.gather(client.map(abs, range(20)))
         return client
 
@@ -141,7 +145,7 @@ def report(found: dict[str, dict[str, list[float]]]) -> None:
         print(f"\n{LOADS[load][0]}")
         best = min((name for name in times if name.startswith("dask")), key=lambda name: statistics.median(times[name]))
         for name, seconds in times.items():
-            line = f"  {name:<14}{statistics.median(seconds) * 1000:8.0f} ms  ({min(seconds) * 1000:.0f} to "
+            line = f"  {name:<18}{statistics.median(seconds) * 1000:8.0f} ms  ({min(seconds) * 1000:.0f} to "
             line += f"{max(seconds) * 1000:.0f})"
             if name.startswith("cmwq"):
                 line += f"   {ratio(times['dask 2'], seconds):.2f} times as fast as dask 2"
@@ -158,7 +162,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     sweep = sorted({2, *(options.threads or SWEEP)})
-    settings = [*map(Setting, sweep), Setting(2, cmwq=True), Setting(2, cmwq=True, ahead=True)]
+    settings = [*map(Setting, sweep), *(Setting(2, cmwq=True, ahead=each) for each in (0, *AHEAD))]
     found = measure(options.rounds, options.workers, options.only or list(LOADS), settings)
     print(f"{options.workers} worker process(es) each, {len(os.sched_getaffinity(0))} CPUs, {options.rounds} rounds")
     report(found)
