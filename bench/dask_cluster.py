@@ -84,9 +84,8 @@ class Setting:
 
     @property
     def name(self) -> str:
-        return (
-            f"cmwq {self.threads}" + f", {self.ahead} ahead" * bool(self.ahead) if self.cmwq else f"dask {self.threads}"
-        )
+        ahead = f", {self.ahead} ahead" if self.ahead else ""
+        return f"{'cmwq' if self.cmwq else 'dask'} {self.threads}{ahead}"
 
     def start(self, stack: ExitStack, workers: int) -> Any:
         import distributed

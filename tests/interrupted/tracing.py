@@ -62,7 +62,9 @@ def _is_of_the_compiler(frame: FrameType) -> bool:
     """Is it the handler around a whole generator, in no line, which turns StopIteration into RuntimeError (since 3.12)?
     No signal comes there, and what is raised there replaces the exception that is on its way.
     """
-    return frame.f_lineno is None and dis.opname[frame.f_code.co_code[frame.f_lasti]] == "CALL_INTRINSIC_1"
+    if sys.version_info < (3, 12) or frame.f_lineno is not None:
+        return False
+    return dis.opname[frame.f_code.co_code[frame.f_lasti]] == "CALL_INTRINSIC_1"
 
 
 class Tracer:

@@ -16,7 +16,12 @@ def counted(number: int, one: str, more: str = "") -> str:
     """The number and what it counts: "1 work waits", "1,200 works wait". one: the words for a single one. more: those
     for several; empty: the same with an s.
     """
-    return f"{number:,} {one if number == 1 else more or f'{one}s'}"
+    return f"{number:,} {noun(number, one, more)}"
+
+
+def noun(number: float | None, one: str, more: str = "") -> str:
+    """The words alone, as of `counted`. A number that isn't known is none."""
+    return one if number == 1 else more or f"{one}s"
 
 
 def name_of(fn: object) -> str:

@@ -120,6 +120,11 @@ class Memory(NamedTuple):
     """In words, or a folder: whose limit it is."""
 
 
+def is_lock(words: str) -> bool:
+    """Return whether these words of `Host.waits_in` are about a lock, so that it may be the interpreter's own."""
+    return words.startswith("waits for a lock")
+
+
 class Awaited(NamedTuple):
     """A lock or the like that a thread waits for, as far as stacks tell."""
 
@@ -133,7 +138,7 @@ class Awaited(NamedTuple):
 
     def instead_of(self, words: str) -> str:
         """What the thread waits for, where the system says these words: of a lock it knows neither name nor kind."""
-        if not words.startswith("waits for a lock"):
+        if not is_lock(words):
             return words
         held = f", {'held' if self.sure else 'probably held'} by {self.holder_name}" if self.holder else ""
         return f"waits for {self.words}{held}"

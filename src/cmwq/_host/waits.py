@@ -96,11 +96,6 @@ def in_words(tid: int) -> str:
     return "" if function in ("", "0") else f"asleep in the kernel's {function}"
 
 
-def is_lock(words: str) -> bool:
-    """Return whether these words of `in_words` are about a lock, so that it may be the interpreter's own."""
-    return words.startswith("waits for a lock")
-
-
 def sleeps(tid: int) -> bool:
     """Return whether the thread sleeps for a time that it chose itself."""
     call = call_of(tid)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.checks import MAX_COUNT
 from cmwq._core.held import holding
-from cmwq._core.naming import counted
+from cmwq._core.naming import counted, noun
 from cmwq._pool.policy import nr_executing
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def why_nobody_comes(pool: WorkerPool, gil_waiter: str = "") -> str:
 @holding("pool.lock")
 def _as_seen(pool: WorkerPool) -> str:
     hogs = f", {pool.nr_hogs} to compute for long" if pool.nr_hogs else ""
-    are = "is" if pool.nr_running == 1 else "are"
+    are = noun(pool.nr_running, "is", "are")
     return f"{pool.nr_running} of {pool.target} that may run {are} believed to run, {nr_asleep(pool)} to block{hogs}"
 
 

@@ -41,9 +41,7 @@ class Phase(PhaseRecord):
         self.ended = 0  # L: how many of them have ended
         self.done = False  # L to change, read freely: sealed, and all works of it and of those before it have ended
         self.parkers: list[Parker] = []  # L: the threads that flush
-        self.into: Phase | None = (
-            None  # L to change, once; read freely: the phase that it was merged into, and ends with
-        )
+        self.into: Phase | None = None  # L to change, once; read freely: the phase that it was merged into
 
     asks = False
     """Whether its works are places in line, which ask a source (E12)."""

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 from cmwq._core.held import holding, outside
+from cmwq._core.ports import is_lock
 from cmwq._pool.blocking import CHILD, HOG, SAID, SEEN, SEEN_ON_LOCK
 from cmwq._pool.events import name_of_pool
 from cmwq._pool.figures import BOUNDS, bill, see
@@ -147,7 +148,7 @@ class Photographer:
         views = tuple([self._look_at(part, waiting) for part in parts])
         on_locks = [
             worker.thread for part in parts for worker, seen in zip(part.busy, part.seen, strict=True)
-            if stacks and seen.row and seen.row["waits_for"].startswith("waits for a lock")
+            if stacks and seen.row and is_lock(seen.row["waits_for"])
         ]  # fmt: skip
         locks = host.awaited(on_locks) if on_locks else {}
         (rows, since, found), left_out = self._rows(parts, locks, stacks=stacks)
@@ -276,7 +277,7 @@ class Photographer:
     def _look(self, worker: Worker) -> tuple[bool, str]:
         """Look at a worker's thread. Returns whether it sleeps, and what it waits for."""
         words = worker.pool.host.waits_in(worker.tid)
-        if words.startswith("waits for a lock") and not worker.pool.lookout.sleeps(worker):
+        if is_lock(words) and not worker.pool.lookout.sleeps(worker):
             return False, GIL if self._runtime.host.gil_enabled() else ""
         return bool(words), words
 

@@ -15,10 +15,9 @@ only the thread that holds W ever sees a work half queued. (A periodic work keep
 `_item` is cleared by the worker that claims it, under L, just before the function runs (E4: `Queued.claim`, and
 `queued_claim` in C). Otherwise it is cleared where the work is taken back (`_take_back`), where its queue refuses it
 (`Queued.hand_over`), where it ends without having begun (`Queued.be_over`), and where an interruption is mended
-(`mend`). `_delay` is only cleared
-under W: where its time has come, its queue refuses it or an interruption is mended (`delay`: `come`, `start`,
-`settle`), where it is taken back (`_take_back_delay`), and where a periodic work stops (`periodic`). In the child of a
-fork `_begin` resets both.
+(`mend`). `_delay` is only cleared under W: where its time has come, its queue refuses it or an interruption is mended
+(`delay`: `come`, `start`, `settle`), where it is taken back (`_take_back_delay`), and where a periodic work stops
+(`periodic`). In the child of a fork `_begin` resets both.
 
 `queue` first looks at both without W: a work found pending was so at that moment, and its execution had not begun. What
 the caller did before is visible to that execution (E6). With a GIL, handing over the GIL ensures that; without one,

@@ -17,7 +17,7 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from cmwq._core.naming import counted
+from cmwq._core.naming import noun
 from cmwq._workqueue.report import own_part
 from cmwq.observing.findings import limit_of
 from cmwq.observing.top_numbers import Row, View, count, cpus, duration, percent, plain, rate, waits
@@ -144,7 +144,7 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> Table:
 
 def _some(number: float | None, one: str, more: str = "") -> str:
     """A number, as short as in the tables, and what it counts."""
-    return f"{count(number)} {counted(1 if number == 1 else 2, one, more).partition(' ')[2]}"
+    return f"{count(number)} {noun(number, one, more)}"
 
 
 def _title(view: View, row: Row) -> str:

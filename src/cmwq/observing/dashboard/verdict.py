@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from cmwq._core.naming import counted, noun
+
 TONES = ("rest", "good", "busy", "bad", "gone")
 """Nothing to do; all that was queued is worked on; works wait; stalled; there is no process any more."""
 LONGEST = 600  # characters of what is quoted
@@ -22,19 +24,19 @@ def verdict(picture: dict[str, Any]) -> dict[str, str]:
     stalled = current_stalls(picture)
     if stalled:
         newest = stalled[-1]
-        more = f" And {count(len(stalled) - 1, 'more stall')}." if len(stalled) > 1 else ""
+        more = f" And {counted(len(stalled) - 1, 'more stall')}." if len(stalled) > 1 else ""
         return _verdict("bad", "Stalled", first_sentence(str(newest.get("text", ""))) + more)
     if picture.get("frozen"):
         return _verdict("busy", "Frozen", "Works of freezable queues begin only after cmwq.thaw().")
     if any(pool.get("held") for pool in pools):
         return _verdict("busy", "Memory is short", _why("pool", pools) or "No worker is started beside those that run.")
-    doing = f"{count(running, 'worker')} {'runs' if running == 1 else 'run'}, {blocked:,} {_are(blocked)} blocked"
+    doing = f"{counted(running, 'worker')} {noun(running, 'runs', 'run')}, {counted(blocked, 'is', 'are')} blocked"
     if pending:
         return _verdict(
-            "busy", f"{count(pending, 'work')} {_wait(pending)} for a worker", _join(doing, _why("pool", pools))
+            "busy", f"{counted(pending, 'work waits', 'works wait')} for a worker", _join(doing, _why("pool", pools))
         )
     if inactive:
-        title = f"{count(inactive, 'work')} {_wait(inactive)} for a place in {_their(inactive)} queue"
+        title = f"{counted(inactive, 'work waits', 'works wait')} for a place in {noun(inactive, 'its', 'their')} queue"
         return _verdict("busy", title, _join(doing, _why("queue", queues)))
     if running or blocked:
         return _verdict("good", "No work waits", f"{doing[0].upper()}{doing[1:]}.")
@@ -62,37 +64,20 @@ def total(views: list[dict[str, Any]], key: str) -> int:
     return sum(int(view.get(key) or 0) for view in views)
 
 
-def count(number: int, noun: str) -> str:
-    """The number and the noun, in the plural where it is one: "1 work", "2,000 works"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _verdict(tone: str, title: str, text: str) -> dict[str, str]:
     return {"tone": tone, "title": title, "text": text}
 
 
-def _why(noun: str, views: list[dict[str, Any]]) -> str:
+def _why(what: str, views: list[dict[str, Any]]) -> str:
     """What the pool or queue says in which most works wait."""
     saying = [view for view in views if view.get("why")]
     most = max(saying, key=lambda view: (view.get("pending") or 0) + (view.get("inactive") or 0), default=None)
     if most is None:
         return ""
     others = len({view["why"] for view in saying}) - 1
-    return f"{noun} {most['name']}: {most['why']}" + (f" ({others} more below)" if others else "")
+    return f"{what} {most['name']}: {most['why']}" + (f" ({others} more below)" if others else "")
 
 
 def _join(doing: str, why: str) -> str:
     doing = f"{doing[0].upper()}{doing[1:]}."
     return f"{doing} {first_sentence(why)}" if why else doing
-
-
-def _are(number: int) -> str:
-    return "is" if number == 1 else "are"
-
-
-def _wait(number: int) -> str:
-    return "waits" if number == 1 else "wait"
-
-
-def _their(number: int) -> str:
-    return "its" if number == 1 else "their"
