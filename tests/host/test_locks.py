@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import HANG
+from conftest import HANG, needs_failing_malloc
 from opcodes import Interrupt, InterruptAt, at_each
 
 from cmwq import CmwqError, QueueClosed, Reentered
@@ -370,8 +370,10 @@ def test_exceptions_thrown_from_another_thread(family: Any) -> None:
     assert ledger.count == len(ledger.listed)
 
 
+@needs_failing_malloc
 def test_want_of_memory_at_any_allocation_ends_the_section(family: Any) -> None:
-    memory = pytest.importorskip("_testcapi")
+    import _testcapi as memory
+
     ledger = Ledger(family)
     ledger.work()
     failed = 0
