@@ -1,15 +1,13 @@
-"""Fine-grained works: what handing over costs beside `ThreadPoolExecutor`, how small a work pays, how quiet a flood is.
+"""Fine-grained works: how small a work pays, and how quiet a flood of them is, beside `ThreadPoolExecutor`.
 
-Its one job: the targets of fine-grained work as ratios within one run, in turns. A no-op is the work wherever the cost
-of handing it over is what is measured. *Grain* is the smallest work at which the pool is 1.8 times as fast as a plain
-loop on one core; without a GIL, since with one two cores never are. Two plain threads that are handed nothing show
-what the machine has to give.
+What handing one over costs is in `dispatch`. *Grain* is the smallest work at which the pool is 1.8 times as fast as a
+plain loop on one core; without a GIL, since with one two cores never are. Two plain threads that are handed nothing
+show what the machine has to give.
 """
 
 from __future__ import annotations
 
 import resource
-import statistics
 import threading
 import time
 from collections import deque
@@ -20,8 +18,8 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from dispatch import flood, nothing, nothing_of, produce, queue_and_flush, submit_together
-from measure import CPUS, FREE_THREADED, Report, medians, seconds, turns
+from dispatch import flood
+from measure import CPUS, FREE_THREADED, Report, medians, seconds
 
 import cmwq
 
@@ -34,55 +32,14 @@ ENOUGH = 0.15
 
 
 def fine(report: Report, quick: bool) -> None:
-    report.heading("Fine-grained works: throughput of no-ops, grain, switches in a flood")
-    rounds, number = (3, 2_000) if quick else (9, 20_000)
+    report.heading("Fine-grained works: switches in a flood, grain")
+    rounds, number = (3, 2_000) if quick else (5, 20_000)
     with ExitStack() as stack:
         ours = stack.enter_context(cmwq.Executor())
         theirs = {n: stack.enter_context(ThreadPoolExecutor(n)) for n in (CPUS, 32)}
-        handing_over(report, ours, theirs[CPUS], number, rounds)
-        producing(report, ours, number, min(rounds, 5))
-        switching(report, ours, theirs, number, min(rounds, 5))
+        switching(report, ours, theirs, number, rounds)
         if FREE_THREADED:
             grains(report, ours, theirs[CPUS], 3)
-
-
-def handing_over(report: Report, ours: cmwq.Executor, theirs: ThreadPoolExecutor, n: int, rounds: int) -> None:
-    wq = ours.queue
-    works = [cmwq.Work(nothing) for _ in range(n)]
-
-    def mapping() -> None:
-        deque(wq.map(nothing_of, range(n)), 0)
-
-    contenders = {
-        "theirs": partial(seconds, partial(flood, theirs, n)),
-        "submit": partial(seconds, partial(flood, ours, n)),
-        "queue": partial(seconds, partial(queue_and_flush, wq, works)),
-        "submit_many": partial(seconds, partial(submit_together, wq, n)),
-        "map": partial(seconds, mapping),
-    }
-    for contender in contenders.values():
-        contender()  # warm
-    took = medians(contenders, rounds, "fine")
-    report.details["fine_us_per_item"] = per = {name: time / n * 1e6 for name, time in took.items()}
-    report.say("us per no-op: " + ", ".join(f"{name} {us:.2f}" for name, us in per.items()))
-    targets = {
-        "submit": ("submit and result", 5.0 if FREE_THREADED else 10.0),
-        "queue": ("queue(work), then flush", 4.0 if FREE_THREADED else 8.0),
-        "submit_many": ("submit_many and results", 10.0 if FREE_THREADED else 20.0),
-        "map": ("map", 10.0 if FREE_THREADED else 20.0),
-    }
-    for name, (title, target) in targets.items():
-        report.add(f"fine.{name}", f"{title}: throughput, of submit to ThreadPoolExecutor({CPUS})",
-                   took["theirs"] / took[name], target=target)  # fmt: skip
-
-
-def producing(report: Report, ours: Executor, n: int, rounds: int) -> None:
-    counts = (1, 2, 4)
-    contenders = {str(count): partial(produce, ours, n, count) for count in counts}
-    took = {name: statistics.median(values) for name, values in turns(contenders, rounds, "fine producers").items()}
-    for count in counts[1:]:
-        report.add(f"fine.producers.{count}", f"{count} producers: total throughput, of one producer's",
-                   took["1"] / took[str(count)], target=1.6 if FREE_THREADED else None)  # fmt: skip
 
 
 def switching(report: Report, ours: Executor, theirs: dict[int, ThreadPoolExecutor], n: int, rounds: int) -> None:
