@@ -138,6 +138,8 @@ def test_the_page_shows_the_numbers_of_the_process(served: Callable[..., str], o
     shows(page, "#figure-running", "2")
     shows(page, "#verdict-title", "No work waits")
     shows(page, "#queues tbody td:nth-child(5)", "2,000")
+    program.now = busy(queues=[queue("orders", max_active=2**31 - 1, active=3, learns=False)])
+    shows(page, "#queues tbody td:nth-child(2)", "3 (unlimited)")
 
 
 def test_rates_are_those_of_the_counters_under_load(served: Callable[..., str], opened: Open) -> None:

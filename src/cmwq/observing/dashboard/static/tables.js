@@ -145,7 +145,9 @@ const cores = (n) => (n === null || n === undefined ? UNKNOWN : n < 0.005 ? "0" 
 const state = (q) => (q.state === "open" ? "" : q.state);
 const word = (row) => row.name;
 
-const flight = (q) => `${number(q.active)} of ${number(q.max_active)}${q.learns ? ", learned" : ""}`;
+const MAX_COUNT = 2 ** 31 - 1; // as a max_active: no limit
+const limit = (q) => (q.max_active < MAX_COUNT ? `of ${number(q.max_active)}` : "(unlimited)");
+const flight = (q) => `${number(q.active)} ${limit(q)}${q.learns ? ", learned" : ""}`;
 const rescue = (q) => (q.rescuer ? `${number(q.maydays)}, ${number(q.rescued)}` : "no rescuer");
 
 const QUEUE_COLUMNS = [
