@@ -64,7 +64,9 @@ def _is_of_the_compiler(frame: FrameType) -> bool:
     """
     if sys.version_info < (3, 12) or frame.f_lineno is not None:
         return False
-    return dis.opname[frame.f_code.co_code[frame.f_lasti]] == "CALL_INTRINSIC_1"
+    code, at = frame.f_code.co_code, frame.f_lasti
+    here = dis.opname[code[at]]
+    return here == "CALL_INTRINSIC_1" or (here == "RERAISE" and dis.opname[code[at - 2]] == "CALL_INTRINSIC_1")
 
 
 class Tracer:
