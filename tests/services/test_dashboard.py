@@ -425,6 +425,7 @@ def test_days_of_pictures_leave_the_browser_with_as_much_as_ten_minutes_of_them(
 ) -> None:
     page = opened(served(Sockets(Machine(Program(PID, now=busy())))))
     shows(page, "#figure-waiting", "17")
+    holds(page, "!window.cmwqPage.timeline.loading")
     kept = page.evaluate("""() => {
         const { occupancy, timeline, latest } = window.cmwqPage;
         window.cmwqPage.stream.close();
