@@ -171,6 +171,59 @@ def test_G2_a_hook_before_ours_does_not_wait_for_a_lock_that_a_thread_of_the_par
     )
 
 
+@pytest.mark.skipif(locks.Lock is locks.PyLock, reason="the locks in Python know of a fork only from our hook")
+@pytest.mark.parametrize("held_by", ["nobody", "a thread", "the forking thread"])
+def test_G2_a_lock_that_a_thread_of_the_child_holds_is_not_taken_from_it(python: Python, held_by: str) -> None:
+    """Whoever held it in the parent, neither by those who come before our hook nor by that hook."""
+    check(
+        python(
+            f"""
+            import _thread, os, time
+            held_by, order = {held_by!r}, []
+            def early():
+                asked, there = _thread.allocate_lock(), _thread.allocate_lock()
+                asked.acquire()
+                there.acquire()
+                def hold():
+                    asked.release()
+                    with lock:
+                        there.release()
+                        time.sleep(0.3)
+                        order.append("thread of the child")
+                _thread.start_new_thread(hold, ())
+                asked.acquire()
+                if held_by == "the forking thread":
+                    time.sleep(0.2)  # so that it waits
+                    assert there.locked(), "it took the lock from the forking thread"
+                    lock.release()
+                there.acquire()
+                lock._at_fork_reinit()
+                with lock: order.append("main")
+            os.register_at_fork(after_in_child=early)
+            """,
+            FORKS,
+            """
+            from cmwq._host import locks
+            lock = locks.Lock(3)
+            there, over = threading.Event(), threading.Event()
+            def hold():
+                with lock:
+                    there.set()
+                    over.wait()
+            if held_by == "a thread":
+                threading.Thread(target=hold).start()
+                there.wait()
+            if held_by == "the forking thread": lock.acquire()
+            def child(): assert order == ["thread of the child", "main"], order
+            print(status(forked(child)))
+            if held_by == "the forking thread": lock.release()
+            over.set()
+            """,
+        ),
+        "0\n",
+    )
+
+
 def test_G2_what_is_queued_in_the_child_by_a_hook_after_ours_is_done(python: Python) -> None:
     check(
         python(

@@ -235,9 +235,12 @@ def test_1000_connects_and_disconnects_leave_nothing_behind(monitor: server.Moni
         if number % 2:
             caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         caller.close()
-    until(lambda: clients() == 0)
-    with dial(monitor.path) as caller:
-        assert ask(caller, WHO)["who"]["pid"] == os.getpid()
+
+    def answers() -> bool:
+        with dial(monitor.path) as caller:
+            return "who" in ask(caller, WHO)
+
+    until(answers)  # those that wait to be accepted come first, and with them this one may be one too many
     until(lambda: clients() == 0)
     assert (descriptors(), threading.active_count()) == (before, threads)
 

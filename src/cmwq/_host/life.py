@@ -18,8 +18,9 @@ holds, and discards what the start has written so far. So it need not know how f
 wait for it. The runtime is in the set from its creation on, and before that only one thread knows it.
 
 *A hook of others that comes before ours, in the child.* It may call us while the locks are those of the parent, and
-one of the parent's threads may have held one. The locks in C know of the fork from the moment it was made, and until
-`_after_fork` is done they do not wait for a holder that is gone. What such a call leaves is dropped by `_after_fork`.
+one of the parent's threads may have held one. A lock in C knows in which process it was taken, and is not waited for
+where its holder is gone; a thread that such a hook started is in this process, and is waited for. What such a call
+leaves is dropped by `_after_fork`.
 
 *Why not a WeakSet.* Iterating over one runs Python code, in which another thread or a finaliser may make or drop a
 runtime, and then raises RuntimeError, possibly in the child of a fork. See `_core/weakly.py`.
@@ -37,14 +38,6 @@ from cmwq._core.weakly import Weakly
 
 if TYPE_CHECKING:
     from cmwq._workqueue.runtime import Runtime
-
-try:
-    from cmwq._sensor._sentinel import fork_is_over
-except ImportError:  # no compiler was there
-
-    def fork_is_over() -> None:
-        """The locks in Python do not know that a process was forked before `_after_fork` replaces them."""
-
 
 _log = logging.getLogger("cmwq")
 _runtimes: Weakly[Runtime] = Weakly()
@@ -79,7 +72,6 @@ def _after_fork() -> None:
             runtime.process_forked()
         except Exception:  # the other runtimes must still be notified
             _log.exception("%r could not be freed of what its parent had queued", runtime)
-    fork_is_over()
 
 
 def _install() -> None:

@@ -24,10 +24,17 @@ enum {
     MAX_RANK = 31,
 };
 
+/* A lock's word: 0, or these and the generation of the process in which it was taken. */
+enum {
+    HELD = 1,
+    CONTENDED = 2,              /* a thread waits, perhaps */
+    GENERATION = 4,             /* the first; each fork adds as many */
+};
+
 /* A lock, without its futex. */
 typedef struct {
     const State *state;         /* I */
-    atomic_uint *word;          /* I: 0 free, 1 held, 2 held and a thread waits */
+    atomic_uint *word;          /* I */
     unsigned rank;              /* I */
     _Atomic(Thread *) owner;    /* L to change; any thread may check whether it is the owner */
     unsigned epoch;             /* F: a section that began in another epoch is the parent's */
@@ -39,50 +46,56 @@ typedef struct {
     PyObject *woken[MAX_WOKEN]; /* L */
 } Guard;
 
-/* In the child of a fork, until cmwq's own hook has made all locks free: whoever holds one of them, other than this
-   thread, is not in this process.  Hooks that come before ours may call us. */
-static atomic_bool holders_are_gone;
+/* Hooks of others that come before ours in the child of a fork may call us, and may start threads that do, while locks
+   are still as the parent's threads left them.  So a lock says in which process it was taken: of one that was taken in
+   an earlier process the holder is gone, unless it is the thread that forked. */
+static unsigned generation = GENERATION;    /* of this process; changed while it has only one thread */
+static Thread *survivor;                    /* the thread that made this process; NULL: it had never taken a lock */
 
 static void note_fork(void)
 {
-    atomic_store(&holders_are_gone, true);
+    generation += GENERATION;
+    survivor = this_thread;
 }
 
-static PyObject *fork_is_over(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
+/* Was the lock, whose word was this, left by a thread that is not in this process? */
+static bool is_left_over(const Guard *guard, unsigned word)
 {
-    atomic_store(&holders_are_gone, false);
-    Py_RETURN_NONE;
+    return word / GENERATION != generation / GENERATION &&
+           (!survivor || atomic_load_explicit(&guard->owner, memory_order_relaxed) != survivor);
 }
 
 /* Take the lock.  It is taken only while the GIL is held: a thread that got it and then waited for the GIL would stop
    the thread that holds the GIL at its next item, and two workers would alternate, at four switches per item. */
-static void word_acquire(atomic_uint *word)
+static void word_acquire(const Guard *guard)
 {
-    unsigned value = 0;
-    if (atomic_compare_exchange_strong(word, &value, 1))
+    atomic_uint *word = guard->word;
+    unsigned value = 0, held = generation | HELD;
+    if (atomic_compare_exchange_strong(word, &value, held))
         return;
 #ifdef Py_GIL_DISABLED
     /* The holder runs on another CPU, and releases it within microseconds, in less time than two futex calls take.
        (With a GIL the holder would wait for the GIL, which this thread holds.) */
     for (int i = 0; i < LOCK_SPINS; i++) {
-        if (value == 2)
+        if (value & CONTENDED)
             break;                      /* other threads sleep for it already */
         spin_wait();
         value = atomic_load_explicit(word, memory_order_relaxed);
-        if (!value && atomic_compare_exchange_strong(word, &value, 1))
+        if (!value && atomic_compare_exchange_strong(word, &value, held))
             return;
     }
 #endif
-    while (atomic_exchange(word, 2) && !atomic_load_explicit(&holders_are_gone, memory_order_relaxed)) {
+    held |= CONTENDED;
+    while ((value = atomic_exchange(word, held)) && !is_left_over(guard, value)) {
         Py_BEGIN_ALLOW_THREADS
-        futex(word, FUTEX_WAIT, 2, NULL);
+        futex(word, FUTEX_WAIT, held, NULL);
         Py_END_ALLOW_THREADS
     }
 }
 
 static void word_release(atomic_uint *word)
 {
-    if (atomic_exchange(word, 0) == 2)
+    if (atomic_exchange(word, 0) & CONTENDED)
         futex(word, FUTEX_WAKE, 1, NULL);
 }
 
@@ -181,7 +194,7 @@ static bool guard_lock(Guard *guard, PyObject *whose)
                         "it would have to wait for itself");
         return false;
     }
-    word_acquire(guard->word);
+    word_acquire(guard);
     atomic_store_explicit(&guard->owner, me, memory_order_relaxed);
     note_rank(guard, me);
     if (guard->stained) {

@@ -202,13 +202,19 @@ static PyObject *guard_wake(Guard *guard, PyObject *parker)
     Py_RETURN_NONE;
 }
 
-/* In the child of a fork: make the lock free.  A frame that is within a section finds another epoch at its end. */
+/* In the child of a fork: make the lock free, unless a thread of the child itself holds it, which will release it.  A
+   frame that is within a section finds another epoch at its end. */
 static PyObject *guard_reinit(Guard *guard)
 {
+    unsigned value = atomic_load(guard->word);
+    do {
+        if (value && !is_held(guard) && !is_left_over(guard, value))
+            Py_RETURN_NONE;
+    } while (!atomic_compare_exchange_weak(guard->word, &value, generation | HELD | (value & CONTENDED)));
     guard->forgiven = is_held(guard) && guard->by_hand;
     guard_forget(guard);
     guard->epoch++;
-    atomic_store(guard->word, 0);
+    word_release(guard->word);
     Py_RETURN_NONE;
 }
 

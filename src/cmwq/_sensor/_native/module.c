@@ -59,8 +59,6 @@ static PyMethodDef functions[] = {
     {"set_name", set_name, METH_O, "set_name(text): the calling thread's name for top, ps and debuggers."},
     {"inside", inside, METH_NOARGS, "The ranks of the locks that this thread holds, a bit each."},
     {"defer", defer, METH_O, "defer(fn): call it once this thread holds no lock."},
-    {"fork_is_over", fork_is_over, METH_NOARGS,
-     "In the child of a fork: all locks of the parent have been made free. Until then one that is held is not waited for."},
     {"has_children", has_children, METH_NOARGS, "Has this process any child that it has not waited for yet?"},
     {"children_of", children_of, METH_VARARGS,
      "children_of(tid[, pid]): the children that a thread of this process, or of that one, has started."},
