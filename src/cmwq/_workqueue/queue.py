@@ -194,8 +194,8 @@ class WorkQueue(Gate):
 
         Either all calls are accepted or none; with `max_pending`, each is submitted on its own, as there is room.
         """
-        calls = list(zip(*iterables))  # noqa: B905  # as map() does
         self.refuse_coroutine_function(fn)
+        calls = list(zip(*iterables))  # noqa: B905  # as map() does
         if self._special or isinstance(fn, Work):
             return [self.submit(fn, *args) for args in calls]
         pwq = self._only or self.place_here()
