@@ -44,7 +44,7 @@ LAYERS = """
     _pool: observed, events, ring, figures, reasons, policy, item
     _core: config, checks, naming, records
     _host, _sensor
-    _core: ports, held, ranks, here, weakly, surely
+    _core: ports, held, ranks, here, weakly, surely, log
     _errors
 """
 """The order of modules, the highest first: a module imports only what stands further on. A package is one entry.
@@ -61,6 +61,7 @@ UPWARD = {
 """Imports that break a rule: the core points at no host and no sensor."""
 
 SYSTEM = {
+    ("_core/log.py", "threading"): "which thread is the main one, where signals raise",
     ("_workqueue/future.py", "threading"): "Condition, for those who insist on a standard future's",
     ("_workqueue/audience.py", "threading"): "the same",
     ("_pool/worker.py", "threading"): "local: the current thread's worker",
@@ -233,6 +234,14 @@ def test_the_core_meets_the_system_through_its_ports() -> None:
     system = {"threading", "_thread", "time", "signal", "select", "socket", "subprocess"}
     found = {(name_of(path), module) for path in CORE for module, _ in imported(path) if module in system}
     assert found == set(SYSTEM)
+
+
+def test_only_one_module_calls_the_standard_librarys_logging() -> None:
+    """Handlers of other people raise: `_core.log` says what that would end."""
+    for path in CODE.rglob("*.py"):
+        module = path.relative_to(CODE)
+        if module.parts[0] not in ("cli", "contrib") and module.parts != ("_core", "log.py"):
+            assert ("logging", "") not in set(imported(path)), module
 
 
 @with_documents

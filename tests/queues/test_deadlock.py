@@ -29,6 +29,22 @@ def test_F7_a_work_that_waits_for_its_own_queue(runtime: cmwq.Runtime, verb: str
     assert wq.submit(len, "it goes on").result(HANG) == 10
 
 
+def test_F7_a_callback_of_a_future_that_waits_for_its_own_queue(runtime: cmwq.Runtime, gate: Gate) -> None:
+    wq = cmwq.WorkQueue("mine", runtime=runtime)
+    told: list[str] = []
+
+    def culprit(_: object) -> None:
+        try:
+            wq.flush()
+        except cmwq.FlushDeadlock as exc:
+            told.append(str(exc))
+
+    wq.submit(gate).add_done_callback(culprit)
+    gate.open.set()
+    wq.flush(HANG)
+    assert told == ["a call that has ended of queue 'mine' flushes its own queue 'mine': it would wait for itself"]
+
+
 @pytest.mark.parametrize("verb", ["flush", "cancel_sync", "disable_sync"])
 def test_F7_a_work_that_waits_for_itself(runtime: cmwq.Runtime, verb: str) -> None:
     wq = cmwq.WorkQueue("mine", runtime=runtime)

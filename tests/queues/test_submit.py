@@ -128,6 +128,16 @@ def test_submit_many_is_all_or_none(universe: cmwq.Runtime) -> None:
     assert universe.snapshot().pools[0].started == 10
 
 
+def test_a_coroutine_function_is_refused_where_many_calls_are_submitted(universe: cmwq.Runtime) -> None:
+    wq = cmwq.WorkQueue("q", runtime=universe)
+
+    async def answer(_: object) -> None: ...
+
+    for submit in (wq.submit_many, wq.map):
+        with pytest.raises(TypeError, match="coroutine function"):
+            submit(answer, [1])
+
+
 def test_map_reads_as_far_ahead_as_buffersize(universe: cmwq.Runtime) -> None:
     wq = cmwq.WorkQueue("q", runtime=universe)
     read: list[int] = []
@@ -164,6 +174,25 @@ def test_map_left_early_cancels_what_has_not_begun(universe: cmwq.Runtime, gate:
     gate.open.set()
     wq.flush(HANG)
     assert ran == [0, 1]
+
+
+@pytest.mark.parametrize("buffersize", [None, 5])
+def test_map_left_before_its_first_result_cancels_what_has_not_begun(
+    universe: cmwq.Runtime, gate: Gate, buffersize: int | None
+) -> None:
+    wq = cmwq.WorkQueue("q", max_active=1, runtime=universe)
+    ran: list[int] = []
+
+    def item(n: int) -> None:
+        ran.append(n)
+        gate()
+
+    results = wq.map(item, range(10), buffersize=buffersize)
+    gate.await_arrivals(1)
+    del results
+    gate.open.set()
+    wq.flush(HANG)
+    assert ran == [0]
 
 
 def test_map_times_out(universe: cmwq.Runtime, gate: Gate) -> None:

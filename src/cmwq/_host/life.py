@@ -29,17 +29,16 @@ runtime, and then raises RuntimeError, possibly in the child of a fork. See `_co
 from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401  # before our hook is installed
-import logging
 import os
 import threading
 from typing import TYPE_CHECKING
 
+from cmwq._core import log
 from cmwq._core.weakly import Weakly
 
 if TYPE_CHECKING:
     from cmwq._workqueue.runtime import Runtime
 
-_log = logging.getLogger("cmwq")
 _runtimes: Weakly[Runtime] = Weakly()
 _over = False
 
@@ -63,7 +62,7 @@ def _at_exit() -> None:
         try:
             runtime.process_exits()
         except Exception:
-            _log.exception("%r could not be closed at exit", runtime)
+            log.exception("%r could not be closed at exit", runtime)
 
 
 def _after_fork() -> None:
@@ -71,7 +70,7 @@ def _after_fork() -> None:
         try:
             runtime.process_forked()
         except Exception:  # the other runtimes must still be notified
-            _log.exception("%r could not be freed of what its parent had queued", runtime)
+            log.exception("%r could not be freed of what its parent had queued", runtime)
 
 
 def _install() -> None:

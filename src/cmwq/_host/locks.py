@@ -38,7 +38,6 @@ Letters as in `_pool.pool`; here L is the lock itself, and S its own thread.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
@@ -47,13 +46,13 @@ from itertools import count
 from operator import attrgetter, call
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core import log
 from cmwq._core.held import accounts, watched
 from cmwq._errors import CmwqError, Reentered
 
 if TYPE_CHECKING:
     from cmwq._core import ports
 
-_log = logging.getLogger("cmwq")
 _nothing_in_c = int
 _MAX_RANK = 31
 _REENTERED = (
@@ -314,7 +313,7 @@ def _call(me: _Thread, number: int) -> None:
     except Exception:
         if returned or number in me.deferred:
             raise
-        _log.exception("deferred call %r raised", fn)
+        log.exception("deferred call %r raised", fn)
 
 
 def py_inside() -> int:

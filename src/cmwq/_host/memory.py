@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,6 +81,7 @@ def _tightest(limits: tuple[Limit, ...]) -> Memory | None:
     return min((each for each in (*seen, _machine()) if each is not None), key=_left, default=None)
 
 
+@cache  # for the process: without a GIL the classes that ctypes makes for it are kept for ever
 def _malloc_trim() -> Callable[[int], object] | None:
     """glibc's function that gives free memory back to the system; None: there is none.
 

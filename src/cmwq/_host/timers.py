@@ -43,7 +43,6 @@ Letters: I as in `_pool.pool`; T: `_lock` held.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import threading
 import time
@@ -54,6 +53,7 @@ from itertools import count
 from operator import call
 from typing import TYPE_CHECKING
 
+from cmwq._core import log
 from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
 from cmwq._core.surely import surely
@@ -70,7 +70,6 @@ try:
 except ImportError:  # no compiler was there
     _Parker = LockParker  # type: ignore[assignment,misc]
 
-_log = logging.getLogger("cmwq")
 _TOLERATED = 64
 """This many cancelled entries may stay even if they are most of the heap; else a small heap would always be
 compacted."""
@@ -315,4 +314,4 @@ def _fire(timer: Timer) -> None:
 
 def _log_failure(what: str) -> None:
     with contextlib.suppress(BaseException):  # a handler, a filter or a repr() must not end them, either
-        _log.exception(what)
+        log.exception(what)

@@ -13,13 +13,13 @@ its function has been a hog. The letters are those of `pool`.
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 from weakref import ref
 
+from cmwq._core import log
 from cmwq._core.held import holding, outside
 from cmwq._errors import ThreadLimit
 from cmwq._pool import events, lane
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.worker import Worker
 
-_log = logging.getLogger("cmwq")
 
 REMEMBERED = 4096
 """How many functions have their reports counted. New functions may keep coming (the lambdas of a notebook), so the
@@ -207,7 +206,7 @@ class HogReports:
             del self._counts[next(iter(self._counts))]
         self._counts[key] = count
         if count & (count - 1) == 0:
-            _log.info(
+            log.info(
                 "queue %r: %s used the CPU for more than %g ms without blocking, %d times so far; "
                 "consider a queue with cpu_intensive=True",
                 *key,

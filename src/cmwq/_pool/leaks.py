@@ -8,15 +8,14 @@ CPUs that come and go change affinities, too. A lock that a work acquired and ke
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
+from cmwq._core import log
 from cmwq._core.held import not_holding
 
 if TYPE_CHECKING:
     from cmwq._pool.worker import Worker
 
-_log = logging.getLogger("cmwq")
 
 LEAKS_PERIOD = 0.05
 """Seconds at least between two checks of a worker that goes idle."""
@@ -74,4 +73,4 @@ def _report_leak(worker: Worker, what: str, *, undone: bool) -> None:
     if leak not in told and len(told) < MAX_LEAKS:
         told.add(leak)
         then = "it was undone" if undone else "to undo it is not permitted here"
-        _log.warning("a work of queue %r changed %s and left it so on its worker's thread; %s", *leak, then)
+        log.warning("a work of queue %r changed %s and left it so on its worker's thread; %s", *leak, then)

@@ -8,10 +8,10 @@ worker, the thread that starts the pool, or the timer. The letters are those of 
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cmwq._core import log
 from cmwq._core.held import holding, not_holding, outside
 from cmwq._core.surely import surely
 from cmwq._errors import ThreadLimit
@@ -23,8 +23,6 @@ from cmwq._pool.worker_thread import worker_thread
 if TYPE_CHECKING:
     from cmwq._core.ports import Thread
     from cmwq._pool.pool import WorkerPool
-
-_log = logging.getLogger("cmwq")
 
 
 class Office:
@@ -158,7 +156,7 @@ class Office:
         except ThreadLimit as exc:
             return str(exc)
         except Exception as exc:
-            _log.exception("pool %s could not create a worker", self._pool.name)
+            log.exception("pool %s could not create a worker", self._pool.name)
             return repr(exc)
         return None
 

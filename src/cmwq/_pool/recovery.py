@@ -7,9 +7,9 @@ was. The worker goes on; if it cannot, another takes its place after the cool-do
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
+from cmwq._core import log
 from cmwq._core.held import holding, not_holding
 from cmwq._errors import CmwqError
 from cmwq._pool import blocking, events
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.worker import Worker
 
-_log = logging.getLogger("cmwq")
-
 
 def recover(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
     """Handle an exception that is not a work's: the worker puts down what it had, and becomes idle.
@@ -31,7 +29,7 @@ def recover(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
     put_down(pool, worker, exc)
     with pool.lock:
         worker.ended()  # if this raises, the worker dies
-    _log.warning("%r was interrupted by %s, and goes on", worker, in_words(exc))
+    log.warning("%r was interrupted by %s, and goes on", worker, in_words(exc))
 
 
 def put_down(pool: WorkerPool, worker: Worker, exc: BaseException) -> None:
@@ -86,7 +84,7 @@ def mourn(worker: Worker, exc: BaseException) -> None:
     put_down(pool, worker, exc)
     pool.stats.deaths += 1
     if pool.stats.deaths & (pool.stats.deaths - 1) == 0:
-        _log.error("%r died, and another takes its place; %d did so far", worker, pool.stats.deaths, exc_info=exc)
+        log.error("%r died, and another takes its place; %d did so far", worker, pool.stats.deaths, exc_info=exc)
 
 
 @not_holding("pool.lock")

@@ -17,13 +17,13 @@ rescuer, or its worker, goes on: `hopeless`. The letters are those of `pool`.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 from weakref import ref
 
+from cmwq._core import log
 from cmwq._core.held import holding, not_holding, outside
 from cmwq._core.surely import surely
 from cmwq._errors import CmwqError, ThreadLimit
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.wait import Target
 
-_log = logging.getLogger("cmwq")
 
 PATIENCE = 10
 """After this many refusals in a row, with a cool-down between each, a work that waits on a worker expects no thread any
@@ -182,7 +181,7 @@ class Rescuer:
             recover(worker.pool, worker, exc)
             self._retire(worker)
         else:
-            _log.warning("rescuer %s was interrupted by %s, and goes on", self.name, in_words(exc))
+            log.warning("rescuer %s was interrupted by %s, and goes on", self.name, in_words(exc))
 
     def _retire(self, worker: Worker) -> None:
         """Leave the pool that it has helped."""

@@ -5,12 +5,12 @@ What the thread does is in `worker_thread`. The letters are those of `pool`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from threading import local
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cmwq._core import log
 from cmwq._core.held import holding, not_holding, outside
 from cmwq._core.records import WorkerRecord
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from cmwq._pool.ring import Recorder
     from cmwq._workqueue.phase import Phase
 
-_log = logging.getLogger("cmwq")
 T = TypeVar("T")
 
 RESCUER = -1
@@ -155,7 +154,7 @@ def attempt(pool: WorkerPool, what: str, step: Callable[[], T]) -> T | None:
     except Exception as exc:
         if what not in pool.stats.lacks:
             pool.stats.lacks.add(what)
-            _log.warning("pool %s: a worker could not %s (%s), and works all the same", pool.name, what, in_words(exc))
+            log.warning("pool %s: a worker could not %s (%s), and works all the same", pool.name, what, in_words(exc))
     return None
 
 

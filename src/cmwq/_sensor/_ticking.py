@@ -34,13 +34,13 @@ Letters as in `_pool.pool`; T: the tick thread alone; A: each change is one atom
 from __future__ import annotations
 
 import enum
-import logging
 import os
 import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from cmwq._core import log
 from cmwq._core.held import outside
 from cmwq._core.ranks import Rank
 from cmwq._errors import ThreadLimit
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.worker import Worker
 
-_log = logging.getLogger("cmwq")
 
 RELOOK = 4
 """How many workers believed asleep one look visits."""
@@ -184,10 +183,10 @@ class TickingSensor:
                     self._tick_until_stopped()
                 except BaseException:  # SystemExit too: what others raise in it must not end a sensor
                     with suppress(BaseException):
-                        _log.exception("the tick of sensor %s raised", self.name)
+                        log.exception("the tick of sensor %s raised", self.name)
         except BaseException:
             with suppress(BaseException):
-                _log.exception("the tick of sensor %s ended, and has a successor", self.name)
+                log.exception("the tick of sensor %s ended, and has a successor", self.name)
         finally:
             self._post.release()
             if not self._stopped:

@@ -7,7 +7,6 @@ has an audience only if somebody waits. The letters are those of `pool`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
 from contextlib import suppress
@@ -16,13 +15,13 @@ from operator import call, methodcaller
 from threading import Condition
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core import log
 from cmwq._core.held import outside
 from cmwq._pool.worker import current_worker
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Parker
 
-_log = logging.getLogger("cmwq")
 
 ORPHANED = 2.0
 """Seconds: the lock of an event that nobody releases for so long is held by nobody."""
@@ -173,5 +172,5 @@ def is_to_be_raised(exc: BaseException, future: Any) -> bool:
     """Must this exception of a callback be raised, as Ctrl-C in the main thread? All others are only logged (B4)."""
     if not isinstance(exc, Exception) and current_worker() is None:
         return True
-    _log.error("exception calling callback for %r", future, exc_info=exc)
+    log.error("exception calling callback for %r", future, exc_info=exc)
     return False

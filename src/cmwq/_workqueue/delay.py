@@ -7,10 +7,10 @@ result are told. The letters are those of `pool`; W: work._lock.
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from cmwq._core import log
 from cmwq._core.held import holding, outside
 from cmwq._errors import CmwqError
 from cmwq._workqueue.queued import Queued
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.work import Work
     from cmwq._workqueue.work_future import WorkFuture
-
-_log = logging.getLogger("cmwq")
 
 
 class Delay:
@@ -194,7 +192,7 @@ class Delay:
             except CmwqError as exc:
                 refusal = exc
         if refusal is not None:
-            _log.warning("%r is not run: %s", work, refusal)
+            log.warning("%r is not run: %s", work, refusal)
             self.drop()
 
     def _next_context(self) -> Context | None:

@@ -6,11 +6,11 @@ the queue was empty on all its pools at one moment. Nothing that a closing queue
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cmwq._core import log
 from cmwq._core.naming import name_of
 from cmwq._core.surely import surely
 from cmwq._errors import CmwqError
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.wait import Steps
 
-_log = logging.getLogger("cmwq")
 
 DRAIN_ROUNDS = 10
 """F3: a drain logs a warning after so many rounds, and then at every hundredth."""
@@ -80,7 +79,7 @@ def end_delays(queue: WorkQueue, delayed: str | None = None) -> None:
         elif delay.cancel() and not delay.repeats:  # what a periodic work has queued already runs
             lost.append(name_of(delay.work._fn))
     if lost and delayed != "cancel":
-        _log.warning(
+        log.warning(
             "queue %r closes, and delayed works whose time has not come are not run: %s%s",
             queue.name,
             few(lost),
@@ -102,7 +101,7 @@ def _empty_steps(queue: WorkQueue, what: str) -> Steps[None]:
                 return
             continue
         if rounds == DRAIN_ROUNDS or (rounds and rounds % 100 == 0):
-            _log.warning(
+            log.warning(
                 "%s of queue %r is not done after %d rounds: its works queue new ones", what, queue.name, rounds
             )
         rounds += 1

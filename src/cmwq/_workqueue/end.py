@@ -15,11 +15,10 @@ executors cannot queue others at exit, because their users expect what the stand
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cmwq._core import checks
+from cmwq._core import checks, log
 from cmwq._core.naming import name_of
 from cmwq._core.surely import surely
 from cmwq._errors import Abandoned, CmwqTimeout, FlushDeadlock
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from cmwq._pool.worker import Worker
     from cmwq._workqueue.runtime import Runtime
 
-_log = logging.getLogger("cmwq")
 
 LAST_CALL = 1.0
 """Seconds that threads without work may take to end, where time is limited."""
@@ -107,7 +105,7 @@ def _finish(runtime: Runtime, deadline: float | None, chains_until: float | None
 def _seal(runtime: Runtime) -> None:
     for queue in runtime.queues():
         if queue.seal():
-            _log.warning(
+            log.warning(
                 "works of queue %r still queue new ones %g s after the interpreter was to end: refused from now on",
                 queue.name,
                 runtime.config.exit_grace,
@@ -194,7 +192,7 @@ def _abandon(runtime: Runtime, seconds: float) -> None:
     with surely(leave), surely(leave):
         pass
     for line in report.values():
-        _log.warning("%s", line)
+        log.warning("%s", line)
 
 
 def _leave(runtime: Runtime, seconds: float, report: dict[Item | str, str]) -> None:

@@ -208,7 +208,9 @@ class Future(cf.Future[T], FutureRecord):
         self.phase.retire()
 
     def describe(self) -> str:
-        return f"call {name_of(self.function)} of queue {self.queue.name!r}"
+        function = self.function
+        name = "a call that has ended" if function is None else f"call {name_of(function)}"
+        return f"{name} of queue {self.queue.name!r}"
 
     def _note_unfetched(self, exc: BaseException) -> None:
         """Remember the exception for `on_unfetched`, which is called if nobody looks at it."""

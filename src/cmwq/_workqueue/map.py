@@ -51,12 +51,15 @@ def map_calls(
     else:
         ahead = deque(submit(fn, *args) for args in islice(calls, buffersize))
     rest = None if buffersize is None else _Rest(calls, fn, submit)
-    return _results(ahead, rest, limit)
+    results = _results(ahead, rest, limit)
+    next(results)  # to within its `try`: leaving it cancels from now on, also before the first result is taken
+    return results
 
 
 # A generator of its own, so that submitting begins at the call of `map_calls` and not at the first result.
 def _results(ahead: deque[cf.Future[T]], rest: _Rest[T] | None, limit: _Limit | None) -> Iterator[T]:
     try:
+        yield None  # type: ignore[misc]  # to `map_calls`
         while ahead:
             if rest is None:
                 yield take(ahead, _result_of, limit)  # in no variable: it lives as long as the caller wants

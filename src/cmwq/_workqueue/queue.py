@@ -7,13 +7,12 @@ drains and closes; waits are written as steps (`wait`). The letters are those of
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context, copy_context
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from cmwq._core import checks
+from cmwq._core import checks, log
 from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
 from cmwq._errors import FlushDeadlock, Reentered, ThreadLimit
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_log = logging.getLogger("cmwq")
 
 
 class WorkQueue(Gate):
@@ -196,8 +194,8 @@ class WorkQueue(Gate):
 
         Either all calls are accepted or none; with `max_pending`, each is submitted on its own, as there is room.
         """
-        calls = list(zip(*iterables))  # noqa: B905  # as map() does
         self.refuse_coroutine_function(fn)
+        calls = list(zip(*iterables))  # noqa: B905  # as map() does
         if self._special or isinstance(fn, Work):
             return [self.submit(fn, *args) for args in calls]
         pwq = self._only or self.place_here()
@@ -345,9 +343,9 @@ class WorkQueue(Gate):
             if self._on_error is not None:
                 self._on_error(work, exc)
             else:
-                _log.error("%r of queue %r raised", work, self.name, exc_info=exc)
+                log.error("%r of queue %r raised", work, self.name, exc_info=exc)
         except BaseException:
-            _log.exception("on_error of queue %r raised while it dealt with %r of %r", self.name, exc, work)
+            log.exception("on_error of queue %r raised while it dealt with %r of %r", self.name, exc, work)
 
     # ------------------------------------------------------------------------------- waiting
 

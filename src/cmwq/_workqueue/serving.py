@@ -33,11 +33,10 @@ work's lock.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from cmwq._core import checks
+from cmwq._core import checks, log
 from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
 from cmwq._core.ranks import Rank
@@ -59,7 +58,6 @@ if TYPE_CHECKING:
     Call: TypeAlias = Callable[[], object]
     Source: TypeAlias = Callable[[], Call | None]
 
-_log = logging.getLogger("cmwq")
 
 BACKOFF = 0.1
 """Seconds until a source that raised is asked again; doubled each time it raises again."""
@@ -154,7 +152,7 @@ class Serving:
             try:
                 on_stop()
             except Exception:
-                _log.exception("on_stop of a source of queue %r raised", self._wq.name)
+                log.exception("on_stop of a source of queue %r raised", self._wq.name)
         self._on_stop = None  # after the call: if that is interrupted, the next `stop` repeats it
 
     def wait(self, timeout: float | None = None) -> None:
@@ -314,9 +312,7 @@ class Serving:
 
     def _say_that_it_failed(self, error: BaseException, pause: float) -> None:
         name = name_of(self.source)
-        _log.error(
-            "source %s of queue %r raised; it is asked again in %g s", name, self._wq.name, pause, exc_info=error
-        )
+        log.error("source %s of queue %r raised; it is asked again in %g s", name, self._wq.name, pause, exc_info=error)
 
     @holding("self._lock")
     def _pause(self) -> float:
@@ -372,7 +368,7 @@ class Serving:
     def lose(self, ask: Ask, why: str) -> None:
         """Report that what the source gave is not run, so that somebody may give it back."""
         name = name_of(ask.answers[0])
-        _log.error("call %s that a source gave to queue %r is not run: %s", name, self._wq.name, why)
+        log.error("call %s that a source gave to queue %r is not run: %s", name, self._wq.name, why)
         with self._lock:
             self._calls.discard(ask)
             self._tell()

@@ -10,7 +10,6 @@ started. So no pool is missed.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -19,7 +18,7 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING
 
-from cmwq._core import checks
+from cmwq._core import checks, log
 from cmwq._core.held import holding, outside
 from cmwq._errors import Reentered
 from cmwq._pool.events import Event, Kind, Note, Tap, name_of_pool, note, note_counts
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from cmwq._workqueue.report import Stall
     from cmwq._workqueue.runtime import Runtime
 
-_log = logging.getLogger("cmwq")
 
 LIMIT = 10_000
 """How many events a subscription keeps until they are taken, by default."""
@@ -226,7 +224,7 @@ class Subscription:
         """
         thread = self.thread
         if thread is not None and thread.is_alive() and self.buffer and self._ident != get_ident():
-            _log.warning("%r: its callback is too slow, and %d events are not told", self, len(self.buffer))
+            log.warning("%r: its callback is too slow, and %d events are not told", self, len(self.buffer))
             self.buffer.clear()
 
     def _run(self) -> None:
@@ -243,7 +241,7 @@ class Subscription:
             except BaseException:
                 if self.over:
                     return
-                _log.exception("%r was interrupted, and goes on", self)
+                log.exception("%r was interrupted, and goes on", self)
 
     def _deliver_until_over(self, parker: Parker) -> None:
         while True:
@@ -262,9 +260,9 @@ class Subscription:
         except BaseException:
             self._failures += 1
             if self._failures & (self._failures - 1) == 0:
-                _log.exception("%r: its callback raised, %d times in a row so far", self, self._failures)
+                log.exception("%r: its callback raised, %d times in a row so far", self, self._failures)
             if self._failures >= MAX_FAILURES:
-                _log.error("%r: its callback raised %d times in a row, and is called no more", self, self._failures)
+                log.error("%r: its callback raised %d times in a row, and is called no more", self, self._failures)
                 self._events.drop(self)
                 self.buffer.clear()
         else:

@@ -13,15 +13,14 @@ object dies when the thread that made it goes on (here the worker, with its next
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from sys import is_finalizing
 from typing import TYPE_CHECKING
 
+from cmwq._core import log
+
 if TYPE_CHECKING:
     from cmwq._workqueue.runtime import Runtime
-
-_log = logging.getLogger("cmwq")
 
 
 class Unfetched:
@@ -53,4 +52,4 @@ class Unfetched:
             hook(self._name, self._exception)
         except BaseException:
             if not is_finalizing():  # else what the hook needs may be gone
-                _log.exception("on_unfetched raised while it dealt with %s", self._name)
+                log.exception("on_unfetched raised while it dealt with %s", self._name)

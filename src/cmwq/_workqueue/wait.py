@@ -22,12 +22,11 @@ timer that tries to create a thread, each time that is refused. See `rescuer.hop
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Generator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from cmwq._core import checks
+from cmwq._core import checks, log
 from cmwq._core.held import outside
 from cmwq._core.ranks import Rank
 from cmwq._core.surely import surely
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.runtime import Runtime
 
-_log = logging.getLogger("cmwq")
 T = TypeVar("T")
 
 
@@ -189,7 +187,7 @@ class Waits:
         pair = item.queue.name, target.queue.name
         if pair not in self._warned and len(self._warned) < MAX_WARNED:
             self._warned.add(pair)
-            _log.warning(
+            log.warning(
                 "%s, which has a rescuer, %s; but queue %r has none, and without threads this waits for ever (F7)",
                 item.describe(),
                 target.describe_wait(),

@@ -15,12 +15,12 @@ that calls `begin` anew; a worker that was woken before is seen. The letters are
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from cmwq._core import log
 from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
 from cmwq._errors import ThreadLimit
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from cmwq._pool.worker import Worker
     from cmwq._workqueue.runtime import Runtime
 
-_log = logging.getLogger("cmwq")
 
 SOON = 0.05
 """Seconds until the first look after a rest: CPUs may have changed meanwhile."""
@@ -144,13 +143,13 @@ class Watchdog:
             runtime.hotplug.check()
         except Exception:
             busy = True
-            _log.exception("the CPUs could not be looked at")
+            log.exception("the CPUs could not be looked at")
         for pool in runtime.pools():
             try:
                 busy |= self._look_at(pool, elapsed)
             except Exception:
                 busy = True
-                _log.exception("pool %s could not be looked at", pool.name)
+                log.exception("pool %s could not be looked at", pool.name)
         if busy:
             self.begin()
 
@@ -208,13 +207,13 @@ class Watchdog:
         stall = event.stall
         assert stall is not None
         text = str(stall)
-        _log.warning("%s", text)
+        log.warning("%s", text)
         self.recent.append(StallView(self._runtime.host.epoch(), stall.over, text, event.pool, stall.queue))
         if self.on_stall is not None:
             try:
                 self.on_stall(stall)
             except BaseException:
-                _log.exception("on_stall raised")
+                log.exception("on_stall raised")
 
 
 @holding("pool.lock")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import select
 import socket
@@ -25,9 +24,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from cmwq._core import log
 from cmwq.observing import places
-
-_log = logging.getLogger("cmwq")
 
 VERSION = 1
 MOST_CLIENTS = 32
@@ -111,7 +109,7 @@ class Answering:
             except BaseException:
                 self._failures += 1
                 if self._failures & (self._failures - 1) == 0:
-                    _log.exception("the monitor was interrupted, and goes on")
+                    log.exception("the monitor was interrupted, and goes on")
                 with suppress(BaseException):
                     self.close()
                     going_on = not readable(self._wake, RESPITE) and self._is_whole()
@@ -241,7 +239,7 @@ class Answering:
         try:
             answer = self._answer_to(question)
         except Exception as error:
-            _log.debug("the monitor could not answer", exc_info=True)
+            log.debug("the monitor could not answer", exc_info=True)
             answer = _error(f"it could not be found out: {type(error).__name__}: {error}")
         self._give(client, answer)
 

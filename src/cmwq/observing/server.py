@@ -12,7 +12,6 @@ CMWQ_MONITOR, is logged, and harms nothing.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import sys
 import threading
@@ -20,6 +19,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core import log
 from cmwq._errors import CmwqError
 from cmwq._host import interpreters
 from cmwq._host.threads import HostThread
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from cmwq._core.ports import Thread
 
-_log = logging.getLogger("cmwq")
 
 NAME = "cmwq/monitor"
 """Of the thread."""
@@ -122,7 +121,7 @@ class Server:
         try:
             self._listen()
         except OSError as error:
-            _log.warning("the child of a fork has no monitor: %s", error)
+            log.warning("the child of a fork has no monitor: %s", error)
             return
         self._run()
 
@@ -142,7 +141,7 @@ class Server:
                 try:
                     self._listen()
                 except OSError as error:
-                    _log.warning("the program has closed the monitor's descriptors, and there is none now: %s", error)
+                    log.warning("the program has closed the monitor's descriptors, and there is none now: %s", error)
                     return
 
     def stop(self, patience: float) -> None:
@@ -222,7 +221,7 @@ class _State:
             own.start_soon()
             self.server = own
         except (RuntimeError, OSError) as error:
-            _log.warning("the child of a fork has no monitor: %s", error)
+            log.warning("the child of a fork has no monitor: %s", error)
 
 
 _state = _State()
@@ -249,7 +248,7 @@ def begin_or_log(asked_by: str) -> None:
     try:
         begin()
     except (CmwqError, OSError, ValueError) as error:
-        _log.warning("%s, and there is no monitor: %s", asked_by, error)
+        log.warning("%s, and there is no monitor: %s", asked_by, error)
 
 
 # ------------------------------------------------------------------------------- what it answers

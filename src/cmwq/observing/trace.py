@@ -17,7 +17,6 @@ all of them.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import signal
 import sys
@@ -30,7 +29,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from cmwq._core import checks
+from cmwq._core import checks, log
 from cmwq._core.naming import name_of
 from cmwq._errors import CmwqError, ForeignProcess, ThreadLimit
 from cmwq._pool.events import name_of_pool
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from cmwq._pool.pool import WorkerPool
     from cmwq._workqueue.runtime import Runtime
 
-_log = logging.getLogger("cmwq")
 
 LIMIT = 100_000
 """How many records of each sort are kept by default. They take about 30 MB at most."""
@@ -160,7 +158,7 @@ class Trace:
         try:
             self.write(path)
         except (OSError, MemoryError, CmwqError) as error:
-            _log.error("the trace %s could not be written: %s", path, _reason(error))
+            log.error("the trace %s could not be written: %s", path, _reason(error))
 
     def _start_writer(self) -> None:
         """Start the thread that writes. Raises ThreadLimit."""
@@ -178,7 +176,7 @@ class Trace:
             try:
                 self._write_quietly(path)
             except Exception:
-                _log.exception("the trace %s could not be written", path)
+                log.exception("the trace %s could not be written", path)
 
     def _stalled(self) -> None:
         number = next(self._stalls)
@@ -401,7 +399,7 @@ def begin_from_environment() -> None:
     try:
         _begin(_marked(Path(path), own) if shared else Path(path))
     except (OSError, CmwqError) as error:  # the folder in which the process is does not exist any more
-        _log.error("CMWQ_TRACE: there is no trace %s: %s", path, _reason(error))
+        log.error("CMWQ_TRACE: there is no trace %s: %s", path, _reason(error))
         return
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_begin_in_child)

@@ -30,7 +30,7 @@
     _(Future) _(Queued) _(Work) _(Phase) _(LISTED) _(BEGUN) _(ENDED) _(result) _(insert) _(insert_many)              \
     _(insert_later) _(submit_specially) _(submit_many) _(queue) _(queue_specially) _(queue_later) _(process_works)   \
     _(goes_on) _(set_aside) _(begin_on_record) _(over) _(announce) _(execute_specially) \
-    _(breathe) _(be_watched)
+    _(breathe) _(be_watched) _(refuse_coroutine_function)
 
 typedef struct {
 #define FIELD(name) PyObject *name;

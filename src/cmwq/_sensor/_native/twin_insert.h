@@ -325,6 +325,9 @@ static PyObject *queue_submit_many(PyObject *self, PyObject *const *args, Py_ssi
         return NULL;
     if (special)
         return call_with_self(twin.submit_many, self, args, number);
+    PyObject *looked_at[] = {self, args[0]};
+    if (call_void(twin.refuse_coroutine_function, looked_at, 2))
+        return NULL;
     PyObject *elements = elements_of(args + 1, number - 1);
     PlaceRecord *pwq = elements ? place_of(wq) : NULL;
     PyObject *futures = pwq ? new_futures(args[0], elements, number != 2) : NULL;
