@@ -133,6 +133,9 @@ def test_each_item_may_be_a_command_line(cli: Cli) -> None:
         (["--retries", "-1", "a", "--", "echo"], 2, "retries"),
         (["--timeout", "0", "a", "--", "echo"], 2, "'0' is not a time"),
         (["--max-active", "0", "a", "--", "echo"], 2, "'0' is not a number"),
+        (["--max-active", "2147483648", "a", "--", "echo"], 2, "'2147483648' is too large: at most 2147483647"),
+        (["--retries", "9" * 5000, "a", "--", "echo"], 2, "999...' is too large: at most 2147483647"),
+        (["--halt", "now=" + "9" * 5000, "a", "--", "echo"], 2, "999...' is too large: at most 2147483647"),
         (["--line-buffer", "--unordered", "a", "--", "echo"], 2, "not allowed with"),
         (["--shell", "a", "--", "echo \\{}"], 2, "backslash"),
         (["--resume", ".", "a", "--", "echo"], 2, "log '.': Is a directory"),
@@ -148,6 +151,7 @@ def test_what_cannot_be_done_is_one_line_and_a_status(
     (line,) = done.stderr.decode().splitlines()
     assert line.startswith("cmwq exec: error: ")
     assert message in line
+    assert len(line) < 300
     assert done.stdout == b""
 
 

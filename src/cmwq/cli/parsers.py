@@ -198,9 +198,9 @@ items      Arguments, or the lines of FILEs or of standard input, empty lines to
            file name is taken for one; for an item that begins with a dash use a file, or ./-x.
 how many   As many processes as the CPUs can use: another is begun when one waits, and none while
            enough of them compute. --max-active is for what else can be used up.
---shell    The words are joined to a line for /bin/sh. Placeholders need no quotes: each is a variable
-           to the shell, which never reads an item as a part of its program. Where it would do so
-           nevertheless, as in arithmetic, or where that can't be told, a placeholder is refused.
+--shell    The words are joined to a line for /bin/sh. Placeholders need no quotes: to the shell
+           each is a variable, and it never reads an item as a part of its program. Where it would
+           do so, as in arithmetic, or where that can't be told, a placeholder is refused.
 output     stdout and stderr of a command appear when it has ended, each in one piece, in the order
            of the items. Commands read nothing from standard input. A command has ended when its
            process has, and nothing that it left behind has its stdout or stderr open. What waits

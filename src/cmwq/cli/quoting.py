@@ -141,6 +141,8 @@ class Reader:
             return 0
         if character in "`\\" and kind != COMMENT and self._in_backquotes(text, index):
             return self._lose("a backslash or quotes within `...` (write $(...))")
+        if character in "`$" and self._commands().redirected == "<<":
+            return self._lose("a here-document (<<)")
         if kind in (SINGLE, ESCAPES, COMMENT):
             return self._skip(text, index, kind)
         if character == "\\":
@@ -241,7 +243,7 @@ class Reader:
             return 1
         self._end_word()
         if frame.kind != PARENTHESES:
-            return self._lose("a ) that nothing opened")
+            raise Refusal("the line for the shell has a ) that nothing opened, or opened in a way that can't be told")
         self._stack.pop()
         outer = self._stack[-1]
         outer.first = outer.first or not outer.word  # (...) or f(), and not $(...)
