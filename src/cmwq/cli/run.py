@@ -10,7 +10,8 @@ up, a signal is noticed.
 Guarantees: an outcome is in the log before it is on stdout. Nothing is read before it can be carried out. How much is
 between being read and being printed is bounded (`window`), whatever the input's length. An item is carried out at most
 once per run, retries aside. When the run ends early, no new item starts; the log has all items that completed, and
-stdout those that were in turn, except for items that end after the grace. If cmwq runs out of memory the run ends.
+stdout those that were in turn, except for items that end after the grace; stderr names all that failed, in turn or not,
+unless the reader of stdout went away. If cmwq runs out of memory the run ends.
 """
 
 from __future__ import annotations
