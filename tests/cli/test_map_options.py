@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 from cmwq.cli.items import Source
@@ -53,7 +54,38 @@ def test_halt_soon_and_now(cli: Cli, folder: Path) -> None:
     assert 5 <= (folder / "effects").read_bytes().count(b"\n") < 12
     done = cli("map", "--halt", "now", "flaky:good_or_stuck", "a", "bad")
     assert done.returncode == 1
-    assert b"cmwq map: halted after a failure: " in done.stderr
+    failure, halted, *_ = done.stderr.splitlines()
+    assert failure == b"cmwq map: item 2 'bad': ValueError: no"  # whose turn never came
+    assert halted.startswith(b"cmwq map: halted after a failure: ")
+    assert done.stderr.count(b"item 2 'bad'") == 1
+
+
+def test_a_failure_out_of_turn_is_named_once_at_any_end(cli: Cli, folder: Path) -> None:
+    """The writer names it, or the last words do, whoever comes first."""
+    (folder / "flaky.py").write_text(FLAKY)
+    script = """
+import os, signal, threading, time
+from cmwq.cli import run
+real = run.Run.heed_failure
+def heed(self, outcome):
+    real(self, outcome)
+    os.kill(os.getpid(), signal.SIGTERM)
+run.Run.heed_failure = heed
+import sys
+from cmwq.cli import main
+sys.exit(main())
+"""
+    done = cli("map", "flaky:good_or_stuck", "a", "bad", code=("-c", script))
+    assert done.returncode == -signal.SIGTERM
+    assert done.stderr == b"cmwq map: item 2 'bad': ValueError: no\n"
+    done = cli("map", "--unordered", "--halt", "now", "flaky:good_or_stuck", "a", "bad")
+    assert done.stderr.count(b"item 2 'bad'") == 1
+
+
+def test_a_number_that_is_too_large_is_one_line(cli: Cli) -> None:
+    done = cli("map", "--max-active", "2147483648", "targets:same", "a")
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    assert b"'2147483648' is too large: at most 2147483647" in done.stderr
 
 
 def test_max_active_and_summary(cli: Cli, folder: Path) -> None:

@@ -1,10 +1,11 @@
 """From an item to a command: placeholders, and the quoting of a shell's line.
 
 Guarantees: an item is never part of a program. Without a shell it is an argument or a part of one, whatever it
-contains. With a shell it is a positional parameter: the line has "${1}" where the user wrote {}, so nothing in an item
-is executed, however the line is quoted. Bytes that are not UTF-8 arrive as they were.
+contains. With a shell it is the value of a variable: the line has "${_cmwq_1}" where the user wrote {}, so nothing in
+an item is executed, however the line is quoted. Where a shell would read a variable's value once more, or where that
+can't be told, a placeholder is refused. Bytes that are not UTF-8 arrive as they were.
 
-`shown` is for people: what one would type. It is not what is executed.
+`shown` is for people: what one would type, and a shell that reads it does the same.
 """
 
 from __future__ import annotations
@@ -15,9 +16,18 @@ import shlex
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from cmwq.cli.output import Refusal
+from cmwq.cli.quoting import SINGLE, Reader
 
 SHELL = "/bin/sh"
+_VARIABLE = "_cmwq_"  # and a number; not exported
+_HARMLESS = re.compile(r"[\w./:=,@%+-]+", re.ASCII)  # within a word, and within any quotes
+_ENDS_PLAINLY = re.compile(r"[\w./:,@%+-]*(?:[ \t\n;|&)`]|\Z)", re.ASCII)
+_ASSIGNMENT = re.compile(r"\w+=[\w./:=,@%+-]*", re.ASCII)  # without what is quoted anyway
+_KEYWORDS = {
+    *("if", "then", "else", "elif", "fi", "do", "done", "case", "esac", "while", "until", "for", "in"),
+    *("select", "function", "time", "coproc"),
+}
+_NAME_BEFORE = re.compile(r"\$\w+\Z", re.ASCII)
 _MARKS = re.compile(r"(\{(?:/\.|//|[./#])?\})")
 
 
@@ -68,11 +78,17 @@ class Words:
         return [_joined(parts, item, number) for parts in self._parts]
 
     def shown(self, item: str, number: int) -> str:
-        return shlex.join(self.argv(item, number))
+        program, *arguments = self.argv(item, number)
+        if program in _KEYWORDS or _ASSIGNMENT.fullmatch(program) is not None:
+            return " ".join([f"'{program}'", *map(shlex.quote, arguments)])
+        return shlex.join([program, *arguments])
 
 
 class Line:
-    """A line for the shell. Each placeholder becomes a positional parameter, with the quotes that it needs there."""
+    """A line for the shell. Each placeholder becomes a variable, with the quotes that it needs there.
+
+    Positional parameters would not do: they are others within a function, and after `set` or `shift`.
+    """
 
     word = SHELL
 
@@ -80,33 +96,41 @@ class Line:
         parts = list(_parts(line, mark))
         if not any(callable(part) for part in parts):
             parts += [" ", _the_item]
-        reader = _Reader()
+        reader = Reader()
         self._values: list[Value] = []
-        self._shown: list[str | tuple[Value, str]] = []
+        self._typed: list[str | tuple[Value, str]] = []  # a value, and what one would type around it
+        self._readable = True  # there is such a line
         script = []
-        for part in parts:
+        before = ""
+        for part, after in zip(parts, [*parts[1:], ""], strict=True):
             if isinstance(part, str):
                 reader.read(part)
                 script.append(part)
-                self._shown.append(part)
+                self._typed.append(part)
+                before = part
                 continue
-            if reader.escaped:
-                raise Refusal(
-                    "a placeholder after a backslash: --shell quotes items itself, so leave the backslash out"
-                )
+            bare = reader.plain and (callable(after) or _ENDS_PLAINLY.match(after) is not None)
+            kind, around = reader.within, reader.place(part is _number)
             if part not in self._values:
                 self._values.append(part)
-            script.append(_QUOTED[reader.within] % (self._values.index(part) + 1))
-            self._shown.append((part, reader.within))
-        self._script = "".join(script)
+            script.append(around % f"${{{_VARIABLE}{self._values.index(part) + 1}}}")
+            self._typed.append((part, "%s" if bare or kind == SINGLE else around))
+            if around == "%s" and _NAME_BEFORE.search(before):  # $a{} has a and the item in it, $ab another name
+                self._readable = False
+            before = ""
+        reader.end()
+        self._readable = self._readable and reader.complete
+        copies = "".join(f"{_VARIABLE}{number}=${number}; " for number in range(1, len(self._values) + 1))
+        self._script = f"{copies}set --; {''.join(script)}"
 
     def argv(self, item: str, number: int) -> list[str]:
         return [SHELL, "-c", self._script, "sh", *(value(item, number) for value in self._values)]
 
     def shown(self, item: str, number: int) -> str:
-        return "".join(
-            part if isinstance(part, str) else _as_typed(part[0](item, number), part[1]) for part in self._shown
-        )
+        """The line with the item in it, if nothing of the item could mean anything to a shell; else what is run."""
+        if self._readable and all(_HARMLESS.fullmatch(value(item, number)) for value in self._values):
+            return "".join(part if isinstance(part, str) else part[1] % part[0](item, number) for part in self._typed)
+        return shlex.join(self.argv(item, number))
 
 
 # What stands for what
@@ -169,85 +193,3 @@ def _parts(text: str, mark: str | None) -> Iterator[str | Value]:
 
 def _joined(parts: list[str | Value], item: str, number: int) -> str:
     return "".join([part if isinstance(part, str) else part(item, number) for part in parts])
-
-
-# Quoting
-
-_PLAIN, _SINGLE, _DOUBLE, _BACKQUOTES, _PARENTHESES, _SUM, _COMMENT = "", "'", '"', "`", "(", "((", "#"
-_QUOTED = {
-    _PLAIN: '"${%d}"',
-    _PARENTHESES: '"${%d}"',
-    _BACKQUOTES: '"${%d}"',
-    _DOUBLE: "${%d}",
-    _SUM: "${%d}",
-    _SINGLE: "'\"${%d}\"'",
-    _COMMENT: "${%d}",
-}
-
-
-def _as_typed(value: str, within: str) -> str:
-    if within in (_DOUBLE, _SUM):
-        return re.sub(r'([\\"$`])', r"\\\1", value)
-    if within == _SINGLE:
-        return value.replace("'", "'\\''")
-    return shlex.quote(value)
-
-
-class _Reader:
-    """Reads a shell's line to know what surrounds its next character.
-
-    A mistake of this (here-documents are not known) makes an item split or quoted twice, but never executed.
-    """
-
-    def __init__(self) -> None:
-        self._stack = [_PLAIN]
-        self._word = False  # a word has begun: # is no comment
-        self.escaped = False  # by a backslash
-
-    @property
-    def within(self) -> str:
-        return self._stack[-1]
-
-    def read(self, text: str) -> None:
-        index = 0
-        while index < len(text):
-            index += self._take(text, index)
-        self._word = not text[-1:].isspace()
-
-    def _take(self, text: str, index: int) -> int:
-        """Read one character or a few that belong together; how many."""
-        character, within = text[index], self.within
-        self._word, word = not (character.isspace() or character in ";|&()"), self._word
-        if self.escaped:
-            self.escaped = False
-        elif within == _SINGLE:
-            if character == "'":
-                self._stack.pop()
-        elif within == _COMMENT:
-            if character == "\n":
-                self._stack.pop()
-        elif character == "\\":
-            self.escaped = True
-        elif text.startswith("$((", index):
-            self._stack.append(_SUM)
-            return 3
-        elif text.startswith("$(", index):
-            self._stack.append(_PARENTHESES)
-            return 2
-        elif within == _SUM and text.startswith("))", index):
-            self._stack.pop()
-            return 2
-        elif character in (within, '"', "`") or within not in (_DOUBLE, _SUM):
-            self._nest(character, within, word)
-        return 1
-
-    def _nest(self, character: str, within: str, word: bool) -> None:
-        if character in ('"', "`"):
-            if within == character:
-                self._stack.pop()
-            else:
-                self._stack.append(character)
-        elif character in ("'", "(") or (character == "#" and not word):
-            self._stack.append(character)
-        elif character == ")" and within == _PARENTHESES:
-            self._stack.pop()

@@ -74,8 +74,15 @@ def run(options: argparse.Namespace) -> int:
             say("cmwq exec: reading items from the terminal, one a line; Ctrl-D ends them")
         log = None
         if options.resume is not None and not (options.dry_run and not os.path.exists(options.resume)):
-            log = Log(options.resume, "exec", _target(options), needed="command")
+            log = Log(
+                options.resume, "exec", _target(options), needed="command", texts=NAMES, read_only=options.dry_run
+            )
             stack.callback(log.close)
+            if log.unkept is not None and not (options.line_buffer or options.dry_run):
+                raise Refusal(
+                    f"log {options.resume!r} lacks the output of item {log.unkept + 1}, which was printed with "
+                    "--line-buffer: give that again, or use another log"
+                )
             if log.is_file(1):  # the shell may have emptied it already; nothing else was written to it
                 raise Refusal(f"log {options.resume!r} is standard output as well")
         refuse_same_file(source.fds, 1)
@@ -214,6 +221,8 @@ class Executing(Run):
             try:
                 if not ok:
                     self.log.record(index, item, ok, tail)
+                elif self.lines is not None:
+                    self.log.record(index, item, ok, tail, b', "kept": false')
                 elif sum(stream.size for stream in streams) <= SLOT:
                     self.log.record(index, item, ok, tail, *_texts(streams))
                 else:

@@ -3,22 +3,25 @@
 Before the line of an item there may be others with its *pieces*: large values are cut, so that no line is long.
 
 Guarantees: `record` returns when the kernel has the line, so the line survives the death of the process (not of the
-machine). A last line without an end was cut short and is dropped, as are pieces whose item's line is missing. A file
-that is no log of this target is left unchanged. Two runs cannot share a log at the same time; a regular file that
-cannot be locked is refused. After a failed write no other is tried, because a line after a cut one would spoil both.
+machine). A last line without an end was cut short and is dropped, as are pieces at the end whose item's line is
+missing. Elsewhere nothing may be missing: pieces have numbers, and their item's line says how many there are, so none
+is taken for another item's. A file that is no log of this target is left unchanged, as is any that is only read. Two
+runs cannot share a log at the same time; a regular file that cannot be locked is refused. After a failed write no other
+is tried, because a line after a cut one would spoil both.
 
 Assumes POSIX `O_APPEND`. Memory holds five numbers for each logged item, and neither results nor items.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import stat
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -39,19 +42,32 @@ class Entry(NamedTuple):
 class Log:
     """The log of this command and target, open and locked. Raises Refusal if it is unusable or another's. Thread-safe.
 
-    needed: the member that the line of an item that succeeded must have.
+    needed: the member that the line of an item that succeeded must have. texts: the members, and the names of pieces,
+    that are text. read_only: nothing will be recorded, and the file stays as it is.
     """
 
-    def __init__(self, path: str, command: str, target: str, needed: str = "result") -> None:
+    def __init__(
+        self,
+        path: str,
+        command: str,
+        target: str,
+        *,
+        needed: str = "result",
+        texts: Sequence[str] = (),
+        read_only: bool = False,
+    ) -> None:
         self.path = path
         self.command = command
         self.needed = needed
+        self.texts = texts
         self.entries: dict[int, Entry] = {}
+        self.unkept: int | None = None  # the last item that succeeded and whose texts were not kept
         self._lock = threading.Lock()  # one line is written at a time
         self._failure: OSError | None = None
         try:
-            self._fd = _open(path)
-            self._begin(json.dumps({"cmwq": command, "version": 1, "target": target}).encode() + b"\n")
+            self._fd = _open(path, read_only)
+            header = json.dumps({"cmwq": command, "version": 1, "target": target}).encode() + b"\n"
+            self._begin(header, read_only)
         except OSError as error:
             raise Refusal(f"log {path!r}: {reason(error).removeprefix(path + ': ')}") from error
 
@@ -112,10 +128,13 @@ class Log:
             if self._failure is not None:
                 raise OSError(*self._failure.args)
             try:
-                for name, content in pieces:
-                    piece = {"index": index, "piece": name, "text": content.decode("utf-8", "surrogateescape")}
+                number = 0
+                for number, (name, content) in enumerate(pieces, 1):
+                    text = content.decode("utf-8", "surrogateescape")
+                    piece = {"index": index, "piece": name, "number": number, "text": text}
                     write_all(self._fd, json.dumps(piece).encode("ascii"), b"\n")
-                write_all(self._fd, head, b", ", *tail, b"}\n")
+                count = b', "pieces": %d' % number if number else b""
+                write_all(self._fd, head, b", ", *tail, count, b"}\n")
             except OSError as failure:
                 self._failure = failure
                 raise
@@ -132,10 +151,17 @@ class Log:
         own, other = os.fstat(self._fd), os.fstat(fd)
         return stat.S_ISREG(own.st_mode) and os.path.samestat(own, other)
 
-    def _begin(self, header: bytes) -> None:
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # /dev/null or a pipe: there is nothing to go on from
+    def _begin(self, header: bytes, read_only: bool) -> None:
+        end = 0
+        if stat.S_ISREG(os.fstat(self._fd).st_mode):  # in /dev/null or a pipe there is nothing to go on from
+            end = self._load(header)
+            if os.fstat(self._fd).st_size != end and not read_only:
+                os.ftruncate(self._fd, end)
+        if end == 0 and not read_only:
             write_all(self._fd, header)
-            return
+
+    def _load(self, header: bytes) -> int:
+        """Take in what is there; where it ends, but for what was cut short."""
         end = 0
         with open(self._fd, "rb", closefd=False) as file:
             first = file.readline(len(header))  # no more: another kind of file may be one huge line
@@ -145,26 +171,38 @@ class Log:
                 rest = b"" if first.endswith(b"\n") else file.readline(_LONGEST_HEADER)
                 raise Refusal(_foreign(self.path, self.command, first + rest))
             offset = end
+            pieces: list[int] = []  # the index of each since the last line of an item
             for number, line in enumerate(file, 2):
                 if not line.endswith(b"\n"):
                     break
-                if self._load(number, offset, line, offset - end):
+                if self._take(number, offset, line, offset - end, pieces):
                     end = offset + len(line)
+                    pieces.clear()
                 offset += len(line)
-        if os.fstat(self._fd).st_size != end:
-            os.ftruncate(self._fd, end)
-        if end == 0:
-            write_all(self._fd, header)
+        return end
 
-    def _load(self, number: int, offset: int, line: bytes, before: int) -> bool:
+    def _take(self, number: int, offset: int, line: bytes, before: int, pieces: list[int]) -> bool:
         """Take in one line. False: it is a piece, and the line of its item has still to come."""
         match _parse(line):
             case {"index": int(index), "item": str(item), "ok": bool(ok), **rest} if 0 <= index < sys.maxsize:
-                if not ok or self.needed in rest:
+                whole = rest.get("pieces", 0) == len(pieces) and all(piece == index for piece in pieces)
+                if (
+                    whole
+                    and (not ok or self.needed in rest)
+                    and all(_is_text(rest.get(name, "")) for name in self.texts)
+                ):
                     self.entries[index] = Entry(offset, len(line), ok, hash(item), before)
+                    if ok and rest.get("kept") is False:
+                        self.unkept = index
                     return True
+            case {"index": int(index), "piece": str(name), "number": int(count), "text": text}:
+                if name in self.texts and count == len(pieces) + 1 and _is_text(text):
+                    pieces.append(index)
+                    return False
             case {"index": int(), "piece": str(), "text": str()}:
-                return False
+                raise Refusal(
+                    f"log {self.path!r}: line {number} is of an older cmwq, and can't be checked; use another log"
+                )
         raise Refusal(f"log {self.path!r}: line {number} is damaged; repair or remove it, or use another log")
 
     def _read(self, entry: Entry) -> dict[str, Any]:
@@ -172,14 +210,22 @@ class Log:
         return parsed
 
 
-def _open(path: str) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+def _open(path: str, read_only: bool) -> int:
+    # Not blocking: a pipe that nobody writes to can't be opened for reading alone.
+    flags = os.O_RDONLY | os.O_NONBLOCK if read_only else os.O_RDWR | os.O_CREAT | os.O_APPEND
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
     try:
-        if stat.S_ISREG(os.fstat(fd).st_mode):  # in others a run finds nothing again that another could spoil
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            raise Refusal(f"log {path!r}: {os.strerror(errno.EISDIR)}")
+        if stat.S_ISREG(mode):  # in others a run finds nothing again that another could spoil
+            fcntl.flock(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         raise Refusal(f"log {path!r} is in use by another run") from None
+    except Refusal:
+        os.close(fd)
+        raise
     except OSError as error:
         os.close(fd)
         raise Refusal(f"log {path!r} can't be locked where it is: {reason(error)}") from None
@@ -192,6 +238,14 @@ def _parse(line: bytes) -> object:
     except (ValueError, RecursionError):
         return None
     return parsed
+
+
+def _is_text(text: object) -> bool:
+    """Whether it stands for bytes. JSON has strings that don't."""
+    try:
+        return isinstance(text, str) and text.encode("utf-8", "surrogateescape") is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _foreign(path: str, command: str, line: bytes) -> str:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from cmwq.cli.output import FAILED, STDOUT_CLOSED, Refusal, one_line, say
 
+LARGEST = (1 << 31) - 1
+
 
 class Halt(NamedTuple):
     """End the run after so many failures. now: end what runs as well."""
@@ -196,8 +198,9 @@ items      Arguments, or the lines of FILEs or of standard input, empty lines to
            file name is taken for one; for an item that begins with a dash use a file, or ./-x.
 how many   As many processes as the CPUs can use: another is begun when one waits, and none while
            enough of them compute. --max-active is for what else can be used up.
---shell    The words are joined to a line for /bin/sh. Placeholders need no quotes: the shell gets
-           an item as an argument and never reads it as a part of its program.
+--shell    The words are joined to a line for /bin/sh. Placeholders need no quotes: to the shell
+           each is a variable, and it never reads an item as a part of its program. Where it would
+           do so, as in arithmetic, or where that can't be told, a placeholder is refused.
 output     stdout and stderr of a command appear when it has ended, each in one piece, in the order
            of the items. Commands read nothing from standard input. A command has ended when its
            process has, and nothing that it left behind has its stdout or stderr open. What waits
@@ -213,7 +216,7 @@ failures   One line on stderr each; the others go on. A command fails if its sta
            in the same order: have COMMAND keep its input (gzip -k), put what find prints into an
            order (sort -z), and give LOG a name that isn't found. The log survives the death of the
            process, not of the machine. With --line-buffer it has no output, and nothing is printed
-           again.
+           again; to go on with such a log takes --line-buffer, too.
 --cluster  Commands run on the workers of a Dask cluster, in their directory, or in N processes here
            (local:N). A command whose worker dies has failed. Needs Dask: pip install 'cmwq[dask]'.
            The page "Beyond one machine: Dask" of the documentation says more, also about trust.
@@ -239,7 +242,7 @@ def _exec_parser(make: Callable[..., Parser]) -> Parser:
         "-I", dest="mark", metavar="MARK", type=_mark, help="MARK in COMMAND is the item; no other placeholders"
     )
     parser.add_argument("--shell", action="store_true", help="COMMAND is a line for /bin/sh; without one, each item is")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run none, and write to no log")
     output = parser.add_argument_group("output")
     order = output.add_mutually_exclusive_group()
     order.add_argument("--unordered", action="store_true", help="output of commands as they end, not in input order")
@@ -247,7 +250,9 @@ def _exec_parser(make: Callable[..., Parser]) -> Parser:
     output.add_argument("--tag", action="store_true", help="begin each line with the item and a tab")
     _add_loudness(output)
     running = parser.add_argument_group("running")
-    _add_running(running, "run a command that failed again, up to N times; only the last output is shown")
+    _add_running(
+        running, "run a command that failed again, up to N times; the last output is shown (--line-buffer: all)"
+    )
     running.add_argument(
         "--timeout", metavar="TIME", type=_seconds, help="end a command after TIME: seconds, or 30s, 5m, 2h, 1d"
     )
@@ -324,30 +329,41 @@ def _add_loudness(parser: argparse._ActionsContainer) -> None:
 
 
 def _natural(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number like 0, 1, 2")
-    return int(text)
+    return _number(text, 0)
 
 
 def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number like 1, 2, 3")
-    return int(text)
+    return _number(text, 1)
+
+
+def _number(text: str, least: int) -> int:
+    """No larger than what all that takes numbers can take."""
+    digits = text.lstrip("0") or "0"  # int() refuses long texts in its own words
+    large = len(digits) > len(str(LARGEST))
+    if not (text.isascii() and text.isdigit()) or (not large and int(digits) < least):
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a number like {least}, {least + 1}, {least + 2}")
+    if large or int(digits) > LARGEST:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is too large: at most {LARGEST}")
+    return int(digits)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([smhd]?)", text, re.ASCII)
     seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0.0
     if not 0 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 30, 1.5 or 10m")
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a time like 30, 1.5 or 10m")
     return seconds
 
 
 def _halt(text: str) -> Halt:
     match = re.fullmatch(r"(now|soon)(?:(?:=|,fail=)([1-9]\d*))?", text, re.ASCII)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not now, soon, now=N or soon=N")
-    return Halt(match[1] == "now", int(match[2] or 1))
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not now, soon, now=N or soon=N")
+    return Halt(match[1] == "now", _positive(match[2] or "1"))
 
 
 def _mark(text: str) -> str:

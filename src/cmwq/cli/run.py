@@ -10,7 +10,8 @@ up, a signal is noticed.
 Guarantees: an outcome is in the log before it is on stdout. Nothing is read before it can be carried out. How much is
 between being read and being printed is bounded (`window`), whatever the input's length. An item is carried out at most
 once per run, retries aside. When the run ends early, no new item starts; the log has all items that completed, and
-stdout those that were in turn, except for items that end after the grace. If cmwq runs out of memory the run ends.
+stdout those that were in turn, except for items that end after the grace; stderr names all that failed, in turn or not,
+unless the reader of stdout went away. If cmwq runs out of memory the run ends.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class Run:
         self.queue = cmwq.WorkQueue(self.name) if most is None else cmwq.WorkQueue(self.name, max_active=most)
         self.serving: cmwq.Serving | None = None
         self.nr_read = 0  # touched by the worker that reads
-        self.nr_failed = 0  # for --halt; guarded by its lock
+        self.nr_failed = 0  # for --halt; guarded by `failing`
+        self.unnamed: dict[int, Outcome] = {}  # failures that no line has named; guarded by `failing`
         self.failing = threading.Lock()
         self.news: queue.SimpleQueue[News] = queue.SimpleQueue()  # to the main thread
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()  # to the writer
@@ -196,7 +198,7 @@ class Run:
                 if isinstance(event, Outcome):
                     self.window.result(event.size)
                     if event.error is not None:
-                        self.heed_failure()
+                        self.heed_failure(event)
                 if event is not None:
                     self.events.put(event)
         except MemoryError:
@@ -209,14 +211,13 @@ class Run:
             if self.stopped or self.halted:
                 self.events.put(LookAgain())
 
-    def heed_failure(self) -> None:
+    def heed_failure(self, outcome: Outcome) -> None:
         """Count it, and end the run if that is what --halt says."""
         halt = getattr(self.options, "halt", None)
-        if halt is None:
-            return
         with self.failing:
+            self.unnamed[outcome.index] = outcome  # before the run can end by it
             self.nr_failed += 1
-            if self.nr_failed < halt.failures or self.halted:
+            if halt is None or self.nr_failed < halt.failures or self.halted:
                 return
             self.halted = True
         if halt.now:
@@ -358,10 +359,18 @@ class Run:
             if outcome.again:
                 self.tally.again += 1
             elif outcome.error is not None:
-                self.tally.failed += 1
-                self.shown.say(f"{self.name}: item {outcome.index + 1} {_shown(outcome.item)}: {outcome.error}")
+                self.name_failure(outcome.index)
         self.window.leave(len(printed), sum(outcome.size + weight(outcome.item) for outcome in printed))
         self.read_on()
+
+    def name_failure(self, index: int) -> None:
+        """Only once: the last words name those whose turn never came, while the writer may still be at it."""
+        with self.failing:
+            outcome = self.unnamed.pop(index, None)
+            if outcome is None:
+                return
+            self.tally.failed += 1
+        self.shown.say(f"{self.name}: item {index + 1} {_shown(outcome.item)}: {outcome.error}")
 
     # The early end
 
@@ -377,13 +386,13 @@ class Run:
         if self.trace is not None and not hurried:
             self.trace.end()
         if not hurried:
-            words = threading.Thread(target=self.last_words, args=(stop.message,), name=f"{self.name} end", daemon=True)
+            words = threading.Thread(target=self.last_words, args=(stop,), name=f"{self.name} end", daemon=True)
             try:
                 words.start()
                 # The reason of a failure is written, however long the reader takes.
                 self.asked_again(Said, GRACE if stop.message is None else None)
             except RuntimeError:  # no thread can be had
-                self.last_words(stop.message)
+                self.last_words(stop)
         if number is not None:
             end_by(number)
         os._exit(stop.status)
@@ -392,8 +401,14 @@ class Run:
         """Let what runs end, within its grace. True: another signal came, and nothing is waited for."""
         return self.asked_again(Finished, GRACE) is None
 
-    def last_words(self, message: str | None) -> None:
+    def last_words(self, stop: Stopped) -> None:
+        message = stop.message
         self.shown.close()
+        if stop.status != CLOSED:  # whose end is quiet
+            with self.failing:
+                unnamed = sorted(self.unnamed)
+            for index in unnamed:
+                self.name_failure(index)
         if message is not None:
             say(f"{self.name}: {message if self.halted else f'error: {message}'}")
         if self.halted:
