@@ -127,11 +127,6 @@ class Log:
     def close(self) -> None:
         os.close(self._fd)
 
-    def is_file(self, fd: int) -> bool:
-        """Whether that descriptor refers to the log's own file."""
-        own, other = os.fstat(self._fd), os.fstat(fd)
-        return stat.S_ISREG(own.st_mode) and os.path.samestat(own, other)
-
     def _begin(self, header: bytes) -> None:
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # /dev/null or a pipe: there is nothing to go on from
             write_all(self._fd, header)
