@@ -2,7 +2,7 @@
 
 import sys
 
-from cmwq.cli import main
+from _cmwq_command import main
 
 if __name__ == "__main__":
     sys.exit(main())
