@@ -91,7 +91,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "raising.py").write_text("raise RuntimeError('broken\\nmodule')\n")
     (tmp_path / "leaving.py").write_text("raise SystemExit(0)\n")
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "cmwq").write_text("import sys\nfrom _cmwq_command import main\nsys.exit(main())\n")
+    (tmp_path / "bin" / "cmwq").write_text("import sys\nfrom cmwq.cli import main\nsys.exit(main())\n")
     (tmp_path / "needy.py").write_text("import no_such_dependency\n")
     return tmp_path
 

@@ -5,17 +5,10 @@ from __future__ import annotations
 import os
 import queue
 import signal
-import subprocess
-import sys
-import tomllib
-from pathlib import Path
-
-import pytest
-from conftest import until
 
 from cmwq.cli.signals import caught
 
-from .conftest import Cli, environment
+from .conftest import Cli
 
 
 def test_every_signal_is_told_and_handlers_come_back() -> None:
@@ -56,57 +49,3 @@ assert told == []
 """
     done = cli(code=("-c", code))
     assert (done.returncode, done.stderr) == (0, b"")
-
-
-# ------------------------------------------------------------------------------------------- the way in, and out
-
-AT = {
-    "importing": """
-class Slow:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name == "cmwq": wait()
-sys.meta_path.insert(0, Slow)
-""",
-    "importing a part": """
-class Slow:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name == "cmwq.cli.parsers": wait()
-sys.meta_path.insert(0, Slow)
-""",
-    "leaving": "atexit.register(wait)",
-}
-
-
-def way_in() -> str:
-    """What the script of the installed command runs."""
-    with open(Path(__file__).parents[2] / "pyproject.toml", "rb") as file:
-        module, function = tomllib.load(file)["project"]["scripts"]["cmwq"].split(":")
-    return f"from {module} import {function} as main\nsys.exit(main())\n"
-
-
-@pytest.mark.parametrize("moment", AT)
-def test_ctrl_c_at_the_begin_and_at_the_end_says_nothing(folder: Path, moment: str) -> None:
-    code = f"""
-import atexit, sys, time
-def wait():
-    open("there", "w").close()
-    time.sleep(60)
-{AT[moment]}
-{way_in()}"""
-    command = [sys.executable, "-c", code, "exec", "a", "--", "true"]
-    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, env=environment()) as process:
-        until((folder / "there").exists)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (-signal.SIGINT, b"")
-
-
-def test_a_ctrl_c_that_is_ignored_stays_ignored(cli: Cli) -> None:
-    code = f"""
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-{way_in()}"""
-    done = cli("exec", "a", "--", "sh", "-c", 'kill -INT "$PPID"; sleep 0.2; echo on', code=("-c", code))
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"on\n", b"")

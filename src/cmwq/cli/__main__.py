@@ -2,7 +2,7 @@
 
 import sys
 
-from _cmwq_command import main
+from cmwq.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())
