@@ -246,8 +246,8 @@ def test_a_process_that_cannot_be_had_now_is_asked_for_again(tmp_path: Path) -> 
 
 def test_a_process_that_is_never_to_be_had_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE", 0.001)
-    fds = len(os.listdir("/proc/self/fd"))
     children = Children(5)
+    fds = len(os.listdir("/proc/self/fd"))
     Instead(children, refuse)
     with pytest.raises(Refusal, match="no process can be started: Resource temporarily unavailable"):
         children.run("/bin/true", ["true"], (nothing, nothing), None)
@@ -264,10 +264,11 @@ def test_no_descriptor_to_be_had_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
             raise OSError(errno.EMFILE, "Too many open files")
         return real(flags)
 
+    children = Children(5)
     monkeypatch.setattr(os, "pipe2", scarce)
     monkeypatch.setattr(module, "PAUSE", 0.001)
     fds = len(os.listdir("/proc/self/fd"))
-    assert Children(5).run("/bin/true", ["true"], (nothing, nothing), None).error is None
+    assert children.run("/bin/true", ["true"], (nothing, nothing), None).error is None
     assert len(os.listdir("/proc/self/fd")) == fds
 
 

@@ -36,10 +36,10 @@ def test_a_run_that_halts_has_its_trace(cli: Cli, tmp_path: Path) -> None:
     assert "false 1" in works(tmp_path / "t.json")
 
 
-def test_a_trace_that_cannot_be_written_is_one_line_and_no_failure(cli: Cli, tmp_path: Path) -> None:
+def test_a_trace_that_cannot_be_written_is_one_line_and_a_status(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     done = cli("map", "--trace", "folder", "targets:size", "a")
-    assert (done.returncode, done.stdout) == (0, b"1\n")
+    assert (done.returncode, done.stdout) == (2, b"1\n")
     assert done.stderr.decode() == f"cmwq map: no trace: {tmp_path}/folder: Is a directory\n"
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith((".", "folder"))) == ["folder"]
 

@@ -2,6 +2,7 @@
 
 Guarantees: whatever a user can cause ends in one line on stderr and an exit status, never in a traceback. The status is
 2 for what could not be done, 130 after Ctrl-C, 141 if the reader of stdout went away; for `cmwq exec` also 126 and 127.
+(Ctrl-C in the first tenth of a second, while Python imports the package, is Python's to tell of.)
 """
 
 from __future__ import annotations

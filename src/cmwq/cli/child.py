@@ -5,9 +5,12 @@ that starts it waits for it, in system calls only: `poll` until its stdout and s
 pool's sensor sees that the thread is blocked, and the kernel lists the process as a child of that thread.
 
 Guarantees: a group is signalled only while its leader is not reaped, so a signal never reaches a stranger that got the
-number. A command has ended when its leader has and nobody has its stdout or stderr open any more; after SIGKILL the
-latter is not waited for, because whoever left the group may keep them open. Once `end` was called nothing starts, and
-no process that was being started at that moment is missed.
+number. A command that ends by itself has ended when its leader has and nobody has its stdout or stderr open any more;
+what it left in its group beside that is let be. A command that is being ended has ended when its whole group has: its
+leader is reaped only after nobody else was seen there, or `kill_after` has passed, and after SIGKILL to the group in
+either case. Its stdout and stderr are not waited for then, because whoever left the group may keep them open. Once
+`end` was called nothing starts, and no process that was being started at that moment is missed. Time in which the
+commands are stopped counts for no limit.
 
 What a command can do to escape is to leave its process group (`setsid`), as daemons do.
 """
@@ -21,9 +24,11 @@ import select
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 
 from cmwq.cli.command import SHELL
+from cmwq.cli.groups import Groups
 from cmwq.cli.output import Refusal, one_line
 from cmwq.cli.spawn import spawner
 
@@ -32,7 +37,9 @@ DRAINED = 1 << 20  # bytes of output that are taken after a kill: a pipe has no 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 PAUSE = 0.1  # seconds until a process that could not be had is asked for again
 STARTS_WITHIN = 5.0  # seconds for which Ctrl-Z waits for a command that is just being started
+LONGEST_POLL = 1e6  # seconds: the kernel's limit is near 2 million, and who waits looks again anyway
 _TRIES = 20  # of that, while no other command runs whose end could help
+_LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT if os.name == "posix" else 0
 _FULL = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTBSY))
 
 Sink = Callable[[bytes], object]
@@ -71,13 +78,41 @@ class Ended:
 class Child:
     """A command that runs. C: guarded by the lock of its `Children`."""
 
-    __slots__ = ("given_up", "killed", "late", "pid")
+    __slots__ = ("ending", "exited", "given_up", "killed", "late", "pid")
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.late = False  # C: it had run for too long before it ended
+        self.ending = False  # C: it was sent a signal that is to end it
         self.killed = False  # C: SIGKILL was sent
         self.given_up = False  # C: the run ended before it did
+        self.exited: float | None = None  # when its leader was first seen to have ended; any moment after that will do
+
+
+class Clock:
+    """Seconds that stand still while the commands are stopped.
+
+    Thread-safe: all state is one tuple, replaced by the one thread that stops and goes on.
+    """
+
+    def __init__(self) -> None:
+        self._state: tuple[float | None, float] = (None, 0.0)  # since when it stands; for how long it stood before
+
+    def time(self) -> float:
+        while True:
+            state = self._state
+            now = time.monotonic()
+            if self._state is state:  # or else everything may have been stopped for hours between these two lines
+                since, stood = state
+                return (now if since is None else since) - stood
+
+    def stop(self) -> None:
+        since, stood = self._state
+        self._state = (time.monotonic() if since is None else since, stood)
+
+    def go_on(self) -> None:
+        since, stood = self._state
+        self._state = (None, stood if since is None else stood + time.monotonic() - since)
 
 
 class Children:
@@ -91,12 +126,17 @@ class Children:
         self._starting = 0  # C
         self._paused = False  # C: nothing starts until it goes on
         self._ending: int | None = None  # C: nothing starts; what did nevertheless gets this signal
+        self._groups = Groups()
+        self._clock = Clock()
+        # Becomes readable when the run ends, and stays so: a thread in `poll` would not learn of it otherwise.
+        self._end_told, self._tell_end = os.pipe2(os.O_CLOEXEC)
+        weakref.finalize(self, _close, self._end_told, self._tell_end).atexit = False
 
     @property
     def any(self) -> bool:
-        """Whether any command runs or is being started."""
+        """Whether anybody is left of the commands that are being ended, or any is being started."""
         with self._changed:
-            return bool(self._starting) or not all(map(_has_exited, self._running))
+            return bool(self._starting) or not all(map(self._is_over, self._running.values()))
 
     # For the threads that run commands
 
@@ -108,7 +148,7 @@ class Children:
         """
         pid, *fds = self._start(path, argv)
         child = self._running[pid]
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else self._clock.time() + timeout
         waiting = dict(zip(fds, sinks, strict=True))
         try:
             deadline = self._read(child, waiting, deadline)
@@ -120,7 +160,7 @@ class Children:
             with self._changed:
                 alive = self._running.get(pid) is child
                 if alive:
-                    _signal_group(pid, signal.SIGKILL)
+                    self._kill(child)
             if alive:
                 self._reap(child, None)
             raise
@@ -154,7 +194,7 @@ class Children:
                     if started is not None:
                         self._running[started[0]] = child = Child(started[0])
                         if self._ending is not None:
-                            self._end(child, self._ending)
+                            self._end(child, self._ending, _has_exited(child.pid))
                     self._changed.notify_all()
 
     def _spawn(self, path: str, argv: list[str]) -> tuple[int, int, int]:
@@ -190,65 +230,97 @@ class Children:
     def _read(self, child: Child, waiting: dict[int, Sink], deadline: float | None) -> float | None:
         """Hand on what comes until both ends are closed; those in `waiting` are not yet. Returns the new deadline."""
         poll = select.poll()
-        for fd in waiting:
+        for fd in (self._end_told, *waiting):
             poll.register(fd, select.POLLIN)
-        while waiting and not child.killed:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000 + 1
-            for fd, event in poll.poll(left):
+        while waiting and not child.killed and not (child.ending and self._is_over(child)):
+            for fd, event in poll.poll(_milliseconds(self._patience(child, deadline))):
+                if fd == self._end_told:
+                    poll.unregister(fd)  # `child.ending` was set before
+                    continue
                 if event & select.POLLIN and (data := os.read(fd, CHUNK)):
                     waiting[fd](data)
                     continue
                 poll.unregister(fd)
                 del waiting[fd]
                 os.close(fd)
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and self._clock.time() >= deadline:
                 deadline = self._hurry(child)
         return deadline
 
     def _reap(self, child: Child, deadline: float | None) -> Ended:
-        """Wait for the end of its leader."""
+        """Wait for the end of its leader; if it is being ended, for that of its group."""
+        over = False
         while True:
             with self._changed:
-                result = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG)
-                if result is not None:
-                    del self._running[child.pid]
-                    self._changed.notify_all()
-                    exited = result.si_code == os.CLD_EXITED
-                    return Ended(
-                        result.si_status if exited else None,
-                        None if exited else result.si_status,
-                        child.late,
-                        child.given_up,
-                    )
+                if over:
+                    os.waitid(os.P_PID, child.pid, _LOOK)  # raises if something else reaped it
+                    self._kill(child)  # and with it whom the look missed: a signal to a group misses nobody
+                if child.killed or not child.ending:
+                    result = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG)
+                    if result is not None:
+                        del self._running[child.pid]
+                        self._changed.notify_all()
+                        return _ended(child, result)
             # It stays a zombie until it is reaped above: only then its number may mean another process.
-            if deadline is None:
+            if child.ending and not child.killed and _has_exited(child.pid):
+                over = self._is_over(child)
+                if not over:
+                    with self._changed:
+                        self._changed.wait_for(lambda: child.killed, self._patience(child, deadline))
+            elif deadline is None:
                 os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-            elif not _exits(child.pid, deadline - time.monotonic()):
+            else:
+                _await_exit(child.pid, deadline - self._clock.time())
+            if deadline is not None and self._clock.time() >= deadline:
                 deadline = self._hurry(child)
+
+    def _is_over(self, child: Child) -> bool:
+        """Whether its leader has ended, and nobody else is seen in its group."""
+        if not _has_exited(child.pid):
+            return False
+        now = time.monotonic()
+        child.exited = child.exited or now
+        return not self._groups.lives(child.pid, since=max(child.exited, now - self._groups.interval))
+
+    def _patience(self, child: Child, deadline: float | None) -> float | None:
+        """In how many seconds it has to be looked at again, whatever comes."""
+        left = None if deadline is None else max(0.0, deadline - self._clock.time())
+        if not child.ending:
+            return left
+        return self._groups.interval if left is None else min(left, self._groups.interval)
 
     def _hurry(self, child: Child) -> float | None:
         """It runs for too long: have it end, the second time by force. Returns when it is to be hurried again."""
         with self._changed:
-            if not child.late:
-                child.late = True
+            if not child.late and not child.killed:
+                child.late = child.ending = True
                 _signal_group(child.pid, signal.SIGTERM)
-                return time.monotonic() + self.kill_after
-            child.killed = True
-            _signal_group(child.pid, signal.SIGKILL)
+                return self._clock.time() + self.kill_after
+            self._kill(child)
             return None
+
+    def _kill(self, child: Child) -> None:
+        child.ending = child.killed = True
+        _signal_group(child.pid, signal.SIGKILL)
 
     # For the thread that ends the run
 
     def end(self, number: int) -> None:
         """Start nothing more, and send that signal to every group. What had not ended by then is given up."""
         with self._changed:
-            self._ending = number
+            told, self._ending = self._ending is not None, number
+            exited = [pid for pid in self._running if _has_exited(pid)]
+            now = time.monotonic()
+            ended = {pid for pid in exited if not self._groups.lives(pid, since=now)}
             for child in self._running.values():
-                self._end(child, number)
+                self._end(child, number, child.pid in ended)
+            if not told:
+                os.write(self._tell_end, b"!")
             self._changed.notify_all()
 
-    def _end(self, child: Child, number: int) -> None:
-        child.given_up = child.given_up or not _has_exited(child.pid)
+    def _end(self, child: Child, number: int, ended: bool) -> None:
+        child.given_up = child.given_up or not ended
+        child.ending = True
         child.killed = child.killed or number == signal.SIGKILL
         _signal_group(child.pid, number)
 
@@ -265,6 +337,7 @@ class Children:
         with self._changed:
             self._paused = True
         self.settle(STARTS_WITHIN)
+        self._clock.stop()
         self._send(signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -272,6 +345,7 @@ class Children:
             self._paused = False
             self._changed.notify_all()
         self._send(signal.SIGCONT)
+        self._clock.go_on()
 
     def _send(self, number: int) -> None:
         with self._changed:
@@ -320,23 +394,39 @@ def _signal_group(pid: int, number: int) -> None:
 def _has_exited(pid: int) -> bool:
     """Of a child that isn't reaped."""
     try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        return os.waitid(os.P_PID, pid, _LOOK) is not None
     except ChildProcessError:  # something else in this process reaped it
         return True
 
 
-def _exits(pid: int, seconds: float) -> bool:
-    """Wait for the end of a process for so long; whether it came. It is not reaped."""
+def _await_exit(pid: int, seconds: float) -> None:
+    """Wait for the end of a process for so long, or less. It is not reaped."""
     try:
         fd = os.pidfd_open(pid)
     except OSError:  # an old kernel, or no descriptor to be had
         time.sleep(max(0.0, min(seconds, PAUSE)))
-        return seconds > PAUSE
+        return
     try:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        return bool(poll.poll(max(0.0, seconds) * 1000 + 1))
+        poll.poll(_milliseconds(max(0.0, seconds)))
     finally:
+        os.close(fd)
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    """For `poll`; less, if that is more than the kernel can count."""
+    return None if seconds is None else min(seconds, LONGEST_POLL) * 1000 + 1
+
+
+def _ended(child: Child, result: os.waitid_result) -> Ended:
+    exited = result.si_code == os.CLD_EXITED
+    status, number = (result.si_status, None) if exited else (None, result.si_status)
+    return Ended(status, number, child.late, child.given_up)
+
+
+def _close(*fds: int) -> None:
+    for fd in fds:
         os.close(fd)
 
 

@@ -95,6 +95,7 @@ def _number_of(address: str) -> int:
 
 def _local(distributed: Any, workers: int) -> Any:
     """That many processes here, which share the CPUs."""
+    _quiet_tracker()
     threads = max(1, len(cmwq.default_runtime().cpus()) // workers)
     return distributed.LocalCluster(
         n_workers=workers,
@@ -103,6 +104,28 @@ def _local(distributed: Any, workers: int) -> Any:
         dashboard_address=":0",
         silence_logs=logging.CRITICAL,
     )
+
+
+def _quiet_tracker() -> None:
+    """Start the process that frees what processes of ours leave behind, if it doesn't run yet, and let it do so without
+    a word.
+
+    A run that ends early leaves its process at once, whatever its threads do, and nothing could be closed at all after
+    SIGKILL. So the semaphores of the workers are left to multiprocessing's tracker: that is what it is there for, but
+    it would warn of them after the last line of the run.
+    """
+    from multiprocessing import resource_tracker
+
+    name, rule = "PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker"
+    before = os.environ.get(name)
+    os.environ[name] = rule if before is None else f"{before},{rule}"  # the last one that fits counts
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _quiet(distributed: Any) -> Any:

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 from cmwq.cli.capture import SLOT, Spill, SpillError, Stream
 from cmwq.cli.child import Children, Closing, Ended, Unstartable, find
 from cmwq.cli.command import Template, template
-from cmwq.cli.items import Source, moved, refuse_same_file, source_of
+from cmwq.cli.files import Files
+from cmwq.cli.items import Source, moved, source_of
 from cmwq.cli.joblog import JobLog, members
 from cmwq.cli.lines import Lines, Tagged, tag_of
 from cmwq.cli.log import Log
@@ -33,7 +34,7 @@ from cmwq.cli.news import Failed, Finished, Outcome
 from cmwq.cli.output import CLOSED, Refusal, describe, reason, say, write_all
 from cmwq.cli.progress import Display, Tally, display, is_shown
 from cmwq.cli.run import GRACE, Run
-from cmwq.cli.tracing import tracing
+from cmwq.cli.tracing import status_of, tracing
 from cmwq.cli.window import Window
 
 if TYPE_CHECKING:
@@ -72,8 +73,11 @@ def run(options: argparse.Namespace) -> int:
             os.close(moved(0, os.open(os.devnull, os.O_RDONLY)))  # commands read nothing from the terminal
         elif sys.stdin is not None and sys.stdin.isatty() and not options.quiet:
             say("cmwq exec: reading items from the terminal, one a line; Ctrl-D ends them")
+        files = Files(1)
+        files.read("the input", source.fds)
         log = None
         if options.resume is not None and not (options.dry_run and not os.path.exists(options.resume)):
+            files.write("log", options.resume)
             log = Log(
                 options.resume, "exec", _target(options), needed="command", texts=NAMES, read_only=options.dry_run
             )
@@ -83,9 +87,6 @@ def run(options: argparse.Namespace) -> int:
                     f"log {options.resume!r} lacks the output of item {log.unkept + 1}, which was printed with "
                     "--line-buffer: give that again, or use another log"
                 )
-            if log.is_file(1):  # the shell may have emptied it already; nothing else was written to it
-                raise Refusal(f"log {options.resume!r} is standard output as well")
-        refuse_same_file(source.fds, 1)
         if options.dry_run:
             return _show(command, source, log)
         # Lines that come at any moment would tear a display that isn't asked for.
@@ -93,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
         total = source.count() if options.items or is_shown(options.progress, quiet) else None
         shown = display(options.progress, quiet, total)
         stack.callback(shown.close)
+        files.write("job log", options.job_log)
         jobs = None if options.job_log is None else JobLog(options.job_log)
         cluster = None
         if options.cluster is not None:
@@ -106,9 +108,9 @@ def run(options: argparse.Namespace) -> int:
             from cmwq.cli.picture import Picture
 
             executing.picture = Picture()
-        executing.trace = tracing(options.trace, executing.name, stack)
+        executing.trace = tracing(options.trace, executing.name, files, stack)
         _arrange_signals()
-        return executing.run()
+        return status_of(executing.run(), executing.trace)
 
 
 class Executing(Run):

@@ -70,13 +70,6 @@ def source_of(options: argparse.Namespace, stack: contextlib.ExitStack) -> Sourc
     return Source((), fds, b"\0" if options.null else b"\n")
 
 
-def refuse_same_file(fds: Sequence[int], out: int) -> None:
-    """Raise Refusal if output would become input. Pipes and terminals may be both at the same time."""
-    status = os.fstat(out)
-    if stat.S_ISREG(status.st_mode) and any(os.path.samestat(status, os.fstat(fd)) for fd in fds):
-        raise Refusal("the input is standard output as well: it would never end")
-
-
 def moved(fd: int, replacement: int) -> int:
     """Give a standard descriptor's file another number, which is returned; the descriptor now means `replacement`."""
     own = os.dup(fd)

@@ -146,11 +146,6 @@ class Log:
     def close(self) -> None:
         os.close(self._fd)
 
-    def is_file(self, fd: int) -> bool:
-        """Whether that descriptor refers to the log's own file."""
-        own, other = os.fstat(self._fd), os.fstat(fd)
-        return stat.S_ISREG(own.st_mode) and os.path.samestat(own, other)
-
     def _begin(self, header: bytes, read_only: bool) -> None:
         end = 0
         if stat.S_ISREG(os.fstat(self._fd).st_mode):  # in /dev/null or a pipe there is nothing to go on from

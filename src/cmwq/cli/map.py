@@ -17,14 +17,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from cmwq.cli.items import moved, refuse_same_file, source_of
+from cmwq.cli.files import Files
+from cmwq.cli.items import moved, source_of
 from cmwq.cli.log import Log
 from cmwq.cli.news import Failed, Outcome
-from cmwq.cli.output import OUT_OF_MEMORY, Refusal, describe, reason
+from cmwq.cli.output import OUT_OF_MEMORY, describe, reason
 from cmwq.cli.progress import Display, Tally, display, is_shown
 from cmwq.cli.run import Run
 from cmwq.cli.target import load
-from cmwq.cli.tracing import tracing
+from cmwq.cli.tracing import status_of, tracing
 
 
 class Result(Outcome):
@@ -51,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         source = source_of(options, stack)
         out = _own_stdout(stack)
+        files = Files(out)
+        files.read("the input", source.fds)
         total = source.count() if options.items or is_shown(options.progress, options.quiet) else None
         shown = display(options.progress, options.quiet, total)
         stack.callback(shown.close)
@@ -63,18 +66,16 @@ def run(options: argparse.Namespace) -> int:
             options.max_active = options.max_active or AT_ONCE
         log = None
         if options.resume is not None:
+            files.write("log", options.resume)
             log = Log(options.resume, "map", options.target)
             stack.callback(log.close)
-            if log.is_file(out):  # the shell may have emptied it already; nothing else was written to it
-                raise Refusal(f"log {options.resume!r} is standard output as well")
-        refuse_same_file(source.fds, out)
         mapping = Mapping(options, call, source.items, out, log, shown, Tally(total))
         if options.summary:
             from cmwq.cli.picture import Picture
 
             mapping.picture = Picture()
-        mapping.trace = tracing(options.trace, mapping.name, stack)
-        return mapping.run()
+        mapping.trace = tracing(options.trace, mapping.name, files, stack)
+        return status_of(mapping.run(), mapping.trace)
 
 
 class Mapping(Run):

@@ -148,10 +148,10 @@ failures One line on stderr each. A result that JSON cannot express (NaN too) is
 --cluster TARGET is called on the workers of a Dask cluster, or in N processes here (local:N). At most 1,000 items are
          there at a time. An item whose worker dies has failed. Needs Dask: pip install 'cmwq[dask]'. The page
          "Beyond one machine: Dask" of the documentation says more, also about trust.
-status   0 all succeeded; 1 some items failed; 2 could not go on (one line says why); 141 the reader of stdout went
-         away, quietly. Ctrl-C, SIGTERM, SIGHUP (130, 143, 129 to a shell): no new item starts; those running get half a
-         second to end, be logged, and be printed if they are in turn; a second signal doesn't wait. What still runs
-         then is abandoned (and not logged).
+status   0 all succeeded; 1 some items failed; 2 could not go on, or all succeeded and the trace can't be written (one
+         line says why); 141 the reader of stdout went away, quietly. Ctrl-C, SIGTERM, SIGHUP (130, 143, 129 to a
+         shell): no new item starts; those running get half a second to end, be logged, and be printed if they are in
+         turn; a second signal doesn't wait. What still runs then is abandoned (and not logged).
 """
 
 
@@ -220,8 +220,9 @@ failures   One line on stderr each; the others go on. A command fails if its sta
 --cluster  Commands run on the workers of a Dask cluster, in their directory, or in N processes here
            (local:N). A command whose worker dies has failed. Needs Dask: pip install 'cmwq[dask]'.
            The page "Beyond one machine: Dask" of the documentation says more, also about trust.
-status     0 all succeeded; 1 some failed, or --halt; 2 could not go on (one line says why); 126 the
-           command can't be executed; 127 it doesn't exist; 141 the reader of stdout went away.
+status     0 all succeeded; 1 some failed, or --halt; 2 could not go on, or all succeeded and the
+           trace can't be written (one line says why); 126 the command can't be executed; 127 it
+           doesn't exist; 141 the reader of stdout went away.
 signals    Ctrl-C, SIGTERM, SIGHUP, SIGQUIT (130, 143, 129, 131 to a shell): no command is begun;
            those running get the signal, and SIGKILL after --kill-after, or at once at a second
            signal. They are not logged, so --resume runs them again. Ctrl-Z stops them too.
