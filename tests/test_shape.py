@@ -32,7 +32,7 @@ LAYERS = """
     cli, contrib
     cmwq
     observing
-    aio, executor, events, testing
+    aio, _awaiting, executor, events, testing
     _workqueue: batch, twin, queue, map
     _workqueue: options, submitting, queueing, gate, periodic, serving, asking
     _workqueue: runtime, end, drain, settings, picture, watchdog, report, recording, snapshot, subscriptions

@@ -8,38 +8,35 @@
 The waiting calls promise what the methods of the same names promise, and the event loop runs meanwhile. timeout:
 seconds; after it CmwqTimeout is raised. If the awaiting task is cancelled, the wait is given up, and what the call had
 changed for its duration is undone: a queue that was to be drained is open again, a work that was being cancelled can be
-queued again. Importing this module imports asyncio. All of it works on other loops, too, such as uvloop's.
+queued again. A task in a loop that runs within a work is known to wait for that work's sake: if the work would wait for
+itself, the task gets FlushDeadlock. Importing this module imports asyncio. All of it works on other loops, too, such as
+uvloop's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections import deque
+import concurrent.futures as cf
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-from weakref import ref
 
+from cmwq._awaiting import drive, end_of, noted
 from cmwq._core import checks
-from cmwq._errors import CmwqTimeout, FlushDeadlock
+from cmwq._errors import CmwqTimeout, FlushDeadlock, QueueFull
 from cmwq._pool.blocking import step_aside, step_back
 from cmwq._pool.worker import current_worker
 from cmwq._workqueue.batch import Batch
 from cmwq._workqueue.drain import close_steps, drain_steps, flush_steps
-from cmwq._workqueue.inserting import insert
-from cmwq._workqueue.options import AtClose, checked_delayed
+from cmwq._workqueue.options import AtClose, checked_delayed, checked_runtime
 from cmwq._workqueue.queue import WorkQueue
-from cmwq._workqueue.runtime import default_runtime
-from cmwq._workqueue.submitting import bounded_future
 from cmwq._workqueue.work import Work
 from cmwq.executor import Executor
 
 if TYPE_CHECKING:
     from cmwq._workqueue.future import Future
     from cmwq._workqueue.runtime import Runtime
-    from cmwq._workqueue.wait import Steps, Target
 
 __all__ = [
     "Runner",
@@ -64,62 +61,10 @@ UNLIMITED = 2**31 - 1
 """How many calls of a loop's executor may be active: the cap on threads comes first."""
 
 
-class _LoopParker:
-    """A parker on which a task of an event loop waits, instead of a thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._told = asyncio.Event()
-
-    def park(self, timeout: float = -1, spins: bool = False, /) -> bool:
-        raise RuntimeError("a task waits, it does not park")
-
-    def unpark(self, *_: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: no task waits there any more
-            self._loop.call_soon_threadsafe(self._told.set)
-
-    async def wait(self) -> None:
-        await self._told.wait()
-        self._told.clear()
-
-
-async def drive(steps: Steps[T], timeout: float | None = None, what: str = "it did not end") -> T:
-    """Wait for each target of a waiting call in turn. Raises CmwqTimeout, saying `what`, after `timeout` seconds."""
-    timeout = checks.timeout(timeout)
-    parker = _LoopParker()
-    try:
-        async with asyncio.timeout(timeout):
-            target = next(steps)
-            while True:
-                await _wait_for(target, parker)
-                target = next(steps)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    except TimeoutError as exc:
-        raise CmwqTimeout(f"{what} after {timeout} s") from exc
-    finally:
-        steps.close()
-
-
-async def _wait_for(target: Target, parker: _LoopParker) -> None:
-    if not target.attach(parker):
-        return
-    worker = current_worker()
-    item = worker.item if worker is not None else None
-    try:
-        if item is not None:  # the loop runs within a work, which could wait for itself (F7)
-            item.queue.runtime.waits.begin_await(item, target)
-        while not target.done():
-            await parker.wait()
-    finally:
-        if item is not None:
-            item.queue.runtime.waits.end_await(item, target)
-        target.detach(parker)
-
-
 async def flush(what: WorkQueue | Work, timeout: float | None = None) -> bool | None:
     """Do what `WorkQueue.flush` or `Work.flush` does. timeout: seconds."""
+    if isinstance(what, Work) and what._runtime() is None:  # it was never queued, or by this process's parent
+        return False
     steps = what.flush_steps() if isinstance(what, Work) else flush_steps(_queue(what))
     return await drive(steps, timeout, f"flush of {what!r} was not done")
 
@@ -156,7 +101,7 @@ async def wait(batch: Batch, timeout: float | None = None) -> None:
 
 async def freeze(timeout: float | None = None, runtime: Runtime | None = None) -> None:
     """Do what `cmwq.freeze` does. timeout: seconds. runtime: freeze this one instead of the default runtime."""
-    await drive((runtime or default_runtime()).freeze_steps(), timeout, "freezable queues still run works")
+    await drive(checked_runtime(runtime).freeze_steps(), timeout, "freezable queues still run works")
 
 
 def _queue(queue: WorkQueue) -> WorkQueue:
@@ -181,11 +126,15 @@ async def run(queue: WorkQueue | Executor, fn: Callable[P, T], /, *args: P.args,
 
     A queue that is full (`max_pending`) makes the task wait, and not the loop; one made with full="raise" raises
     QueueFull. Raises what `submit` raises: QueueClosed, ThreadLimit; TypeError for a coroutine function, which is to be
-    awaited here, and for what is neither a queue nor an executor. Context: a task of a running loop.
+    awaited here, and for what is neither a queue nor an executor. In a loop that runs within a work, which would wait
+    for itself, it raises FlushDeadlock, and the call is taken back. Context: a task of a running loop.
     """
     future: Future[T] = await _submit(queue, fn, args, kwargs)
     try:
         return await outcome(future)
+    except FlushDeadlock:
+        future.cancel()  # nobody else has it; if the call itself has raised this, it does no harm
+        raise
     finally:
         del future  # a traceback keeps this frame, and the future the exception
 
@@ -200,18 +149,22 @@ async def run_to_end(queue: WorkQueue | Executor, fn: Callable[P, T], /, *args: 
     future: Future[T] = await _submit(queue, fn, args, kwargs)
     cancelled: asyncio.CancelledError | None = None
     cause: BaseException | None = None
-    waiter = _waiter(future)
-    while not waiter.done():
-        try:
-            await asyncio.wait([waiter])
-        except asyncio.CancelledError as exc:
-            future.cancel()
-            cancelled = cancelled or exc
     try:
+        with noted(future):
+            waiter = end_of(future)
+            while not waiter.done():
+                try:
+                    await asyncio.wait([waiter])
+                except asyncio.CancelledError as exc:
+                    future.cancel()
+                    cancelled = cancelled or exc
         if cancelled is not None:
             cause = None if future.cancelled() else future.exception()
             raise cancelled from cause
         return _result(future)
+    except FlushDeadlock:
+        future.cancel()
+        raise
     finally:
         del future, cancelled, cause  # a traceback keeps this frame
 
@@ -220,12 +173,14 @@ async def outcome(future: Future[T]) -> T:
     """Return the result of a submitted call, or raise its exception; a cancelled task cancels the future.
 
     `asyncio.wrap_future` does the same, call by call. This tells the loop of all calls that have ended meanwhile at a
-    time, which makes many short calls about twice as fast.
+    time, which makes many short calls about twice as fast. And in a loop that runs within a work it raises
+    FlushDeadlock if the work would wait for itself, and else lends the work's place under `max_active`.
     """
-    waiter = _waiter(future)
+    checks.instance("future", future, cf.Future)
     try:
         try:
-            await waiter
+            with noted(future):
+                await end_of(future)
         except asyncio.CancelledError:
             future.cancel()
             raise
@@ -246,14 +201,20 @@ def run_coroutine(
 
     timeout: seconds; after it the coroutine is cancelled, and CmwqTimeout is raised. If this wait is interrupted, the
     coroutine is cancelled, too. Raises what the coroutine raises, and `concurrent.futures.CancelledError` if it is
-    cancelled. On the loop's own thread it
-    raises FlushDeadlock. Thread-safe.
+    cancelled. On the loop's own thread it raises FlushDeadlock; TypeError for what is no coroutine or no loop.
+    Thread-safe.
     """
-    timeout = checks.timeout(timeout)
-    if asyncio._get_running_loop() is loop:
-        coroutine.close()
-        raise FlushDeadlock(f"this thread runs {loop!r}, so it would wait for itself: await {coroutine!r} instead")
-    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    if not asyncio.iscoroutine(coroutine):
+        raise TypeError(f"coroutine is {checks.shown(coroutine)}, and must be a coroutine: call the function")
+    try:
+        timeout = checks.timeout(timeout)
+        _checked_loop(loop)
+        if asyncio._get_running_loop() is loop:
+            raise FlushDeadlock(f"this thread runs {loop!r}, so it would wait for itself: await {coroutine!r} instead")
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except Exception:
+        coroutine.close()  # it has not begun, and nobody else awaits it
+        raise
     worker = current_worker()
     item = worker.item if worker is not None else None
     lent = False
@@ -277,69 +238,22 @@ async def _submit(queue: WorkQueue | Executor, fn: Any, args: tuple[Any, ...], k
         raise TypeError(f"{checks.shown(queue)} is neither a WorkQueue nor a cmwq.Executor")
     if not isinstance(fn, Work):
         checks.no_coroutine_function("what is run on a worker", fn)
-    if isinstance(queue, Executor) or queue._room is None or queue._room.full == "raise" or isinstance(fn, Work):
-        return queue.submit(fn, *args, **kwargs)
-    room = queue._room
-    future, pwq = bounded_future(queue, room, fn, args, kwargs)
+    # Only the queue's or the executor's own `submit` makes a call of a function: subclasses prepare the thread for it.
+    submit = partial(queue.submit, fn, *args, **kwargs)
+    wq = queue.queue if isinstance(queue, Executor) else queue
+    room = wq._room
+    if room is None or room.full == "raise":
+        return submit()
+    ticket = object()
     try:
-        await drive(room.steps(future))
-        insert(pwq, future)
-    except BaseException:
-        if not pwq.has(future):
-            room.give(future)
-        raise
-    return future
-
-
-class _Bell:
-    """Tells a loop of calls that have ended, of all at a time. Thread-safe."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = ref(loop)
-        self._ended: deque[asyncio.Future[None]] = deque()
-        self._rung = False
-        """Whether the loop is going to look. It becomes false before the loop looks, so nothing is overlooked."""
-
-    def ring(self, waiter: asyncio.Future[None]) -> None:
-        """Wake the task that awaits this."""
-        self._ended.append(waiter)
-        loop = self.loop()
-        if self._rung or loop is None:
-            return
-        self._rung = True
-        try:
-            loop.call_soon_threadsafe(self._answer)
-        except BaseException as exc:
-            self._rung = False
-            if not isinstance(exc, RuntimeError):  # the loop is closed: no task waits there any more
-                raise
-
-    def _answer(self) -> None:
-        self._rung = False
-        with suppress(IndexError):
-            while True:
-                waiter = self._ended.popleft()
-                if not waiter.done():  # it was cancelled
-                    waiter.set_result(None)
-
-
-class _Here(threading.local):
-    bell: _Bell | None = None
-
-
-_here = _Here()
-
-
-def _waiter(future: Future[Any]) -> asyncio.Future[None]:
-    """Return what a task of this thread's loop awaits until the call has ended."""
-    loop = asyncio.get_running_loop()
-    bell = _here.bell
-    if bell is None or bell.loop() is not loop:
-        bell = _here.bell = _Bell(loop)
-    waiter = loop.create_future()
-    ring = bell.ring
-    future.add_done_callback(lambda _: ring(waiter))
-    return waiter
+        if isinstance(fn, Work) and not fn.is_idle:  # it is one with the earlier queueing, and needs no room
+            with suppress(QueueFull):  # it has just become idle
+                return room.admit(ticket, submit)
+        if not room.take_at_once(ticket):
+            await drive(room.steps(ticket), what=f"queue {wq.name!r} is full: no room for one more")
+        return room.admit(ticket, submit)
+    finally:
+        room.give(ticket)
 
 
 def _result(future: Future[T]) -> T:
@@ -367,10 +281,17 @@ def install(loop: asyncio.AbstractEventLoop | None = None) -> Executor:
     RuntimeError if no loop was given and none runs here. Thread-safe if a loop that runs elsewhere isn't using its
     executor meanwhile.
     """
-    loop = loop or asyncio.get_running_loop()
+    loop = asyncio.get_running_loop() if loop is None else _checked_loop(loop)
     executor = Executor("asyncio", max_active=UNLIMITED)
     loop.set_default_executor(executor)
     return executor
+
+
+def _checked_loop(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    """The loop that was given. Raises TypeError."""
+    if not isinstance(loop, asyncio.AbstractEventLoop):
+        raise TypeError(f"loop is {checks.shown(loop)}, and must be an event loop, not {type(loop).__name__}")
+    return loop
 
 
 def new_event_loop(

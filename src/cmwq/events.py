@@ -8,16 +8,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 from cmwq._core import checks
 from cmwq._pool.events import Counts, Event, Kind
-from cmwq._workqueue.runtime import default_runtime
+from cmwq._workqueue.options import checked_runtime
+from cmwq._workqueue.queue import WorkQueue
 from cmwq._workqueue.subscriptions import ALWAYS, LIMIT, Subscription
 
 if TYPE_CHECKING:
-    from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.runtime import Runtime
 
 __all__ = ["Counts", "Event", "Kind", "Subscription", "subscribe"]
@@ -53,14 +53,21 @@ def subscribe(
         checks.function("callback", callback)
     limit = checks.integer("limit", limit, 1)
     checks.flag("where", where)
-    wanted = frozenset(Kind) if kinds is None else frozenset(map(_kind, kinds)) | ALWAYS
-    if runtime is None:
-        runtime = default_runtime() if queue is None else queue.runtime
-    elif queue is not None and queue.runtime is not runtime:
+    if queue is not None:
+        checks.instance("queue", queue, WorkQueue)
+    wanted = frozenset(Kind) if kinds is None else _kinds(kinds) | ALWAYS
+    runtime = queue.runtime if runtime is None and queue is not None else checked_runtime(runtime)
+    if queue is not None and queue.runtime is not runtime:
         raise ValueError(f"queue {queue.name!r} is another runtime's")
     subscription = Subscription(runtime.events, callback, wanted, queue, limit, where)
     runtime.events.add(subscription)
     return subscription
+
+
+def _kinds(kinds: Collection[Kind | str]) -> frozenset[Kind]:
+    if isinstance(kinds, str) or not isinstance(kinds, Iterable):
+        raise TypeError(f"kinds is {checks.shown(kinds)}, and must be a collection of names: ['started']")
+    return frozenset(map(_kind, kinds))
 
 
 def _kind(kind: Kind | str) -> Kind:

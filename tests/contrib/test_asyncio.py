@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import os
+import queue as queues
 import socket
 import sys
 import threading
@@ -321,6 +322,109 @@ def test_a_full_queue_makes_the_task_wait_and_not_the_loop(run: Run, universe: c
         assert await cmwq.aio.run(queue, abs, -9) == 9  # no room was lost
 
     run(main())
+
+
+class Bounded(cmwq.Executor):
+    """As users write it: at most one call waits."""
+
+    def __init__(self, runtime: cmwq.Runtime, **options: Any) -> None:
+        super().__init__(runtime=runtime, **options)
+        self._work_queue = queues.Queue(1)
+
+
+class Counting(Bounded):
+    """As users write it, too."""
+
+    seen = 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self.seen += 1
+        return super().submit(fn, *args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [Bounded, Counting])
+@pytest.mark.parametrize("options", [{"max_active": 1}, {"max_workers": 1}, {"max_active": 1, "initializer": int}])
+def test_E9_a_full_executor_makes_the_task_wait_and_not_the_loop(
+    run: Run, universe: cmwq.Runtime, gate: Gate, kind: type[Bounded], options: dict[str, Any]
+) -> None:
+    executor = kind(universe, **options)
+
+    async def main() -> None:
+        first = asyncio.ensure_future(cmwq.aio.run(executor, gate))
+        await asyncio.to_thread(gate.await_arrivals, 1)
+        others = [asyncio.ensure_future(cmwq.aio.run(executor, abs, -number)) for number in range(5)]
+        for _ in range(20):
+            await asyncio.sleep(0)  # a hang here is a failure: only this loop opens the gate
+        assert executor.queue.nr_pending() == 1
+        others[4].cancel()  # while it waits for room
+        gate.open.set()
+        assert await asyncio.gather(*others[:4]) == [0, 1, 2, 3]
+        await first
+        assert await cmwq.aio.run(executor, abs, -9) == 9  # no room was lost
+
+    run(main())
+    if isinstance(executor, Counting):
+        assert executor.seen == 6, "each call was submitted by the class's own submit, once"
+    executor.shutdown()
+
+
+def test_calls_of_a_bounded_executor_are_prepared_however_they_are_awaited(run: Run, universe: cmwq.Runtime) -> None:
+    prepared: list[int] = []
+    one = Bounded(universe, max_workers=1, initializer=lambda: prepared.append(threading.get_ident()))
+
+    async def main() -> None:
+        seen = [await cmwq.aio.run(each, threading.get_ident) for each in (one, one.queue)]
+        seen.append(await cmwq.aio.run_to_end(one.queue, threading.get_ident))
+        assert prepared == [one.submit(threading.get_ident).result(HANG)]
+        assert seen == prepared * 3
+
+    run(main())
+    one.shutdown()
+
+
+def test_E9_a_work_that_is_pending_in_a_full_queue_is_joined_at_once(
+    run: Run, universe: cmwq.Runtime, gate: Gate
+) -> None:
+    queue = cmwq.WorkQueue("q", max_active=1, max_pending=1, runtime=universe)
+    work, other = cmwq.Work(len, "abc"), cmwq.Work(len, "ab")
+
+    async def main() -> None:
+        first = asyncio.ensure_future(cmwq.aio.run(queue, gate))
+        await asyncio.to_thread(gate.await_arrivals, 1)
+        queue.queue(work)
+        joined = asyncio.ensure_future(cmwq.aio.run(queue, work))
+        needs_room = asyncio.ensure_future(cmwq.aio.run(queue, other))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not needs_room.done()
+        assert not other.pending
+        gate.open.set()
+        assert await asyncio.gather(first, joined, needs_room) == [None, 3, 2]
+
+    run(main())
+    assert queue._room is not None
+    assert queue._room.taken == 0
+
+
+def test_E9_whoever_submits_without_waiting_gets_one_place_and_no_more(universe: cmwq.Runtime, gate: Gate) -> None:
+    queue = cmwq.WorkQueue("q", max_active=1, max_pending=1, runtime=universe)
+    queue.submit(gate)
+    gate.await_arrivals(1)
+    room, ticket = queue._room, object()
+    assert room is not None
+    room.take(ticket)
+
+    def twice() -> None:
+        queue.submit(int)
+        with pytest.raises(cmwq.QueueFull):
+            queue.submit(int)
+
+    room.admit(ticket, twice)
+    room.give(ticket)
+    assert room.taken == 1
+    gate.open.set()
+    queue.flush(HANG)
+    assert room.taken == 0
 
 
 def test_a_full_queue_that_raises_raises(run: Run, universe: cmwq.Runtime, gate: Gate) -> None:

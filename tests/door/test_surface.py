@@ -133,6 +133,8 @@ def test_aio_says_what_it_was_given() -> None:
             (lambda: cmwq.aio.cancel_sync(cmwq.system), "must be a Work"),
             (lambda: cmwq.aio.disable_sync(len), "must be a Work"),
             (lambda: cmwq.aio.wait([]), "must be a Batch"),
+            (lambda: cmwq.aio.freeze(runtime=3), "Runtime"),
+            (lambda: cmwq.aio.outcome(3), "future is 3, and must be a Future, not int"),
         ):
             with pytest.raises(TypeError, match=message):
                 await call()  # type: ignore[no-untyped-call]
@@ -140,6 +142,22 @@ def test_aio_says_what_it_was_given() -> None:
             await cmwq.aio.close(cmwq.WorkQueue("q"), delayed="later")  # type: ignore[arg-type]
 
     asyncio.run(main())
+
+
+def test_aio_says_that_it_was_given_no_loop() -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+    for call, message in (
+        (lambda: cmwq.aio.install(3), "loop is 3, and must be an event loop, not int"),
+        (lambda: cmwq.aio.run_coroutine(fetch("url"), None), "loop is None, and must be an event loop, not NoneType"),
+        (lambda: cmwq.aio.run_coroutine(fetch, loop), "must be a coroutine: call the function"),
+        (lambda: cmwq.aio.run_coroutine(fetch("url"), loop, "soon"), "timeout"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()  # type: ignore[no-untyped-call]
+        assert isinstance(cmwq.system.submit(call).exception(HANG), TypeError), "on a worker, too"
+    with pytest.raises(RuntimeError, match="closed"):
+        cmwq.aio.run_coroutine(fetch("url"), loop)  # no coroutine is left that was never awaited
 
 
 # ------------------------------------------------------------------------------------------- what was missing

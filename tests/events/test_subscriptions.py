@@ -285,6 +285,13 @@ def test_H2_what_cannot_be_subscribed_to_is_refused(universe: cmwq.Runtime, queu
         cmwq.events.subscribe(queue=queue, runtime=cmwq.default_runtime())
     with pytest.raises(TypeError, match="callback"):
         cmwq.events.subscribe(7)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="queue is 3, and must be a WorkQueue"):
+        cmwq.events.subscribe(queue=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="must be a Runtime"):
+        cmwq.events.subscribe(runtime=3)  # type: ignore[arg-type]
+    for kinds in ("started", cmwq.events.Kind.STARTED, 3):
+        with pytest.raises(TypeError, match=r"kinds is .*, and must be a collection of names: \['started'\]"):
+            cmwq.events.subscribe(kinds=kinds)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="limit"):
         cmwq.events.subscribe(limit=0)
     with (

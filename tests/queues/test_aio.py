@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures as cf
+import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
-from conftest import HANG, Gate
+from conftest import HANG, Gate, until
 
 import cmwq
 import cmwq.aio
@@ -156,6 +159,86 @@ def test_a_loop_that_closed_while_it_waited_disturbs_nobody(held: Held) -> None:
     assert held.future.done()
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_G3_a_task_that_waits_is_told_when_the_runtime_is_abandoned(gate: Gate, name: str) -> None:
+    held = Held(cmwq.Runtime(), gate)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(CALLS[name](held, None))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(held.runtime.close, 0.01, abandon=True)
+        if name == "wait":  # all its calls have ended: it is they who are told
+            await task
+            assert isinstance(held.future.exception(HANG), cmwq.Abandoned)
+        elif name == "freeze":  # whoever ends a runtime thaws it first
+            await task
+        else:
+            with pytest.raises(cmwq.Abandoned, match="its runtime has ended"):
+                await task
+        if name in ("flush", "drain", "close"):
+            with pytest.raises(cmwq.Abandoned):
+                await CALLS[name](held, None)  # one that begins afterwards
+
+    run(main())
+    assert not held.runtime.waiters
+
+
+def test_G3_a_task_that_waits_for_room_is_told_when_the_runtime_is_abandoned(gate: Gate) -> None:
+    runtime = cmwq.Runtime()
+    wq = cmwq.WorkQueue("q", max_active=1, max_pending=1, runtime=runtime)
+
+    async def main() -> None:
+        running = asyncio.ensure_future(cmwq.aio.run(wq, gate))
+        await asyncio.to_thread(gate.await_arrivals, 1)
+        waiting = asyncio.ensure_future(cmwq.aio.run(wq, int))
+        await asyncio.sleep(0)
+        without_room = asyncio.ensure_future(cmwq.aio.run(wq, int))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(runtime.close, 0.01, abandon=True)
+        told = await asyncio.gather(running, waiting, without_room, return_exceptions=True)
+        assert isinstance(told[0], cmwq.Abandoned)
+        assert isinstance(told[1], asyncio.CancelledError)
+        assert isinstance(told[2], cmwq.Abandoned | cmwq.QueueClosed)
+
+    run(main())
+
+
+def test_nothing_keeps_a_loop_that_closed_while_its_tasks_waited(
+    universe: cmwq.Runtime, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    wq = cmwq.WorkQueue("q", runtime=universe)
+    future = wq.submit(gate)
+    loop = asyncio.new_event_loop()
+    tasks = [loop.create_task(cmwq.aio.flush(wq)), loop.create_task(cmwq.aio.outcome(future))]
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    kept = weakref.ref(loop)
+    del loop, tasks
+    assert universe.waiters
+    gate.open.set()
+    future.result(HANG)
+    del future
+    until(lambda: gc.collect() >= 0 and kept() is None and not universe.waiters)
+    assert "was destroyed but it is pending" in caplog.text  # as asyncio says of any such task
+
+
+def test_G2_a_call_of_the_parent_can_be_awaited_by_no_child(python: Callable[..., Any]) -> None:
+    done = python("""
+        import asyncio, cmwq, cmwq.aio, os, threading
+        queue, opened, work = cmwq.WorkQueue("q"), threading.Event(), cmwq.Work(int)
+        future = queue.submit(opened.wait)
+        if not os.fork():
+            try:
+                asyncio.run(cmwq.aio.outcome(future))
+            except cmwq.ForeignProcess:
+                print("told", flush=True)
+            os._exit(0)
+        os.wait()
+        opened.set()
+    """)
+    assert (done.stdout, done.stderr, done.returncode) == ("told\n", "", 0)
+
+
 def test_the_futures_need_no_twin(runtime: cmwq.Runtime) -> None:
     wq = cmwq.WorkQueue("q", runtime=runtime)
 
@@ -185,3 +268,82 @@ def test_cancelling_an_awaited_future_cancels_the_call(universe: cmwq.Runtime, g
     gate.open.set()
     wq.flush(HANG)
     assert not ran.is_set()
+
+
+# ------------------------------------------------------------------------------------------- loops within works
+
+AWAITS: dict[str, Callable[[Any, Callable[[], Any]], Coroutine[Any, Any, Any]]] = {
+    "run": cmwq.aio.run,
+    "run_to_end": cmwq.aio.run_to_end,
+    "outcome": lambda queue, fn: cmwq.aio.outcome(queue.submit(fn)),
+}
+ONE_AT_A_TIME: dict[str, Callable[[cmwq.Runtime], Any]] = {
+    "ordered": lambda runtime: cmwq.WorkQueue("one", ordered=True, runtime=runtime),
+    "ordered with room": lambda runtime: cmwq.WorkQueue("one", ordered=True, max_pending=5, runtime=runtime),
+    "one thread": lambda runtime: cmwq.Executor("one", max_workers=1, runtime=runtime),
+}
+
+
+@pytest.mark.parametrize("name", AWAITS)
+@pytest.mark.parametrize("kind", ONE_AT_A_TIME)
+def test_F7_a_loop_within_a_work_that_awaits_what_comes_after_the_work(
+    universe: cmwq.Runtime, kind: str, name: str
+) -> None:
+    queue = ONE_AT_A_TIME[kind](universe)
+    ran = threading.Event()
+
+    async def awaits() -> None:
+        with pytest.raises(cmwq.FlushDeadlock, match=r"the result of call Event\.set of queue 'one'"):
+            await asyncio.wait_for(AWAITS[name](queue, ran.set), HANG)
+
+    queue.submit(asyncio.run, awaits()).result(HANG)
+    queue.submit(int).result(HANG)
+    assert ran.is_set() == (name == "outcome"), "a call that nobody else knows of is taken back"
+    assert universe.waits.all() == {}
+
+
+@pytest.mark.parametrize("name", AWAITS)
+def test_F7_what_a_loop_within_a_work_awaits_elsewhere_or_is_there_is_awaited(
+    universe: cmwq.Runtime, name: str
+) -> None:
+    queue, other = cmwq.WorkQueue("one", ordered=True, runtime=universe), cmwq.WorkQueue("other", runtime=universe)
+    before = queue.submit(len, "abc")
+    foreign: cf.Future[int] = cf.Future()
+
+    async def awaits() -> list[Any]:
+        foreign.set_result(7)
+        calls = [AWAITS[name](other, int) for _ in range(20)]
+        return await asyncio.gather(*calls, cmwq.aio.outcome(before), cmwq.aio.outcome(foreign))  # type: ignore[arg-type]
+
+    assert queue.submit(asyncio.run, awaits()).result(HANG) == [0] * 20 + [3, 7]
+    assert universe.waits.all() == {}
+
+
+def test_F7_a_wait_that_blocks_a_loop_is_endless_although_its_tasks_wait_too(
+    universe: cmwq.Runtime, gate: Gate
+) -> None:
+    """A task awaits a flush; another blocks the loop, and so the work, until a work ends that waits for this one."""
+    queues = [cmwq.WorkQueue(name, runtime=universe) for name in ("first", "second", "third")]
+    known: list[cf.Future[Any]] = []
+    all_known = threading.Event()
+
+    def second() -> None:
+        all_known.wait(HANG)
+        until(lambda: universe.waits.target_of(known[0]) is known[1])  # type: ignore[arg-type, comparison-overlap]
+        known[0].result()
+
+    async def first() -> None:
+        queues[2].submit(gate)
+        task = asyncio.ensure_future(cmwq.aio.flush(queues[2]))
+        await asyncio.sleep(0)
+        until(lambda: len(known) == 1)
+        known.append(queues[1].submit(second))
+        all_known.set()
+        with pytest.raises(cmwq.FlushDeadlock, match="this would wait for ever"):
+            known[1].result()
+        gate.open.set()
+        await task
+
+    known.append(queues[0].submit(asyncio.run, first()))
+    known[0].result(HANG)
+    until(lambda: universe.waits.all() == {})

@@ -129,6 +129,20 @@ def test_E11_a_loop_within_a_work_that_awaits_a_flush_is_seen(quick: cmwq.Runtim
     assert wq.submit(parent).result(HANG) is True
 
 
+@pytest.mark.parametrize("executor", [False, True])
+def test_E11_a_loop_within_a_work_that_awaits_calls_is_seen(quick: cmwq.Runtime, executor: bool) -> None:
+    wq: Any = (
+        cmwq.Executor(max_active=1, runtime=quick) if executor else cmwq.WorkQueue("q", max_active=1, runtime=quick)
+    )
+
+    async def calls() -> int:
+        total = await cmwq.aio.run(wq, len, "a") + await cmwq.aio.run_to_end(wq, len, "ab")
+        return total + await cmwq.aio.outcome(wq.submit(len, "abc"))
+
+    assert wq.submit(lambda: asyncio.run(calls())).result(HANG) == 6
+    assert quick.waits.all() == {}
+
+
 def test_E11_of_several_awaits_in_one_loop_the_last_to_end_is_seen(quick: cmwq.Runtime, gate: Gate) -> None:
     wq = cmwq.WorkQueue("q", max_active=1, runtime=quick)
     other = cmwq.WorkQueue("other", runtime=quick)

@@ -8,9 +8,9 @@ goes to the next. The letters are those of `pool`; M: `Room._lock`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from cmwq._core.held import holding
 from cmwq._core.ranks import Rank
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.wait import Steps, Target
 
+T = TypeVar("T")
 WhenFull: TypeAlias = Literal["block", "raise"]
 FULL: tuple[WhenFull, ...] = ("block", "raise")
 
@@ -40,6 +41,7 @@ class Room:
         self.full: WhenFull = full  # I
         self._holders: set[object] = set()  # M: the works that have a place
         self._waiting: deque[_Turn] = deque()  # M: the threads that wait, the first in front
+        self._tickets: dict[int, object] = {}  # M: by the system's number of a thread: see `admit`
 
     @property
     def taken(self) -> int:
@@ -51,12 +53,19 @@ class Room:
 
         If this is interrupted, the work may have a place or not; the caller gives it back.
         """
+        waits = self.full == "block"
         with self._lock:
+            if self._tickets and (me := self._queue.runtime.host.thread_id()) in self._tickets:
+                waits, ticket = False, self._tickets[me]
+                if ticket in self._holders:
+                    self._holders.discard(ticket)
+                    self._holders.add(item)
+                    return
             if len(self._holders) < self.limit and not self._waiting:
                 self._holders.add(item)
                 return
         name = self._queue.name
-        if self.full == "raise":
+        if not waits:
             raise QueueFull(f"queue {name!r}: {self.limit} works wait already (max_pending); try again later")
         if own_item(self._queue) is not None:
             raise QueueFull(
@@ -64,6 +73,14 @@ class Room:
                 "that only works behind it can make"
             )
         run_steps(self.steps(item), self._queue.runtime, None, lambda: f"queue {name!r} is full: no room for one more")
+
+    def take_at_once(self, item: object) -> bool:
+        """Take a place for this work if there is one. Does not wait. As in `take`, the caller gives it back."""
+        with self._lock:
+            if len(self._holders) < self.limit and not self._waiting:
+                self._holders.add(item)
+                return True
+            return False
 
     def steps(self, item: object) -> Steps[None]:
         """Wait for a place, as steps."""
@@ -79,6 +96,23 @@ class Room:
                 self._waiting.append(turn)
                 self._grant()
             yield turn
+
+    def admit(self, ticket: object, submit: Callable[[], T]) -> T:
+        """Call `submit` on a thread that must not wait for room, such as that of an event loop, and return its result.
+
+        The first work that asks for a place meanwhile gets that of the ticket, which has waited for one by `steps`;
+        another gets one if there is one, or QueueFull. So whatever `submit` does, it does not wait here.
+        """
+        me = self._queue.runtime.host.thread_id()
+
+        def forget() -> None:
+            with self._lock:
+                self._tickets.pop(me, None)
+
+        with surely(forget), surely(forget):
+            with self._lock:
+                self._tickets[me] = ticket
+            return submit()
 
     def give(self, item: object) -> None:
         """A work began, or was taken back: give its place to the thread that has waited longest. Harmless if it has

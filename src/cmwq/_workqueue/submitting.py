@@ -12,7 +12,6 @@ from cmwq._workqueue.work import Work
 from cmwq._workqueue.work_future import WorkFuture
 
 if TYPE_CHECKING:
-    from cmwq._workqueue.pwq import PoolWorkQueue
     from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.room import Room
 
@@ -37,22 +36,14 @@ def submit_specially(wq: WorkQueue, fn: Any, args: tuple[Any, ...], kwargs: dict
     return future
 
 
-def bounded_future(
-    wq: WorkQueue, room: Room, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[BoundedFuture[Any], PoolWorkQueue]:
-    """The future of a call that is to have a place in that room, and where it is to be inserted then."""
-    context = wq.new_context()
-    pwq = wq._only or wq.place_here()
-    future: BoundedFuture[Any] = BoundedFuture(pwq.outside, (fn, *args), kwargs, context)
-    future._room = room
-    return future, pwq
-
-
 def _submit_bounded(
     wq: WorkQueue, room: Room, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> BoundedFuture[Any]:
     """Submit to a queue with `max_pending`, which may mean waiting for room first."""
-    future, pwq = bounded_future(wq, room, fn, args, kwargs)
+    context = wq.new_context()
+    pwq = wq._only or wq.place_here()
+    future: BoundedFuture[Any] = BoundedFuture(pwq.outside, (fn, *args), kwargs, context)
+    future._room = room
     try:
         room.take(future)
         insert(pwq, future)

@@ -97,7 +97,7 @@ class Waits:
         self._warned: set[tuple[str, str]] = set()  # each change is atomic
         self._waiting: dict[Item, Target] = {}  # each change is atomic; a refused work takes it back with the lock held
         self._limited: set[Item] = set()  # the works that wait only for a time; each change is atomic
-        self._awaited: dict[Item, list[Target]] = {}  # by tasks of a loop within the work; its own thread's
+        self._awaited: dict[Item, dict[object, Target]] = {}  # by tasks of a loop within the work; its own thread's
         self._parkers: dict[Item, Parker] = {}  # of the works that can be told to give up; each change is atomic
         self._vain: dict[Item, str] = {}  # why a work waits in vain; each change is atomic
 
@@ -107,6 +107,8 @@ class Waits:
         if limited:
             self._limited.add(item)
         waiting[item] = target
+        if not limited:  # it blocks a loop whose tasks wait, too. Last: what is noted before is not what they wait for
+            self._limited.discard(item)
         if item.queue.rescuer is not None and target.queue.rescuer is None:
             self._warn(item, target)
         # Note first, look then: of two that begin at the same time one sees the other. Mostly there is nobody to see.
@@ -128,18 +130,18 @@ class Waits:
         """The waits without a timeout."""
         return {item: target for item, target in self.all().items() if item not in self._limited}
 
-    def begin_await(self, item: Item, target: Target) -> None:
+    def begin_await(self, item: Item, target: Target, who: object) -> None:
         """Note that a task of an event loop within the work waits. Other tasks go on, so it is no endless wait.
 
-        Raises FlushDeadlock.  Context: the work's own thread; `end_await` follows.
+        who: tells this wait from others for the same target. Raises FlushDeadlock.  Context: the work's own thread;
+        `end_await` follows.
         """
         self.begin(item, target, limited=True)
-        self._awaited.setdefault(item, []).append(target)
+        self._awaited.setdefault(item, {})[who] = target
 
-    def end_await(self, item: Item, target: Target) -> None:
-        awaited = self._awaited.get(item, [])
-        if target in awaited:
-            awaited.remove(target)
+    def end_await(self, item: Item, who: object) -> None:
+        awaited = self._awaited.get(item, {})
+        awaited.pop(who, None)
         if not awaited:
             self._awaited.pop(item, None)
         self.end(item)
@@ -157,7 +159,7 @@ class Waits:
         awaited = self._awaited.get(item)
         if awaited:  # other tasks of the work's loop still wait
             self._limited.add(item)
-            self._waiting[item] = awaited[-1]
+            self._waiting[item] = next(reversed(awaited.values()))
 
     def may_be_told(self, item: Item, parker: Parker) -> None:
         """From now on until `end_vain` the work asks `in_vain` whenever it is unparked, so `tell` can reach it."""
