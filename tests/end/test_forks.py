@@ -224,6 +224,32 @@ def test_G2_a_lock_that_a_thread_of_the_child_holds_is_not_taken_from_it(python:
     )
 
 
+def test_G2_a_batch_of_the_parents_calls_is_not_waited_for_in_the_child(python: Python) -> None:
+    check(
+        python(
+            FORKS,
+            """
+            from cmwq import aio
+            import asyncio
+            over = threading.Event()
+            batch = cmwq.Batch(cmwq.WorkQueue("q"))
+            batch.submit(int).result()
+            batch.submit(over.wait)
+            async def wait(): await aio.wait(batch, 60)
+            def child():
+                for waits in (lambda: batch.wait(60), lambda: batch.results(60), lambda: asyncio.run(wait())):
+                    try: waits()
+                    except cmwq.ForeignProcess: continue
+                    assert False
+            print(status(forked(child)))
+            over.set()
+            batch.wait()
+            """,
+        ),
+        "0\n",
+    )
+
+
 def test_G2_what_is_queued_in_the_child_by_a_hook_after_ours_is_done(python: Python) -> None:
     check(
         python(

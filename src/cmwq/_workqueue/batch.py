@@ -48,7 +48,8 @@ class Batch:
         """Return when all calls have ended, including those submitted meanwhile. What they raised is in their futures.
 
         timeout: seconds; then CmwqTimeout is raised, and the calls go on. Raises FlushDeadlock in one of its own calls,
-        Abandoned if the queue's runtime has ended and left some behind.
+        Abandoned if the queue's runtime has ended and left some behind, ForeignProcess in the child of a fork if some
+        of the parent's had not ended.
         """
         run_steps(self.wait_steps(), self.queue.runtime, timeout, lambda: f"a batch of {len(self)} calls did not end")
 
@@ -56,7 +57,10 @@ class Batch:
         """The steps of `wait`, for `run_steps` or `aio`."""
         done = 0
         while done < len(self._futures):
-            yield self._futures[done]
+            future = self._futures[done]
+            if not future.done():
+                self.queue.runtime.check_alive(future.phase.pwq.pool, future)
+            yield future
             done += 1
 
     def results(self, timeout: float | None = None) -> list[Any]:
