@@ -43,7 +43,7 @@ from cmwq._core.here import host_here
 from cmwq._core.naming import name_of
 from cmwq._core.ranks import Rank
 from cmwq._core.records import WorkRecord
-from cmwq._core.surely import surely
+from cmwq._core.surely import at_any_depth, surely
 from cmwq._errors import CmwqError, Reentered
 from cmwq._pool.mend import mending
 from cmwq._pool.worker import current_worker
@@ -214,7 +214,7 @@ class Work(WorkRecord):
             host_here().defer(self.cancel)
             return self.pending
         except BaseException:
-            self._drop_taken()
+            at_any_depth(self._drop_taken)
             raise
         return was
 
@@ -246,7 +246,7 @@ class Work(WorkRecord):
             host_here().defer(self.disable)
             return self.pending
         except BaseException:
-            self._drop_taken()
+            at_any_depth(self._drop_taken)
             raise
         return was
 
@@ -301,7 +301,7 @@ class Work(WorkRecord):
                     was = self._take_back() is not None
                 self._drop_taken()
             except BaseException:
-                self._drop_taken()
+                at_any_depth(self._drop_taken)
                 raise
             yield from self.end_steps()
         return was
