@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from threading import Lock, local
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,10 +80,14 @@ def py_at_any_depth(fn: Callable[..., T], *args: Any) -> T:
 
 
 at_any_depth = py_at_any_depth
+ask_for_depth: Callable[[], object] = partial(frames, 5)
+"""Raise RecursionError unless `at_any_depth` can be called here. Not needed with a twin in C, which needs no frames."""
 
 if not TYPE_CHECKING:
     with suppress(ImportError):  # no compiler was there, or it was to be for every Python
         from cmwq._sensor._sentinel import at_any_depth
+
+        ask_for_depth = int  # the quickest call that does nothing
 
 
 class surely:

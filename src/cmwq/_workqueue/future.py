@@ -20,7 +20,7 @@ from cmwq._core import checks
 from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
 from cmwq._core.records import FutureRecord
-from cmwq._core.surely import at_any_depth
+from cmwq._core.surely import ask_for_depth, at_any_depth
 from cmwq._errors import CmwqTimeout, Reentered
 from cmwq._pool import events
 from cmwq._pool.item import lay_out
@@ -280,6 +280,7 @@ class Future(cf.Future[T], FutureRecord):
         deferred until that code is done, and True means only that the call had not begun yet.
         """
         me = object()
+        ask_for_depth()
         try:
             cancelled = self._decide_to_cancel(me)
             self._announce_cancelled(me)

@@ -13,7 +13,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from cmwq._core import checks
-from cmwq._core.surely import at_any_depth
+from cmwq._core.surely import ask_for_depth, at_any_depth
 from cmwq._errors import CmwqError, Reentered, WorkDisabled
 from cmwq._workqueue.delay import Delay
 from cmwq._workqueue.queued import Queued
@@ -145,6 +145,7 @@ def mod_delayed(wq: WorkQueue, work: DelayedWork, delay: float) -> bool:
     wq._check_open()  # before anything is changed
     if delay > 0:
         wq.check_takes_delays()
+    ask_for_depth()
     try:
         new = Delay(wq, wq._only or wq.place_here(), work, delay)
         with work._here():
