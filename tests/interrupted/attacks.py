@@ -10,6 +10,7 @@ import ctypes
 import gc
 import random
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -162,6 +163,51 @@ def settle_entered(operation: Operation, intruders: list[Intruder], *, ended: bo
     for intruder in intruders:
         intruder.check()
     operation.settle(ended=ended)
+
+
+def dig(frames: int, call: Callable[[], object]) -> object:
+    """Call it so many frames further down."""
+    return call() if frames <= 0 else dig(frames - 1, call)
+
+
+def room() -> int:
+    """How many frames `dig` may go down from where this is called."""
+    fits, too_many = 0, sys.getrecursionlimit()
+    while too_many - fits > 1:
+        frames = (fits + too_many) // 2
+        try:
+            dig(frames, int)
+            fits = frames
+        except RecursionError:
+            too_many = frames
+    return fits
+
+
+class Depth(Attack, name="depth"):
+    """The operation is called where the recursion limit leaves k - 1 frames, so that RecursionError comes again and
+    again: in what undoes something, too.
+    """
+
+    what = "depths"
+    most = 70
+
+    def count(self, bench: Bench, kind: type[Operation]) -> int:
+        return self.most
+
+    def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
+        WITNESS.tolerated = (RecursionError,)  # a callback may raise it, which is logged
+        operation = kind(bench)
+        operation.set_up()
+        self.note(f"with {case - 1} frames left")
+        passed = WITNESS.passed
+        limit, call, frames = sys.getrecursionlimit(), operation.act, room() - case
+        operation.act = lambda: dig(frames, call)  # type: ignore[method-assign]
+        ended = act(operation, RecursionError)
+        if sys.getrecursionlimit() != limit or abs(room() - case - frames) > 0:
+            raise Broken(f"the limit was {limit}, with room for {frames + case}; {sys.getrecursionlimit()}, {room()}")
+        # Without frames a call may end in a callback, whose failure is only logged, or in a function of the test.
+        operation.settle(ended=ended and WITNESS.passed == passed)
+        return True
 
 
 class Memory(Bytecodes, name="memory"):

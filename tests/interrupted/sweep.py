@@ -75,7 +75,7 @@ class Sweep:
         path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH", "")]))
         command = [sys.executable, "-X", "faulthandler", "-m", "interrupted.child", json.dumps(order)]
         # The debug mode allocates within sections: the collector would run, and finalisers call, where they don't else.
-        debug = "0" if self.attack in ("finaliser", "callback") else os.environ.get("CMWQ_DEBUG", "1")
+        debug = "0" if self.attack in ("finaliser", "callback", "depth") else os.environ.get("CMWQ_DEBUG", "1")
         env = {**os.environ, "PYTHONPATH": path, "CMWQ_LOCKS": self.locks, "CMWQ_DEBUG": debug}
         at = 0
         left = list(tasks)

@@ -82,6 +82,7 @@ class Witness(logging.Handler):
         super().__init__(logging.WARNING)
         self.heard: list[str] = []
         self.tolerated: tuple[type[BaseException], ...] = ()
+        self.passed = 0  # so much was tolerated
 
     def listen(self) -> None:
         logging.getLogger("cmwq").addHandler(self)
@@ -92,6 +93,8 @@ class Witness(logging.Handler):
     def _note(self, what: str, exc: BaseException | None) -> None:
         if not (isinstance(exc, self.tolerated) and self.tolerated):
             self.heard.append(f"{what}: {exc!r}" if exc is not None else what)
+        else:
+            self.passed += 1
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR:

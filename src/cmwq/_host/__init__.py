@@ -93,6 +93,8 @@ class ThreadHost:
         try:
             thread = HostThread(name, body, began)
             thread.launch()
+        except RecursionError:  # of the caller: the system has refused nothing
+            raise
         except (RuntimeError, MemoryError, OSError) as exc:
             raise ThreadLimit(f"the system refused thread {name}: {exc}; `cmwq doctor` lists the limits") from exc
         return thread

@@ -48,6 +48,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._core import log
 from cmwq._core.held import accounts, watched
+from cmwq._core.surely import at_any_depth, frames
 from cmwq._errors import CmwqError, Reentered
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 
 _nothing_in_c = int
 _MAX_RANK = 31
+SECTION = 9
+"""So many frames a section needs at its end. There must be as many when it begins, or the lock would stay held."""
 _REENTERED = (
     "called by a finaliser or a signal handler in the middle of cmwq's own code on the same thread: "
     "it would have to wait for itself"
@@ -87,6 +90,7 @@ class PyLock:
     @property
     def __exit__(self) -> Callable[[object, object, object], None]:
         """For `with` alone: reading it takes the lock. Raises Reentered, or what `mend` raises; then it isn't held."""
+        frames(SECTION)
         me = _threads.me
         _refuse_to_wait_for_myself(me, self)
         entry = _Entry(self, me)
@@ -230,7 +234,7 @@ def _begin(entry: _Entry) -> object:
         return None
     try:
         if lock.mend is not None:
-            lock.mend()
+            at_any_depth(lock.mend)
     except BaseException:
         _end(entry)
         raise
@@ -252,7 +256,7 @@ def _mend_if_it_can(entry: _Entry) -> None:
         return
     lock.stained = True
     try:
-        lock.mend()
+        at_any_depth(lock.mend)  # a RecursionError in the section would come again
         if entry.raw is lock._raw:
             lock.stained = False
     except BaseException:  # the exception that ended the section is raised; the next thread mends again
@@ -278,9 +282,13 @@ def _end(entry: _Entry) -> None:
 
 def _call_deferred(me: _Thread) -> None:
     if me.deferred and not me.drain.gi_running and not me.holds():
-        me.drain = _drain(me)
-        for _ in me.drain:
-            pass
+        at_any_depth(_make_deferred, me)  # whoever deferred them was told that they would be made
+
+
+def _make_deferred(me: _Thread) -> None:
+    me.drain = _drain(me)
+    for _ in me.drain:
+        pass
 
 
 def _drain(me: _Thread) -> Generator[None, None, None]:
@@ -294,6 +302,8 @@ def _drain(me: _Thread) -> Generator[None, None, None]:
             try:
                 _call(me, number)
             except BaseException as exc:
+                if isinstance(exc, RecursionError) and number in me.deferred:
+                    raise  # the same would come again and again; the end of the next section makes the calls
                 failure = failure or exc  # the other calls must still be made
     if failure is not None:
         raise failure

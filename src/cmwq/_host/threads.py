@@ -28,6 +28,8 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
+from cmwq._core.surely import at_any_depth
+
 PATIENCE = 5.0
 """Seconds after which a created thread that has not reported is given up; it may have died silently."""
 
@@ -64,9 +66,9 @@ class HostThread(threading.Thread):
                 self.start()
                 self._await_answer()
             finally:
-                self._settle()
+                at_any_depth(self._settle)
         finally:  # a second Ctrl-C
-            runs = self._settle()
+            runs = at_any_depth(self._settle)
         if not runs:
             raise RuntimeError(f"it was created, and then ended, or did not come within {PATIENCE:g} s")
 

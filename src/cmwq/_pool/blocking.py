@@ -30,6 +30,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, not_holding
+from cmwq._core.surely import at_any_depth
 from cmwq._errors import Reentered
 from cmwq._pool import events, lane
 from cmwq._pool.figures import see, woken_for_a_blocked_one
@@ -206,9 +207,8 @@ class blocking:
         if worker.item is not self._item:
             self._worker, self._item, self._depth = worker, worker.item, 0
         if not worker.nr_hints and worker.counted:
-            with suppress(Reentered), worker.pool.lock:
-                _say(worker)
-                _go_on_without(worker.pool)
+            with suppress(Reentered):
+                at_any_depth(_begin_to_block, worker)
         worker.nr_hints += 1
         self._depth += 1
 
@@ -225,8 +225,20 @@ class blocking:
             return  # left only after its item had ended
         worker.nr_hints -= 1
         if not worker.nr_hints and worker.blocked is SAID:
-            with worker.pool.lock:
-                _run(worker)
+            at_any_depth(_end_to_block, worker)
+
+
+@not_holding("worker.pool.lock")
+def _begin_to_block(worker: Worker) -> None:
+    with worker.pool.lock:
+        _say(worker)
+        _go_on_without(worker.pool)
+
+
+@not_holding("worker.pool.lock")
+def _end_to_block(worker: Worker) -> None:
+    with worker.pool.lock:
+        _run(worker)
 
 
 @not_holding("worker.pool.lock")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
-from cmwq._core.surely import surely
+from cmwq._core.surely import at_any_depth, surely
 from cmwq._errors import QueueClosed
 from cmwq._pool.closing import abandon
 from cmwq._pool.hotplug import UNMANAGED
@@ -107,7 +107,7 @@ class Pools:
         try:
             runtime.watchdog.begin()  # it has to see works that wait for the first worker, too
         finally:
-            pool.office.create_reserve()
+            at_any_depth(pool.office.create_reserve)
         return pool
 
     def forget(self) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._core import log
 from cmwq._core.held import outside
+from cmwq._core.surely import at_any_depth, frames
 from cmwq._pool.worker import current_worker
 
 if TYPE_CHECKING:
@@ -101,10 +102,13 @@ class Audience:
         while untold:
             waiter = untold[0]
             try:
-                next(telling)
+                # `threading.Condition` swallows a RecursionError, and then a thread is never woken.
+                at_any_depth(next, telling)
             except BaseException as exc:
                 _put_back(exc, waiter, untold)
-                _set(waiter.event)  # the call was interrupted halfway: wake the thread, lest it wait for ever
+                at_any_depth(
+                    _set, waiter.event
+                )  # the call was interrupted halfway: wake the thread, lest it wait for ever
                 raise
 
 
@@ -133,7 +137,11 @@ def _put_back(exc: BaseException, thing: Any, things: list[Any]) -> None:
 
     Context: the function that took the step.
     """
-    unmade = isinstance(exc, MemoryError) and exc.__traceback__ is not None and exc.__traceback__.tb_next is None
+    unmade = (
+        isinstance(exc, (MemoryError, RecursionError))
+        and exc.__traceback__ is not None
+        and exc.__traceback__.tb_next is None
+    )
     if unmade and not (things and things[0] is thing):
         things.insert(0, thing)
 
@@ -156,13 +164,16 @@ class _Holding:
         self._theirs = condition._is_owned()  # type: ignore[attr-defined]  # S: by a frame that this one interrupts
 
     def __enter__(self) -> None:
-        pass
+        frames(4)  # what `__exit__` needs
 
     def take(self) -> None:
         if not self._condition._is_owned():  # type: ignore[attr-defined]
             self._condition.acquire(timeout=CONDITION)
 
     def __exit__(self, *exc_info: object) -> None:
+        at_any_depth(self._let_go)
+
+    def _let_go(self) -> None:
         if not self._theirs and self._condition._is_owned():  # type: ignore[attr-defined]
             self._condition.notify_all()
             self._condition.release()

@@ -20,6 +20,7 @@ from cmwq._core import checks
 from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
 from cmwq._core.records import FutureRecord
+from cmwq._core.surely import ask_for_depth, at_any_depth
 from cmwq._errors import CmwqTimeout, Reentered
 from cmwq._pool import events
 from cmwq._pool.item import lay_out
@@ -281,6 +282,7 @@ class Future(cf.Future[T], FutureRecord):
         deferred until that code is done, and True means only that the call had not begun yet.
         """
         me = object()
+        ask_for_depth()
         try:
             cancelled = self._decide_to_cancel(me)
             self._announce_cancelled(me)
@@ -289,7 +291,7 @@ class Future(cf.Future[T], FutureRecord):
                 self.phase.pwq.pool.host.defer(self.cancel)
             return self._state not in (RUNNING, FINISHED)
         except BaseException:
-            self._announce_cancelled(me)  # if this call decided, it finishes the job
+            at_any_depth(self._announce_cancelled, me)  # if this call decided, it finishes the job
             raise
         return cancelled
 
@@ -400,7 +402,7 @@ class Future(cf.Future[T], FutureRecord):
                 if self.attach(parker):
                     park_until(self.done, parker, host, None, spins=pwq.pool.nr_running <= 1)
             except BaseException:
-                self.detach(parker)
+                at_any_depth(self.detach, parker)
                 raise
             return
         deadline = None if timeout is None else host.monotonic() + timeout

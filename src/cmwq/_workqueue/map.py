@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cmwq._core import checks
+from cmwq._core.surely import at_any_depth
 from cmwq._errors import CmwqTimeout
 
 if TYPE_CHECKING:
@@ -72,8 +73,12 @@ def _results(ahead: deque[cf.Future[T]], rest: _Rest[T] | None, limit: _Limit | 
         if rest is not None and rest.error is not None:
             raise rest.error
     finally:
-        for future in ahead:
-            future.cancel()
+        at_any_depth(_cancel_all, ahead)
+
+
+def _cancel_all(futures: deque[cf.Future[T]]) -> None:
+    for future in futures:
+        future.cancel()
 
 
 class _Rest(Generic[T]):

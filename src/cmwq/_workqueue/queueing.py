@@ -13,6 +13,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from cmwq._core import checks
+from cmwq._core.surely import ask_for_depth, at_any_depth
 from cmwq._errors import CmwqError, Reentered, WorkDisabled
 from cmwq._workqueue.delay import Delay
 from cmwq._workqueue.queued import Queued
@@ -109,9 +110,15 @@ def queue_specially(
             raise
         wq.runtime.host.defer(partial(queue_specially, wq, work, cpu, delay=delay, accepted=True))
     finally:
-        if item is not None and item.room is not None and not (item.is_awaited or item.begun or item.over):
-            item.room.give_later(item)  # it was not queued
+        if item is not None and item.room is not None:
+            at_any_depth(_give_back, item)
     return True
+
+
+def _give_back(item: Queued) -> None:
+    """Give back the item's place in the room, if it was not queued."""
+    if item.room is not None and not (item.is_awaited or item.begun or item.over):
+        item.room.give_later(item)
 
 
 def queue_or_join(wq: WorkQueue, work: Work, future: WorkFuture, *, accepted: bool = False) -> None:
@@ -138,6 +145,7 @@ def mod_delayed(wq: WorkQueue, work: DelayedWork, delay: float) -> bool:
     wq._check_open()  # before anything is changed
     if delay > 0:
         wq.check_takes_delays()
+    ask_for_depth()
     try:
         new = Delay(wq, wq._only or wq.place_here(), work, delay)
         with work._here():
@@ -147,7 +155,7 @@ def mod_delayed(wq: WorkQueue, work: DelayedWork, delay: float) -> bool:
         wq.runtime.host.defer(partial(mod_delayed, wq, work, delay))
         return work.pending
     except BaseException:
-        work._drop_taken()
+        at_any_depth(work._drop_taken)
         raise
     return moved
 

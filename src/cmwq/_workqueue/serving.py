@@ -27,8 +27,7 @@ Guarantees
 - What the source gave is run, or reported as not run (`lose`): an exception in cmwq's own code cannot lose it (F10).
   `Ask.answers` has it from the first moment, and whatever ends that item looks there.
 
-The place in line itself is in `asking`. The letters are those of `pool`; V is `Serving._lock`, which has the rank of a
-work's lock.
+The place in line itself is in `asking`. The letters are those of `pool`; V: `Serving._lock`, ranked as a work's.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ from cmwq._core import checks, log
 from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
 from cmwq._core.ranks import Rank
+from cmwq._core.surely import at_any_depth
 from cmwq._errors import ForeignProcess, QueueClosed, Reentered
 from cmwq._pool.mend import mending
 from cmwq._workqueue.asking import Ask, ServingEnd, accept, count, stand_first, stand_in_line, waiting
@@ -441,6 +441,6 @@ def begin(wq: WorkQueue, source: Any, on_stop: Any) -> Serving:
             wq._servings = (*wq._servings, serving)
         serving.heed()
     except BaseException:
-        serving.stop()
+        at_any_depth(serving.stop)
         raise
     return serving

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core.surely import at_any_depth
 from cmwq._errors import Reentered
 from cmwq._workqueue.future import BoundedFuture, Future
 from cmwq._workqueue.inserting import insert, insert_later
@@ -52,7 +53,12 @@ def _submit_bounded(
         room.give_later(future)
         insert_later(pwq, future)
     except BaseException:
-        if not pwq.has(future):
-            room.give(future)
+        at_any_depth(_give_back, room, pwq, future)
         raise
     return future
+
+
+def _give_back(room: Room, pwq: PoolWorkQueue, future: BoundedFuture[Any]) -> None:
+    """Give back the call's place in the room, if it was not queued."""
+    if not pwq.has(future):
+        room.give(future)

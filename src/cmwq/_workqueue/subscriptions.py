@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import checks, log
 from cmwq._core.held import holding, outside
+from cmwq._core.surely import at_any_depth
 from cmwq._errors import Reentered
 from cmwq._pool.events import Event, Kind, Note, Tap, name_of_pool, note, note_counts
 from cmwq._pool.observed import observe_places
@@ -302,7 +303,7 @@ class Events:
             if subscription.over:
                 subscription.wake()
         except BaseException:
-            self.drop(subscription)
+            at_any_depth(self.drop, subscription)
             raise
 
     @holding("self.runtime._pools.lock")
@@ -329,7 +330,8 @@ class Events:
         except Reentered:
             self.runtime.host.defer(partial(self.drop, subscription))
         except BaseException:
-            self._detach(subscription)  # from the beginning: detaching from a pool twice does no harm
+            # From the beginning: detaching from a pool twice does no harm.
+            at_any_depth(self._detach, subscription)
             raise
 
     def _detach(self, subscription: Subscription) -> None:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 from cmwq._core import checks, log
 from cmwq._core.held import outside
 from cmwq._core.ranks import Rank
-from cmwq._core.surely import surely
+from cmwq._core.surely import at_any_depth, surely
 from cmwq._errors import Abandoned, CmwqTimeout, FlushDeadlock, Reentered, ThreadLimit
 from cmwq._pool.blocking import step_aside, step_back
 from cmwq._pool.rescuer import gets_no_threads, hopeless
@@ -268,7 +268,7 @@ def wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float |
         done = _wait_for(target, parker, runtime, deadline)
     finally:
         if not done:
-            target.detach(parker)
+            at_any_depth(target.detach, parker)
     return done
 
 
@@ -285,17 +285,17 @@ def _wait_for(target: Target, parker: Parker, runtime: Runtime, deadline: float 
     pwq = item.pwq
     lender = pwq if pwq.lends else None
     waits = pwq.wq.runtime.waits
-    waits.begin(item, target, limited=deadline is not None)
     try:
-        lent = step_aside(worker, lender)
+        waits.begin(item, target, limited=deadline is not None)
+        lent = at_any_depth(step_aside, worker, lender)  # all of it: half of it could not be undone
         try:
             if deadline is None:
                 return _wait_hopefully(worker, item, target, parker, waits)
             return park_until(over, parker, runtime.host, deadline)
         finally:
-            step_back(worker, lent)
+            at_any_depth(step_back, worker, lent)
     finally:
-        waits.end(item)
+        at_any_depth(waits.end, item)
 
 
 def _wait_hopefully(worker: Worker, item: Item, target: Target, parker: Parker, waits: Waits) -> bool:
@@ -342,8 +342,10 @@ def run_steps(steps: Steps[T], runtime: Runtime, timeout: float | None, what: Ca
         result: T = stop.value
         return result
     finally:
-        runtime.waiters.discard(parker)
-        steps.close()
+        try:
+            steps.close()
+        finally:
+            runtime.waiters.discard(parker)
 
 
 def park_until(

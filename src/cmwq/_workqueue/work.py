@@ -43,7 +43,7 @@ from cmwq._core.here import host_here
 from cmwq._core.naming import name_of
 from cmwq._core.ranks import Rank
 from cmwq._core.records import WorkRecord
-from cmwq._core.surely import surely
+from cmwq._core.surely import ask_for_depth, at_any_depth, surely
 from cmwq._errors import CmwqError, Reentered
 from cmwq._pool.mend import mending
 from cmwq._pool.worker import current_worker
@@ -206,6 +206,7 @@ class Work(WorkRecord):
         until that code is done, and True means that the work was pending when asked. The same holds for `disable` and
         `enable`.
         """
+        ask_for_depth()
         try:
             with self._here():
                 was = self._take_back() is not None
@@ -214,7 +215,7 @@ class Work(WorkRecord):
             host_here().defer(self.cancel)
             return self.pending
         except BaseException:
-            self._drop_taken()
+            at_any_depth(self._drop_taken)
             raise
         return was
 
@@ -237,6 +238,7 @@ class Work(WorkRecord):
         """
         if self._disables >= MAX_DISABLED:
             raise OverflowError(f"{self!r} is disabled {MAX_DISABLED} times already")
+        ask_for_depth()
         try:
             with self._here():
                 self._disables += 1
@@ -246,7 +248,7 @@ class Work(WorkRecord):
             host_here().defer(self.disable)
             return self.pending
         except BaseException:
-            self._drop_taken()
+            at_any_depth(self._drop_taken)
             raise
         return was
 
@@ -301,7 +303,7 @@ class Work(WorkRecord):
                     was = self._take_back() is not None
                 self._drop_taken()
             except BaseException:
-                self._drop_taken()
+                at_any_depth(self._drop_taken)
                 raise
             yield from self.end_steps()
         return was

@@ -162,8 +162,10 @@ static bool guard_unlock(Guard *guard)
 static bool guard_mend(Guard *guard)
 {
     if (guard->mend) {
+        bool more = deepen();           /* a RecursionError in the section would come again */
         PyObject *mend = Py_NewRef(guard->mend), *result = PyObject_CallNoArgs(mend);
         Py_DECREF(mend);
+        restore_depth(more);
         if (!result)
             return false;
         Py_DECREF(result);

@@ -7,6 +7,7 @@
    It is one translation unit, so that the compiler can optimise across files.  Each file builds on those before it:
 
        base.h          time, futexes, the legend of letters
+       depth.h         more frames than the recursion limit leaves
        park.h          how a thread sleeps until it is told
        watch.h         Slot, Lookout, Watch: what Python and native threads share
        see.h           what a thread does right now
@@ -59,6 +60,10 @@ static PyMethodDef functions[] = {
     {"set_name", set_name, METH_O, "set_name(text): the calling thread's name for top, ps and debuggers."},
     {"inside", inside, METH_NOARGS, "The ranks of the locks that this thread holds, a bit each."},
     {"defer", defer, METH_O, "defer(fn): call it once this thread holds no lock."},
+#ifndef Py_LIMITED_API
+    {"at_any_depth", (PyCFunction)(void (*)(void))at_any_depth, METH_FASTCALL,
+     "at_any_depth(fn, *args): call it, with room for more frames than the recursion limit leaves."},
+#endif
     {"has_children", has_children, METH_NOARGS, "Has this process any child that it has not waited for yet?"},
     {"children_of", children_of, METH_VARARGS,
      "children_of(tid[, pid]): the children that a thread of this process, or of that one, has started."},

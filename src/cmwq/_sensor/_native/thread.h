@@ -11,7 +11,7 @@
    Relies on lock.h, which maintains the set.  For Python threads only, with their thread state attached.  */
 
 #pragma once
-#include "base.h"
+#include "depth.h"
 
 #include <pthread.h>
 
@@ -136,14 +136,14 @@ static bool raise_first(First *first)
 /* Call fn.  False: it raised a BaseException that is no Exception, and that is set.  An Exception is logged. */
 static bool call_deferred(PyObject *fn)
 {
+    bool more = deepen();               /* whoever deferred it was told that it would be done */
     PyObject *result = PyObject_CallNoArgs(fn);
     Py_XDECREF(result);
-    if (result)
-        return true;
-    if (!PyErr_ExceptionMatches(PyExc_Exception))
-        return false;
-    log_failure(fn);
-    return true;
+    bool raises = !result && !PyErr_ExceptionMatches(PyExc_Exception);
+    if (!result && !raises)
+        log_failure(fn);
+    restore_depth(more);
+    return !raises;
 }
 
 static void push_deferred(Thread *thread, Deferred *call)
