@@ -125,22 +125,21 @@ def test_exec_says_that_a_command_does_not_exist_on_the_worker(cli: Cli, address
 def test_a_signal_ends_the_commands_on_the_workers(folder: Path, number: int) -> None:
     pids = folder / "pids"
     command = ["exec", "--cluster", "local:1", "--shell", "1", "2", "3", "--", f"echo $$ >> {pids}; exec sleep 300"]
-    run = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "cmwq", *command], cwd=folder, env=environment(), stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    try:
-        until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
-        run.send_signal(number)
-        _, err = run.communicate(timeout=HANG)
-        assert (run.returncode, err) == (-number, b"")  # nothing of semaphores that are left behind, either
-        until(lambda: not any(map(_lives, pids.read_text().split())))
-    finally:
-        run.kill()
-        run.wait(HANG)
-        for pid in pids.read_text().split() if pids.exists() else ():
-            if _lives(pid):
-                os.kill(int(pid), signal.SIGKILL)
+    ) as run:  # fmt: skip
+        try:
+            until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
+            run.send_signal(number)
+            _, err = run.communicate(timeout=HANG)
+            assert (run.returncode, err) == (-number, b"")  # nothing of semaphores that are left behind, either
+            until(lambda: not any(map(_lives, pids.read_text().split())))
+        finally:
+            run.kill()
+            for pid in pids.read_text().split() if pids.exists() else ():
+                if _lives(pid):
+                    os.kill(int(pid), signal.SIGKILL)
 
 
 def test_a_signal_that_ends_map_on_local_workers_leaves_no_words(folder: Path) -> None:

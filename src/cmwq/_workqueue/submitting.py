@@ -13,6 +13,7 @@ from cmwq._workqueue.work import Work
 from cmwq._workqueue.work_future import WorkFuture
 
 if TYPE_CHECKING:
+    from cmwq._workqueue.pwq import PoolWorkQueue
     from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.room import Room
 
