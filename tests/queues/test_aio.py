@@ -224,7 +224,8 @@ def test_nothing_keeps_a_loop_that_closed_while_its_tasks_waited(
 
 def test_G2_a_call_of_the_parent_can_be_awaited_by_no_child(python: Callable[..., Any]) -> None:
     done = python("""
-        import asyncio, cmwq, cmwq.aio, os, threading
+        import asyncio, cmwq, cmwq.aio, os, threading, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, since 3.12
         queue, opened, work = cmwq.WorkQueue("q"), threading.Event(), cmwq.Work(int)
         future = queue.submit(opened.wait)
         if not os.fork():
