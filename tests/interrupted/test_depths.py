@@ -99,6 +99,8 @@ def test_F10_a_thread_that_is_asked_for_at_the_recursion_limit_is_not_said_to_be
 def test_F10_what_undoes_has_frames_beyond_the_limit_and_what_it_calls_no_more_of_them() -> None:
     most = room()
     for at_any_depth in (surely.at_any_depth, surely.py_at_any_depth):
+        if at_any_depth is surely.py_at_any_depth and surely.FREE_THREADED:
+            continue  # it asks for them before
 
         def so_deep(times: int, at_any_depth: Callable[..., int] = at_any_depth) -> int:
             return at_any_depth(so_deep, times - 1) if times else room()

@@ -57,9 +57,10 @@ def test_a_lock_that_a_blocked_work_holds() -> None:
 
 
 def test_a_pool_of_connections_that_is_exhausted() -> None:
-    shown = dumped("connection_pool", "WHAT WAITS", "connections.get()")
-    assert "nobody is past that line" in shown
-    assert "3 works of queue 'rows' failed so far" in shown
+    dumped(
+        "connection_pool", "WHAT WAITS", "connections.get()", "nobody is past that line",
+        "3 works of queue 'rows' failed so far",
+    )  # fmt: skip
 
 
 def test_max_active_is_reached() -> None:

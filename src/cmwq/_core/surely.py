@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from threading import Lock, local
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +20,9 @@ MORE_FRAMES = 40
 """So many frames there are at least in `py_at_any_depth`; ours need fewer. It can't be many more: when the limit is
 restored another thread may be beyond it, and if that is by 50, Python 3.11 aborts the process.
 """
+
+
+FREE_THREADED = hasattr(sys, "_is_gil_enabled") and not sys._is_gil_enabled()
 
 
 class _Thread(local):
@@ -51,12 +53,19 @@ def py_at_any_depth(fn: Callable[..., T], *args: Any) -> T:
     """Call fn, with room for more frames than the recursion limit leaves. Such calls within it get no more.
 
     The C raises the calling thread's own count. Here the limit of all threads is raised, only where that is needed, and
-    is restored unless somebody else has set it meanwhile. Without a GIL it is not: other threads count as they run.
+    is restored unless somebody else has set it meanwhile. Without a GIL it is not, since other threads count as they
+    run; there the frames were asked for before (`ask_for_depth`, `surely`).
     """
+    if FREE_THREADED:
+        before, _thread.deepened = _thread.deepened, True
+        try:
+            return fn(*args)
+        finally:
+            _thread.deepened = before
     try:
         frames(MORE_FRAMES)
     except RecursionError:
-        if _thread.deepened or (hasattr(sys, "_is_gil_enabled") and not sys._is_gil_enabled()):
+        if _thread.deepened:
             return fn(*args)
         frames(2)  # the limit can't be restored from beyond it
     else:
@@ -79,9 +88,17 @@ def py_at_any_depth(fn: Callable[..., T], *args: Any) -> T:
                 _Limit.ours = _Limit.base + MORE_FRAMES * _Limit.users
 
 
+def _ask() -> None:
+    """Raise RecursionError unless `at_any_depth` can be called here and, where it gives no more frames, has enough."""
+    if not FREE_THREADED:
+        frames(5)
+    elif not _thread.deepened:  # else they were asked for
+        frames(60)
+
+
 at_any_depth = py_at_any_depth
-ask_for_depth: Callable[[], object] = partial(frames, 5)
-"""Raise RecursionError unless `at_any_depth` can be called here. Not needed with a twin in C, which needs no frames."""
+ask_for_depth: Callable[[], object] = _ask
+"""As `_ask`. Not needed with a twin in C, which needs no frames."""
 
 if not TYPE_CHECKING:
     with suppress(ImportError):  # no compiler was there, or it was to be for every Python
@@ -106,6 +123,7 @@ class surely:
 
     def __enter__(self) -> None:
         frames(4)
+        ask_for_depth()
 
     def __exit__(self, *exc_info: object) -> None:
         at_any_depth(self._undo)

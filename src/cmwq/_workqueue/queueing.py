@@ -93,6 +93,7 @@ def queue_specially(
             item = Queued(work, pwq.outside, wq.new_context())
             item.accepted = accepted
             if wq._room is not None and not accepted:
+                ask_for_depth()
                 item.room = wq._room
                 wq._room.take(item)
         with work._lock:

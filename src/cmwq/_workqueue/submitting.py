@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cmwq._core.surely import at_any_depth
+from cmwq._core.surely import ask_for_depth, at_any_depth
 from cmwq._errors import Reentered
 from cmwq._workqueue.future import BoundedFuture, Future
 from cmwq._workqueue.inserting import insert, insert_later
@@ -46,6 +46,7 @@ def _submit_bounded(
     pwq = wq._only or wq.place_here()
     future: BoundedFuture[Any] = BoundedFuture(pwq.outside, (fn, *args), kwargs, context)
     future._room = room
+    ask_for_depth()
     try:
         room.take(future)
         insert(pwq, future)
