@@ -70,7 +70,7 @@ def test_more_calls_than_there_are_tokens_wait_at_the_same_time(gate: Gate) -> N
 @pytest.mark.usefixtures("on_cmwq")
 @pytest.mark.parametrize("default", [False, True])
 def test_a_limiter_that_is_given_keeps_its_bound(default: bool) -> None:
-    lock = threading.Lock()
+    lock, all_places = threading.Lock(), threading.Barrier(3)
     now, most = 0, 0
 
     def count() -> None:
@@ -78,6 +78,7 @@ def test_a_limiter_that_is_given_keeps_its_bound(default: bool) -> None:
         with lock:
             now += 1
             most = max(most, now)
+        all_places.wait(HANG)
         anyio.from_thread.run(anyio.sleep, 0.005)
         with lock:
             now -= 1
@@ -86,7 +87,7 @@ def test_a_limiter_that_is_given_keeps_its_bound(default: bool) -> None:
         limiter = anyio.to_thread.current_default_thread_limiter() if default else anyio.CapacityLimiter(3)
         limiter.total_tokens = 3
         async with anyio.create_task_group() as group:
-            for _ in range(20):
+            for _ in range(21):
                 group.start_soon(lambda: anyio.to_thread.run_sync(count, limiter=limiter))
         assert most == 3
         assert limiter.borrowed_tokens == 0

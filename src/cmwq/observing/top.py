@@ -222,17 +222,18 @@ class Top(App[None]):
         pools = self.history.picture.get("pools", ())
         why = "; ".join([f"{plain(pool['name'])}: {plain(pool['why'])}" for pool in pools if pool.get("why")][:3])
         words = textwrap.wrap(f"why no more workers  {why}", self.size.width - 2, max_lines=WHY_LINES, placeholder=" …")
-        for line in self.screen_stack[0].query("#why").results(Static):
-            line.update(Text("\n".join(words)))
-            line.set_class(bool(why), "said")
+        for base in self.screen_stack[:1]:  # there is none before the first and at the end
+            for line in base.query("#why").results(Static):
+                line.update(Text("\n".join(words)))
+                line.set_class(bool(why), "said")
 
     def on_resize(self) -> None:
-        if self.screen_stack:
-            self._write_why()
+        self._write_why()
 
     def _write_state(self) -> None:
-        for state in self.screen_stack[0].query("#state").results(Static):
-            state.update(self._state())
+        for base in self.screen_stack[:1]:
+            for state in base.query("#state").results(Static):
+                state.update(self._state())
 
     def _write_table(self) -> None:
         base = self.screen_stack[0]
