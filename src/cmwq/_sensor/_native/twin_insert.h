@@ -348,9 +348,10 @@ static PyObject *queue_submit_many(PyObject *self, PyObject *const *args, Py_ssi
 /* `hand_over` and what is around it in `queue`, with the work's lock held.  1: queued; 0: not; -1: an exception. */
 static int queue_held(PlaceRecord *pwq, WorkRecord *work, PyObject *queued)
 {
-    if (work->item || work->delay || work->disables || (work->cancels && PyObject_Size(work->cancels)))
+    if (peek(&work->item) || work->delay || work->disables || (work->cancels && PyObject_Size(work->cancels)))
         return 0;
-    if (work->last && work->last != pwq->pool)
+    PyObject *last = peek(&work->last);  /* as `item`, it is stored by whoever claims the work, under a pool's lock */
+    if (last && last != pwq->pool)
         return method_void_of(queued, name_of.hand_over, (PyObject *)pwq) ? -1 : 1;
     set_field(work, &work->item, give_away(Py_NewRef(queued)));
     if (!insert(pwq, queued))
