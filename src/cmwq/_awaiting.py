@@ -29,15 +29,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class _LoopParker:
+class _Woken:
+    """A parker without a thread."""
+
+    def park(self, timeout: float = -1, spins: bool = False, /) -> bool:
+        raise RuntimeError("a task waits, it does not park")
+
+
+class _LoopParker(_Woken):
     """A parker on which a task of an event loop waits, instead of a thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._told = asyncio.Event()
-
-    def park(self, timeout: float = -1, spins: bool = False, /) -> bool:
-        raise RuntimeError("a task waits, it does not park")
 
     def unpark(self, *_: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: no task waits there any more
@@ -88,16 +92,13 @@ async def _wait_for(target: Target, parker: _LoopParker) -> None:
         target.detach(parker)
 
 
-class _Knock:
+class _Knock(_Woken):
     """What a runtime unparks in place of a task's parker. Runtimes live on, and must not keep the tasks of a loop that
     closed meanwhile.
     """
 
     def __init__(self, parker: _LoopParker) -> None:
         self._parker = ref(parker)
-
-    def park(self, timeout: float = -1, spins: bool = False, /) -> bool:
-        raise RuntimeError("a task waits, it does not park")
 
     def unpark(self, *_: object) -> None:
         parker = self._parker()

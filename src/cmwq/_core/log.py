@@ -3,8 +3,8 @@
 A handler may raise because the disk is full, and so may a filter, or the `repr` of what is told. All of these are other
 people's code, and they run on our workers, at moments when a work, a pool or the end of the process has to be seen
 through. So what they raise is written to stderr, like the standard library's own logging errors, and goes no further.
-Two kinds pass on the main thread: KeyboardInterrupt, and whatever else is no Exception, since there a signal's handler
-may have raised it. On any other thread a work's `repr` did, and it would end the worker again and again.
+On the main thread what is no Exception passes, since a signal's handler may have raised it. On any other thread a
+work's `repr` did, and it would end the worker again and again.
 """
 
 from __future__ import annotations

@@ -106,9 +106,8 @@ class Audience:
                 at_any_depth(next, telling)
             except BaseException as exc:
                 _put_back(exc, waiter, untold)
-                at_any_depth(
-                    _set, waiter.event
-                )  # the call was interrupted halfway: wake the thread, lest it wait for ever
+                # The call was interrupted halfway: wake the thread, lest it wait for ever.
+                at_any_depth(_set, waiter.event)
                 raise
 
 
