@@ -143,7 +143,7 @@ def test_an_exception_is_the_calls_and_the_thread_goes_on(single: cmwq.Executor)
     assert single.submit(threading.get_ident).result(HANG) == before
 
 
-def test_a_failed_call_keeps_nothing_in_a_cycle(single: cmwq.Executor) -> None:
+def test_a_failed_call_keeps_nothing_in_a_cycle(single: cmwq.Executor, runtime: cmwq.Runtime) -> None:
     import weakref
 
     class Big:
@@ -157,14 +157,27 @@ def test_a_failed_call_keeps_nothing_in_a_cycle(single: cmwq.Executor) -> None:
     future = single.submit(fail, big)
     assert isinstance(future.exception(HANG), ValueError)
     del future, big
-    deadline = time.monotonic() + HANG
     gc.disable()
     try:
+        deadline = time.monotonic() + HANG
         while gone() is not None and time.monotonic() < deadline:
             single.submit(int).result(HANG)
+            meet(runtime, 4)
     finally:
         gc.enable()
     assert gone() is None
+
+
+def meet(runtime: cmwq.Runtime, number: int) -> None:
+    """Have so many of the workers that run ordered queues' works run at once, those that were idle before the new ones.
+
+    A free-threaded Python leaves what was dropped on another thread to the thread that made it, and frees it when that
+    one runs again: an idle worker has to be woken first.
+    """
+    barrier = threading.Barrier(number)
+    queues = [cmwq.WorkQueue(f"q{index}", ordered=True, runtime=runtime) for index in range(number)]
+    for future in [queue.submit(barrier.wait, HANG) for queue in queues]:
+        future.result(HANG)
 
 
 def test_context_is_captured_at_submit_and_never_leaks(single: cmwq.Executor) -> None:
