@@ -1,8 +1,8 @@
 """The blocks of code in the documents, and how they are run.
 
 Guarantees: every block of Python is part of a program that is run, every line `$ command` of a block `console` is run,
-and both have printed what stands below them. What a block needs, but a reader does not, stands in comments right above
-it, which no reader sees:
+and both have printed what stands below them. A block `sh` is run as it stands, or names the tests that run what it
+shows. What a block needs, but a reader does not, stands in comments right above it, which no reader sees:
 
     <!-- file: pages.py -->     the block is a file, for the commands below it; it is not run by itself
     <!-- setup                  these lines come before it
@@ -12,11 +12,14 @@ it, which no reader sees:
     queue.close(60)
     -->
     <!-- continues -->          it goes on where the block before it ended
-    <!-- needs: django -->      skipped where that can't be imported
+    <!-- needs: django -->      skipped where that can't be imported, and is no command
     <!-- python: 3.12 -->       skipped with an older Python
     <!-- logs -->               it writes to stderr
+    <!-- run -->                a block `sh` that is run; `setup` and `after` are lines of the shell then
+    <!-- tested: FILE::TEST --> a block `sh` that is not; several tests are separated by commas
 
 A `…` in an output stands for anything. All blocks of a page share a folder, in which they are run one after the other.
+In a block `sh` that is run, `PID` stands for the number of the newest process that has a monitor.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,7 +42,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))] if DOCS.is_dir() else []
-NOTES = {"file", "setup", "after", "continues", "needs", "python", "logs"}
+NOTES = {"file", "setup", "after", "continues", "needs", "python", "logs", "run", "tested"}
 HANG = 60.0
 MARK = "\x1ecmwq\x1e"
 FENCE = re.compile(r"```([a-z]*)$")
@@ -51,6 +56,20 @@ class Block:
     text: str
     notes: dict[str, str]
     output: str | None = None
+
+    @property
+    def at(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    def why_not(self) -> str | None:
+        """Why it can't be run here; None: it can."""
+        for module in filter(None, re.split(r",\s*", self.notes.get("needs", ""))):
+            if not is_there(module):
+                return f"{module} is not installed"
+            if module == "uvloop" and not getattr(sys, "_is_gil_enabled", lambda: True)():
+                return "importing uvloop would enable the GIL here"
+        version = tuple(map(int, self.notes.get("python", "3").split(".")))
+        return f"needs Python {self.notes['python']}" if sys.version_info < version else None
 
 
 @dataclass
@@ -76,24 +95,19 @@ class Program:
         said = [block.output for block in self.blocks if block.output is not None]
         return "".join(said) if said else None
 
+    @property
+    def at(self) -> str:
+        return self.blocks[0].at
+
     def why_not(self) -> str | None:
         """Why it can't be run here; None: it can."""
-        for block in self.blocks:
-            for module in filter(None, re.split(r",\s*", block.notes.get("needs", ""))):
-                if not is_there(module):
-                    return f"{module} is not installed"
-                if module == "uvloop" and not getattr(sys, "_is_gil_enabled", lambda: True)():
-                    return "importing uvloop would enable the GIL here"
-            version = tuple(map(int, block.notes.get("python", "3").split(".")))
-            if sys.version_info < version:
-                return f"needs Python {block.notes['python']}"
-        return None
+        return next(filter(None, (block.why_not() for block in self.blocks)), None)
 
 
 @cache
 def is_there(module: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
+        return importlib.util.find_spec(module) is not None or shutil.which(module) is not None
     except ModuleNotFoundError:
         return False
 
@@ -140,7 +154,11 @@ def steps(page: Path) -> list[Program | Block]:
     found: list[Program | Block] = []
     program: Program | None = None
     for block in blocks(page):
-        if block.language == "console" or (block.language == "python" and "file" in block.notes):
+        if (
+            block.language == "console"
+            or "run" in block.notes
+            or (block.language == "python" and "file" in block.notes)
+        ):
             found.append(block)
         elif block.language == "python":
             if "continues" in block.notes:
@@ -176,19 +194,27 @@ def folder() -> Iterator[str]:
         yield name
 
 
-def run(command: list[str], where: str) -> tuple[int, str, str]:
-    """Run it, and end whatever it leaves behind. Its status, what it printed, and what it wrote to stderr."""
-    process = subprocess.Popen(
-        command, cwd=where, env=environment(where), text=True, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        out, err = process.communicate(timeout=HANG)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return process.returncode, out, err
+def run(command: list[str], where: str) -> tuple[int | str, str, str]:
+    """Run it, and end whatever it leaves behind. Its status or "hung", what it printed, and what it wrote to stderr."""
+    with (
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+    ):  # jobs would hold pipes open
+        process = subprocess.Popen(
+            command, cwd=where, env=environment(where), start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+        )  # fmt: skip
+        status: int | str = "hung"
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                status = process.wait(HANG)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        out.seek(0)
+        err.seek(0)
+        return status, out.read(), err.read()
 
 
 def run_program(program: Program, where: str) -> None:
@@ -196,11 +222,67 @@ def run_program(program: Program, where: str) -> None:
     name = f"{block.page.stem.replace('-', '_')}_{block.line}.py"
     Path(where, name).write_text(program.text)
     status, out, err = run([sys.executable, name], where)
-    at = f"{block.page.relative_to(ROOT)}:{block.line}"
-    assert status == 0, f"{at}: status {status}\n{out}\n{err}"
-    assert err == "" or any("logs" in each.notes for each in program.blocks), f"{at} wrote to stderr\n{err}"
+    assert status == 0, f"{block.at}: status {status}\n{out}\n{err}"
+    assert err == "" or any("logs" in each.notes for each in program.blocks), f"{block.at} wrote to stderr\n{err}"
     if program.output is not None:
-        assert agrees(program.output, out), f"{at} printed\n{out}"
+        assert agrees(program.output, out), f"{block.at} printed\n{out}"
+
+
+LIBRARY = r"""
+newest() {  # the number of the newest process that has a monitor, when there is one
+    local found
+    until found=$(command cmwq ps | tail -n +2 | sort -n | awk 'END { print $1 }') && [[ -n $found ]]; do
+        sleep 0.1
+    done
+    echo "$found"
+}
+free_port() {
+    command python -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+answers() {  # wait until what is at this address answers
+    until command python -c '
+import sys
+from urllib.request import HTTPCookieProcessor, build_opener
+build_opener(HTTPCookieProcessor).open(sys.argv[1], timeout=9)
+' "$1" 2> refused; do
+        sleep 0.1
+    done
+}
+in_terminal() {  # run a command in a terminal, in which somebody types `q` now and then
+    command python - "$@" <<'END'
+import os, pty, select, sys
+pid, terminal = pty.fork()
+if not pid:
+    os.execvp(sys.argv[1], sys.argv[1:])
+try:
+    while True:
+        if select.select([terminal], [], [], 1)[0]:
+            os.read(terminal, 9999)
+        else:
+            os.write(terminal, b"q")
+except OSError:  # it is over
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+END
+}
+pip() {  # nothing is installed here: are there such extras?
+    command python - "$@" <<'END'
+import re, sys
+from importlib.metadata import metadata
+extras = {extra for word in sys.argv for extra in re.findall(r"\[(.*)\]", word)}
+assert sys.argv[1] == "install" and "cmwq" in sys.argv[2], sys.argv
+assert extras <= set(metadata("cmwq").get_all("Provides-Extra")), extras
+END
+}
+"""
+
+
+def run_script(block: Block, where: str) -> None:
+    """A block `sh`, in one bash, which ends at the first command that fails. `$ROOT` is the top of the repository."""
+    text = re.sub(r"\bPID\b", "$(newest)", block.text)
+    parts = "set -eo pipefail", LIBRARY, f"ROOT={shlex.quote(str(ROOT))}", block.notes.get("setup", "")
+    script = "\n".join((*parts, text, block.notes.get("after", ""), ""))
+    status, out, err = run(["bash", "-c", script], where)
+    assert status == 0, f"{block.at}: status {status}\n{out}\n{err}"
 
 
 def run_commands(block: Block, where: str) -> None:
@@ -216,7 +298,7 @@ def run_commands(block: Block, where: str) -> None:
     script = "".join(f"{command}\necho '{MARK}'$?\n" for command, _ in commands)
     _, out, err = run(["bash", "-c", script], where)
     parts = re.split(rf"{MARK}(\d+)\n", out)
-    at = f"{block.page.relative_to(ROOT)}:{block.line}"
+    at = block.at
     assert len(parts) == 2 * len(commands) + 1, f"{at}\n{out}\n{err}"
     for (command, output), printed, status in zip(commands, parts[::2], parts[1::2], strict=False):
         assert status == "0", f"{at}: {command}: status {status}\n{printed}\n{err}"

@@ -12,7 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from docs.blocks import DOCS, PAGES, ROOT, Block, Program, agrees, blocks, folder, run_commands, run_program, steps
+from docs.blocks import (
+    DOCS,
+    PAGES,
+    ROOT,
+    Block,
+    Program,
+    agrees,
+    blocks,
+    folder,
+    run_commands,
+    run_program,
+    run_script,
+    steps,
+)
 
 # Absent where only a part of the tree was copied (tools/trees.py).
 pytestmark = pytest.mark.skipif(not PAGES, reason="no documents here")
@@ -25,14 +38,16 @@ def test_what_the_page_shows_runs(page: Path) -> None:
     done, reasons = 0, []
     with folder() as where:
         for step in steps(page):
+            reason = step.why_not()
+            if reason is not None:
+                reasons.append(f"{step.at}: {reason}")
+                continue
             if isinstance(step, Program):
-                reason = step.why_not()
-                if reason is not None:
-                    reasons.append(f"line {step.blocks[0].line}: {reason}")
-                    continue
                 run_program(step, where)
             elif "file" in step.notes:
                 Path(where, step.notes["file"]).write_text(step.text)
+            elif step.language == "sh":
+                run_script(step, where)
             else:
                 run_commands(step, where)
             done += 1
@@ -113,7 +128,32 @@ def test_commands_that_do_something_else_are_noticed() -> None:
             run_commands(Block(ROOT / "page.md", 7, "console", text, {}), where)
 
 
+def test_a_script_that_fails_is_noticed() -> None:
+    for text in ("false\ntrue\n", "false | cat\n", "no-such-command\n"):
+        with folder() as where, pytest.raises(AssertionError, match=r"page.md:7: status 1(27)?\b"):
+            run_script(Block(ROOT / "page.md", 7, "sh", text, {}), where)
+
+
 # ------------------------------------------------------------------------------------------- commands that are not run
+
+
+def test_every_block_for_the_shell_is_run_or_names_the_tests_that_run_what_it_shows() -> None:
+    wrong = []
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language in ("bash", "shell"):
+                wrong.append(f"{block.at}: the language is called `sh`")
+            if block.language != "sh" or "run" in block.notes:
+                continue
+            tests = list(filter(None, re.split(r",\s*", block.notes.get("tested", ""))))
+            if not tests:
+                wrong.append(f"{block.at}: neither run nor tested")
+            for test in tests:
+                name, _, function = test.partition("::")
+                path = ROOT / name
+                if not path.is_file() or (function and f"def {function}(" not in path.read_text()):
+                    wrong.append(f"{block.at}: there is no {test}")
+    assert wrong == []
 
 
 @cache

@@ -21,6 +21,8 @@ MORE_FRAMES = 40
 restored another thread may be beyond it, and if that is by 50, Python 3.11 aborts the process.
 """
 
+ASKED_FRAMES = 60
+"""So many frames are asked for where the limit can't be raised: `MORE_FRAMES`, and those of the way there."""
 
 FREE_THREADED = hasattr(sys, "_is_gil_enabled") and not sys._is_gil_enabled()
 
@@ -93,7 +95,7 @@ def _ask() -> None:
     if not FREE_THREADED:
         frames(5)
     elif not _thread.deepened:  # else they were asked for
-        frames(60)
+        frames(ASKED_FRAMES)
 
 
 at_any_depth = py_at_any_depth
