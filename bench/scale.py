@@ -52,7 +52,9 @@ FLAT_IN_ALL = 2.0
 """The same for the lines of all that a work needs: how often it needs a worker to be woken or made depends."""
 SAMPLES = 4_000  # of each decision that every work needs, about
 ENOUGH = {"us": 20, "lines": 5, "rounds": 5}  # samples, for a figure
-SETTLED = 50  # works per CPU: then most of a flood is after its workers were made
+SETTLED = 50
+"""Works per CPU: then most of a flood is after its workers were made. With fewer a time is not judged: most calls, of
+`kick` above all, find nothing to do yet, and cost a quarter."""
 
 
 class Point(NamedTuple):
@@ -264,6 +266,8 @@ def report(title: str, results: Sequence[Result]) -> list[str]:
             name: [cost.mean(name) if cost.samples(name) >= ENOUGH[name] else None for cost in costs] for name in forms
         }
         growth = {name: growth_of(figures[name], LEAST[name]) for name in forms}
+        settled = [us if result.steady else None for us, result in zip(figures["us"], results, strict=True)]
+        growth["us"] = growth_of(settled, LEAST["us"])
         if decision.each is not None:
             growth["lines"] = None  # a loop of more rounds has more lines to each of them; rounds tell
         judged = [name for name in forms if name != "us" or calls[-1] >= OFTEN]
