@@ -27,8 +27,8 @@ from interpreters import CLOSING
 from trees import compile_tree
 
 APART = (
-    ("tests/cli", "tests/interrupted", "tests/docs", "tests/twin"),
-    ("tests/sim", "tests/events", "tests/model", "tests/contrib", "tests/observing"),
+    ("tests/cli", "tests/interrupted", "tests/twin"),
+    ("tests/sim", "tests/events", "tests/model", "tests/contrib", "tests/observing", "tests/docs"),
 )
 """Directories that are parts of their own: they watch other processes, servers, or a machine of their own, so that they
 do not mind what runs beside them. The first part is all others.
