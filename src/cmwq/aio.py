@@ -101,7 +101,7 @@ async def wait(batch: Batch, timeout: float | None = None) -> None:
 
 async def freeze(timeout: float | None = None, runtime: Runtime | None = None) -> None:
     """Do what `cmwq.freeze` does. timeout: seconds. runtime: freeze this one instead of the default runtime."""
-    await drive(checked_runtime(runtime).freeze_steps(), timeout, "freezable queues still run works")
+    await drive(checked_runtime(runtime).freezer.steps(), timeout, "freezable queues still run works")
 
 
 def _queue(queue: WorkQueue) -> WorkQueue:

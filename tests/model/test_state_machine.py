@@ -1006,7 +1006,7 @@ class Machine(RuleBasedStateMachine):
                 return not running() or not (frozen[0] or world.frozen)
 
             world.eras.append(frozen)
-            self.wait("freeze", world.runtime.freeze_steps(), over, check)
+            self.wait("freeze", world.runtime.freezer.steps(), over, check)
             for queue in queues:
                 for q in queue.alive:
                     if q.state is State.PENDING and q.timer is not Timer.LONG and world.may_begin(q):

@@ -157,6 +157,91 @@ def test_E8_a_runtime_that_closes_thaws() -> None:
     assert [text for _, text in simulate(scenario).log] == ["done"]
 
 
+def test_E8_a_freeze_that_fails_leaves_another_ones_as_it_is() -> None:
+    """Whether the other one still waits, or has returned."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("f", freezable=True, runtime=runtime)
+        other = cmwq.WorkQueue("other", runtime=runtime)
+
+        def hold() -> None:
+            runtime.freeze()
+            sim.note("frozen")
+
+        wq.submit(sim.sleep, 0.1)
+        sim.sleep(0.001)
+        holder = other.submit(hold)
+        sim.sleep(0.001)
+        with pytest.raises(cmwq.CmwqTimeout):
+            runtime.freeze(0.01)
+        assert runtime.frozen
+        late = wq.submit(sim.note, "late")
+        holder.result()
+        assert runtime.frozen
+        assert not late.done()
+        runtime.thaw()
+        late.result()
+
+    assert [text for _, text in simulate(scenario, cpus=2).log] == ["frozen", "late"]
+
+
+def test_E8_the_last_freeze_that_fails_thaws() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("f", freezable=True, runtime=runtime)
+        other = cmwq.WorkQueue("other", runtime=runtime)
+        wq.submit(sim.sleep, 0.1)
+        sim.sleep(0.001)
+        freezes = [other.submit(runtime.freeze, timeout) for timeout in (0.02, 0.01, 0.03)]
+        sim.sleep(0.025)
+        assert runtime.frozen
+        assert all(isinstance(future.exception(), cmwq.CmwqTimeout) for future in freezes)
+        assert not runtime.frozen
+        assert wq.submit(len, "abc").result() == 3
+
+    simulate(scenario, cpus=2)
+
+
+def test_E8_G3_nothing_is_lost_in_a_runtime_that_ends_while_others_freeze() -> None:
+    """What was listed would become inactive in the frozen queue, and the pools, quiet, would be closed over it."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("f", freezable=True, max_active=1, runtime=runtime)
+        refused: list[str] = []
+
+        def keep_freezing() -> None:
+            while not refused:
+                try:
+                    runtime.freeze()
+                except cmwq.QueueClosed as exc:
+                    refused.append(str(exc))
+                else:
+                    sim.sleep(0.001)
+                    runtime.thaw()
+                    sim.sleep(0.0005)
+
+        thread = sim.host.spawn("freezes", keep_freezing)
+        works = [wq.submit(sim.sleep, 0.001) for _ in range(20)]
+        runtime.close()
+        thread.join()
+        assert all(work.done() for work in works)
+        assert refused == ["freeze: the runtime is being closed"]
+
+    simulate_each(scenario, 30, cpus=2)
+
+
+def test_E8_a_close_that_gave_up_lets_others_freeze_again() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("f", freezable=True, runtime=runtime)
+        work = wq.submit(sim.sleep, 0.1)
+        with pytest.raises(cmwq.CmwqTimeout):
+            runtime.close(0.01)
+        runtime.freeze()
+        assert work.done()
+        assert runtime.frozen
+
+    simulate(scenario, cpus=2)
+
+
 def test_E8_the_default_runtimes_freezer(python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = python("""
         import cmwq

@@ -15,6 +15,8 @@ executors cannot queue others at exit, because their users expect what the stand
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -48,6 +50,11 @@ def close(runtime: Runtime, timeout: float | None, *, abandon: bool) -> None:
     if worker is not None and worker.pool.runtime is runtime:
         raise FlushDeadlock("close of a runtime from one of its own works: it would wait for itself")
     check_may_wait(runtime.host)
+    with _ending(runtime):
+        _close(runtime, timeout, abandon)
+
+
+def _close(runtime: Runtime, timeout: float | None, abandon: bool) -> None:
     deadline = None if timeout is None else runtime.host.monotonic() + timeout
     try:
         if runtime.abandoned or _finish(runtime, deadline, None):
@@ -73,8 +80,19 @@ def close_at_exit(runtime: Runtime) -> None:
             queue.shut_down()
     now, timeout = runtime.host.monotonic(), runtime.exit_timeout
     deadline = None if timeout is None else now + timeout
-    if not (runtime.abandoned or _finish(runtime, deadline, now + runtime.config.exit_grace)):
-        _abandon(runtime, timeout or 0.0)
+    with _ending(runtime):
+        if not (runtime.abandoned or _finish(runtime, deadline, now + runtime.config.exit_grace)):
+            _abandon(runtime, timeout or 0.0)
+
+
+@contextmanager
+def _ending(runtime: Runtime) -> Iterator[None]:
+    """Meanwhile the runtime is thawed, and cannot be frozen: nothing that was accepted is kept back (E8)."""
+    ending = object()
+    over = partial(runtime.freezer.end_no_more, ending)
+    with surely(over), surely(over):
+        runtime.freezer.begin_to_end(ending)
+        yield
 
 
 def _finish(runtime: Runtime, deadline: float | None, chains_until: float | None) -> bool:
@@ -82,7 +100,6 @@ def _finish(runtime: Runtime, deadline: float | None, chains_until: float | None
 
     chains_until: when works may no longer queue others; None: no limit. Both are times on the host's clock.
     """
-    runtime.thaw()
     while True:
         for queue in runtime.queues():
             end_delays(queue)

@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from cmwq._core import checks
 from cmwq._core.config import Config
-from cmwq._core.ranks import Rank
-from cmwq._core.surely import surely
 from cmwq._core.weakly import Weakly
-from cmwq._errors import Abandoned, ForeignProcess, Reentered
+from cmwq._errors import Abandoned, ForeignProcess
 from cmwq._pool.events import Event, Kind
 from cmwq._pool.hogs import HogReports
 from cmwq._pool.hotplug import Hotplug
@@ -29,8 +27,8 @@ from cmwq._pool.invariants import check
 from cmwq._pool.pools import Pools
 from cmwq._pool.worker import be_worker, current_worker
 from cmwq._workqueue.end import close, close_at_exit
+from cmwq._workqueue.freezer import Freezer
 from cmwq._workqueue.picture import Photographer
-from cmwq._workqueue.place_end import Quiet
 from cmwq._workqueue.settings import FIELDS, SensorName, Settings, checked_call, checked_exit_timeout
 from cmwq._workqueue.subscriptions import Events
 from cmwq._workqueue.wait import run_steps, waits_of
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
     from cmwq._workqueue.queue import WorkQueue
     from cmwq._workqueue.report import Stall
     from cmwq._workqueue.snapshot import Snapshot
-    from cmwq._workqueue.wait import Steps
 
 
 class Runtime:
@@ -114,8 +111,7 @@ class Runtime:
         self.events.clients[Kind.STALL] = self.watchdog.hear
         self._queues: Weakly[WorkQueue] = Weakly()  # A: those that somebody still references
         self._photographer = Photographer(self)  # I
-        self._freezer = host.lock(Rank.FREEZER)  # F: freezing and thawing exclude each other
-        self.frozen = False  # E to change; a queue's new place looks at it with Q held (E8)
+        self.freezer = Freezer(self)  # I
         self.waits = waits_of(host)  # I
         self.hogs = HogReports()  # I
         self.events.clients[Kind.HOG] = self._hear_of_hog
@@ -262,45 +258,23 @@ class Runtime:
     def freeze(self, timeout: float | None = None) -> None:
         """Let freezable queues finish the works that run, and start none until `thaw`. Returns when none of them runs.
 
-        timeout: seconds. Raises CmwqTimeout (then nothing is frozen), FlushDeadlock if a work of a freezable queue
-        calls it, Reentered in a finaliser or a signal handler that interrupted cmwq's own code. Freezing twice is
-        freezing once. Works may be queued meanwhile; they wait, in order.
+        timeout: seconds. Raises CmwqTimeout (then this call has frozen nothing), FlushDeadlock if a work of a freezable
+        queue calls it, QueueClosed while the runtime is being closed or the interpreter ends, Reentered in a finaliser
+        or a signal handler that interrupted cmwq's own code. Freezing twice is freezing once. Works may be queued
+        meanwhile; they wait, in order. If another thread thaws before, this returns, and nothing is frozen.
         """
-        run_steps(self.freeze_steps(), self, timeout, lambda: "freeze: works of freezable queues still run")
-
-    def freeze_steps(self) -> Steps[None]:
-        """The steps of `freeze`, for `run_steps` or `aio`. If they are closed early, the queues are thawed."""
-        done = False
-
-        def undo() -> None:
-            if not done:
-                self.thaw()
-
-        with surely(undo), surely(undo):
-            with self._freezer:
-                self.frozen = True
-                # A place that is made from now on is frozen from the start: its maker holds Q, and reads `frozen` after
-                # we have released Q.
-                pwqs = [pwq for queue in self.queues() if queue.freezable for pwq in queue.places()]
-                targets = [Quiet(pwq) for pwq in pwqs]
-                for pwq in pwqs:
-                    pwq.freeze()
-            yield from targets
-            done = True
+        run_steps(self.freezer.steps(), self, timeout, lambda: "freeze: works of freezable queues still run")
 
     def thaw(self) -> None:
         """Let freezable queues go on, in order and under their `max_active`. Does no harm if nothing is frozen. In a
         finaliser or a signal handler that interrupted cmwq's own code it is deferred until that code is done.
         """
-        try:
-            with self._freezer:
-                self.frozen = False
-                for queue in self.queues():
-                    if queue.freezable:
-                        for pwq in queue.places():
-                            pwq.thaw()
-        except Reentered:
-            self.host.defer(self.thaw)
+        self.freezer.thaw()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether freezable queues start nothing (E8)."""
+        return self.freezer.frozen
 
     def queues(self) -> list[WorkQueue]:
         """The queues of this runtime that somebody still references."""
@@ -408,8 +382,7 @@ class Runtime:
         self.watchdog.forget()
         self.waits.forget()
         self.waiters = set()
-        self._freezer = self.host.lock(Rank.FREEZER)
-        self.frozen = False
+        self.freezer.forget()
         self._pools.forget()
         self.host.forget()
         for queue in self.queues():
