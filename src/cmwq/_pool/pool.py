@@ -356,7 +356,7 @@ class WorkerPool(PoolRecord):
     @holding("self.lock")
     def is_quiet(self) -> bool:
         """Return whether no work waits or runs, and no callback of one runs. Inactive works need no look: an active one
-        is always before them.
+        is always before them, but in a frozen queue, and none is frozen while a runtime ends (`freezer`).
 
         It is asked whenever a worker goes idle during a drain, so the workers are looked at one by one only if the
         numbers do not settle the question.
