@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from cmwq._core import checks, log
 from cmwq._core.held import outside
+from cmwq._core.here import host_here
 from cmwq._core.ranks import Rank
 from cmwq._core.surely import at_any_depth, surely
 from cmwq._errors import Abandoned, CmwqTimeout, FlushDeadlock, Reentered, ThreadLimit
@@ -318,34 +319,38 @@ def _wait_hopefully(worker: Worker, item: Item, target: Target, parker: Parker, 
     return True
 
 
-def run_steps(steps: Steps[T], runtime: Runtime, timeout: float | None, what: Callable[[], str]) -> T:
+def run_steps(steps: Steps[T], runtime: Runtime | None, timeout: float | None, what: Callable[[], str]) -> T:
     """Drive a waiting call on this thread, and return its result.
 
+    runtime: the one of all works that it waits for. None: each target knows its own. A work has none before it is
+    queued, so to ask which it has, and to begin the call then, could find none just as the work is queued and begins.
     timeout: seconds; then CmwqTimeout is raised, and its message begins with what() in words. Also raises
     FlushDeadlock, ThreadLimit, Reentered, and Abandoned if the runtime is abandoned meanwhile.
     """
     timeout = checks.timeout(timeout)
-    host = runtime.host
+    host = host_here() if runtime is None else runtime.host
     check_may_wait(host)
     deadline = None if timeout is None else host.monotonic() + timeout
     parker = host.parker()
     try:
-        runtime.waiters.add(parker)
         target = next(steps)
         while True:
-            if not wait_for(target, parker, runtime, deadline):
-                raise CmwqTimeout(f"{what()} after {timeout} s")
-            if runtime.abandoned and not target.done():
+            theirs = target.queue.runtime if runtime is None else runtime
+            try:
+                # First among the waiters, then look: who abandons the runtime says so first, and then wakes them.
+                theirs.waiters.add(parker)
+                if not wait_for(target, parker, theirs, deadline):
+                    raise CmwqTimeout(f"{what()} after {timeout} s")
+            finally:
+                theirs.waiters.discard(parker)
+            if theirs.abandoned and not target.done():
                 raise Abandoned(f"{what()}; its runtime has ended, and does not wait for them any more")
             target = next(steps)
     except StopIteration as stop:
         result: T = stop.value
         return result
     finally:
-        try:
-            steps.close()
-        finally:
-            runtime.waiters.discard(parker)
+        steps.close()
 
 
 def park_until(
