@@ -230,19 +230,32 @@ def needs_of(item: Item, waiting: dict[Item, Target]) -> Iterator[Item]:
     if item in waiting:
         yield item
         return
+    if item.begun:  # it runs behind nobody any more. Should it wait by now, it sees our wait, which is noted already
+        return
     queue, work = item.queue, getattr(item, "work", None)
     if queue.ordered or work is not None:
         for other in list(waiting):
             same_work = work is not None and getattr(other, "work", None) is work
-            if same_work or (queue.ordered and (other.queue is queue or pending_of(other, queue) is not None)):
+            if same_work or (queue.ordered and (other.queue is queue or _holds_up(other, item))):
                 yield other
 
 
+def _holds_up(running: Item, item: Item) -> bool:
+    """Is the work of that running item queued once more, before this item of an ordered queue?"""
+    pending = pending_of(running, item.queue)
+    return pending is not None and pending.pwq.begins_before(pending, item)
+
+
 def pending_of(item: Item, queue: WorkQueue) -> Item | None:
-    """The pending queueing of a running item's work, if in that queue. It can't begin before the item ends."""
+    """The pending queueing of a running item's work, if in that queue. It can't begin before the item ends.
+
+    One that is only about to be listed is none yet: it will stand behind whatever is waited for by now.
+    """
     work = getattr(item, "work", None)
     pending: Item | None = None if work is None else work._item
-    return pending if pending is not None and pending.queue is queue else None
+    if pending is None or pending.queue is not queue or pending.phase is pending.pwq.outside:
+        return None
+    return pending
 
 
 def check_may_wait(host: Host) -> None:
