@@ -119,6 +119,20 @@ UNDECLARED = {
 }
 """Functions whose docstring speaks of locks held, for no decorator of `held` can say it."""
 
+LOOKS = {
+    "_workqueue/delay.py: Delay.choose_place": "at worst it chooses a place for a delay that is over",
+    "_workqueue/end.py: _take_back": "is it the queueing that was found listed?",
+    "_workqueue/queued.py: Queued.be_over": "the pool's lock is enough to clear it",
+    "_workqueue/queued.py: Queued.is_awaited": "is it this one?",
+    "_workqueue/queueing.py: queue": "the fast path: a work found pending was so; else it looks again with W",
+    "_workqueue/wait.py: pending_of": "the work runs on, and what it was queued with can't begin before it ends",
+    "_workqueue/work.py: Work._drop_taken": "is it what was taken back?",
+    "_workqueue/work.py: Work._is_on_its_way": "for `pending`, which says why nothing is overlooked",
+    "_workqueue/work.py: Work.is_idle": "who calls it holds W, or looks again with W if it says yes",
+    "_workqueue/work.py: Work.pending": "it only tells; what moves meanwhile is looked for by `_is_on_its_way`",
+}
+"""Functions that look at what a work is pending with (`work`) without its lock, and why they may."""
+
 IMPLEMENTED = {
     "Item": {
         "_workqueue/future.py": ("Future", "BoundedFuture"),
@@ -369,6 +383,35 @@ def test_who_implements_a_protocol_declares_what_that_does(protocol: str) -> Non
                 assert declared(node) == says[method], name
                 seen.add(method)
     assert seen == set(says)
+
+
+def looks(node: ast.AST, file: str) -> Iterator[ast.AST]:
+    """The looks in a function at what a work is pending with, but for those in a section of its lock."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.With) and any(
+            re.search(r"\b(work|self)\.(_here\(\)|_lock)$", ast.unparse(each.context_expr)) for each in child.items
+        ):
+            continue
+        if isinstance(child, ast.Attribute) and child.attr in ("_item", "_delay", "_moving"):
+            of = ast.unparse(child.value)
+            works = of in ("work", "self.work") or (of == "self" and file in ("work.py", "periodic.py"))
+            if works and isinstance(child.ctx, ast.Load):
+                yield child
+        yield from looks(child, file)
+
+
+def test_who_looks_whether_a_work_is_pending_holds_its_lock() -> None:
+    """Else the work may move meanwhile, and be found neither delayed nor queued (F2, F5)."""
+    without = {
+        name
+        for path in CORE
+        for name, node in definitions(path)
+        if isinstance(node, Function)
+        and not any(re.search(r"^holding\('self\.(work\.)?_lock'\)", said) for said in declared(node))
+        and any(looks(node, path.name))
+    }
+    assert sorted(without - set(LOOKS)) == [], "look with the work's lock held, and act before it is released"
+    assert sorted(set(LOOKS) - without) == [], "these need no exception any more"
 
 
 def test_every_lock_of_the_core_comes_from_the_host() -> None:

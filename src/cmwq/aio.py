@@ -63,8 +63,6 @@ UNLIMITED = 2**31 - 1
 
 async def flush(what: WorkQueue | Work, timeout: float | None = None) -> bool | None:
     """Do what `WorkQueue.flush` or `Work.flush` does. timeout: seconds."""
-    if isinstance(what, Work) and what._runtime() is None:  # it was never queued, or by this process's parent
-        return False
     steps = what.flush_steps() if isinstance(what, Work) else flush_steps(_queue(what))
     return await drive(steps, timeout, f"flush of {what!r} was not done")
 

@@ -81,6 +81,7 @@ def test_after_the_first_use_it_is_refused_and_nothing_changes(python: Python) -
         ({"sensor": "radar"}, ValueError, "sensor 'radar' is none of 'sentinel', 'procfs', 'hints'"),
         ({"cpus": []}, ValueError, "cpus is empty"),
         ({"cpus": [-1]}, ValueError, "one of cpus is -1, and must be at least 0"),
+        ({"cpus": [60000]}, ValueError, "cpus is (60000,), and this process may use none of them, but ("),
         ({"cpus": [0.5]}, TypeError, "one of cpus is 0.5, and must be an integer"),
         ({"exit_timeout": -1}, ValueError, "exit_timeout is -1 s, and must be at least 0 s"),
         ({"exit_timeout": float("nan")}, ValueError, "exit_timeout is nan"),
@@ -105,7 +106,13 @@ def test_settings_are_checked_where_they_are_given_and_are_taken_all_or_none(
 
 
 def test_a_runtimes_own_settings_are_checked_too() -> None:
-    options: list[dict[str, Any]] = [{"cpus": [-1]}, {"max_workers": 1}, {"exit_timeout": -1}, {"sensor": "radar"}]
+    options: list[dict[str, Any]] = [
+        {"cpus": [-1]},
+        {"cpus": [60000]},
+        {"max_workers": 1},
+        {"exit_timeout": -1},
+        {"sensor": "radar"},
+    ]
     for option in options:
         with pytest.raises(ValueError, match=next(iter(option))):
             cmwq.Runtime(**option)

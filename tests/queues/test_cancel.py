@@ -10,6 +10,9 @@ from conftest import HANG, Gate
 from simulated import simulate, simulate_each
 
 import cmwq
+from cmwq._core.ports import Lock
+from cmwq._workqueue.pwq import PoolWorkQueue
+from cmwq._workqueue.queued import Queued
 from cmwq.testing import Simulation
 
 
@@ -228,6 +231,61 @@ def test_F5_a_requeueing_on_its_way_comes_too_late() -> None:
             assert not work.running
 
     simulate_each(scenario, 40, cpus=2)
+
+
+@pytest.mark.parametrize("verb", ["cancel_sync", "disable_sync"])
+def test_F5_while_the_first_delay_of_a_work_ends_it_is_waited_for(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work moves from its delay to its queue, and has run nowhere: for a moment it is found in no place."""
+    hand_over = Queued.hand_over
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+
+        def slowly(item: Queued, place: PoolWorkQueue) -> None:
+            sim.host.sleep(0.010)  # here the timer's thread holds the work's lock
+            hand_over(item, place)
+            sim.host.sleep(0.010)  # and the work begins before others get that
+
+        def body() -> None:
+            sim.note("begins")
+            sim.sleep(1.0)
+            sim.note("ends")
+
+        monkeypatch.setattr(Queued, "hand_over", slowly)
+        work = cmwq.DelayedWork(body)
+        wq.queue_delayed(work, 0.100)
+        sim.sleep(0.105)
+        assert not work.running, "it is moving"
+        getattr(work, verb)()
+        assert not work.running
+        sim.note("returned")
+        monkeypatch.setattr(Queued, "hand_over", hand_over)
+
+    log = [text for _, text in simulate(scenario, cpus=2).log]
+    assert log == ["begins", "ends", "returned"]
+
+
+def test_F5_a_work_that_is_queued_for_the_first_time_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cancel_sync is called it has run nowhere, and it begins just before its lock is taken."""
+    here = cmwq.Work._here
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        work = cmwq.Work(sim.sleep, 1.0)
+
+        def too_late(work: cmwq.Work) -> Lock:
+            monkeypatch.setattr(cmwq.Work, "_here", here)
+            assert wq.queue(work)
+            sim.sleep(0.5)
+            assert work.running
+            return here(work)
+
+        monkeypatch.setattr(cmwq.Work, "_here", too_late)
+        assert not work.cancel_sync(), "it had begun"
+        assert not work.running
+        assert sim.host.now == 1.0
+
+    simulate(scenario, cpus=2)
 
 
 def test_F5_all_concurrent_cancellers_return(universe: cmwq.Runtime, gate: Gate) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from conftest import HANG, Gate
 from simulated import simulate, simulate_each
 
 import cmwq
+from cmwq._workqueue.item_end import ItemEnd
+from cmwq._workqueue.pwq import PoolWorkQueue
+from cmwq._workqueue.queued import Queued
 from cmwq._workqueue.wait import Waits
 from cmwq.testing import Simulation
 
@@ -350,6 +354,113 @@ def test_F7_G2_a_forked_child_has_none_of_its_parents_waits(python: Callable[...
 
 
 # ------------------------------------------------------------------------------- what is no deadlock
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("first", ["the call", "the work"])
+@pytest.mark.parametrize("busy", [False, True])
+def test_F7_an_ordered_call_needs_a_work_that_is_queued_before_it_and_none_behind(
+    frozen: bool, first: str, busy: bool
+) -> None:
+    """A work of another queue is to run in the ledger, too, once it has ended. It waits for a call there."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        ledger = cmwq.WorkQueue("ledger", ordered=True, freezable=True, runtime=runtime)
+        other = cmwq.WorkQueue("other", runtime=runtime)
+        told: list[object] = []
+
+        def body() -> None:
+            if told:
+                return
+            if busy:
+                ledger.submit(sim.sleep, 1.0)
+            if first == "the work":
+                assert ledger.queue(work)
+            call = ledger.submit(len, "written")
+            if first == "the call":
+                assert ledger.queue(work)
+            sim.sleep(0.5)
+            try:
+                told.append(call.result())
+            except cmwq.FlushDeadlock as exc:
+                told.append(str(exc))
+
+        work = cmwq.Work(body)
+        if frozen:
+            runtime.freeze()
+        other.queue(work)
+        sim.sleep(2.0)
+        runtime.thaw()
+        other.flush()
+        ledger.flush()
+        if first == "the call":
+            assert told == [7]
+        else:
+            assert "waits for the result of call len of queue 'ledger', that needs work" in str(told[0])
+
+    simulate_each(scenario, 4, cpus=2)
+
+
+@pytest.mark.parametrize("wait", ["result", "flush"])
+def test_F7_a_work_that_is_about_to_be_listed_will_stand_behind(wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is pending already, and not yet in the queue, whose call is waited for meanwhile."""
+    insert = cmwq._workqueue.queued.insert
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        ledger = cmwq.WorkQueue("ledger", ordered=True, runtime=runtime)
+        other = cmwq.WorkQueue("other", runtime=runtime)
+        runs, ended = 0, []
+
+        def insert_slowly(place: PoolWorkQueue, item: Queued) -> None:
+            sim.host.sleep(1.0)
+            insert(place, item)
+
+        def body() -> None:
+            nonlocal runs
+            runs += 1
+            if runs == 1:
+                ledger.submit(sim.sleep, 5.0)
+                call = ledger.submit(int)
+                monkeypatch.setattr("cmwq._workqueue.queued.insert", insert_slowly)
+                sim.host.spawn("queuer", partial(ledger.queue, work))
+                sim.sleep(0.5)
+                assert work.pending
+                call.result() if wait == "result" else ledger.flush()
+                ended.append(sim.host.now)
+
+        work = cmwq.Work(body)
+        other.queue(work)
+        other.flush()
+        monkeypatch.setattr("cmwq._workqueue.queued.insert", insert)
+        ledger.flush()
+        assert (runs, ended) == (2, [5.0])
+
+    simulate(scenario, cpus=2)
+
+
+def test_F7_an_execution_that_has_ended_needs_nobody(runtime: cmwq.Runtime, gate: Gate) -> None:
+    """Not even the next one of its work, which may wait by the time when somebody follows the chain."""
+    wq, other = (cmwq.WorkQueue(name, runtime=runtime) for name in ("q", "other"))
+    held = other.submit(gate)
+    gate.await_arrivals(1)
+    executions: list[Any] = []
+
+    def body() -> None:
+        executions.append(work.execution())
+        if len(executions) == 2:
+            held.result()
+
+    work = cmwq.Work(body)
+    future = wq.submit(work)
+    future.result(HANG)
+    wq.flush(HANG)
+    assert wq.queue(work)
+    while work.execution() not in runtime.waits.all():
+        time.sleep(0.001)
+    for target in (ItemEnd(executions[0], "flushes"), future):
+        assert list(target.needs(runtime.waits.all())) == []
+    gate.open.set()
+    work.flush(HANG)
 
 
 def test_F7_one_that_waits_only_for_a_time_closes_no_circle() -> None:

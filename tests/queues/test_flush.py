@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
 from conftest import HANG, Gate
 from simulated import simulate, simulate_each
 
-import cmwq
+import cmwq.aio
+from cmwq._workqueue.delay import Delay
 from cmwq._workqueue.pwq import PoolWorkQueue
 from cmwq._workqueue.queued import Queued
 from cmwq.testing import Simulation
@@ -239,6 +242,57 @@ def test_F2_a_delayed_work_that_ends_at_once_was_flushed(
 
     monkeypatch.setattr(Queued, "hand_over", and_wait)
     assert work.flush(HANG)
+
+
+def test_F2_a_delay_that_is_replaced_as_the_flush_begins_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flush has seen the first one, and is about to end it."""
+    choose_place = Delay.choose_place
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        work = cmwq.DelayedWork(sim.note, "ran")
+
+        def and_move(delay: Delay) -> None:
+            monkeypatch.setattr(Delay, "choose_place", choose_place)
+            assert wq.mod_delayed(work, 7200)
+
+        wq.queue_delayed(work, 3600)
+        monkeypatch.setattr(Delay, "choose_place", and_move)
+        assert work.flush()
+        assert not work.pending
+
+    assert simulate(scenario).log == [(0, "ran")]
+
+
+@pytest.mark.parametrize("how", ["flush", "aio.flush"])
+@pytest.mark.parametrize("moves", ["to another delay", "to its queue"])
+def test_F2_a_work_that_moves_is_waited_for(
+    how: str, moves: str, universe: cmwq.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a moment the work is found in no place. Its first delay: so it has run nowhere either."""
+    wq = cmwq.WorkQueue("q", runtime=universe)
+    moving, go_on, ran = threading.Event(), threading.Event(), threading.Event()
+    owner, step = (Delay, "start") if moves == "to another delay" else (Queued, "hand_over")
+    original = getattr(owner, step)
+
+    def slowly(*args: Any) -> None:
+        if not moving.is_set():
+            moving.set()
+            assert go_on.wait(HANG)
+        original(*args)
+
+    work = cmwq.DelayedWork(ran.set)
+    wq.queue_delayed(work, 3600)
+    monkeypatch.setattr(owner, step, slowly)
+    mover = threading.Thread(target=wq.mod_delayed, args=(work, 3600 if moves == "to another delay" else 0))
+    mover.start()
+    assert moving.wait(HANG)
+    timer = threading.Timer(0.05, go_on.set)  # the flush looks before this; if it does not, nothing is tested
+    timer.start()
+    assert work.flush(HANG) if how == "flush" else asyncio.run(cmwq.aio.flush(work, HANG))
+    assert ran.is_set()
+    mover.join(HANG)
+    timer.join(HANG)
 
 
 def test_F2_under_constant_requeueing_it_returns() -> None:

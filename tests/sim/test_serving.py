@@ -289,6 +289,47 @@ def test_E12_on_stop_lets_an_ask_return_that_blocks() -> None:
     simulate(scenario)
 
 
+def test_E12_on_stop_is_called_once_however_many_stop_it() -> None:
+    """At the same time, later, and on_stop itself."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+
+        def on_stop() -> None:
+            sim.note("called")
+            serving.stop()
+            sim.sleep(0.001)
+
+        serving = wq.serve(lambda: None, on_stop=on_stop)
+        stops = [serving.stop, serving.close, wq.close]
+        stoppers = [sim.host.spawn("stopper", stop) for stop in stops]  # type: ignore[arg-type]
+        for stopper in stoppers:
+            stopper.join()
+        serving.stop()
+        assert [text for _, text in sim.log] == ["called"]
+
+    simulate_each(scenario, 30, cpus=2)
+
+
+def test_E12_F10_an_on_stop_that_is_interrupted_is_called_by_the_next_stop() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+
+        def on_stop() -> None:
+            sim.note("called")
+            if len(sim.log) == 1:
+                raise KeyboardInterrupt
+
+        serving = wq.serve(lambda: None, on_stop=on_stop)
+        with pytest.raises(KeyboardInterrupt):
+            serving.stop()
+        for _ in range(2):
+            serving.stop()
+        assert [text for _, text in sim.log] == ["called", "called"]
+
+    simulate(scenario)
+
+
 def test_E12_E8_a_call_that_comes_while_the_queue_is_frozen_waits_for_the_thaw() -> None:
     def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
         wq = cmwq.WorkQueue("q", freezable=True, ordered=True, runtime=runtime)

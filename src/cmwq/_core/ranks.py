@@ -20,13 +20,14 @@ class Rank(IntEnum):
       used. Also the state of a `Serving`: which thread asks its source, and where it has its places in line.
     - RUNTIME: which pools and queues there are. What is found under it is then examined under its own lock.
     - QUEUE: a queue's places on pools, and whether it is open. Under it works are counted on pools.
+    - WAITS: which work waits for which. Under it chains of waits are followed, and pools are asked which work comes
+      first.
     - POOL: worklist, idle list, counts, phases. The hot one: under it works are listed and workers chosen.
     - ROOM: which threads wait for room in a queue. A work that begins makes room, under its pool's lock.
     - WATCHDOG: whether a check is due. A pool whose work waits asks for one.
     - SENSOR: what a sensor knows. Pools arm it under their lock.
     - TIMERS_STARTING: a timer thread is being started. Any of the above may need a timer.
     - TIMERS: the heap of timers.
-    - WAITS: which work waits for which. It is examined from everywhere, and nothing is taken under it.
     """
 
     HOTPLUG = 0
@@ -34,10 +35,10 @@ class Rank(IntEnum):
     WORK = 2
     RUNTIME = 3
     QUEUE = 4
-    POOL = 5
-    ROOM = 6
-    WATCHDOG = 7
-    SENSOR = 8
-    TIMERS_STARTING = 9
-    TIMERS = 10
-    WAITS = 11
+    WAITS = 5
+    POOL = 6
+    ROOM = 7
+    WATCHDOG = 8
+    SENSOR = 9
+    TIMERS_STARTING = 10
+    TIMERS = 11

@@ -28,11 +28,14 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cmwq._core import checks
 from cmwq._core.held import holding, holding_any, not_holding, outside
 from cmwq._core.ranks import Rank
 from cmwq._pool import events
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.pools import PoolKey, Pools
 
@@ -43,9 +46,13 @@ UNMANAGED = 1 << 30
 class Hotplug:
     """Which CPUs a runtime uses, and which pool serves which of them."""
 
-    def __init__(self, pools: Pools, wanted: tuple[int, ...] | None) -> None:
+    def __init__(self, pools: Pools, cpus: Iterable[int] | None) -> None:
+        """cpus: those to use; None: all that the process may use.
+
+        Raises TypeError, ValueError: they are checked here, so none can be made with CPUs that were not.
+        """
         self._pools = pools  # I
-        self._wanted = wanted  # I: the CPUs to use; None: all that the process may use
+        self._wanted = None if cpus is None else _usable(checks.cpus(cpus), pools.host.cpus())  # I
         self._taken: frozenset[int] = frozenset()  # H: offline by hand
         self._cpus: tuple[int, ...] = ()  # H and R to change, read freely: CPUs noticed last; empty: none yet
         self._there: frozenset[int] = frozenset()  # H and R to change, read freely: the same CPUs as a set
@@ -273,3 +280,10 @@ def _bind_strays(pool: WorkerPool) -> None:
                 worker.served = None  # so that it goes through `execute_specially`, which looks at `stray`
     for tid in idle:
         host.bind(cpus, tid)
+
+
+def _usable(wanted: tuple[int, ...], there: tuple[int, ...]) -> tuple[int, ...]:
+    """The CPUs that were wanted, of which one at least must be there: others may come. Raises ValueError."""
+    if not set(wanted) & set(there):
+        raise ValueError(f"cpus is {wanted}, and this process may use none of them, but {tuple(there)}")
+    return wanted

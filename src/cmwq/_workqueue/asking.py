@@ -15,12 +15,14 @@ The letters are those of `pool`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
+from cmwq._core import log
 from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
+from cmwq._core.surely import surely
 from cmwq._pool import hogs
 from cmwq._pool.item import lay_out
 from cmwq._pool.worker import current_worker
@@ -143,7 +145,7 @@ class ServingEnd:
                 self._serving._parkers.remove(parker)
 
     def _items(self) -> list[Ask]:
-        """Each copy is one step, without V: a thread that follows a chain of waits holds a lock of the highest rank."""
+        """Each copy is one step, without V: who follows a chain of waits holds WAITS, and may not take V after that."""
         serving, asker = self._serving, self._serving._asker
         return [*serving._asks.copy().values(), *serving._calls.copy(), *([] if asker is None else [asker])]
 
@@ -160,6 +162,33 @@ class ServingEnd:
 
     def describe_wait(self) -> str:
         return f"waits for the end of what is served to queue {self.queue.name!r}"
+
+
+@outside
+def call_on_stop(serving: Serving) -> None:
+    """Call the serving's `on_stop`, unless its source had no more, or another thread has taken the call upon itself.
+
+    Of two threads that stop it at once, the one that has V first takes the call away from the other. Who is interrupted
+    before the call has returned gives it back, and the next `stop` makes it (F10).
+    """
+    taken: list[Callable[[], object]] = []
+
+    def give_back() -> None:
+        if taken:
+            serving._on_stop = taken[0]  # V is not needed: it is nobody else's
+            taken.clear()
+
+    with surely(give_back), surely(give_back):
+        with serving._lock:
+            if serving._on_stop is not None and not serving._exhausted:
+                taken.append(serving._on_stop)
+            serving._on_stop = None
+        for on_stop in taken:
+            try:
+                on_stop()
+            except Exception:
+                log.exception("on_stop of a source of queue %r raised", serving._wq.name)
+        taken.clear()
 
 
 # ----------------------------------------------------------------------------------- what is done under L

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import log
 from cmwq._core.held import holding, outside
+from cmwq._core.surely import at_any_depth
 from cmwq._errors import CmwqError
 from cmwq._workqueue.queued import Queued
 
@@ -113,23 +114,29 @@ class Delay:
         if self._timer is not None:
             self._timer.cancel()
 
-    @outside
-    def hasten(self) -> Queued | None:
-        """End the delay now. Returns the queueing that it led to, which may be over already; None: the work does not
-        wait for this delay any more. Raises QueueClosed: the queue refused the work, which was taken back.
+    @holding("self.work._lock")
+    def end_now(self) -> Queued:
+        """End the delay now. Returns the queueing that it led to, which may be over already.
+
+        Raises QueueClosed: the queue refused the work, which was taken back. The caller calls `_drop_taken` without W.
         """
-        work, refusal = self.work, None
+        try:
+            return self.come()
+        except CmwqError:
+            self.work._taken.append(self)
+            raise
+
+    @outside
+    def hasten(self) -> None:
+        """End the delay now, if the work still waits for it. Raises QueueClosed, as `end_now`."""
         self.choose_place()
-        with work._here():
-            if self.is_over():
-                return None
-            try:
-                return self.come()
-            except CmwqError as exc:
-                refusal = exc
-                work._taken.append(self)
-        work._drop_taken()
-        raise refusal
+        try:
+            with self.work._here():
+                if not self.is_over():
+                    self.end_now()
+        except BaseException:
+            at_any_depth(self.work._drop_taken)
+            raise
 
     @outside
     def cancel(self) -> bool:

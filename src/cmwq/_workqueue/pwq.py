@@ -298,6 +298,16 @@ class PoolWorkQueue(PlaceRecord):
         with self.pool.lock:
             return any(worker.item is item for worker in self.pool.workers) or self.has_listed(item)
 
+    def begins_before(self, item: Item, other: Item) -> bool:
+        """Does `item` come before `other`? Neither has begun, and the queue is ordered, so one is active, and the rest
+        are inactive, in order. Costs a search.
+        """
+        with self.pool.lock:  # else one could be found on its way from the one to the other, and so in neither
+            inactive = self.inactive
+            if item.begun or item.withdrawn or other.begun:
+                return False
+            return item not in inactive or (other in inactive and inactive.index(item) < inactive.index(other))
+
     # ------------------------------------------------------------------------------- flush (F1)
 
     @holding("self.pool.lock")

@@ -82,7 +82,6 @@ class Runtime:
         on_unfetched: Callable[[str, BaseException], object] | None = None,
     ) -> None:
         max_workers = checks.integer("max_workers", max_workers, 2, checks.MAX_THREADS)  # one works, one is in reserve
-        wanted = None if cpus is None else checks.cpus(cpus)
         if config is not None:
             checks.instance("config", config, Config)
         self._owns_host = host is None  # I
@@ -95,8 +94,6 @@ class Runtime:
         else:
             checks.port("host", host, "monotonic")
         self.choose_sensor = _chooser(host, sensor)  # R
-        if wanted is not None and not set(wanted) & set(host.cpus()):
-            raise ValueError(f"cpus is {wanted}, and this process may use none of them, but {tuple(host.cpus())}")
         self.host = host  # I
         # R to change, before the first use (`configure`), then I; so are hotplug and choose_sensor.
         self.config = config or Config()  # R
@@ -104,7 +101,7 @@ class Runtime:
         self.exit_timeout = checked_exit_timeout(exit_timeout)  # ~
         self.on_unfetched = checked_call("on_unfetched", on_unfetched)  # A
         self._pools = Pools(self, host)  # I
-        self.hotplug = Hotplug(self._pools, wanted)  # R
+        self.hotplug = Hotplug(self._pools, cpus)  # R
         self.events = Events(self)  # I
         self.watchdog = Watchdog(self)  # I
         self.watchdog.on_stall = checked_call("on_stall", on_stall)
@@ -147,8 +144,7 @@ class Runtime:
         if "sensor" in given:
             changes["choose_sensor"] = _chooser(self.host, given["sensor"])
         if "cpus" in given:
-            wanted = None if given["cpus"] is None else checks.cpus(given["cpus"])
-            hotplug = changes["hotplug"] = Hotplug(self._pools, wanted)
+            hotplug = changes["hotplug"] = Hotplug(self._pools, given["cpus"])
             hotplug.take_over(self.hotplug)
         constants = {name: value for name, value in given.items() if name in FIELDS}
         with self._pools.lock:

@@ -42,7 +42,7 @@ from cmwq._core.ranks import Rank
 from cmwq._core.surely import at_any_depth
 from cmwq._errors import ForeignProcess, QueueClosed, Reentered
 from cmwq._pool.mend import mending
-from cmwq._workqueue.asking import Ask, ServingEnd, accept, count, stand_first, stand_in_line, waiting
+from cmwq._workqueue.asking import Ask, ServingEnd, accept, call_on_stop, count, stand_first, stand_in_line, waiting
 from cmwq._workqueue.wait import run_steps
 from cmwq._workqueue.work import Work
 
@@ -82,7 +82,7 @@ class Serving:
         self.source = source  # I
         self.context = wq.new_context()  # I: each ask and each call runs in a copy of it
         self._wq = wq  # I
-        self._on_stop = on_stop  # V to change: None once it was called
+        self._on_stop = on_stop  # V to change: None once somebody calls it
         self._born = Work.generation  # I: the process in which this was begun
         self._news: object = None  # A: replaced by each `notify`
         self._dry = False  # V: it has nothing now
@@ -133,7 +133,8 @@ class Serving:
 
     def stop(self) -> None:
         """Stop asking the source. Does not wait for works: everything that the source gave is run, also what an ask
-        under way still brings. `on_stop` is called before this returns, unless the source had no more.
+        under way still brings. `on_stop` is called before this returns, unless the source had no more, or another
+        thread's `stop` calls it.
 
         Does no harm if this has ended or was stopped. In a finaliser or a signal handler that interrupted cmwq's own
         code it is deferred until that code is done.
@@ -147,13 +148,7 @@ class Serving:
         except Reentered:
             self._wq.runtime.host.defer(self.stop)
             return
-        on_stop = self._on_stop
-        if on_stop is not None and not self._exhausted:
-            try:
-                on_stop()
-            except Exception:
-                log.exception("on_stop of a source of queue %r raised", self._wq.name)
-        self._on_stop = None  # after the call: if that is interrupted, the next `stop` repeats it
+        call_on_stop(self)
 
     def wait(self, timeout: float | None = None) -> None:
         """Return when this is over: the source has no more or was stopped, and all its calls have ended.

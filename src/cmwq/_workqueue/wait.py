@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from cmwq._core import checks, log
 from cmwq._core.held import outside
+from cmwq._core.here import host_here
 from cmwq._core.ranks import Rank
 from cmwq._core.surely import at_any_depth, surely
 from cmwq._errors import Abandoned, CmwqTimeout, FlushDeadlock, Reentered, ThreadLimit
@@ -229,19 +230,32 @@ def needs_of(item: Item, waiting: dict[Item, Target]) -> Iterator[Item]:
     if item in waiting:
         yield item
         return
+    if item.begun:  # it runs behind nobody any more. Should it wait by now, it sees our wait, which is noted already
+        return
     queue, work = item.queue, getattr(item, "work", None)
     if queue.ordered or work is not None:
         for other in list(waiting):
             same_work = work is not None and getattr(other, "work", None) is work
-            if same_work or (queue.ordered and (other.queue is queue or pending_of(other, queue) is not None)):
+            if same_work or (queue.ordered and (other.queue is queue or _holds_up(other, item))):
                 yield other
 
 
+def _holds_up(running: Item, item: Item) -> bool:
+    """Is the work of that running item queued once more, before this item of an ordered queue?"""
+    pending = pending_of(running, item.queue)
+    return pending is not None and pending.pwq.begins_before(pending, item)
+
+
 def pending_of(item: Item, queue: WorkQueue) -> Item | None:
-    """The pending queueing of a running item's work, if in that queue. It can't begin before the item ends."""
+    """The pending queueing of a running item's work, if in that queue. It can't begin before the item ends.
+
+    One that is only about to be listed is none yet: it will stand behind whatever is waited for by now.
+    """
     work = getattr(item, "work", None)
     pending: Item | None = None if work is None else work._item
-    return pending if pending is not None and pending.queue is queue else None
+    if pending is None or pending.queue is not queue or pending.phase is pending.pwq.outside:
+        return None
+    return pending
 
 
 def check_may_wait(host: Host) -> None:
@@ -318,34 +332,38 @@ def _wait_hopefully(worker: Worker, item: Item, target: Target, parker: Parker, 
     return True
 
 
-def run_steps(steps: Steps[T], runtime: Runtime, timeout: float | None, what: Callable[[], str]) -> T:
+def run_steps(steps: Steps[T], runtime: Runtime | None, timeout: float | None, what: Callable[[], str]) -> T:
     """Drive a waiting call on this thread, and return its result.
 
+    runtime: the one of all works that it waits for. None: each target knows its own. A work has none before it is
+    queued, so to ask which it has, and to begin the call then, could find none just as the work is queued and begins.
     timeout: seconds; then CmwqTimeout is raised, and its message begins with what() in words. Also raises
     FlushDeadlock, ThreadLimit, Reentered, and Abandoned if the runtime is abandoned meanwhile.
     """
     timeout = checks.timeout(timeout)
-    host = runtime.host
+    host = host_here() if runtime is None else runtime.host
     check_may_wait(host)
     deadline = None if timeout is None else host.monotonic() + timeout
     parker = host.parker()
     try:
-        runtime.waiters.add(parker)
         target = next(steps)
         while True:
-            if not wait_for(target, parker, runtime, deadline):
-                raise CmwqTimeout(f"{what()} after {timeout} s")
-            if runtime.abandoned and not target.done():
+            theirs = target.queue.runtime if runtime is None else runtime
+            try:
+                # First among the waiters, then look: who abandons the runtime says so first, and then wakes them.
+                theirs.waiters.add(parker)
+                if not wait_for(target, parker, theirs, deadline):
+                    raise CmwqTimeout(f"{what()} after {timeout} s")
+            finally:
+                theirs.waiters.discard(parker)
+            if theirs.abandoned and not target.done():
                 raise Abandoned(f"{what()}; its runtime has ended, and does not wait for them any more")
             target = next(steps)
     except StopIteration as stop:
         result: T = stop.value
         return result
     finally:
-        try:
-            steps.close()
-        finally:
-            runtime.waiters.discard(parker)
+        steps.close()
 
 
 def park_until(

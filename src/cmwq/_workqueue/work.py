@@ -24,6 +24,11 @@ the caller did before is visible to that execution (E6). With a GIL, handing ove
 every store into a Python object takes that object's lock, and releasing it is a full barrier between the store and the
 look.
 
+That fast path and `pending` are the only ones that may look without W, besides looks at one item or delay that is
+known. Whatever acts on what it finds, and above all on finding nothing, holds W while it looks and while it acts. Else
+it could look while the work moves, and find it in neither place; or what it found could be replaced before it acts.
+`tests/test_shape.py` lists the looks without W.
+
 If something is raised while W is held, then before any other thread has W `mend` completes what was begun (F10): an
 item that is in no list is dropped; a move that was decided (`_moving`) is made; a blocked work is taken back; and what
 was taken back (`_taken`) is let go of, so that threads that wait for its result are told.
@@ -55,7 +60,6 @@ if TYPE_CHECKING:
     from cmwq._core import ports
     from cmwq._pool.pool import WorkerPool
     from cmwq._workqueue.delay import Delay
-    from cmwq._workqueue.runtime import Runtime
     from cmwq._workqueue.wait import Steps
     from cmwq._workqueue.work_future import WorkFuture
 
@@ -225,11 +229,7 @@ class Work(WorkRecord):
         Meanwhile nobody can queue it, its own function included: `queue` returns False. After a CmwqTimeout the work
         has been taken back all the same, and can be queued again. timeout: seconds.
         """
-        timeout = checks.timeout(timeout)
-        runtime = self._runtime()
-        if runtime is None:
-            return self.cancel()
-        return run_steps(self.cancel_steps(), runtime, timeout, lambda: f"cancel_sync: {self!r} did not end")
+        return run_steps(self.cancel_steps(), None, timeout, lambda: f"cancel_sync: {self!r} did not end")
 
     def disable(self) -> bool:
         """Take the work back, and refuse to queue it until `enable` was called as often (F6). True: it was pending.
@@ -256,9 +256,7 @@ class Work(WorkRecord):
         """`disable`, then wait until it does not run. After a CmwqTimeout it stays disabled. timeout: seconds."""
         timeout = checks.timeout(timeout)
         was = self.disable()
-        runtime = self._runtime()
-        if runtime is not None:
-            run_steps(self.end_steps(), runtime, timeout, lambda: f"disable_sync: {self!r} did not end")
+        run_steps(self.end_steps(), None, timeout, lambda: f"disable_sync: {self!r} did not end")
         return was
 
     def enable(self) -> bool:
@@ -280,11 +278,7 @@ class Work(WorkRecord):
 
         False: it was idle, and there was nothing to wait for.
         """
-        timeout = checks.timeout(timeout)
-        runtime = self._runtime()
-        if runtime is None:
-            return False
-        return run_steps(self.flush_steps(), runtime, timeout, lambda: f"flush: {self!r} did not end")
+        return run_steps(self.flush_steps(), None, timeout, lambda: f"flush: {self!r} did not end")
 
     # ------------------------------------------------------------------------------- the same, as steps
 
@@ -319,12 +313,11 @@ class Work(WorkRecord):
         own = None if worker is None else worker.item
         if isinstance(own, Queued) and own.work is self:
             yield ItemEnd(own, "flushes")  # refused: it would wait for itself. A delay of it goes on
-        self.settle()
-        delay, item = self._delay, None
-        if delay is not None and not delay.repeats and self.pending:
-            item = delay.hasten()
-        item = item or self._item
-        execution = self.execution()  # read after the item, which may begin in between
+        try:
+            item, execution = self._last_queueing()
+        except BaseException:
+            at_any_depth(self._drop_taken)
+            raise
         item = item or execution
         if item is None:
             return False
@@ -335,22 +328,28 @@ class Work(WorkRecord):
 
     # ------------------------------------------------------------------------------- inside
 
-    def _runtime(self) -> Runtime | None:
-        """The runtime in which it is pending or ran last. None: it was never queued."""
-        item, delay, pool = self._item, self._delay, self._last
-        if self._born != Work.generation:
-            return None
-        if item is not None:
-            return item.queue.runtime
+    @outside
+    def _last_queueing(self) -> tuple[Queued | None, Queued | None]:
+        """The queueing with which it is pending, and the one that runs. A delay is ended now, unless it repeats.
+
+        All in one section: nobody can queue or move the work in between, so it can't be found in neither place while it
+        moves from the one to the other. Raises QueueClosed; the caller calls `_drop_taken` then.
+        """
+        with self._here():
+            delay = self._delay
         if delay is not None:
-            return delay.wq.runtime
-        return pool.runtime if pool is not None else None
+            delay.choose_place()  # may start a pool. A delay that replaces this one chooses its own place after this
+        with self._here():
+            delay = self._delay
+            item = self._item if delay is None or delay.repeats else delay.end_now()
+            return item, self.execution()  # read after the item, which may begin in between
 
     @property
     def is_idle(self) -> bool:
         """It is neither pending nor blocked, so it can be queued."""
         return self._item is None and self._delay is None and not self.is_blocked
 
+    @holding("self._lock")
     def _take_back_delay(self) -> Delay | None:
         """Take back its delay and return it; None: there was none. The rest is as in `_take_back`."""
         delay = self._delay

@@ -48,8 +48,8 @@ class WorkFuture(Future[Any]):
                 self._result, self._exception = result, exception
                 if exception is not None and self.phase.pwq.wq.runtime.on_unfetched is not None:
                     self._note_unfetched(exception)
-                self._item = None
                 self._state = FINISHED if audience is None else RUNNING
+                self._item = None  # last: without an item it counts as delayed until its state says that it is done
             elif self._state not in (RUNNING, FINISHED):
                 return
         if audience is not None:
@@ -63,7 +63,7 @@ class WorkFuture(Future[Any]):
         item = self._item
         if item is not None:
             yield from needs_of(item, waiting)
-        else:  # delayed: it runs after the current execution of its work, which may be waiting
+        elif self._state == PENDING:  # delayed: it runs after the current execution of its work, which may be waiting
             yield from (other for other in list(waiting) if other.work is self._work)
 
     def lacks_workers(self) -> Collection[WorkerPool]:
