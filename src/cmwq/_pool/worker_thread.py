@@ -184,7 +184,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
         worker.item = item = worklist[0]  # the worker has it before the list loses it: it is never lost
         del worklist[0]
         if (records and hogs.set_aside(pool, worker, item)) or not item.claim(worker):
-            worker.item = None
+            worker.item = worker.record = None
             if not pool.kick():  # its place under max_active may have gone to other items
                 pool.settle()
             lock.release()
