@@ -56,7 +56,7 @@ def mend(pool: WorkerPool) -> None:
     """Restore everything that follows from what is."""
     if pool.relisting is not None:
         pool.relist(*pool.relisting)
-    lane.merge(pool)
+    lane.put_back(pool)
     pwqs = list(pool.pwqs)
     _mend_workers(pool)
     _mend_lists(pool, pwqs)
