@@ -327,5 +327,5 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
     finally:
         with pool.lock:
             pool.lookout.exempt(worker, False)  # first: if this is interrupted, the sensor sees the worker all the same
+            blocking.over(worker)  # before it counts: from then on who runs holds its place
             pool.count(worker)
-            blocking.over(worker)
