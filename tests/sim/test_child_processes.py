@@ -236,3 +236,26 @@ def test_E1_A10_a_work_that_lent_its_place_has_it_again_when_its_children_have_c
 
     assert sim.run(main) == 0
     assert lent == [True], "else this shows nothing"
+
+
+@pytest.mark.parametrize("thresh", [0.0, 0.01])
+def test_A10_works_that_wait_for_one_another_while_their_children_compute_come_to_an_end(thresh: float) -> None:
+    """The lane never stands still, whether or not hogs are looked for."""
+    sim = Simulation(cpus=1)
+    arrived: list[int] = []
+
+    def body() -> None:
+        arrived.append(1)
+        while len(arrived) < 4 and sim.host.now < 60:
+            sim.run_child(("burn", 0.05))
+
+    def main() -> None:
+        runtime = sim.runtime(config=cmwq.Config(cpu_intensive_thresh=thresh))
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        for _ in range(4):
+            wq.submit(body)
+        wq.flush()
+        runtime.close()
+
+    sim.run(main)
+    assert sim.host.now < 20
