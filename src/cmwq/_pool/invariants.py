@@ -54,6 +54,7 @@ def _promises(pool: WorkerPool) -> dict[str, bool]:
     office = pool.office
     return {
         "A11: a held pool looks again": not pool.memory.held or pool.memory.timer is not None or pool.closing,
+        "A11: nobody passes a pool that is not held": pool.memory.held or not pool.memory.passes,
         "A11: the target is 0 while memory is short": pool.target == (0 if pool.memory.held else pool.full_target),
         "B1, B2: while anything executes there is an idle worker, a manager, or a retry due": bool(
             pool.idle_list or office.taken or office.refused or pool.closing or pool.nr_waking
