@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ Python = Callable[..., "subprocess.CompletedProcess[str]"]
 FORKED = often(200, 60)
 
 FORKS = """
-    import cmwq, os, threading, warnings
+    import cmwq, os, threading, time, warnings
     warnings.simplefilter("ignore", DeprecationWarning)
     def forked(in_child):
         pid = os.fork()
@@ -335,6 +336,67 @@ def test_G2_forks_while_another_thread_makes_queues(python: Python) -> None:
             print(sum(status(forked(child)) != 0 for _ in range({FORKED // 4})))
             over.set()
             thread.join()
+            """,
+        ),
+        "0\n",
+    )
+
+
+@pytest.mark.parametrize("twin", ["0", "1"])
+def test_G2_a_work_that_forks_ends_in_the_child_too_although_others_of_its_queue_waited(
+    python: Python, twin: str
+) -> None:
+    """They are the parent's, so in the child nobody gets its place."""
+    check(
+        python(
+            FORKS,
+            """
+            queues = cmwq.WorkQueue("one", max_active=1), cmwq.WorkQueue("learned", max_active="auto")
+            for queue in queues:
+                call = queue.submit(os.fork)
+                queue.submit_many(int, [0] * 300)
+                print(status(call.result()))
+                queue.flush()
+            """,
+            env={**os.environ, "CMWQ_TWIN": twin},
+        ),
+        "0\n0\n",
+    )
+
+
+@pytest.mark.parametrize("has_c", [False, True])
+def test_G2_E9_works_of_the_parent_are_taken_back_in_the_child_whoever_held_the_lock_of_their_room(
+    python: Python, has_c: bool
+) -> None:
+    without = "" if has_c else "import sys; sys.modules['cmwq._sensor._sentinel'] = None"
+    check(
+        python(
+            without,
+            FORKS,
+            """
+            queue, open_ = cmwq.WorkQueue("q", max_active=1, max_pending=3), threading.Event()
+            queue.submit(open_.wait)
+            while queue._room.taken: time.sleep(0.001)
+            call, work = queue.submit(int), cmwq.Work(int)
+            queue.queue(work)
+            held, over = threading.Event(), threading.Event()
+            def hold():
+                with queue._room._lock:
+                    held.set()
+                    over.wait()
+            thread = threading.Thread(target=hold)
+            thread.start()
+            held.wait()
+            def child():
+                threading.Timer(30, os._exit, (3,)).start()  # it hangs
+                assert call.cancel()
+                work.cancel()
+                assert queue._room.taken == 0
+                assert queue.submit(pow, 2, 3).result(30) == 8
+            print(status(forked(child)))
+            over.set()
+            thread.join()
+            open_.set()
             """,
         ),
         "0\n",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 import cmwq
+from cmwq._pool import blocking, lending
 from cmwq._pool.blocking import SAID
 from cmwq._pool.pool import WorkerPool
 from cmwq._pool.worker import Worker, current_worker
@@ -162,5 +163,56 @@ def test_F10_a_hint_in_the_middle_of_a_critical_section_is_none() -> None:
 
         wq.submit(work).result()
         assert seen == [None, SAID, (None, 0)]
+
+    simulate(scenario)
+
+
+def rest_of_children(worker: Worker) -> None:
+    blocking.children_compute(worker)
+    blocking.children_rest(worker, asleep=False)
+
+
+@pytest.mark.parametrize("goes_on", [blocking.worker_running, blocking.let_go, blocking.over, rest_of_children])
+def test_E1_whatever_tells_that_a_worker_goes_on_its_work_has_its_place_again(
+    goes_on: Callable[[Worker], object],
+) -> None:
+    """A sensor; that it computes what is known to be long; the end of its item; its children."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        seen: list[tuple[int, bool]] = []
+
+        def item() -> None:
+            pool, worker = me()
+            assert worker.item is not None
+            pwq = worker.item.pwq
+            with pool.lock:
+                lending._lend(pool, pwq, worker)
+                seen.append((pwq.nr_active, worker.lender is pwq))
+                goes_on(worker)
+                seen.append((pwq.nr_active, worker.lender is None))
+
+        cmwq.WorkQueue("q", runtime=runtime).submit(item).result()
+        assert seen == [(0, True), (1, True)]
+
+    simulate(scenario)
+
+
+def test_F10_a_hint_that_was_given_where_none_can_be_is_forgotten() -> None:
+    """In the middle of cmwq's own code, by a finaliser or handler that does not leave it. Later ones have effect."""
+
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        def interrupted() -> Worker:
+            pool, worker = me()
+            with pool.lock:
+                cmwq.blocking().__enter__()
+            return worker
+
+        def item() -> tuple[Worker, object]:
+            with cmwq.blocking():
+                return me()[1], me()[1].blocked
+
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        first, second = wq.submit(interrupted), wq.submit(item)  # the worker runs one right after the other
+        assert second.result() == (first.result(), SAID)
 
     simulate(scenario)

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 import cmwq
+from cmwq._pool.worker import current_worker
 from cmwq.testing import Simulation
 
 SEEDS = [None, 1, 4]
@@ -194,3 +195,67 @@ def test_A10_works_that_wait_for_works_are_never_held_up_by_children(sim: Simula
         return total
 
     assert sim.run(main) == 25
+
+
+@pytest.mark.parametrize("rests", [0.0, 0.008])
+def test_E1_A10_a_work_that_lent_its_place_has_it_again_when_its_children_have_computed(
+    monkeypatch: pytest.MonkeyPatch, rests: float
+) -> None:
+    """Else the next work of its worker would have lent nothing when it waits, and would wait for ever."""
+    monkeypatch.setattr("cmwq._workqueue.options.DFL_ACTIVE", 4)
+    sim = Simulation(cpus=1)
+    lent: list[bool] = []
+
+    def main() -> int:
+        runtime = sim.runtime(lends=True, config=cmwq.Config(cpu_intensive_thresh=0.01))
+        many = cmwq.WorkQueue("many", runtime=runtime)
+        one = cmwq.WorkQueue("one", max_active=1, runtime=runtime)
+        others = cmwq.WorkQueue("others", runtime=runtime)
+        nested: list[cmwq.Future[int]] = []
+
+        def parent() -> None:
+            sim.run_child(("sleep", 3.0), ("burn", 0.5))
+            worker = current_worker()
+            assert worker is not None
+            lent.append(worker.lender is not None)
+            sim.burn(0.008)  # the timer sees that no child computes, and that it runs
+            nested.append(one.submit(lambda: one.submit(int).result()))
+            sim.burn(rests)
+
+        many.submit(parent)
+        for _ in range(12):
+            many.submit(sim.sleep, 60.0)
+        sim.sleep(3.1)
+        for _ in range(40):
+            others.submit(sim.burn, 0.01)
+        while not nested:
+            sim.sleep(0.01)
+        result = nested[0].result(200.0)
+        runtime.close()
+        return result
+
+    assert sim.run(main) == 0
+    assert lent == [True], "else this shows nothing"
+
+
+@pytest.mark.parametrize("thresh", [0.0, 0.01])
+def test_A10_works_that_wait_for_one_another_while_their_children_compute_come_to_an_end(thresh: float) -> None:
+    """The lane never stands still, whether or not hogs are looked for."""
+    sim = Simulation(cpus=1)
+    arrived: list[int] = []
+
+    def body() -> None:
+        arrived.append(1)
+        while len(arrived) < 4 and sim.host.now < 60:
+            sim.run_child(("burn", 0.05))
+
+    def main() -> None:
+        runtime = sim.runtime(config=cmwq.Config(cpu_intensive_thresh=thresh))
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        for _ in range(4):
+            wq.submit(body)
+        wq.flush()
+        runtime.close()
+
+    sim.run(main)
+    assert sim.host.now < 20

@@ -11,6 +11,7 @@ import cmwq
 from cmwq._pool.blocking import HOG
 from cmwq._pool.pool import WorkerPool
 from cmwq._pool.worker import current_worker
+from cmwq.executor.taken import take_out
 from cmwq.testing import Simulation
 
 LONG = 1.0
@@ -315,8 +316,116 @@ def test_F10_mending_puts_the_lane_back_and_loses_nothing() -> None:
     def check(bench: Bench, runtime: cmwq.Runtime, wq: cmwq.WorkQueue, futures: list[cmwq.Future[None]]) -> None:
         pool = only_pool(runtime)
         with pool.lock:
-            pool.worklist.appendleft(pool.lane.items[0])  # interrupted in `readmit`
+            pool.worklist.appendleft(pool.lane.first(pool))  # interrupted in `readmit`
             pool.mend()
             assert len(set(pool.listed())) == pool.nr_listed() >= 12
 
     with_a_lane(check)
+
+
+# ----------------------------------------------------------------------------------- taken back in the lane
+
+
+@pytest.mark.parametrize("as_work", [False, True])
+def test_E1_A9_a_work_that_is_taken_back_in_the_lane_gives_its_place_to_the_next(as_work: bool) -> None:
+    """The lane stands still while others compute, and the next may be a short one."""
+    bench = Bench()
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        others = cmwq.WorkQueue("others", runtime=runtime)
+        for _ in range(20):
+            others.submit(bench.long)
+        bench.shorts(others, 20)
+        wq = cmwq.WorkQueue("q", max_active=1, runtime=runtime)
+        work = cmwq.Work(bench.long)
+        if as_work:
+            wq.queue(work)
+        held = None if as_work else wq.submit(bench.long)
+        bench.sim.sleep(0.02)
+        assert len(only_pool(runtime).lane.items) >= 12
+        bench.waits.clear()
+        short = wq.submit(bench.short, bench.sim.host.now)
+        assert work.cancel() if held is None else held.cancel()
+        runtime.check_invariants()
+        short.result()
+
+    bench.run(scenario)
+    assert bench.waits[-1] < 0.001
+
+
+def test_F4_works_that_are_taken_back_in_the_lane_leave_it_in_any_order() -> None:
+    """More than `PURGE` of them: no list is looked through for them, and who waits is not stirred."""
+
+    def check(bench: Bench, runtime: cmwq.Runtime, wq: cmwq.WorkQueue, futures: list[cmwq.Future[None]]) -> None:
+        more = [wq.submit(bench.long, LONG, 20 + n) for n in range(150)]
+        bench.sim.sleep(0.02)
+        for future in more[::-2] + more[::2]:
+            assert future.cancel()
+            runtime.check_invariants()
+        wq.flush()
+        assert bench.begun == list(range(20))
+
+    with_a_lane(check)
+
+
+def test_A9_what_is_taken_back_is_not_set_aside_because_a_callback_computed_for_long() -> None:
+    """A call that has ended, and one that was taken back, have no function that anything could be known of."""
+    bench = Bench()
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        for _ in range(4):
+            wq.submit(bench.sim.sleep, 0.001).add_done_callback(lambda _: bench.long(0.1))
+        bench.shorts(wq, 20)
+        assert not only_pool(runtime).lane.records
+        for _ in range(4):  # others are known to be long
+            wq.submit(bench.long)
+        bench.shorts(wq, 20)
+        assert len(only_pool(runtime).lane.records) == 1
+
+    bench.run(scenario)
+
+
+def test_A4_whoever_looks_through_the_lane_in_vain_leaves_nobody_resting_who_is_needed() -> None:
+    def check(bench: Bench, runtime: cmwq.Runtime, wq: cmwq.WorkQueue, futures: list[cmwq.Future[None]]) -> None:
+        other = cmwq.WorkQueue("other", runtime=runtime, freezable=True)
+        other.submit(int).result()
+        assert take_out(other) is None
+        runtime.check_invariants()
+        bench.sim.sleep(0.02)
+        (pwq,) = other.places()
+        pwq.freeze()
+        runtime.check_invariants()
+        pwq.thaw()
+
+    with_a_lane(check)
+
+
+def test_A10_who_is_idle_is_not_taken_for_one_whose_child_computes() -> None:
+    """It took a work whose children compute, and handed it to the worker that runs the work already (E3)."""
+    sim = Simulation(cpus=2)
+    waits: list[float] = []
+
+    def main() -> None:
+        with sim.runtime() as runtime:
+            wq = cmwq.WorkQueue("q", runtime=runtime)
+
+            def parent() -> None:
+                sim.run_child(("burn", 0.5))
+
+            for _ in range(3):
+                wq.submit(parent)  # it is known what they are like
+            wq.flush()
+            work = cmwq.Work(parent)
+            wq.queue(work)
+            wq.submit(sim.sleep, 0.1)  # its worker goes idle last, so it takes what comes next
+            sim.sleep(0.05)
+            wq.queue(work)
+            sim.sleep(0.1)
+            runtime.check_invariants()
+            queued = sim.host.now
+            wq.submit(parent).add_done_callback(lambda _: waits.append(sim.host.now - queued))
+            wq.flush()
+
+    sim.run(main)
+    assert waits[0] < 0.7, "there are two CPUs, and one work computed"

@@ -188,3 +188,27 @@ def test_A11_the_watchdog_says_so() -> None:
 
     machine.sim.run(main)
     assert any("memory is short (285 of 286 MiB are used" in stall.reason for stall in said), said
+
+
+def test_A11_a_pass_that_nobody_used_is_not_used_when_memory_is_short_again() -> None:
+    """The valve opened while all that waited was set aside, and then there was room."""
+    machine = Machine(None, 300 * MB)
+
+    def scenario(runtime: cmwq.Runtime, wq: cmwq.WorkQueue) -> None:
+        futures = [wq.submit(machine.sim.sleep, seconds) for seconds in (1.5, 1.5, 0.05, 0.05, 0.05)]
+        machine.sim.sleep(0.1)  # two execute, and several are idle
+        pool = only_pool(runtime)
+        with pool.lock:
+            memory._hold(pool)
+            pool.memory.passes = 1
+            memory._let_go(pool)
+        machine.take(259 * MB)
+        machine.sim.sleep(0.5)  # the next look is due
+        later = [wq.submit(machine.sim.sleep, 0.1) for _ in range(3)]
+        machine.sim.sleep(0.1)
+        assert pool.memory.held
+        assert not any(future.running() or future.done() for future in later)
+        for future in futures + later:
+            future.result()
+
+    machine.run(scenario)

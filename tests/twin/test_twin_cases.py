@@ -249,6 +249,25 @@ def test_E2_an_ordered_queue_keeps_its_order(universe: cmwq.Runtime) -> None:
     assert seen == list(range(900))
 
 
+def test_A10_of_who_handed_its_work_on_nothing_is_known(universe: cmwq.Runtime, gate: Gate) -> None:
+    """Its worker took a work of a known function, and left it to the worker that runs the work already (E3)."""
+    wq = cmwq.WorkQueue("q", runtime=universe)
+    work = cmwq.Work(gate)
+    wq.queue(work)
+    gate.await_arrivals(1)
+    (pool,) = universe._pools.values()
+    with pool.lock:
+        (item,) = [worker.item for worker in pool.workers if worker.item is not None]
+        pool.lane.remember(item).parent = True
+    universe.limit_cpus(2)
+    with cmwq.blocking():
+        wq.queue(work)
+        until(lambda: item.follower is not None)
+    universe.check_invariants()
+    gate.open.set()
+    wq.flush(HANG)
+
+
 def test_E1_a_limit_that_was_lowered_holds_when_the_next_work_ends(universe: cmwq.Runtime) -> None:
     with cmwq.WorkQueue("lowered", max_active=3, runtime=universe) as queue:
         gates, began = [Gate() for _ in range(3)], []

@@ -16,6 +16,9 @@ report about it is ignored. A report of a sensor stands until the sensor reports
     SEEN, SEEN_ON_LOCK -> none      a sensor saw it run (`worker_running`)
     any -> none                     its item ended (`over`)
 
+Who runs holds its place: whatever the way to none or to HOG, `_become` takes back a place that was lent (E1). A place
+that stayed lent would be given away for the next item of the worker as well, which would then lend none when it waits.
+
 Interruptions (F10): the reason is one store, and the counts follow from it. A sensor is told to look again before that
 store, and told not to look after it. So an interruption in between leaves a sensor that looks at more than it needs to,
 and whose reports are ignored; it never leaves a sensor that misses a worker.
@@ -25,8 +28,9 @@ The letters are those of `pool`.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections import Counter
 from enum import Enum
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, not_holding
@@ -82,6 +86,8 @@ def _become(worker: Worker, why: Blocked | None) -> None:
         worker.hog_item = None  # a work that blocks in between is not a hog
         if why is SEEN:
             pool.children.dozers.add(worker)
+    if why is None or why is HOG:
+        worker.reclaim_place()  # before the reason changes: no interruption leaves a worker that runs without a place
     worker.blocked = why
     pool.nr_running += (why is None) - (before is None)
     pool.nr_blocked += (why is SEEN or why is SAID) - (before is SEEN or before is SAID)
@@ -100,6 +106,21 @@ def recount(pool: WorkerPool) -> tuple[int, int, int]:
     reasons = [worker.blocked for worker in pool.workers if worker.counted]
     on_their_way = sum(worker.kicked for worker in pool.workers)
     return on_their_way + reasons.count(None), reasons.count(SEEN) + reasons.count(SAID), reasons.count(HOG)
+
+
+@holding("pool.lock")
+def recount_active(pool: WorkerPool) -> Counter[Source]:
+    """Return what `nr_active` of each place has to be (E1). Costs O(workers + works listed)."""
+    active: Counter[Source] = Counter(item.pwq for item in chain(pool.listed(), pool.detained))
+    listed = set(pool.listed())
+    for worker in pool.workers:
+        item = worker.item
+        if item is not None and item not in listed:
+            active[item.pwq] += worker.lender is not item.pwq
+            follower = item.follower
+            if follower is not None and not follower.over:
+                active[follower.pwq] += not follower.lent
+    return active
 
 
 # ----------------------------------------------------------------------------------- what sensors report
@@ -122,16 +143,10 @@ def worker_running(worker: Worker) -> None:
     A repeated report, or one about a worker of which the pool knows better, changes nothing.
     """
     if worker.blocked is SEEN or worker.blocked is SEEN_ON_LOCK:
-        _run(worker)
+        _become(worker, None)
 
 
 # ----------------------------------------------------------------------------------- what the pool finds out
-
-
-@holding("worker.pool.lock")
-def _run(worker: Worker) -> None:
-    worker.reclaim_place()
-    _become(worker, None)
 
 
 @holding("worker.pool.lock")
@@ -140,7 +155,7 @@ def over(worker: Worker) -> None:
     a lent place is taken back, and child processes are not looked at any more.
     """
     worker.nr_hints = 0
-    worker.reclaim_place()
+    worker.reclaim_place()  # of one that is not counted, and has no reason
     if worker.blocked is not None:
         _become(worker, None)
     if worker.below is not None:
@@ -156,7 +171,7 @@ def at_rest(worker: Worker) -> None:
 
 @holding("worker.pool.lock")
 def let_go(worker: Worker) -> None:
-    """Do not count the worker as running any more, because it is a hog (A9). Context: it runs."""
+    """Do not count the worker as running any more, because it is a hog (A9). Context: it is counted, and runs."""
     _become(worker, HOG)
 
 
@@ -207,8 +222,10 @@ class blocking:
         if worker.item is not self._item:
             self._worker, self._item, self._depth = worker, worker.item, 0
         if not worker.nr_hints and worker.counted:
-            with suppress(Reentered):
+            try:
                 at_any_depth(_begin_to_block, worker)
+            except Reentered:
+                return  # a hint that was never given must not be counted: the next ones would have no effect
         worker.nr_hints += 1
         self._depth += 1
 
@@ -238,7 +255,7 @@ def _begin_to_block(worker: Worker) -> None:
 @not_holding("worker.pool.lock")
 def _end_to_block(worker: Worker) -> None:
     with worker.pool.lock:
-        _run(worker)
+        _become(worker, None)
 
 
 @not_holding("worker.pool.lock")
@@ -272,7 +289,7 @@ def step_back(worker: Worker, lent: bool) -> None:
             worker.reclaim_place()
         worker.nr_hints -= 1
         if not worker.nr_hints and worker.blocked is SAID:
-            _run(worker)
+            _become(worker, None)
 
 
 @holding("pool.lock")

@@ -150,8 +150,7 @@ def check(pool: WorkerPool) -> None:
         known.pause = SHORTEST if changed else min(2 * known.pause, LONGEST)
         if changed:
             known.cancel()
-        if pool.lane.items:
-            lane.readmit(pool)
+        lane.look_after(pool)  # the hogs' timer does that as well, unless it is switched off
         pool.kick()
         pool.settle()
 

@@ -28,6 +28,7 @@ def abandon(pool: WorkerPool) -> None:
         worker.dying = True
     for pwq in list(pool.pwqs):
         pwq.inactive.clear()
+        pwq.attends = pwq.careful  # the end of the forking thread's own item finds nobody to give its place to
     pool.worklist.clear()
     pool.lane.items.clear()
     pool.idle_list.clear()

@@ -28,8 +28,9 @@ def check(pool: WorkerPool) -> None:
 @holding("pool.lock")
 def _counts(pool: WorkerPool) -> dict[str, bool]:
     running, blocked, hogs = blocking.recount(pool)
-    workers = pool.workers
+    workers, active = pool.workers, blocking.recount_active(pool)
     return {
+        "E1: nr_active is the recount": all(p.nr_active == active[p] for p in pool.pwqs),
         "A2: nr_running is the recount": pool.nr_running == running,
         "A2: nr_waking is the recount": pool.nr_waking == sum(w.kicked for w in workers),
         "A5: nr_blocked is the recount": pool.nr_blocked == blocked,
@@ -37,6 +38,11 @@ def _counts(pool: WorkerPool) -> dict[str, bool]:
         "A10: parents are those with children": pool.children.parents == {w for w in workers if w.below is not None},
         "A10: no other workers are remembered": pool.children.dozers <= workers
         and pool.children.strays.keys() <= workers,
+        "A9: nothing is known of what nobody executes": all(w.item for w in workers if w.record is not None),
+        "A9: no work in the lane was taken back": not any(item.withdrawn for item in pool.lane.items),
+        "E1: who runs holds its place": all(
+            w.lender is None or not w.counted or w.blocked not in (None, blocking.HOG) for w in workers
+        ),
         "only who is counted is believed to block": all(w.counted for w in workers if w.blocked is not None),
         "idle workers are not counted": not any(w.counted for w in pool.idle_list),
         "idle flags agree with the idle list": {w for w in workers if w.idle} == set(pool.idle_list),
@@ -48,6 +54,7 @@ def _promises(pool: WorkerPool) -> dict[str, bool]:
     office = pool.office
     return {
         "A11: a held pool looks again": not pool.memory.held or pool.memory.timer is not None or pool.closing,
+        "A11: nobody passes a pool that is not held": pool.memory.held or not pool.memory.passes,
         "A11: the target is 0 while memory is short": pool.target == (0 if pool.memory.held else pool.full_target),
         "B1, B2: while anything executes there is an idle worker, a manager, or a retry due": bool(
             pool.idle_list or office.taken or office.refused or pool.closing or pool.nr_waking

@@ -19,13 +19,18 @@ Works of functions whose child processes compute wait in the lane, too: see `chi
 was before, but how many compute right now.
 
 Works in the lane are active works in every respect, and count as waiting. Whoever looks through the worklist for some
-of them calls `merge` first, which puts the lane back in front; they are set aside again when their turn comes. The
-letters are those of `pool`.
+of them calls `merge` first, which puts the lane back in front; they are set aside again when their turn comes.
+
+A work that is taken back leaves the lane at once, and its place under `max_active` goes to the next (`leave`). On the
+worklist it would be passed over soon; but the lane may stand still for as long as others compute, and behind the work's
+place may wait works that are short. Who took a work back and who sets it aside both hold the lock: so the lane never
+has one that was taken back, nor gets one, for of its function nothing is known any more (`record_of`). The letters are
+those of `pool`.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -82,7 +87,8 @@ class Lane:
     __slots__ = ("forced", "items", "moved_at", "out", "patience", "records")
 
     def __init__(self) -> None:
-        self.items: deque[Item] = deque()  # L: active works that were set aside, in order
+        self.items: OrderedDict[Item, None] = OrderedDict()  # L: active works that were set aside, in order: keys, so
+        # that any of them leaves at once
         self.records: dict[tuple[int, str], Record] = {}  # L: by the kind of function, the latest at the end
         self.out: Item | None = None  # L: the work that was put back on the worklist, and not taken yet
         self.forced = False  # L: it may begin in any case
@@ -91,27 +97,50 @@ class Lane:
 
     @holding("item.pwq.pool.lock")
     def remember(self, item: Item) -> Record:
-        """Return the record of the item's function, a new one if need be: the item is a hog, or its child computes."""
-        record = self.record_of(item)
+        """Return the record of the item's function, a new one if need be: the item is a hog, or its child computes. Of
+        an item whose function has ended, and whose callbacks compute, nothing is remembered: what is taken back has no
+        function either, and would be taken for one of that kind.
+        """
+        function = item.function  # read once: the call may end at any moment
+        anchor, name = kind_of(function)
+        record = self.records.get((id(anchor), name))
         if record is None:
-            if len(self.records) >= REMEMBERED:
-                self.records.pop(next(iter(self.records)))
-            anchor, name = kind_of(item.function)
-            record = self.records[id(anchor), name] = Record(anchor, name_of(item.function))
+            record = Record(anchor, name_of(function))
+            if function is not None:
+                if len(self.records) >= REMEMBERED:
+                    self.records.pop(next(iter(self.records)))
+                self.records[id(anchor), name] = record
         return record
 
     @holding("item.pwq.pool.lock")
     def record_of(self, item: Item) -> Record | None:
-        """Return what is known of the function of this item; None: nothing."""
+        """Return what is known of the function of this item. None: nothing, as of one taken back or ended."""
         anchor, name = kind_of(item.function)
         return self.records.get((id(anchor), name))  # by identity, since to compare classes may run user code
+
+    @holding("pool.lock")
+    def first(self, pool: WorkerPool) -> Item:
+        """Return the first item of this lane, which is that pool's. Context: there is one."""
+        return next(iter(self.items))
 
     @holding("item.pwq.pool.lock")
     def add(self, item: Item, *, comes_back: bool) -> None:
         """Set an item aside that was taken from the worklist. comes_back: it had been put back too early."""
         if not self.items:
             self.moved_at, self.patience = item.pwq.pool.host.monotonic(), PATIENCE
-        (self.items.appendleft if comes_back else self.items.append)(item)
+        self.items[item] = None
+        if comes_back:
+            self.items.move_to_end(item, last=False)
+
+    @holding("item.pwq.pool.lock")
+    def leave(self, item: Item) -> bool:
+        """Forget an item that was taken back. Returns whether it was here; then the caller gives its place to the next,
+        and nothing of it remains to be passed over.
+        """
+        if item not in self.items:
+            return False
+        del self.items[item]
+        return True
 
 
 @holding("worker.pool.lock")
@@ -148,12 +177,13 @@ def readmit(pool: WorkerPool, *, force: bool = False) -> bool:
     lane = pool.lane
     if lane.out is not None and lane.out in islice(pool.worklist, NEAR):
         return False
-    record = lane.record_of(lane.items[0])
+    first = lane.first(pool)
+    record = lane.record_of(first)
     if record is not None and not (force or may_begin(pool, record)):
         return False
-    lane.out, lane.forced, lane.moved_at = lane.items[0], force, pool.host.monotonic()
-    pool.worklist.appendleft(lane.items[0])
-    lane.items.popleft()  # last: an interruption leaves it in both, never in neither (see `mend`)
+    lane.out, lane.forced, lane.moved_at = first, force, pool.host.monotonic()
+    pool.worklist.appendleft(first)
+    del lane.items[first]  # last: an interruption leaves it in both, never in neither (see `mend`)
     return True
 
 
@@ -170,8 +200,17 @@ def look_after(pool: WorkerPool) -> None:
 
 @holding("pool.lock")
 def merge(pool: WorkerPool) -> None:
-    """Put the whole lane back, in front of the worklist. Context: somebody looks for items in the worklist."""
+    """Put the whole lane back, in front of the worklist, and wake a worker if one is needed: whatever the caller looks
+    for, it may find nothing and change nothing. Context: somebody looks for items in the worklist.
+    """
+    if pool.lane.items:
+        put_back(pool)
+        pool.kick_or_settle()
+
+
+@holding("pool.lock")
+def put_back(pool: WorkerPool) -> None:
+    """As `merge`, for a caller that wakes the workers that this needs."""
     items = pool.lane.items
-    if items:
-        pool.worklist.extendleft(reversed(items))
-        items.clear()  # last, as above
+    pool.worklist.extendleft(reversed(items))
+    items.clear()  # last, as above

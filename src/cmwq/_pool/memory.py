@@ -155,6 +155,7 @@ def _hold(pool: WorkerPool) -> None:
 def _let_go(pool: WorkerPool) -> None:
     """Memory is not short any more, or no work waits."""
     pool.memory.held = False
+    pool.memory.passes = 0  # one that nobody used would be another's when memory is short again
     pool.set_target(pool.full_target)
 
 

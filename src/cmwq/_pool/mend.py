@@ -56,7 +56,7 @@ def mend(pool: WorkerPool) -> None:
     """Restore everything that follows from what is."""
     if pool.relisting is not None:
         pool.relist(*pool.relisting)
-    lane.merge(pool)
+    lane.put_back(pool)
     pwqs = list(pool.pwqs)
     _mend_workers(pool)
     _mend_lists(pool, pwqs)
@@ -130,7 +130,7 @@ def _mend_lists(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
 @holding("pool.lock")
 def _count_works(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
     """Count anew the works of each place and of each phase."""
-    active: Counter[PoolWorkQueue] = Counter()
+    active = blocking.recount_active(pool)
     withdrawn: Counter[PoolWorkQueue] = Counter()
     phases: Counter[Phase] = Counter()
     for item in (*pool.worklist, *(item for pwq in pwqs for item in pwq.inactive)):
@@ -138,9 +138,7 @@ def _count_works(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
             withdrawn[item.pwq] += 1
         else:
             phases[item.phase.counter] += 1
-    active.update(item.pwq for item in pool.worklist)
     for item in pool.detained:
-        active[item.pwq] += 1
         phases[item.phase.counter] += 1
     listed = set(pool.worklist)
     for worker in pool.workers:
@@ -148,13 +146,11 @@ def _count_works(pool: WorkerPool, pwqs: list[PoolWorkQueue]) -> None:
         if done is None or done in listed:
             continue
         phases[done.phase.counter] += 1
-        active[done.pwq] += worker.lender is not done.pwq
         if done.begun and not worker.announcing:
             done.be_executing()
         follower = done.follower
         if follower is not None and not follower.over:
             phases[follower.phase.counter] += 1
-            active[follower.pwq] += not follower.lent
     for pwq in pwqs:
         pwq.nr_active, pwq.nr_withdrawn = active[pwq], withdrawn[pwq]
         for phase in (*pwq.sealed, pwq.phase):

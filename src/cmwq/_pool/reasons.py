@@ -109,7 +109,7 @@ def _why_held(view: Memory) -> str:
 @holding("pool.lock")
 def _why_in_lane(pool: WorkerPool) -> str:
     """All that waits was set aside: it will probably compute for long, or its child processes do."""
-    first = pool.lane.items[0]
+    first = pool.lane.first(pool)
     record = pool.lane.record_of(first)
     name = "works" if record is None else f"works of {record.name}"
     what = "child processes of such works" if record is not None and record.parent else "works that compute for long"

@@ -184,7 +184,7 @@ def process_works(pool: WorkerPool, worker: Worker) -> None:
         worker.item = item = worklist[0]  # the worker has it before the list loses it: it is never lost
         del worklist[0]
         if (records and hogs.set_aside(pool, worker, item)) or not item.claim(worker):
-            worker.item = None
+            worker.item = worker.record = None
             if not pool.kick():  # its place under max_active may have gone to other items
                 pool.settle()
             lock.release()
@@ -327,5 +327,5 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
     finally:
         with pool.lock:
             pool.lookout.exempt(worker, False)  # first: if this is interrupted, the sensor sees the worker all the same
+            blocking.over(worker)  # before it counts: from then on who runs holds its place
             pool.count(worker)
-            blocking.over(worker)

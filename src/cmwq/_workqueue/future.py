@@ -320,7 +320,7 @@ class Future(cf.Future[T], FutureRecord):
     def _withdraw(self) -> None:
         if self.phase.pwq.observed:
             events.cancelled(self)
-        self.phase.withdraw()
+        self.phase.withdraw(self)
 
     def cancelled(self) -> bool:
         return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)

@@ -17,6 +17,7 @@ from cmwq._pool.figures import see
 from cmwq._workqueue.phase import Phase
 
 if TYPE_CHECKING:
+    from cmwq._pool.item import Item
     from cmwq._pool.ring import Recorder
     from cmwq._pool.worker import Worker
 
@@ -70,5 +71,5 @@ class Measured(Phase):
         self._phase.leave()
 
     @holding("self.pwq.pool.lock")
-    def withdraw(self) -> None:
-        self._phase.withdraw()
+    def withdraw(self, item: Item) -> None:
+        self._phase.withdraw(item)

@@ -16,6 +16,7 @@ from cmwq._core.records import PhaseRecord
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Parker
+    from cmwq._pool.item import Item
     from cmwq._pool.ring import Recorder
     from cmwq._pool.worker import Worker
     from cmwq._workqueue.pwq import PoolWorkQueue
@@ -101,12 +102,18 @@ class Phase(PhaseRecord):
         self.pwq.pool.tell_drainers()
 
     @holding("self.pwq.pool.lock")
-    def withdraw(self) -> None:
-        """One of its works was taken back. It stays in its list, to be passed over."""
+    def withdraw(self, item: Item) -> None:
+        """This item, one of its works, was taken back. It stays in its list, to be passed over; in the lane it would
+        not be passed over while others compute, so it leaves that.
+        """
         pwq = self.pwq
-        pwq.nr_withdrawn += 1
-        if pwq.nr_withdrawn > PURGE:
-            pwq.purge()
+        if pwq.pool.lane.leave(item):
+            pwq.lend_place()
+            pwq.pool.kick_or_settle()
+        else:
+            pwq.nr_withdrawn += 1
+            if pwq.nr_withdrawn > PURGE:
+                pwq.purge()
         self.leave()
 
 
@@ -118,5 +125,5 @@ class Outside(Phase):
     def leave(self) -> None:
         pass
 
-    def withdraw(self) -> None:
+    def withdraw(self, item: Item) -> None:
         pass

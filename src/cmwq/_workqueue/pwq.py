@@ -243,7 +243,6 @@ class PoolWorkQueue(PlaceRecord):
     @holding("self.pool.lock")
     def purge(self) -> None:
         """Remove withdrawn items once they are the larger part of the lists."""
-        lane.merge(self.pool)
         worklist = self.pool.worklist
         if self.nr_withdrawn * 2 <= len(self.inactive) + len(worklist):
             return

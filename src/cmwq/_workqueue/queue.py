@@ -521,7 +521,7 @@ class WorkQueue(Gate):
         self.rescuer = None
         self._forget_drains()
         if self._room is not None:
-            self._room = Room(self, self._room.limit, self._room.full)
+            self._room.forget()
 
 
 OWN_SUBMITS: list[Any] = [WorkQueue.submit]

@@ -402,7 +402,7 @@ class Queued(QueuedRecord):
         if stage is LISTED or stage is ON_HOLD:
             self.stage = WITHDRAWN
             self.work = None
-            self.phase.withdraw()
+            self.phase.withdraw(self)
         else:
             self.stage = GONE
             self.work = None

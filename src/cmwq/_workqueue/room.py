@@ -36,9 +36,16 @@ class Room:
 
     def __init__(self, queue: WorkQueue, limit: int, full: WhenFull) -> None:
         self._queue = queue  # I
-        self._lock = queue.runtime.host.lock(Rank.ROOM, mending(self))  # F
         self.limit = limit  # I
         self.full: WhenFull = full  # I
+        self.forget()
+
+    def forget(self) -> None:
+        """Be empty, in the child of a fork as at first (G2). It stays the same object, with another lock: works of the
+        parent refer to it, and may be taken back in the child, while the lock is held for ever by a thread of the
+        parent.
+        """
+        self._lock = self._queue.runtime.host.lock(Rank.ROOM, mending(self))  # F
         self._holders: set[object] = set()  # M: the works that have a place
         self._waiting: deque[_Turn] = deque()  # M: the threads that wait, the first in front
         self._tickets: dict[int, object] = {}  # M: by the system's number of a thread: see `admit`

@@ -81,6 +81,7 @@ static int claim(Loop *l, PyObject *item)
 static int pass(Loop *l)
 {
     set_field(l->worker, &l->worker->item, NULL);
+    set_field(l->worker, &l->worker->record, NULL);     /* what is known of the function that it does not execute */
     int kicked = method_bool((PyObject *)l->pool, name_of.kick);    /* its place may have gone to other items */
     if (kicked < 0 || (!kicked && method_void((PyObject *)l->pool, name_of.settle)) || loop_release(l))
         return -1;
