@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import log
 from cmwq._core.held import holding, outside
-from cmwq._core.surely import at_any_depth
+from cmwq._core.surely import ask_for_depth, at_any_depth
 from cmwq._errors import CmwqError
 from cmwq._workqueue.queued import Queued
 
@@ -129,6 +129,7 @@ class Delay:
     @outside
     def hasten(self) -> None:
         """End the delay now, if the work still waits for it. Raises QueueClosed, as `end_now`."""
+        ask_for_depth()
         self.choose_place()
         try:
             with self.work._here():

@@ -313,6 +313,7 @@ class Work(WorkRecord):
         own = None if worker is None else worker.item
         if isinstance(own, Queued) and own.work is self:
             yield ItemEnd(own, "flushes")  # refused: it would wait for itself. A delay of it goes on
+        ask_for_depth()
         try:
             item, execution = self._last_queueing()
         except BaseException:
