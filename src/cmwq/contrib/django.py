@@ -234,7 +234,7 @@ class _Queue:
             heapq.heappush(self._due, entry)
         path = result.task.module_path
         try:
-            self._works.submit(self._kinds.kind(path, path)(self._run_next))
+            self._works.submit(self._kinds.call(self._run_next, str, path))
         except BaseException:
             with self._lock:
                 self._due.remove(entry)
