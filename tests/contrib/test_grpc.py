@@ -168,7 +168,7 @@ def test_methods_are_told_apart(pool: Executor, gate: Gate) -> None:
 
 def test_a_method_whose_name_is_no_text_is_called(pool: Executor) -> None:
     class Event:
-        class call_details:  # noqa: N801  # as gRPC names it
+        class call_details:  # as gRPC names it
             method = b"/\0\xff"
 
     assert pool.submit(lambda *args: len(args), Event, Event, None, None).result(HANG) == 4

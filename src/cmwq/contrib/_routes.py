@@ -5,8 +5,8 @@ compute for long, the others would be held back with them (A9). Here each route 
 object of that class: that is what the pool goes by, and its reports name the route.
 
 Guarantees: a route is the shape of a path, so that `/users/7` and `/users/8` are the same. A guess that is wrong, or
-that fails, costs time at most, never a request. At most `KEPT` routes are remembered, and little of each: clients choose
-paths, and may choose long ones that hold anything.
+that fails, costs time at most, never a request. At most `KEPT` routes are remembered, and little of each: clients
+choose paths, and may choose long ones that hold anything.
 
 Where a framework's own function runs its user's, `InsteadOf` has the call count as one of the user's.
 """
