@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cmwq._core.naming import name_of
-from cmwq.contrib._routes import KEPT, LONGEST, Routes, shape
+from cmwq._core.naming import is_coroutine_function, kind_of, name_of
+from cmwq.contrib._routes import KEPT, LONGEST, InsteadOf, Routes, shape
 
 
 def serve(request: object) -> object:
@@ -52,3 +52,13 @@ def test_what_fails_in_the_look_up_leaves_the_plain_function(error: type[Excepti
     assert Routes().call(serve, find, "request") is serve
     assert Routes().call(serve, len, []) is serve  # type: ignore[arg-type]  # no route
     assert Routes().call(serve, iter, []) is serve  # type: ignore[arg-type]  # what is no text
+
+
+def test_A9_what_is_called_instead_of_a_function_counts_as_it_and_does_what_it_likes() -> None:
+    async def coroutine_function() -> None: ...
+
+    call = InsteadOf(coroutine_function, serve)
+    assert call("request") == "request"
+    assert kind_of(call) == kind_of(coroutine_function)
+    assert name_of(call) == name_of(coroutine_function)
+    assert not is_coroutine_function(call), "its result is what `serve` returns, and nothing to be awaited"

@@ -54,10 +54,10 @@ SPREAD = 9
 class Record:
     """How the works of one function turned out since one of them was a hog."""
 
-    __slots__ = ("anchor", "long", "name", "parent", "short")
+    __slots__ = ("anchors", "long", "name", "parent", "short")
 
-    def __init__(self, anchor: object, name: str) -> None:
-        self.anchor = anchor  # I: kept alive, so that no other object gets its identity
+    def __init__(self, anchors: tuple[object, ...], name: str) -> None:
+        self.anchors = anchors  # I: kept alive, so that no other objects get their identities
         self.name = name  # I: of the function, for messages
         self.long = 1  # L: used the CPU for longer than the threshold
         self.short = 0  # L
@@ -83,7 +83,7 @@ class Lane:
 
     def __init__(self) -> None:
         self.items: deque[Item] = deque()  # L: active works that were set aside, in order
-        self.records: dict[tuple[int, str], Record] = {}  # L: by the kind of function, the latest at the end
+        self.records: dict[tuple[int | str, ...], Record] = {}  # L: by the kind of function, the latest at the end
         self.out: Item | None = None  # L: the work that was put back on the worklist, and not taken yet
         self.forced = False  # L: it may begin in any case
         self.moved_at = 0.0  # L: when a work was last put back, or the lane was empty, on the host's clock
@@ -96,15 +96,14 @@ class Lane:
         if record is None:
             if len(self.records) >= REMEMBERED:
                 self.records.pop(next(iter(self.records)))
-            anchor, name = kind_of(item.function)
-            record = self.records[id(anchor), name] = Record(anchor, name_of(item.function))
+            anchors, name = kind_of(item.function)
+            record = self.records[_key(anchors, name)] = Record(anchors, name_of(item.function))
         return record
 
     @holding("item.pwq.pool.lock")
     def record_of(self, item: Item) -> Record | None:
         """Return what is known of the function of this item; None: nothing."""
-        anchor, name = kind_of(item.function)
-        return self.records.get((id(anchor), name))  # by identity, since to compare classes may run user code
+        return self.records.get(_key(*kind_of(item.function)))
 
     @holding("item.pwq.pool.lock")
     def add(self, item: Item, *, comes_back: bool) -> None:
@@ -112,6 +111,11 @@ class Lane:
         if not self.items:
             self.moved_at, self.patience = item.pwq.pool.host.monotonic(), PATIENCE
         (self.items.appendleft if comes_back else self.items.append)(item)
+
+
+def _key(anchors: tuple[object, ...], name: str) -> tuple[int | str, ...]:
+    """What a kind of function is looked up by: by identity, since to compare classes may run user code."""
+    return (*map(id, anchors), name)
 
 
 @holding("worker.pool.lock")
