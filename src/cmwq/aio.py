@@ -236,9 +236,7 @@ def run_coroutine(
             coroutine.close()
 
 
-def _from_loop(
-    future: cf.Future[T], coroutine: object, loop: asyncio.AbstractEventLoop, timeout: float | None
-) -> T:
+def _from_loop(future: cf.Future[T], coroutine: object, loop: asyncio.AbstractEventLoop, timeout: float | None) -> T:
     """The result that a task of the loop sets. A loop that is closed tells nobody, and its tasks end no more: so it is
     looked at now and then.
     """

@@ -92,3 +92,14 @@ def test_a_channel_of_amqp_that_was_given_up_is_known_by_its_connection() -> Non
     Channel.connection = None
     assert contrib._is_given_back(Request(Message))
     assert not contrib._is_given_back(None)
+
+
+def test_what_waits_may_be_taken_back_while_tasks_end(pool: Any) -> None:
+    """Without a GIL a set can't be iterated while others change it."""
+    pool.grow(7)
+    for _ in range(50):
+        handed_over = [pool.apply_async(int) for _ in range(100)]
+        pool.flush()
+        for each in handed_over:
+            assert each.future.cancelled() or each.future.result(60) is None
+    pool.stop()
