@@ -186,7 +186,7 @@ class _Store:
                     self._results.pop(self._finished.popleft(), None)
 
     def run(self, result: Any) -> None:
-        """Run the task, and note its outcome. Never raises: what fails beside the task is logged.  Context: a worker."""
+        """Run the task, and note its outcome. Never raises: what fails beside it is logged.  Context: a worker."""
         try:
             self._run(result)
         except BaseException:  # nobody fetches what this call raises
