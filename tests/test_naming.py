@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from cmwq._core.naming import kind_of
+from cmwq._core.naming import called, kind_of
 
 
 class Thing:
@@ -22,6 +22,16 @@ class Thing:
 
 
 def function(n: int = 0) -> None: ...
+
+
+def handler(*args: object, **kwargs: object) -> None:
+    """What a framework calls instead of what its user gave it."""
+
+
+def key(fn: object) -> tuple[object, ...]:
+    """What calls of a function are looked up by."""
+    anchors, name = kind_of(fn)
+    return (*map(id, anchors), name)
 
 
 def a_closure(n: int) -> object:
@@ -40,22 +50,34 @@ def a_closure(n: int) -> object:
         (a_closure(1), a_closure(2)),
         (partial(copy_context().run, function, 4), function),
         (partial(copy_context().run, partial(function, 4)), function),
+        (partial(handler, function=function, n=1), partial(handler, function=function, n=2)),
+        (partial(handler, a_closure(1)), partial(handler, a_closure(2))),
         ([].append, [1].append),
         (math.sqrt, math.sqrt),
         (Thing, Thing),
     ],
 )
 def test_A9_calls_of_the_same_function(one: object, other: object) -> None:
-    assert kind_of(one)[0] is kind_of(other)[0]
-    assert kind_of(one)[1] == kind_of(other)[1]
+    assert key(one) == key(other)
 
 
 def test_A9_calls_of_different_functions() -> None:
     kinds = [
         function, Thing().method, Thing(), Thing, a_closure(1), a_closure, math.sqrt, math.sin, [].append, {}.pop,
-        [].pop, hashlib.sha256, hashlib.md5, partial(copy_context().run, Thing.of_class),
+        [].pop, hashlib.sha256, hashlib.md5, partial(copy_context().run, Thing.of_class), handler,
+        partial(handler, function=function), partial(handler, function=a_closure), partial(handler, None, a_closure(1)),
+        partial(handler, function, a_closure), partial(handler, copy_context().run, partial(Thing().method)),
     ]  # fmt: skip
-    assert len({(id(anchor), name) for anchor, name in map(kind_of, kinds)}) == len(kinds)
+    assert len(set(map(key, kinds))) == len(kinds)
+
+
+@pytest.mark.parametrize("run", [copy_context().run, partial(copy_context().run)])
+def test_A9_a_call_of_run_of_a_context_is_one_of_what_it_is_given(run: object) -> None:
+    assert called((run, function, 4)) is function
+    assert called((run, copy_context().run, function)) is function
+    assert called((function, 4)) is called((function,)) is function
+    assert called((run,)) is run, "and raises"
+    assert called((copy_context().get, function)) is not function
 
 
 def test_A9_a_partial_call_that_contains_itself_is_no_endless_loop() -> None:

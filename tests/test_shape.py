@@ -91,7 +91,7 @@ LONG = {
 
 RICH = {
     "_pool/pool.py: WorkerPool": (40, "one record of all that is decided under L, and of what looks after it"),
-    "_pool/worker.py: Worker": (39, "a worker's place in the pool and what it executes are one record"),
+    "_pool/worker.py: Worker": (40, "a worker's place in the pool and what it executes are one record"),
 }
 
 UNDECLARED = {

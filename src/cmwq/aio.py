@@ -17,6 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures as cf
+import inspect
+import math
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
@@ -57,6 +60,8 @@ __all__ = [
 
 P = ParamSpec("P")
 T = TypeVar("T")
+PAUSE = 1.0
+"""Seconds between two looks whether a loop was closed, whose coroutine a thread waits for."""
 UNLIMITED = 2**31 - 1
 """How many calls of a loop's executor may be active: the cap on threads comes first."""
 
@@ -199,8 +204,8 @@ def run_coroutine(
 
     timeout: seconds; after it the coroutine is cancelled, and CmwqTimeout is raised. If this wait is interrupted, the
     coroutine is cancelled, too. Raises what the coroutine raises, and `concurrent.futures.CancelledError` if it is
-    cancelled. On the loop's own thread it raises FlushDeadlock; TypeError for what is no coroutine or no loop.
-    Thread-safe.
+    cancelled. On the loop's own thread it raises FlushDeadlock; RuntimeError, within a second, if the loop is closed
+    before the coroutine has ended; TypeError for what is no coroutine or no loop. Thread-safe.
     """
     if not asyncio.iscoroutine(coroutine):
         raise TypeError(f"coroutine is {checks.shown(coroutine)}, and must be a coroutine: call the function")
@@ -219,15 +224,33 @@ def run_coroutine(
     if worker is not None and item is not None:
         lent = step_aside(worker, item.pwq if item.pwq.lends else None)
     try:
-        return future.result(timeout)
-    except TimeoutError as exc:
-        if future.done():  # it is the coroutine's, or came just now
-            return future.result()
-        raise CmwqTimeout(f"no result within {timeout} s: {coroutine!r}") from exc
+        return _from_loop(future, coroutine, loop, timeout)
     finally:
         if worker is not None and item is not None:
             step_back(worker, lent)
-        future.cancel()
+        if not loop.is_closed():
+            future.cancel()
+        elif inspect.iscoroutine(coroutine) and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+            coroutine.close()
+
+
+def _from_loop(future: cf.Future[T], coroutine: object, loop: asyncio.AbstractEventLoop, timeout: float | None) -> T:
+    """The result that a task of the loop sets. A loop that is closed tells nobody, and its tasks end no more: so it is
+    looked at now and then.
+    """
+    last = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = math.inf if last is None else max(0.0, last - time.monotonic())
+        closed = loop.is_closed()  # before the look at the future: what ended before the loop did is not missed
+        try:
+            return future.result(0 if closed else min(left, PAUSE))
+        except TimeoutError as exc:
+            if future.done():  # it is the coroutine's, or came just now
+                return future.result()
+            if closed:
+                raise RuntimeError(f"the event loop was closed before this had ended: {coroutine!r}") from None
+            if left <= PAUSE:
+                raise CmwqTimeout(f"no result within {timeout} s: {coroutine!r}") from exc
 
 
 async def _submit(queue: WorkQueue | Executor, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:

@@ -54,6 +54,16 @@ def test_a_bound_is_kept() -> None:
     assert 1 <= at_once.most <= 2
 
 
+@pytest.mark.parametrize(("option", "limit"), [("max_workers", "20"), ("max_active", "20"), ("max_active", 20)])
+def test_a_bound_may_be_a_text_as_in_a_file(option: str, limit: Any) -> None:
+    path = "cmwq.contrib.apscheduler:PoolExecutor"
+    scheduler = BackgroundScheduler({"apscheduler.executors.default": {"class": path, option: limit}})
+    assert scheduler._executors["default"]._pool._max_workers == 20
+    assert cmwq.contrib.apscheduler.PoolExecutor(max_active="auto")
+    with pytest.raises(ValueError, match="many"):
+        cmwq.contrib.apscheduler.PoolExecutor(max_workers="many")
+
+
 def test_max_instances_of_a_job_is_up_to_the_scheduler(scheduler: Any, gate: Gate) -> None:
     from apscheduler.events import EVENT_JOB_MAX_INSTANCES
 

@@ -92,3 +92,25 @@ def test_a_channel_of_amqp_that_was_given_up_is_known_by_its_connection() -> Non
     Channel.connection = None
     assert contrib._is_given_back(Request(Message))
     assert not contrib._is_given_back(None)
+
+
+class Shared(set):  # type: ignore[type-arg]
+    """A set that others change in any moment, as they may without a GIL: only its copy can be iterated."""
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("Set changed size during iteration")
+
+    def copy(self) -> set[Any]:
+        return set(self)  # in C, and by no iterator
+
+
+def test_what_waits_may_be_taken_back_while_tasks_end(pool: Any, gate: Gate) -> None:
+    pool._unfinished = Shared()
+    runs = pool.apply_async(gate)
+    gate.await_arrivals(1)
+    waits = pool.apply_async(int)
+    pool.flush()
+    assert waits.future.cancelled()
+    gate.open.set()
+    runs.wait()
+    pool.stop()

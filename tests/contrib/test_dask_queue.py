@@ -95,6 +95,19 @@ def test_map_gives_results_in_order_and_reads_no_further_than_its_buffer(client:
             queue.map(run, [1], buffersize=0)
 
 
+def test_map_gives_all_results_before_the_error_of_its_input(client: Any) -> None:
+    def numbers() -> Iterator[int]:
+        yield from range(5)
+        raise KeyError("on purpose")
+
+    got: list[object] = []
+    with contrib.ClusterWorkQueue("map", client=client) as queue:
+        results = queue.map(operator.neg, numbers(), buffersize=2)
+        with pytest.raises(KeyError, match="on purpose"):
+            got.extend(iter(results.__next__, None))
+    assert got == [0, -1, -2, -3, -4]
+
+
 def test_map_ends_at_its_timeout_and_takes_back_what_was_not_sent(client: Any) -> None:
     with contrib.ClusterWorkQueue("late", client=client, max_active=1) as queue, gate_named("slow") as gate:
         with pytest.raises(cmwq.CmwqTimeout):

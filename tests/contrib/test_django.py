@@ -135,6 +135,22 @@ def test_a_deferred_task_runs_when_its_time_has_come() -> None:
     assert late.status == TaskResultStatus.READY
 
 
+def test_a_task_whose_time_has_come_has_its_priority_however_many_wait(gate: Gate) -> None:
+    tasks.GATES["it"] = gate
+    held = tasks.hold.using(backend="single").enqueue("it")
+    gate.await_arrivals(1)
+    note = tasks.note.using(backend="single")
+    results = [note.enqueue(f"low {number}") for number in range(5)]
+    soon = timezone.now() + timedelta(seconds=0.05)
+    results.append(note.using(priority=50, run_after=soon).enqueue("high"))
+    queue = task_backends["single"]._store().queue("default")
+    until(lambda: len(queue._due) == 6)
+    gate.open.set()
+    for each in [held, *results]:
+        finished(each)
+    assert tasks.ORDER[0] == "high"
+
+
 def test_queues_do_not_hold_up_one_another(gate: Gate) -> None:
     tasks.GATES["it"] = gate
     held = tasks.hold.using(backend="single").enqueue("it")
@@ -225,6 +241,37 @@ def test_the_check_says_that_it_is_not_durable_and_options_are_checked() -> None
     assert [each.id for each in run_checks() if each.id == "cmwq.W001"]
     with pytest.raises(ValueError, match="max_workers"):
         type(task_backends["default"])("x", {"OPTIONS": {"max_workers": 3}})
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"results": None}, TypeError), ({"results": "100"}, TypeError), ({"results": -1}, ValueError),
+        ({"max_active": "20"}, TypeError), ({"max_active": 0}, ValueError), ({"max_active": []}, TypeError),
+    ],
+)  # fmt: skip
+def test_an_option_that_can_not_be_is_refused_at_once(options: dict[str, Any], error: type[Exception]) -> None:
+    (name,) = options
+    with pytest.raises(error, match=f"option {name} of task backend 'x'"):
+        type(task_backends["default"])("x", {"OPTIONS": options})
+    for fine in ({}, {"results": 0}, {"max_active": None}, {"max_active": "auto"}):
+        type(task_backends["default"])("x", {"OPTIONS": fine})
+
+
+def test_what_fails_beside_a_task_is_logged_and_the_task_has_its_outcome(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(connections), "close_all", refuse)
+        assert finished(tasks.add.enqueue(2, b=3)).return_value == 5
+        until(lambda: caplog.text.count("could not be closed") >= 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(task_started, "send_robust", refuse)
+        result = tasks.add.enqueue(2, b=3)
+        until(lambda: f"the outcome of task {result.id}" in caplog.text)
 
 
 PROGRAM = """

@@ -166,6 +166,14 @@ def test_methods_are_told_apart(pool: Executor, gate: Gate) -> None:
         until(compute)
 
 
+def test_a_method_whose_name_is_no_text_is_called(pool: Executor) -> None:
+    class Event:
+        class call_details:  # as gRPC names it
+            method = b"/\0\xff"
+
+    assert pool.submit(lambda *args: len(args), Event, Event, None, None).result(HANG) == 4
+
+
 def test_other_calls_may_be_submitted(pool: Executor) -> None:
     assert pool.submit(max, 1, 2, 3, 4).result(HANG) == 4
     assert list(pool.map(pow, [1, 2], [3, 4])) == [1, 16]

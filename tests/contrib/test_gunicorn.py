@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -137,6 +137,18 @@ def test_requests_are_told_apart_by_their_routes(start: Start) -> None:
         for connection in connections:
             ask(connection, "/about")  # from now on requests are there before they are submitted
         until(compute)
+
+
+def test_a_path_that_is_no_text_ends_no_worker(start: Start) -> None:
+    server = start()
+    with closing(server.connect()) as connection:
+        before = ask(connection, "/about")["pid"]  # from now on requests are there before they are submitted
+        assert connection.sock is not None
+        connection.sock.sendall(b"GET /\0\x1b HTTP/1.1\r\nHost: x\r\n\r\n")
+        with suppress(OSError):
+            connection.sock.recv(4096)
+    assert server.get("/about")["pid"] == before, server.log()
+    assert "Exception in worker process" not in server.log()
 
 
 def test_the_example_runs() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import contextvars
+import itertools
 import multiprocessing
 import threading
 from collections.abc import Iterator
@@ -31,19 +31,6 @@ def _backend() -> Iterator[None]:
     with joblib.parallel_config(backend="cmwq"):
         yield
     cmwq.system.flush(HANG)
-
-
-@pytest.fixture
-def gate(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Gate:
-    """A gate that opens a little after a `Parallel` that has failed, having cancelled the rest, waits for what runs."""
-    wait = concurrent.futures.wait
-
-    def wait_and_open(*args: Any) -> Any:
-        threading.Timer(0.01, gate.open.set).start()
-        return wait(*args)
-
-    monkeypatch.setattr(concurrent.futures, "wait", wait_and_open)
-    return gate
 
 
 def test_results_come_in_order() -> None:
@@ -107,24 +94,74 @@ def test_nested_and_bounded_by_less_than_the_depth() -> None:
 
 
 @pytest.mark.parametrize("managed", [False, True])
-def test_the_error_of_a_task_is_raised_once_the_running_ones_have_ended(gate: Gate, managed: bool) -> None:
-    ended: list[int] = []
-
+def test_the_error_of_a_task_is_raised_while_others_run_and_what_has_not_begun_is_cancelled(
+    gate: Gate, managed: bool
+) -> None:
     def task(number: int) -> None:
         if number == 0:
             gate.await_arrivals(1)
+            assert all_there.wait(HANG)  # else joblib keeps some of them for the next call
             raise ValueError("on purpose")
+        begun.append(number)
         gate()
-        ended.append(number)
 
+    def tasks() -> Iterator[Any]:
+        yield from (joblib.delayed(task)(number) for number in range(MANY))
+        all_there.set()
+
+    begun: list[int] = []
+    all_there = threading.Event()
     parallel = joblib.Parallel(n_jobs=2, pre_dispatch="all")
     with parallel if managed else contextlib.nullcontext():
         with pytest.raises(ValueError, match="on purpose"):
-            parallel(joblib.delayed(task)(number) for number in range(MANY))
-        before = list(ended)
-    assert 1 <= len(before) < MANY - 1
-    assert gate.open.is_set()
-    assert ended == before, "a task ran on after the error was raised"
+            parallel(tasks())
+        assert not gate.open.is_set(), "nobody has waited for what runs"
+        assert joblib.Parallel(n_jobs=2)(joblib.delayed(abs)(-n) for n in range(9)) == list(range(9))
+        if managed:  # what runs takes up no place of the next call
+            meet = threading.Barrier(2)
+            assert sorted(parallel(joblib.delayed(meet.wait)(HANG) for _ in range(2))) == [0, 1]
+        gate.open.set()
+    assert 1 <= len(begun) <= 2
+
+
+@pytest.mark.parametrize("error", [cmwq.QueueClosed("on purpose"), cmwq.ThreadLimit("on purpose"), MemoryError()])
+@pytest.mark.parametrize("at", [0, 40])
+def test_what_keeps_a_batch_from_being_handed_over_is_raised(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, at: int
+) -> None:
+    """In the thread that calls `Parallel`, or in the callback of a task: there it had no end."""
+    submit, handed_over = cmwq.Executor.submit, itertools.count()
+
+    def refusing(self: cmwq.Executor, *call: Any) -> Any:
+        if next(handed_over) == at:
+            raise error
+        return submit(self, *call)
+
+    monkeypatch.setattr(cmwq.Executor, "submit", refusing)
+    with pytest.raises(type(error)):
+        joblib.Parallel(n_jobs=2, pre_dispatch=4)(joblib.delayed(abs)(-n) for n in range(100))
+
+
+def test_the_end_of_the_main_thread_ends_a_parallel_of_another_one(python: Any) -> None:
+    done = python("""
+        import joblib, threading, time
+        import cmwq.contrib.joblib
+        cmwq.contrib.joblib.register()
+        def task(number):
+            begun.set()
+            time.sleep(0.05)
+            return number
+        def run():
+            with joblib.parallel_config(backend="cmwq"):
+                try:
+                    print(sum(joblib.Parallel(n_jobs=2)(joblib.delayed(task)(number) for number in range(18))))
+                except BaseException as exc:
+                    print(type(exc).__name__)
+        begun = threading.Event()
+        threading.Thread(target=run).start()
+        begun.wait()
+    """)
+    assert done.stdout in ("QueueClosed\n", f"{sum(range(18))}\n"), done.stderr
 
 
 @pytest.mark.filterwarnings("ignore:.*tasks.*:UserWarning")
@@ -140,6 +177,7 @@ def test_results_as_they_come_and_a_generator_left_early() -> None:
 def test_a_timeout_of_joblib_is_kept(gate: Gate) -> None:
     with pytest.raises(multiprocessing.TimeoutError):
         joblib.Parallel(timeout=0.05)(joblib.delayed(gate)() for _ in range(2))
+    assert not gate.open.is_set(), "nobody has waited for the tasks"
 
 
 def test_context_variables_of_the_caller_are_seen_and_nothing_comes_back() -> None:

@@ -138,6 +138,15 @@ class Task:
         self.cancelled = True
 
 
+@pytest.mark.parametrize("path", ["/\0", "/" + "a/" * 100_000, None])
+def test_whatever_the_path_is_its_task_is_done(path: Any) -> None:
+    dispatcher, task = Dispatcher(), Task()
+    task.requests = [type("Request", (), {"path": path})()]  # type: ignore[attr-defined]
+    dispatcher.add_task(task)
+    assert task.done.wait(HANG)
+    dispatcher.shutdown()
+
+
 def test_shutdown_cancels_what_has_not_begun_and_waits_for_what_runs(gate: Gate) -> None:
     dispatcher = Dispatcher(max_active=1)
     running, waiting, late = Task(gate), Task(), Task()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures as cf
 import contextvars
+import ctypes
 import gc
 import os
 import sqlite3
@@ -16,6 +17,8 @@ import pytest
 from conftest import HANG, Gate
 
 import cmwq
+from cmwq._pool.recovery import bury_the_dead
+from cmwq.executor import own_thread
 
 
 @pytest.fixture
@@ -312,3 +315,117 @@ def test_a_work_is_refused_for_nothing_would_bring_it_there(single: cmwq.Executo
 def test_one_thread_has_no_scope(runtime: cmwq.Runtime) -> None:
     with pytest.raises(ValueError, match="say max_active=1"):
         cmwq.Executor(max_workers=1, scope="cpu", runtime=runtime)
+
+
+class Late(Exception):
+    """An exception that another thread raises in one, as time limits do."""
+
+
+def strike(thread: int) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Late))
+
+
+def test_F10_an_exception_that_reaches_the_thread_between_two_calls_does_not_end_it(single: cmwq.Executor) -> None:
+    thread = single.submit(threading.get_ident).result(HANG)
+    for number in range(20):
+        strike(thread)  # it rests, or is about to
+        assert single.submit(pow, 2, number).result(HANG) == 2**number
+    assert single.submit(threading.get_ident).result(HANG) == thread
+
+
+def test_F10_an_exception_that_reaches_the_thread_within_a_call_is_the_calls(single: cmwq.Executor) -> None:
+    thread = single.submit(threading.get_ident).result(HANG)
+    struck, begun = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        while True:
+            struck.wait(0.001)
+
+    future = single.submit(wait)
+    assert begun.wait(HANG)
+    strike(thread)
+    with pytest.raises(Late):
+        future.result(HANG)
+    assert single.submit(threading.get_ident).result(HANG) == thread
+
+
+dies = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@dies
+@pytest.mark.parametrize("step", ["bind", "call", "settle", "give_back", "_put_down", "_leave"])
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_F10_whatever_interrupts_the_thread_every_call_ends_and_later_ones_are_made(
+    runtime: cmwq.Runtime, monkeypatch: pytest.MonkeyPatch, step: str, before: bool, times: int
+) -> None:
+    """At the steps of a call, and at those that put down one that was interrupted; so the thread may end."""
+    left = 0
+    monkeypatch.setattr(own_thread, "PATIENCE", 0.05)
+
+    def interrupting(method: Callable[..., Any]) -> Callable[..., Any]:
+        def strike_here() -> None:
+            nonlocal left
+            if left and threading.current_thread().name == "struck_0":
+                left -= 1
+                raise Late
+
+        def interrupted(*args: Any) -> Any:
+            if before:
+                strike_here()
+            result = method(*args)
+            if not before:
+                strike_here()
+            return result
+
+        return interrupted
+
+    with cmwq.Executor(max_workers=1, thread_name_prefix="struck", runtime=runtime) as executor:
+        assert executor.submit(pow, 2, 3).result(HANG) == 8
+        for name in {step, step if step == "bind" else "call"}:  # without an interruption nothing is put down
+            owner: Any = own_thread._Handed if hasattr(own_thread._Handed, name) else own_thread._Loop
+            monkeypatch.setattr(owner, name, interrupting(getattr(owner, name)))
+        left = times
+        futures = [executor.submit(pow, 2, number) for number in range(8)]
+        outcomes = [future.exception(HANG) or future.result() for future in futures]
+        failed = [outcome for outcome in outcomes if isinstance(outcome, Late | cmwq.CmwqError)]
+        assert len(failed) <= times
+        assert [2**n if o in failed else o for n, o in enumerate(outcomes)] == [2**n for n in range(8)]
+        left = 0
+        assert executor.submit(pow, 2, 3).result(HANG) == 8
+        until(lambda: len(alive("struck_0")) == 1)
+    until(lambda: not alive("struck_0"))
+
+
+@dies
+def test_F10_a_thread_that_has_ended_without_a_word_has_a_successor(
+    single: cmwq.Executor, runtime: cmwq.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_thread, "PATIENCE", 0.05)
+
+    def gone(*_: object) -> None:
+        raise SystemExit
+
+    thread = single.submit(threading.current_thread).result(HANG)
+    with monkeypatch.context() as patch:
+        patch.setattr(own_thread._Loop, "_put_down", gone)
+        patch.setattr(own_thread._Loop, "_leave", gone)
+        patch.setattr(own_thread._Handed, "call", gone)
+        future = single.submit(threading.current_thread)
+        thread.join(HANG)
+    assert future.result(HANG) is not thread
+    assert {single.submit(threading.current_thread).result(HANG) for _ in range(5)} == {future.result()}
+
+
+def test_B4_a_worker_whose_place_a_dead_thread_took_is_not_taken_for_dead(
+    single: cmwq.Executor, runtime: cmwq.Runtime, gate: Gate
+) -> None:
+    single.submit(gate)
+    gate.await_arrivals(1)
+    (pool,) = runtime._pools.values()
+    (worker,) = [each for each in pool.workers if each.item is not None]
+    standing_in, worker.thread = worker.thread, threading.Thread()  # has never lived
+    bury_the_dead(pool)
+    assert worker in pool.workers
+    worker.thread = standing_in

@@ -348,3 +348,33 @@ def test_F7_a_wait_that_blocks_a_loop_is_endless_although_its_tasks_wait_too(
     known.append(queues[0].submit(asyncio.run, first()))
     known[0].result(HANG)
     until(lambda: universe.waits.all() == {})
+
+
+@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a task is destroyed with its loop
+def test_a_work_that_waits_for_a_coroutine_of_a_loop_that_is_closed_is_told(
+    universe: cmwq.Runtime, monkeypatch: pytest.MonkeyPatch, begins: bool
+) -> None:
+    monkeypatch.setattr(cmwq.aio, "PAUSE", 0.02)
+    loop, begun = asyncio.new_event_loop(), threading.Event()
+
+    async def for_ever() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    wq = cmwq.WorkQueue("q", max_active=1, runtime=universe)
+    if begins:
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+    future = wq.submit(lambda: cmwq.aio.run_coroutine(for_ever(), loop))
+    if begins:
+        assert begun.wait(HANG)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(HANG)
+    else:
+        until(lambda: bool(loop._ready))  # type: ignore[attr-defined]
+    assert not future.done(), "a loop that has stopped may go on"
+    loop.close()
+    with pytest.raises(RuntimeError, match=r"was closed before this had ended.*for_ever"):
+        future.result(HANG)
+    assert wq.submit(int).result(HANG) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
 
 import pytest
@@ -55,6 +56,28 @@ class Bench:
 def only_pool(runtime: cmwq.Runtime) -> WorkerPool:
     (pool,) = runtime._pools.values()
     return pool
+
+
+def test_A9_short_works_do_not_wait_behind_long_ones_of_the_same_wrapper() -> None:
+    bench = Bench()
+
+    def scenario(runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        for _ in range(16):
+            wq.submit(copy_context().run, bench.long)
+        for _ in range(100):
+            wq.submit(copy_context().run, bench.short, bench.sim.host.now)
+            wq.submit(partial(handler, function=partial(bench.short, bench.sim.host.now)))
+            wq.submit(partial(handler, function=bench.long))
+            bench.sim.sleep(0.005)
+        wq.flush()
+
+    bench.run(scenario)
+    assert max(bench.waits) <= PATIENCE
+
+
+def handler(function: Callable[[], None]) -> None:
+    function()
 
 
 @pytest.mark.parametrize("number", [2, 4, 16, 64])

@@ -171,6 +171,17 @@ def test_a_pending_call_can_be_seen_and_is_forgotten_when_it_has_run(wq: cmwq.Wo
     until(lambda: is_forgotten(there))
 
 
+def test_A9_a_call_in_a_context_is_known_by_what_it_calls(wq: cmwq.WorkQueue) -> None:
+    def known(*_: object) -> object:
+        future: Any = cmwq.current_work()
+        return future.function
+
+    assert wq.submit(known).result(HANG) is known
+    assert wq.submit(contextvars.copy_context().run, known).result(HANG) is known
+    assert wq.submit_call(contextvars.copy_context().run, (known, 1), {}).result(HANG) is known
+    assert [future.result(HANG) for future in wq.submit_many(contextvars.copy_context().run, [known])] == [known]
+
+
 # ------------------------------------------------------------------------------------------- contexts
 
 

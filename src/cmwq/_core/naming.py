@@ -44,14 +44,25 @@ def name_of(fn: object) -> str:
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
 
 
-def kind_of(fn: object) -> tuple[object, str]:
-    """What calls of the same function have in common, although it may be another object each time: an object, to be
+def kind_of(fn: object) -> tuple[tuple[object, ...], str]:
+    """What calls of the same function have in common, although it may be another object each time: objects, to be
     compared by identity, and a name. A function of Python is its code. A partial call, a method, and a call in a
     context count as the function that they call.
 
+    Functions that a partial call is given belong to it: frameworks hand over `partial(run_it, function=users)`, and to
+    tell these calls by `run_it` alone would hold back short ones with the long ones of another function (A9).
+
     No user code runs, and neither arguments nor the object of a method are kept alive.
     """
-    fn = _innermost(fn)
+    if type(fn) is FunctionType:  # the usual one
+        return (fn.__code__,), ""
+    inner, given = _taken_apart(fn)
+    anchor, name = _anchor_of(inner)
+    return (anchor, *[_anchor_of(_innermost(each))[0] for each in given]), name
+
+
+def _anchor_of(fn: object) -> tuple[object, str]:
+    """What a call of a function that calls no other is told by."""
     kind = type(fn)
     if kind is FunctionType:
         return fn.__code__, ""  # type: ignore[attr-defined]
@@ -61,27 +72,61 @@ def kind_of(fn: object) -> tuple[object, str]:
     return (fn, "") if issubclass(kind, type) else (kind, "its object")
 
 
+def called(call: tuple[object, ...]) -> object:
+    """The function that this call, a function and its arguments, is known by: the first of the arguments if the other
+    only runs it in a context, as `submit(copy_context().run, fn)` does; else the function itself.
+    """
+    while len(call) > 1 and type(call[0]) is not FunctionType and _runs_in_context(_innermost(call[0])):
+        call = call[1:]
+    return call[0]
+
+
 def is_coroutine_function(fn: object) -> bool:
-    """Whether a call of it only makes something that is to be awaited. No user code runs, as above."""
+    """Whether a call of it only makes something that is to be awaited. No user code runs, as above. A stand-in is none:
+    what becomes of that is up to what is called instead.
+    """
+    if issubclass(type(fn), StandIn):
+        return False
     fn = _innermost(fn)
     return type(fn) is FunctionType and bool(fn.__code__.co_flags & (CO_COROUTINE | CO_ASYNC_GENERATOR))
 
 
 def _innermost(fn: object) -> object:
     """The function that a partial call, a method, a stand-in, or a call in a context calls in the end."""
+    return _taken_apart(fn)[0]
+
+
+def _taken_apart(fn: object) -> tuple[object, list[object]]:
+    """That function, and the functions among what partial calls give it."""
+    given: list[object] = []
     for _ in range(MAX_NAME):  # a partial may contain itself
         kind = type(fn)
         if kind is partial:
             inner, args = fn.func, fn.args  # type: ignore[attr-defined]
-            in_context = type(inner) is BuiltinFunctionType and type(inner.__self__) is Context and args
-            fn = args[0] if in_context else inner  # asyncio.to_thread makes such partial calls of Context.run
+            if args and _runs_in_context(inner):  # asyncio.to_thread makes such partial calls of Context.run
+                inner, args = args[0], args[1:]
+            # In one step, as another thread may change them.
+            values = (*args, *fn.keywords.copy().values())  # type: ignore[attr-defined]
+            given += [value for value in values[:MAX_GIVEN] if _is_function(value)]
+            fn = inner
         elif issubclass(kind, StandIn):
             fn = fn.func  # type: ignore[attr-defined]
         elif kind is MethodType:
             fn = fn.__func__  # type: ignore[attr-defined]
         else:
             break
-    return fn
+    return fn, given[:MAX_GIVEN]
+
+
+def _is_function(value: object) -> bool:
+    """Whether an argument is a function, a method or a partial call. A builtin tells nothing: it is a `key=len`."""
+    kind = type(value)
+    return kind is FunctionType or kind is MethodType or kind is partial
+
+
+def _runs_in_context(fn: object) -> bool:
+    """Whether it is a context's `run`, which calls its first argument."""
+    return type(fn) is BuiltinFunctionType and type(fn.__self__) is Context and fn.__name__ == "run"
 
 
 def _name_of_builtin(fn: Any) -> str:
@@ -105,3 +150,5 @@ _qualname_of = type.__dict__["__qualname__"].__get__  # without asking its metac
 
 MAX_NAME = 100
 """Characters of a name in messages and reports, at most."""
+MAX_GIVEN = 8
+"""So many of the first arguments of a partial call are looked at."""

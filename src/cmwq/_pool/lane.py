@@ -59,10 +59,10 @@ SPREAD = 9
 class Record:
     """How the works of one function turned out since one of them was a hog."""
 
-    __slots__ = ("anchor", "long", "name", "parent", "short")
+    __slots__ = ("anchors", "long", "name", "parent", "short")
 
-    def __init__(self, anchor: object, name: str) -> None:
-        self.anchor = anchor  # I: kept alive, so that no other object gets its identity
+    def __init__(self, anchors: tuple[object, ...], name: str) -> None:
+        self.anchors = anchors  # I: kept alive, so that no other objects get their identities
         self.name = name  # I: of the function, for messages
         self.long = 1  # L: used the CPU for longer than the threshold
         self.short = 0  # L
@@ -89,7 +89,7 @@ class Lane:
     def __init__(self) -> None:
         self.items: OrderedDict[Item, None] = OrderedDict()  # L: active works that were set aside, in order: keys, so
         # that any of them leaves at once
-        self.records: dict[tuple[int, str], Record] = {}  # L: by the kind of function, the latest at the end
+        self.records: dict[tuple[int | str, ...], Record] = {}  # L: by the kind of function, the latest at the end
         self.out: Item | None = None  # L: the work that was put back on the worklist, and not taken yet
         self.forced = False  # L: it may begin in any case
         self.moved_at = 0.0  # L: when a work was last put back, or the lane was empty, on the host's clock
@@ -102,21 +102,20 @@ class Lane:
         function either, and would be taken for one of that kind.
         """
         function = item.function  # read once: the call may end at any moment
-        anchor, name = kind_of(function)
-        record = self.records.get((id(anchor), name))
+        anchors, name = kind_of(function)
+        record = self.records.get(_key(anchors, name))
         if record is None:
-            record = Record(anchor, name_of(function))
+            record = Record(anchors, name_of(function))
             if function is not None:
                 if len(self.records) >= REMEMBERED:
                     self.records.pop(next(iter(self.records)))
-                self.records[id(anchor), name] = record
+                self.records[_key(anchors, name)] = record
         return record
 
     @holding("item.pwq.pool.lock")
     def record_of(self, item: Item) -> Record | None:
         """Return what is known of the function of this item. None: nothing, as of one taken back or ended."""
-        anchor, name = kind_of(item.function)
-        return self.records.get((id(anchor), name))  # by identity, since to compare classes may run user code
+        return self.records.get(_key(*kind_of(item.function)))
 
     @holding("pool.lock")
     def first(self, pool: WorkerPool) -> Item:
@@ -141,6 +140,11 @@ class Lane:
             return False
         del self.items[item]
         return True
+
+
+def _key(anchors: tuple[object, ...], name: str) -> tuple[int | str, ...]:
+    """What a kind of function is looked up by: by identity, since to compare classes may run user code."""
+    return (*map(id, anchors), name)
 
 
 @holding("worker.pool.lock")

@@ -233,4 +233,4 @@ class Office:
 
 
 def _note_thread(worker: Worker, thread: Thread) -> None:
-    worker.thread = thread
+    worker.home = worker.thread = thread

@@ -93,7 +93,7 @@ def bury_the_dead(pool: WorkerPool) -> None:
     all that `worker_thread` can catch, for example by a trace function at its call.
     """
     with pool.lock:
-        workers = [(worker, worker.thread) for worker in pool.workers if worker.listed and not worker.dying]
+        workers = [(worker, worker.home) for worker in pool.workers if worker.listed and not worker.dying]
     for worker, thread in workers:
         if thread is not None and not thread.is_alive() and worker in pool.workers:
             mourn(worker, CmwqError(f"the thread of worker {worker.name} has ended"))

@@ -147,7 +147,7 @@ class Rescuer:
         """Go to the pool and run works of the queue there (C3). Returns whether more is to be done."""
         pool = pwq.pool
         self.worker = worker = Worker(pool, RESCUER, self._parker, self.name)
-        worker.thread = self.thread
+        worker.home = worker.thread = self.thread
         worker.cpu_time = pool.host.cpu_clock()
         worker.billed = worker.cpu_time() or 0.0  # what it used before is not this pool's
         worker.billed_to = pwq.figures

@@ -37,9 +37,9 @@ class Worker(WorkerRecord):
     """A record of one thread's role in a pool. It *has* a thread."""
 
     __slots__ = (
-        "announcing", "began", "billed", "billed_to", "cpu_time", "fate", "hog_item", "hog_since", "hog_used", "idle",
-        "index", "last_active", "lender", "listed", "look_again", "name", "nr_hints", "nr_refused", "pool", "seen",
-        "shown", "stray", "stumbled", "thread", "tid", "traits", "waiters", "watched",
+        "announcing", "began", "billed", "billed_to", "cpu_time", "fate", "hog_item", "hog_since", "hog_used", "home",
+        "idle", "index", "last_active", "lender", "listed", "look_again", "name", "nr_hints", "nr_refused", "pool",
+        "seen", "shown", "stray", "stumbled", "thread", "tid", "traits", "waiters", "watched",
     )  # fmt: skip
 
     def __init__(self, pool: WorkerPool, index: int, parker: Parker, name: str = "") -> None:
@@ -47,7 +47,8 @@ class Worker(WorkerRecord):
         self.index = index  # I: its number in the pool, or `RESCUER`
         self.parker = parker  # I
         self.name = name or f"cmwq/{pool.name}:{index}{'H' * bool(pool.nice)}"  # I
-        self.thread: Thread | None = None  # I: set by the creator once it exists
+        self.home: Thread | None = None  # I: its thread, set by the creator once it exists
+        self.thread: Thread | None = None  # S: where its item runs: its thread, or one that stands in (`own_thread`)
         self.tid = 0  # L: the system's thread id, once it is bound to the pool's CPUs; 0 before
         self.listed = False  # L: its thread exists, and it has been on the idle list
         self.idle = False  # L: on the idle list, or about to be put there

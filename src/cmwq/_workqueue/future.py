@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core import checks
 from cmwq._core.held import holding, outside
-from cmwq._core.naming import name_of
+from cmwq._core.naming import called, name_of
 from cmwq._core.records import FutureRecord
 from cmwq._core.surely import ask_for_depth, at_any_depth
 from cmwq._errors import CmwqTimeout, Reentered
@@ -93,7 +93,7 @@ class Future(cf.Future[T], FutureRecord):
     @property
     def function(self) -> object:
         call = self._call  # read once: the call may end at any moment
-        return None if call is None else call[0]
+        return None if call is None else called(call)
 
     # ------------------------------------------------------------------------------- item
 

@@ -51,14 +51,14 @@ def map_calls(
         ahead = deque(submit_many(fn, *iterables))
     else:
         ahead = deque(submit(fn, *args) for args in islice(calls, buffersize))
-    rest = None if buffersize is None else _Rest(calls, fn, submit)
+    rest = None if buffersize is None else Rest(calls, fn, submit)
     results = _results(ahead, rest, limit)
     next(results)  # to within its `try`: leaving it cancels from now on, also before the first result is taken
     return results
 
 
 # A generator of its own, so that submitting begins at the call of `map_calls` and not at the first result.
-def _results(ahead: deque[cf.Future[T]], rest: _Rest[T] | None, limit: _Limit | None) -> Iterator[T]:
+def _results(ahead: deque[cf.Future[T]], rest: Rest[T] | None, limit: _Limit | None) -> Iterator[T]:
     try:
         yield None  # type: ignore[misc]  # to `map_calls`
         while ahead:
@@ -81,7 +81,7 @@ def _cancel_all(futures: deque[cf.Future[T]]) -> None:
         future.cancel()
 
 
-class _Rest(Generic[T]):
+class Rest(Generic[T]):
     """The calls that are not submitted yet."""
 
     def __init__(self, calls: Iterator[tuple[Any, ...]], fn: Callable[..., T], submit: Callable[..., cf.Future[T]]):

@@ -26,7 +26,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core.held import holding, not_holding, outside
-from cmwq._core.naming import name_of
+from cmwq._core.naming import called, name_of
 from cmwq._core.records import QueuedRecord
 from cmwq._errors import CmwqError
 from cmwq._pool import events
@@ -105,7 +105,7 @@ class Queued(QueuedRecord):
     @property
     def function(self) -> object:
         work = self.work  # read once: it may be taken back at any moment
-        return None if work is None else work._fn
+        return None if work is None else called((work._fn, *work._args))
 
     # ------------------------------------------------------------------------------- where it is
 

@@ -7,7 +7,7 @@ they are gone; no other process sees them. Django's system check says so as `cmw
 
 Guarantees
 - Each queue of Django is a work queue of cmwq. Tasks begin as the pool can run them, those of a higher priority first,
-  and of one priority in order. A task with `run_after` joins them at that time.
+  and of one priority in order. A task with `run_after` joins them at that time, however many wait.
 - `get_result` works on every thread of the process. The last `RESULTS` finished results are kept.
 - The signals are sent: `task_enqueued` where the task is enqueued, the others on the worker. A receiver of
   `task_started` or `task_finished` that raises is logged by Django, and changes nothing.
@@ -21,6 +21,7 @@ from __future__ import annotations
 import copy
 import heapq
 import itertools
+import logging
 import os
 import threading
 from collections import deque
@@ -50,6 +51,7 @@ from django.utils.crypto import get_random_string  # type: ignore[import-untyped
 from django.utils.json import normalize_json  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 import cmwq
+from cmwq._core import checks as arguments
 from cmwq.contrib._routes import Routes
 
 __all__ = ("ThreadBackend",)
@@ -57,6 +59,9 @@ __all__ = ("ThreadBackend",)
 RESULTS = 10_000
 """How many finished results a backend keeps, unless its OPTIONS say otherwise. The oldest are forgotten first."""
 OPTIONS = {"max_active", "results"}
+DELIVERIES = 2**31 - 1
+"""How many tasks whose time has come may be on their way to the others: what brings them there waits for nobody."""
+_log = logging.getLogger("cmwq")
 
 
 class ThreadBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
@@ -74,7 +79,11 @@ class ThreadBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
         if unknown := set(self.options) - OPTIONS:
-            raise ValueError(f"task backend {alias!r} has no option {', '.join(sorted(unknown))}")
+            raise ValueError(f"task backend {alias!r} has no option {', '.join(sorted(map(str, unknown)))}")
+        most, kept = self.options.get("max_active"), self.options.get("results", RESULTS)
+        if most is not None and most != "auto":
+            arguments.integer(f"the option max_active of task backend {alias!r}", most, 1)
+        arguments.integer(f"the option results of task backend {alias!r}", kept, 0)
         # Django makes a backend for each thread, so what they share is elsewhere.
         self._key = (alias, *sorted(self.options.items()))
 
@@ -177,7 +186,13 @@ class _Store:
                     self._results.pop(self._finished.popleft(), None)
 
     def run(self, result: Any) -> None:
-        """Run the task, and note its outcome. Never raises.  Context: a worker."""
+        """Run the task, and note its outcome. Never raises: what fails beside it is logged.  Context: a worker."""
+        try:
+            self._run(result)
+        except BaseException:  # nobody fetches what this call raises
+            _log.exception("the outcome of task %s (%s) could not be noted", result.id, result.task.module_path)
+
+    def _run(self, result: Any) -> None:
         now = timezone.now()
         worker_ids = [*result.worker_ids, threading.current_thread().name]
         self.change(
@@ -200,10 +215,17 @@ class _Store:
 
     def _finish(self, result: Any, **outcome: Any) -> None:
         """Context: the handler of the task's exception, if there is one, for receivers that log it."""
-        connections.close_all()
+        _close_connections()
         self.change(result, finished_at=timezone.now(), **outcome)
         task_finished.send_robust(self.sender, task_result=result)
-        connections.close_all()  # receivers may have used some
+        _close_connections()  # receivers may have used some
+
+
+def _close_connections() -> None:
+    try:
+        connections.close_all()
+    except Exception:  # a server that is gone, say; the task has an outcome all the same
+        _log.exception("the database connections of a task could not be closed")
 
 
 class _Queue:
@@ -214,6 +236,9 @@ class _Queue:
     def __init__(self, store: _Store, name: str, max_active: Any) -> None:
         self._store = store
         self._works = cmwq.WorkQueue(f"django {name}", max_active=max_active)
+        # A queue of its own: behind the tasks that wait, a task whose time has come would have no priority. At exit the
+        # works of both may queue others for a while, so what is being delivered then is run.
+        self._deliveries = cmwq.WorkQueue(f"django {name} (run_after)", max_active=DELIVERIES, highpri=True)
         self._lock = threading.Lock()
         self._due: list[tuple[int, int, Any]] = []  # a heap
         self._numbers = itertools.count()
@@ -224,7 +249,7 @@ class _Queue:
         run_after = result.task.run_after
         delay = 0.0 if run_after is None else (run_after - _now(run_after)).total_seconds()
         if delay > 0:
-            self._works.queue_delayed(cmwq.DelayedWork(partial(self._be_due, result)), delay)
+            self._deliveries.queue_delayed(cmwq.DelayedWork(partial(self._be_due, result)), delay)
         else:
             self._be_due(result)
 
@@ -234,7 +259,7 @@ class _Queue:
             heapq.heappush(self._due, entry)
         path = result.task.module_path
         try:
-            self._works.submit(self._kinds.kind(path, path)(self._run_next))
+            self._works.submit(self._kinds.call(self._run_next, str, path))
         except BaseException:
             with self._lock:
                 self._due.remove(entry)

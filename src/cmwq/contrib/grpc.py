@@ -45,12 +45,10 @@ class Executor(cmwq.Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> cmwq.Future[T]:
         """Do what `cmwq.Executor.submit` does."""
-        method = _method(args)
-        call: Any = fn if method is None else self._methods.kind(method, method)(fn)
-        return super().submit(call, *args, **kwargs)
+        return super().submit(self._methods.call(fn, _method, *args), *args, **kwargs)
 
 
-def _method(args: tuple[Any, ...]) -> str | None:
+def _method(*args: Any) -> str | None:
     """The name of the method, if these are the arguments of a call that gRPC submits; else None.
 
     They are a function of gRPC, the event, its state, and the behaviour: the servicer's method, or what an interceptor

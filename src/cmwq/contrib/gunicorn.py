@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped,unused-ignore]
 
 import cmwq
-from cmwq.contrib._routes import Routes
+from cmwq.contrib._routes import Routes, shape
 
 __all__ = ("Worker",)
 
@@ -49,15 +49,14 @@ class _Lease(cmwq.Executor):
 
     # Typed loosely, because a call of `Executor.submit` with these arguments is what gunicorn makes.
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> cmwq.Future[T]:
-        path = _path(args[0]) if args else None
-        return super().submit(fn if path is None else self._routes.of_path(path)(fn), *args, **kwargs)
+        return super().submit(self._routes.call(fn, _route, *args), *args, **kwargs)
 
 
-def _path(conn: Any) -> str | None:
-    """The path that the next request on this connection asks for, if that can be seen now. Takes nothing from it."""
+def _route(conn: Any = None, *_: Any) -> str | None:
+    """The route that the next request on this connection asks for, if that can be seen now. Takes nothing from it."""
     try:
         data: bytes = conn.sock.recv(PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         path = data.split(b" ", 2)[1]
     except (AttributeError, IndexError, OSError, TypeError, ValueError):  # TLS refuses to peek: ValueError
         return None
-    return path.decode("latin-1") if path.startswith(b"/") else None
+    return shape(path.decode("latin-1")) if path.startswith(b"/") else None

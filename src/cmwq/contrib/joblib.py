@@ -5,10 +5,14 @@
         joblib.Parallel()(joblib.delayed(fetch)(url) for url in urls)
 
 Guarantees:
-- Each `Parallel` has a work queue of its own on the process's pools, for as long as it runs. It closes nothing else.
+- Each `Parallel` has a lease of its own on the process's pools, for as long as it runs. It closes nothing else.
 - A task may use `Parallel` in turn, to any depth. The inner one has the same backend, and waiting for it takes no
   thread away from others.
-- If a task raises, those that have not begun are cancelled, and those that run are waited for, as by joblib's threads.
+- If a task raises, or takes longer than `timeout`, those that have not begun are cancelled. Those that run go on to
+  their end, and nobody waits for them, as with joblib's threads.
+- If no more tasks can be handed over, `Parallel` raises the reason.
+- Tasks are told apart by what they call, so that short ones do not wait behind those of another `Parallel` that compute
+  for long (A9).
 - A task runs in a copy of the context of whoever submitted it: the caller, or the task whose end made room for it.
 """
 
@@ -26,6 +30,7 @@ from joblib._parallel_backends import (  # type: ignore[import-untyped,import-no
 from joblib.parallel import ParallelBackendBase  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
 import cmwq
+from cmwq.contrib._routes import InsteadOf
 
 __all__ = ("JoblibBackend", "register")
 
@@ -82,12 +87,14 @@ class JoblibBackend(ParallelBackendBase):  # type: ignore[misc,unused-ignore]
 
 
 class _Call(JoblibBackend):
-    """The backend of one `Parallel`: a queue, and what was submitted to it."""
+    """The backend of one `Parallel`: a lease, to which its tasks are submitted."""
 
     def __init__(self, nesting_level: int | None = None) -> None:
         super().__init__(nesting_level=nesting_level)
-        self._queue: cmwq.WorkQueue | None = None
-        self._unfinished: set[cmwq.Future[Any]] = set()
+        self._lease: cmwq.Executor | None = None
+        self._limit: int | None = None
+        self._begun = False
+        """A batch was handed over. From then on joblib hands over the next ones in callbacks, too."""
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """How many tasks may be active at a time: joblib hands over twice as many at first, then one for each end."""
@@ -96,36 +103,57 @@ class _Call(JoblibBackend):
     def configure(self, n_jobs: int = 1, parallel: Any = None, **_: Any) -> int:
         self.parallel = parallel
         limit = self.effective_n_jobs(n_jobs)
-        self._queue = cmwq.WorkQueue("joblib", max_active=None if n_jobs == -1 else limit)
+        self._limit = None if n_jobs == -1 else limit
+        self._begin()
         return limit
 
+    def _begin(self) -> None:
+        self._lease, self._begun = cmwq.Executor("joblib", max_active=self._limit), False
+
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Any:
-        """Hand over a batch of tasks. Raises QueueClosed after the end of the `Parallel`."""
-        if self._queue is None:
-            raise cmwq.QueueClosed("this joblib.Parallel has ended: it accepts no tasks")
-        future = self._queue.submit(func)
-        self._unfinished.add(future)
+        """Hand over a batch of tasks. What can't be handed over, QueueClosed after the end of the `Parallel` included,
+        is raised for the first batch, and is the outcome of a later one: joblib hands these over in callbacks, where an
+        exception would be lost, and `Parallel` would wait for the batch for ever.
+        """
+        lease, future = self._lease, concurrent.futures.Future[Any]()
+        try:
+            if lease is None:
+                raise cmwq.QueueClosed("this joblib.Parallel has ended: it accepts no tasks")
+            future = lease.submit(InsteadOf(_called_by(func), func))
+        except BaseException as exc:
+            if not self._begun:
+                raise
+            future.set_exception(exc)
+        self._begun = True
         if callback is not None:
             future.add_done_callback(callback)
-        future.add_done_callback(self._unfinished.discard)
         return future
 
     def retrieve_result_callback(self, out: Any) -> Any:
         return out.result()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """Cancel what has not begun, and wait for what runs."""
-        for future in tuple(self._unfinished):
-            future.cancel()
-        concurrent.futures.wait(tuple(self._unfinished))
-        if not ensure_ready:
-            self.terminate()
+        """Cancel what has not begun, and leave what runs to its end. joblib heeds no outcome of these any more. What
+        comes next gets a lease of its own, in which they take up no place.
+        """
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.shutdown(wait=False, cancel_futures=True)
+        if ensure_ready:
+            self._begin()
 
     def terminate(self) -> None:
-        queue, self._queue = self._queue, None
-        if queue is not None:
-            queue.close()
+        """End the lease. All tasks have ended, but their callbacks may still run, which this waits for."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.shutdown()
 
     def get_nested_backend(self) -> tuple[JoblibBackend, int | None]:
         """What `Parallel` uses within a task."""
         return JoblibBackend(nesting_level=(self.nesting_level or 0) + 1), None
+
+
+def _called_by(batch: Any) -> Any:
+    """The function of its first task. joblib makes an object of one class for every batch."""
+    items = getattr(batch, "items", None)
+    return items[0][0] if items else batch

@@ -23,7 +23,7 @@ from waitress.runner import run  # type: ignore[import-untyped,unused-ignore]
 from waitress.utilities import logger  # type: ignore[import-untyped,unused-ignore]
 
 import cmwq
-from cmwq.contrib._routes import Routes
+from cmwq.contrib._routes import Routes, shape
 
 __all__ = ("create_server", "serve")
 
@@ -61,9 +61,7 @@ class Dispatcher:
 
     def add_task(self, task: Task) -> None:
         """Have the task done. After `shutdown` it is cancelled."""
-        requests = getattr(task, "requests", None)
-        path = getattr(requests[0], "path", "") if requests else ""
-        call: Any = self._routes.of_path(path)(_do) if path else _do
+        call = self._routes.call(_do, _route, task)
         try:
             self._lease.submit(call, task).add_done_callback(partial(_heed_cancelling, task))
         except cmwq.QueueClosed:
@@ -81,6 +79,12 @@ class Dispatcher:
         except cmwq.CmwqTimeout as exc:
             logger.warning("requests still run: %s", exc)
         return cancel_pending
+
+
+def _route(task: Any) -> str | None:
+    """The route of its first request. None: it has none yet, or is no channel."""
+    requests = getattr(task, "requests", None)
+    return shape(requests[0].path) if requests else None
 
 
 def _do(task: Task) -> None:

@@ -5,6 +5,10 @@ it another call, and then ends. It is started by the thread that submits, not by
 over: that may come when the program is at its end already, where CPython 3.12 refuses every new thread. The child of a
 fork has a new one, from the first call that is handed over.
 
+An exception that reaches the thread between two calls, such as an asynchronous one or a `MemoryError`, does not end it,
+as it ends no worker (B4, F10): a call that it had begun ends with the exception, one that it had not begun is made. If
+the thread ends all the same, the calls go on on another one, and nobody waits for what the first can't answer.
+
 To the rules this thread is no worker. The worker that took the call from the list hands it over, and is counted as
 blocked until the call has ended. Meanwhile it lends its identity: on this thread `current_work()` is the call, and a
 wait is a wait of that worker. So the wait is known to block, and is refused where the work would wait for itself (F7).
@@ -20,16 +24,22 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from cmwq._core import log
 from cmwq._core.held import outside
-from cmwq._errors import ThreadLimit
+from cmwq._errors import CmwqError, ThreadLimit
 from cmwq._pool.blocking import blocking
-from cmwq._pool.worker import be_worker, current_worker
+from cmwq._pool.worker import attempt, be_worker, current_worker, in_words
 
 if TYPE_CHECKING:
     from cmwq._core.ports import Host, Parker, Thread
+
+
+PATIENCE = 5.0
+"""Seconds between two looks of who waits for a call whether the thread still lives."""
 
 
 class OwnThread:
@@ -61,20 +71,28 @@ class OwnThread:
         """
         handed = _Handed(call, self._host.parker())
         try:
-            loop = self._loop or self._start()
-            worker = current_worker()
-            with blocking():
-                thread = None if worker is None else worker.thread
-                if worker is not None:
-                    worker.thread = loop.thread
-                try:
-                    loop.hand_over(handed)
-                finally:
-                    if worker is not None:
-                        worker.thread = thread
+            while not handed.done:  # else the thread has ended, and had not begun it
+                self._hand_over(handed, self._living())
             return handed.outcome()
         finally:
             del self, handed  # a traceback keeps this frame, and must not keep the thread alive
+
+    def _hand_over(self, handed: _Handed, loop: _Loop) -> None:
+        worker = current_worker()
+        with blocking():
+            thread = None if worker is None else worker.thread
+            if worker is not None:
+                worker.thread = loop.thread
+            try:
+                loop.hand_over(handed)
+            finally:
+                if worker is not None:
+                    worker.thread = thread
+
+    def _living(self) -> _Loop:
+        """The loop that makes calls, a new one if the last has ended."""
+        loop = self._loop
+        return loop if loop is not None and loop.lives() else self._start()
 
     def _start(self) -> _Loop:
         self._loop = loop = _Loop(self, self._name, self._host)
@@ -104,7 +122,10 @@ class _Loop:
     def __init__(self, own: OwnThread, name: str, host: Host) -> None:
         self._parker = host.parker()  # I
         self._own = ref(own, self._parker.unpark)  # I: it wakes the thread to end when nobody can hand it a call
-        self._handed: deque[_Handed | None] = deque()  # each change is atomic; None: end
+        # Each change is atomic. The first is the call in hand, until its end was told; None: end.
+        self._handed: deque[_Handed | None] = deque()
+        self._stumbled: _Handed | None = None  # S: the call that it was about to begin when it was interrupted
+        self._over = False  # S of the thread, then true for good: it begins no more calls
         self._name = name  # I
         self._host = host  # I
         try:
@@ -113,11 +134,22 @@ class _Loop:
             self.end()
             raise
 
+    def lives(self) -> bool:
+        """Whether it makes calls."""
+        return not self._over and self.thread.is_alive()
+
     def hand_over(self, handed: _Handed) -> None:
-        """Have the thread make the call, and return when it has ended."""
+        """Have the thread make the call, and return when that has ended, or the thread has without having begun it."""
+        handed.is_back = False
         self._handed.append(handed)
         self._parker.unpark()
-        handed.wait()
+        if (
+            self._over
+        ):  # looked at last: the thread sets it before it looks for calls the last time, so one sees the other
+            handed.give_back()
+        while not (handed.done or handed.is_back):
+            if not handed.parker.park(PATIENCE) and not self.thread.is_alive():
+                handed.give_back()  # nothing of the thread's own was left to do it
 
     def end(self) -> None:
         """Tell the thread to end. Takes no lock, so a finaliser may call it."""
@@ -125,19 +157,54 @@ class _Loop:
         self._parker.unpark()
 
     def _run(self) -> None:
-        self._host.set_thread_name(self._name)
+        try:
+            while True:
+                try:
+                    return self._make_calls()
+                except BaseException as exc:
+                    self._put_down(exc)
+        finally:
+            try:
+                self._leave()
+            finally:  # it was interrupted in that
+                self._leave()
+
+    def _make_calls(self) -> None:
+        with suppress(Exception):
+            self._host.set_thread_name(self._name)
         cpus: Any = None
         while True:
             while not self._handed:
                 if self._own() is None:
                     return
                 self._parker.park(-1)
-            handed = self._handed.popleft()
+            handed = self._handed[0]
             if handed is None:
                 return
-            cpus = handed.bind(self._host, cpus)
-            handed.call()
-            handed = None  # an idle thread keeps no call alive
+            if not handed.begun:  # else it was interrupted in it, or before the next line but one
+                cpus = handed.bind(self._host, cpus)
+                handed.call()
+            handed = self._stumbled = None  # an idle thread keeps no call alive
+            self._handed.popleft()
+
+    def _put_down(self, exc: BaseException) -> None:
+        """The thread was interrupted: end the call that it had begun. One at which it is interrupted a second time
+        before it began is taken to be the cause, and ends, too.
+        """
+        be_worker(None)
+        handed = self._handed[0] if self._handed else None
+        if handed is not None:
+            if handed.begun or handed is self._stumbled:
+                handed.settle(exc)
+            self._stumbled = handed
+        log.warning("the thread %s was interrupted by %s, and goes on", self._name, in_words(exc))
+
+    def _leave(self) -> None:
+        """The thread ends: those who wait for a call that it has not made are told. May be called again."""
+        self._over = True
+        for handed in self._handed.copy():
+            if handed is not None:
+                handed.give_back()
 
 
 class _Handed:
@@ -147,8 +214,10 @@ class _Handed:
         self._call: Callable[[], Any] | None = call
         self._context = copy_context()  # the call's own context is entered already, on the worker's thread
         self._worker = current_worker()
-        self._parker = parker
-        self._done = False
+        self.parker = parker
+        self.begun = False
+        self.done = False
+        self.is_back = False  # the thread has ended, and will not begin it
         self._result: Any = None
         self._exception: BaseException | None = None
 
@@ -157,13 +226,14 @@ class _Handed:
         if self._worker is None or self._worker.pool.cpus is cpus:
             return cpus
         cpus = self._worker.pool.cpus
-        host.bind(cpus)
+        attempt(self._worker.pool, "have its own thread bound to its CPUs", partial(host.bind, cpus))
         return cpus
 
     def call(self) -> None:
-        """Make the call on this thread, and note its outcome. Never raises (B4)."""
-        parker = self._parker
+        """Make the call on this thread, and note its outcome. What the call raises is no exception of this (B4)."""
+        parker = self.parker
         try:
+            self.begun = True
             be_worker(self._worker)
             self._result = self._context.run(self._call)  # type: ignore[arg-type]
         except BaseException as exc:
@@ -171,13 +241,26 @@ class _Handed:
         finally:
             be_worker(None)
             self._call = None
-            self._done = True
+            self.done = True
             del self  # break the cycle through the traceback
             parker.unpark()
 
-    def wait(self) -> None:
-        while not self._done:
-            self._parker.park(-1)
+    def settle(self, exc: BaseException) -> None:
+        """It ends with this exception, unless its own end was noted already. May be called again."""
+        self.begun = True
+        self._call = None
+        if not self.done and self._exception is None:
+            self._exception = exc.with_traceback(None)  # whose frames know this call
+        self.done = True
+        self.parker.unpark()
+
+    def give_back(self) -> None:
+        """The thread has ended, or is about to: if it had begun the call, that ends. May be called again."""
+        if self.begun:
+            self.settle(CmwqError("the thread of this call has ended"))
+        else:
+            self.is_back = True
+            self.parker.unpark()
 
     def outcome(self) -> Any:
         if self._exception is not None:

@@ -120,7 +120,9 @@ class Cancellations:
                 callback()
 
     def cancel_all(self) -> None:
-        for key in tuple(self._running):
+        with self._lock:
+            keys = list(self._running)
+        for key in keys:
             self.cancel(key)
 
     def is_cancelled(self, key: Any) -> bool:

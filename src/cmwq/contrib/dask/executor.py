@@ -119,7 +119,7 @@ class DaskThreadPoolExecutor(cmwq.Executor):
         prefix = key_split(key)
         task = self._tasks[key] = Task(key, prefix)
         try:
-            call = self._kinds.kind(prefix, prefix)(self._run)
+            call = self._kinds.call(self._run, str, prefix)
             task.future = super().submit(call, task, fn)
         except BaseException:
             del self._tasks[key]

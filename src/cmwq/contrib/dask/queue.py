@@ -31,6 +31,7 @@ from distributed import Client, get_client
 from distributed.diagnostics.plugin import WorkerPlugin
 
 import cmwq
+from cmwq._workqueue.map import Rest
 from cmwq.contrib.dask.calls import Call
 from cmwq.contrib.dask.errors import WorkLost
 from cmwq.contrib.dask.scheduler import CmwqSchedulerPlugin
@@ -156,16 +157,17 @@ class ClusterWorkQueue:
 
         timeout: seconds from this call until each result must be there, else CmwqTimeout. buffersize: at most this many
         calls are submitted ahead of the results taken; None: all at once. A call's exception is raised when its result
-        is taken. Leaving the iterator cancels calls that have not been sent.
+        is taken; what the input or the queue raises later than in this call, after the results of all earlier calls.
+        Leaving the iterator cancels calls that have not been sent.
         """
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize is {buffersize}, and must be at least 1")
         last = None if timeout is None else time.monotonic() + timeout
         calls = zip(*iterables)  # noqa: B905  # as map() does
         ahead = deque(self.submit(fn, *args) for args in islice(calls, buffersize))
-        return self._results(ahead, fn, calls, last)
+        return self._results(ahead, Rest(calls, fn, self.submit), last)
 
-    def _results(self, ahead: Any, fn: Any, calls: Iterator[Any], last: float | None) -> Iterator[Any]:
+    def _results(self, ahead: Any, rest: Rest[Any], last: float | None) -> Iterator[Any]:
         try:
             while ahead:
                 future = ahead.popleft()
@@ -176,8 +178,10 @@ class ClusterWorkQueue:
                         raise  # the call itself raised it
                     future.cancel()
                     raise cmwq.CmwqTimeout(f"map: a result is not there in time: {future!r}") from None
-                ahead.extend(self.submit(fn, *args) for args in islice(calls, 1))
+                rest.submit_next(ahead)
                 yield result.pop()
+            if rest.error is not None:
+                raise rest.error
         finally:
             for future in ahead:
                 future.cancel()
