@@ -41,7 +41,7 @@ def queue(name: str = "system", **said: Any) -> dict[str, Any]:
         "name": name, "scope": "system", "state": "open", "max_active": 256, "learns": False, "active": 0,
         "inactive": 0, "unfinished": 0, "hogs": 0, "rescuer": False, "maydays": 0, "rescued": 0, "started": 0,
         "completed": 0, "failed": 0, "cpu_seconds": 0.0, "wakeups": 0, "why": "", "waiting": histogram(),
-        "running": histogram(), **said,
+        "running": histogram(), "serial": 1, **said,
     }  # fmt: skip
 
 

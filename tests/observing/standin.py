@@ -36,7 +36,7 @@ def queue(name: str = "system", **changes: Any) -> Picture:
     numbers = ("active", "inactive", "unfinished", "hogs", "maydays", "rescued", "started", "completed", "failed")
     plain: Picture = dict.fromkeys((*numbers, "wakeups"), 0)
     plain |= {"name": name, "scope": "system", "state": "open", "max_active": 256, "learns": False, "rescuer": False}
-    plain |= {"cpu_seconds": 0.0, "why": "", "waiting": None, "running": None}
+    plain |= {"cpu_seconds": 0.0, "why": "", "waiting": None, "running": None, "serial": 1}
     return plain | changes
 
 

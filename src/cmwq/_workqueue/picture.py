@@ -178,7 +178,7 @@ class Photographer:
             stacks=tuple(found),
             workers_left_out=left_out,
             functions=tuple(_functions(parts)),
-            stalls=tuple(runtime.watchdog.recent),
+            stalls=runtime.watchdog.recent(),
             stall_after=runtime.config.watchdog_thresh if runtime.config.watch_period > 0 else 0.0,
         )
 
@@ -410,6 +410,7 @@ def _view_of_queue(wq: WorkQueue, places: list[Place]) -> QueueView:
         why=next((place.why for place in places if place.why), ""),
         waiting=_histogram([place.waiting for place in places]),
         running=_histogram([place.running for place in places]),
+        serial=wq.serial,
     )
 
 

@@ -113,6 +113,7 @@ class Runtime:
         self.watchdog.on_stall = checked_call("on_stall", on_stall)
         self.events.clients[Kind.STALL] = self.watchdog.hear
         self._queues: Weakly[WorkQueue] = Weakly()  # A: those that somebody still references
+        self.serials = itertools.count(1)  # A: the numbers of its queues
         self._photographer = Photographer(self)  # I
         self._freezer = host.lock(Rank.FREEZER)  # F: freezing and thawing exclude each other
         self.frozen = False  # E to change; a queue's new place looks at it with Q held (E8)
