@@ -196,6 +196,17 @@ def test_where_a_worker_waits_is_a_line_of_the_program_also_where_cmwq_is_no_ins
     assert "at load.py:9 in load (future.result())" in words
 
 
+def test_numbers_may_be_longer_than_int_reads() -> None:
+    """In a worker's name, in a line of a stack, and in place of a process."""
+    names = [f"cmwq/u0:{'9' * 5_000}", "cmwq/u0:10", "cmwq/u0:9", "cmwq/R-m²"]
+    shown = text_of(picture(workers=[worker(1, name=name) for name in names]), 200)
+    assert "4 workers, cmwq/R-m², cmwq/u0:9, cmwq/u0:10 and 1 more" in shown
+    stack = [f'  File "a.py", line {"9" * 5_000}, in f\n']
+    assert text_of(picture(workers=[worker(1) | {"stack": stack}]))
+    with pytest.raises(Refusal, match=r"^there is no process 99999999999999999999\.\.\., a number of 5,000 digits$"):
+        dump.take("9" * 5_000, stacks=False)
+
+
 def test_a_frozen_runtime_is_told_of() -> None:
     assert "freezable queues start nothing until thaw() is called" in told(picture(frozen=True))
 

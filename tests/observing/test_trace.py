@@ -371,7 +371,7 @@ def test_a_full_disk_is_said_in_a_line_and_breaks_nothing(python: Python, tmp_pa
     """
     done = python(program, cwd=tmp_path)
     assert (done.stdout, done.returncode) == ("OSError\n3\n", 0)
-    assert done.stderr == "the trace t.json could not be written: File too large\n"
+    assert done.stderr == f"the trace {tmp_path / 't.json'} could not be written: File too large\n"
     assert (tmp_path / "t.json").read_text() == "an older trace"
     assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["t.json"]
 
@@ -514,6 +514,93 @@ def test_a_close_that_is_interrupted_while_it_writes_may_be_called_again(
     path.unlink()
     trace.close()
     assert not path.exists(), "it is written once"
+
+
+@pytest.mark.parametrize("what", ["write('now.json')", "close()"])
+def test_F10_a_signal_that_comes_while_its_handler_writes_the_trace_gets_Reentered(
+    python: Python, tmp_path: Path, what: str
+) -> None:
+    """The thread would wait for itself. The file that it is writing is written all the same."""
+    program = f"""
+        import cmwq, signal
+        from cmwq.observing import perfetto
+        write, depth = perfetto.write, 0
+        def interrupted(out, records):
+            global depth
+            depth += 1
+            if depth == 1:
+                signal.raise_signal(signal.SIGUSR1)
+            return write(out, records)
+        perfetto.write = interrupted
+        def handle(number, frame):
+            try:
+                trace.{what}
+            except cmwq.Reentered as error:
+                print(type(error).__name__)
+        signal.signal(signal.SIGUSR1, handle)
+        trace = cmwq.trace("t.json", on_stall=True)
+        cmwq.system.submit(int).result()
+        trace.write("now.json")
+        trace.close()
+    """
+    done = python(program, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("Reentered\n", "", 0)
+    assert len(of(load(tmp_path / "t.json"), "work")) == len(of(load(tmp_path / "now.json"), "work")) == 1
+
+
+def test_F10_the_end_of_the_runtime_in_a_handler_waits_for_no_thread_that_waits_for_the_writer(
+    python: Python, tmp_path: Path
+) -> None:
+    """The thread of the trace waits until the one that is interrupted has written."""
+    program = """
+        import cmwq, signal
+        from cmwq.observing import perfetto
+        write = perfetto.write
+        def interrupted(out, records):
+            perfetto.write = write
+            signal.raise_signal(signal.SIGUSR2)
+            runtime.close()
+            return write(out, records)
+        perfetto.write = interrupted
+        runtime = cmwq.Runtime()
+        trace = cmwq.trace("t.json", on_signal=signal.SIGUSR2, runtime=runtime)
+        trace.write("now.json")
+    """
+    done = python(program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load(tmp_path / "now.json")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "sys.argv = []", "sys.argv = None", "del sys.argv", "sys.argv = [Path('app.py'), 3]", "sys.argv = 5",
+        "cmwq.observing.perfetto.write = None",
+    ],
+)  # fmt: skip
+def test_no_program_fails_by_a_trace_that_is_written_at_its_end(python: Python, tmp_path: Path, fault: str) -> None:
+    program = f"""
+        import cmwq, cmwq.observing.perfetto, sys
+        from pathlib import Path
+        with cmwq.trace("t.json"):
+            {fault}
+        print("it goes on")
+    """
+    done = python(program, cwd=tmp_path)
+    assert (done.stdout, done.returncode) == ("it goes on\n", 0)
+    written = (tmp_path / "t.json").exists()
+    assert written == (fault.startswith(("sys.argv = [", "sys.argv = N", "del")))
+    assert written == ("could not be written" not in done.stderr)
+
+
+def test_the_file_is_where_the_trace_began_wherever_the_program_goes(
+    universe: cmwq.Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with cmwq.trace("t.json", runtime=universe):
+        (tmp_path / "further").mkdir()
+        monkeypatch.chdir(tmp_path / "further")
+    assert load(tmp_path / "t.json")
 
 
 def test_wrong_arguments_are_refused(universe: cmwq.Runtime, tmp_path: Path) -> None:

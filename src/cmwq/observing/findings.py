@@ -22,7 +22,7 @@ Plain = dict[str, Any]
 LONG = 5.0
 """Seconds that a worker waits before that is told, if it is the only one that waits there."""
 MOST_SUSPECTS = 3
-ENTRY = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+), in (?P<function>.+?)(?:\n\s*(?P<code>.*\S))?\s*', re.S)
+ENTRY = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d{1,18}), in (?P<function>.+?)(?:\n\s*(?P<code>.*\S))?\s*', re.S)
 OF_LIBRARIES = re.compile(
     r"[/\\]lib\d*[/\\]python3[^/\\]*[/\\](?:(?:site|dist)-packages[/\\])?|[/\\](?:site|dist)-packages[/\\]|^<frozen|"
     r"[/\\](?=cmwq[/\\](?:_\w+|executor)[/\\])",
@@ -145,7 +145,7 @@ def grouped(picture: Plain) -> list[Group]:
         if group.waits_for != waits_for:
             group.waits_for = _common(group.waits_for, waits_for)
     for group in groups.values():
-        group.workers.sort(key=lambda worker: [int(part) for part in _parts(worker)])
+        group.workers.sort(key=_parts)
     found = sorted(groups.values(), key=lambda group: (group.state != "blocked", -len(group.workers), -group.longest))
     further: dict[tuple[str, str], list[tuple[int, Group]]] = {}  # who is in which function, at which line
     for group in found:
@@ -164,9 +164,10 @@ def grouped(picture: Plain) -> list[Group]:
     return found
 
 
-def _parts(worker: Plain) -> list[str]:
-    """The numbers of its name, so that 10 comes after 9."""
-    return re.findall(r"[0-9]+", word(worker, "name"))
+def _parts(worker: Plain) -> list[tuple[int, str]]:
+    """The numbers of its name, as a key that puts 9 before 10. `int` refuses texts of thousands of digits."""
+    parts = (part.lstrip("0") for part in re.findall(r"[0-9]+", word(worker, "name")))
+    return [(len(part), part) for part in parts]
 
 
 def _common(one: str, other: str) -> str:

@@ -420,7 +420,7 @@ def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
     """A key that puts 9 before 10."""
     parts: list[tuple[int, int | str]] = []
     for character in name:
-        if character.isdigit():
+        if character.isdecimal():  # a superscript two is a digit, and no number
             before = parts.pop()[1] if parts and parts[-1][0] == 0 else 0
             parts.append((0, int(before) * 10 + int(character)))
         else:
