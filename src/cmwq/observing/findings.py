@@ -22,7 +22,9 @@ Plain = dict[str, Any]
 LONG = 5.0
 """Seconds that a worker waits before that is told, if it is the only one that waits there."""
 MOST_SUSPECTS = 3
-ENTRY = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d{1,18}), in (?P<function>.+?)(?:\n\s*(?P<code>.*\S))?\s*', re.S)
+ENTRY = re.compile(
+    r'\s*File "(?P<file>.*)", line (?P<line>\d{1,18}), in (?P<function>.+?)(?:\n\s*(?P<code>.*\S))?\s*', re.S
+)
 OF_LIBRARIES = re.compile(
     r"[/\\]lib\d*[/\\]python3[^/\\]*[/\\](?:(?:site|dist)-packages[/\\])?|[/\\](?:site|dist)-packages[/\\]|^<frozen|"
     r"[/\\](?=cmwq[/\\](?:_\w+|executor)[/\\])",

@@ -74,8 +74,8 @@ class Trace:
         self.path = path  # I
         self._runtime = runtime  # I
         self._pid = os.getpid()  # I
-        # W: one thread reads the ring at a time. A handler that comes when the lock is taken and the reader not yet noted
-        # takes it once more, and is done before its thread reads.
+        # W: one thread reads the ring at a time. A handler that comes when the lock is taken and the reader is not yet
+        # noted takes it once more, and is done before its thread reads.
         self._lock = threading.RLock()
         self._reader = 0  # W to change, read freely: which thread that is
         self._wanted: SimpleQueue[Path | None] = SimpleQueue()  # A: which files the thread is to write
@@ -248,7 +248,8 @@ def trace(
     every: record each work even in floods of more than 20,000 works a second, which then take half as long again.
 
     Raises ThreadLimit if `on_signal` or `on_stall` need a thread and none can be had; ValueError or TypeError for an
-    argument of the wrong value or type; OSError for a relative path where the current directory is gone. It starts no pool. Thread-safe.
+    argument of the wrong value or type; OSError for a relative path where the current directory is gone. It starts no
+    pool. Thread-safe.
     """
     limit = checks.integer("limit", limit, 1, MAX_LIMIT)
     checks.flag("on_stall", on_stall)
