@@ -6,6 +6,7 @@ Processes are stood in for by `standin`, which has the functions of `cmwq.observ
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -346,6 +347,28 @@ def test_pools_and_queues_of_one_name_are_told_apart() -> None:
     shown = told_apart(picture(pools=[pool("u0"), pool("u0H", nice=-20)], queues=[queue("a"), queue("a"), queue("a")]))
     assert [each["name"] for each in shown["pools"]] == ["u0", "u0H"]
     assert [each["name"] for each in shown["queues"]] == ["a", "a (2)", "a (3)"]
+
+
+def test_thousands_of_queues_of_one_name_are_told_apart_in_linear_time() -> None:
+    names = ["a"] * 2_000 + ["a (3)", "b (2)", "b", "b", "b"]
+    steps = 0
+
+    def count_lines(frame: Any, event: str, arg: object) -> Any:
+        nonlocal steps
+        steps += event == "line"
+        return count_lines
+
+    before = sys.gettrace()
+    sys.settrace(count_lines)
+    try:
+        shown = told_apart(picture(queues=[{"name": name} for name in names]))
+    finally:
+        sys.settrace(before)
+    found = [each["name"] for each in shown["queues"]]
+    assert len(set(found)) == len(names)
+    assert found[:3] == ["a", "a (2)", "a (3)"]
+    assert found[-5:] == ["a (3) (2)", "b (2)", "b", "b (3)", "b (4)"]
+    assert steps < 20 * len(names)
 
 
 def test_a_message_is_bounded_whatever_the_picture_holds() -> None:
