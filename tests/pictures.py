@@ -48,7 +48,7 @@ def queue(name: str = "system", **said: Any) -> dict[str, Any]:
 def worker(name: str, **said: Any) -> dict[str, Any]:
     return {
         "name": name, "pool": "u0", "tid": 4000, "state": "idle", "rescuer": False, "queue": "", "work": "", "item": 0,
-        "since": 0.0, "cpu_seconds": None, "waits_for": "", "stack": [], **said,
+        "since": 0.0, "cpu_seconds": None, "waits_for": "", "stack": [], "held_by": 0, **said,
     }  # fmt: skip
 
 

@@ -142,6 +142,7 @@ def test_who_holds_the_lock_that_a_report_names_is_told_with_what_it_does() -> N
     held = pictures.lock_held()
     for each in held["workers"][:3]:
         each["waits_for"] = "waits for the lock ledger (ledger.py:22, in book), held by cmwq/u0:3"
+        each["held_by"] = held["workers"][3]["tid"]
     words = told(held)
     assert (
         "1. 3 workers wait for the lock ledger (ledger.py:22, in book), held by cmwq/u0:3, in these works for up to "

@@ -41,6 +41,7 @@ def worker(number: int, *frames: tuple[str, int, str, str], **more: Any) -> Plai
         "name": f"cmwq/u0:{number}", "pool": "u0", "tid": 100 + number, "state": "blocked", "rescuer": False,
         "queue": "orders", "work": "book", "item": 5000 + number, "since": 30.0 + number, "cpu_seconds": 0.002,
         "waits_for": "waits for a lock (futex)", "stack": OUTER + stack if stack else [],
+        "held_by": 0,
     }  # fmt: skip
     return {**plain, **more}
 

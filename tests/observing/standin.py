@@ -45,7 +45,7 @@ def worker(name: str = "cmwq/u0:0", state: str = "running", **changes: Any) -> P
     works = state != "idle"
     plain: Picture = {"name": name, "pool": "u0", "tid": 1000, "state": state, "rescuer": False, "since": 0.5}
     plain |= {"queue": "system" if works else "", "work": "fetch" if works else "", "item": 1 if works else 0}
-    plain |= {"cpu_seconds": 0.1 if works else None, "waits_for": "", "stack": []}
+    plain |= {"cpu_seconds": 0.1 if works else None, "waits_for": "", "stack": [], "held_by": 0}
     return plain | changes
 
 

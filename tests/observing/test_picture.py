@@ -31,6 +31,7 @@ TOP = {
 }  # fmt: skip
 WORKER = {
     "name", "pool", "tid", "state", "rescuer", "queue", "work", "item", "since", "cpu_seconds", "waits_for", "stack",
+    "held_by",
 }  # fmt: skip
 FUNCTION = {"name", "queue", "ended", "failed", "seconds", "cpu_seconds", "running"}
 

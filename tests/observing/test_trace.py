@@ -118,6 +118,26 @@ def test_an_arrow_leads_from_where_a_work_was_queued_to_where_it_began(universe:
     assert found == {(here, outer.__qualname__): 20, (outer.__qualname__, inner.__qualname__): 20}
 
 
+def test_a_worker_is_known_by_its_thread_whatever_that_is_called(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    """An executor names the threads, and a program may give one the name of a worker."""
+    impostor = threading.Thread(target=lambda: cmwq.WorkQueue("other", runtime=universe).submit(int).result(HANG))
+    impostor.name = "cmwq/u0:0"
+    with cmwq.Executor(thread_name_prefix="mail", runtime=universe) as pool:
+        with cmwq.trace(tmp_path / "t.json", runtime=universe, every=True):
+            for call in [pool.submit(lambda: pool.submit(int).result(HANG)) for _ in range(20)]:
+                call.result(HANG)
+            impostor.start()
+            impostor.join(HANG)
+            events = load(cmwq.trace(runtime=universe).write(tmp_path / "empty.json"))
+    events = load(tmp_path / "t.json")
+    works = of(events, "work")
+    begins = [event for event in events if event["ph"] == "s"]
+    assert sum(any(within(begin, work) for work in works) for begin in begins) == 20
+    assert {track.partition(":")[0] for track in tracks(events).values()} == {
+        "MainThread", "pool u0", "cmwq/u0", *[name for name in tracks(events).values() if "has ended" in name]
+    }  # fmt: skip
+
+
 def test_what_a_work_waits_for_lies_within_its_slice(universe: cmwq.Runtime, tmp_path: Path) -> None:
     def inner() -> None:
         time.sleep(0.05)  # so that it has not ended before it is waited for

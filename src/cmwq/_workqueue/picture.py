@@ -38,6 +38,7 @@ from cmwq._pool.events import name_of_pool
 from cmwq._pool.figures import bill, see
 from cmwq._pool.reasons import nr_asleep, why_no_more
 from cmwq._workqueue.place_view import AT_ONCE, Place, in_turn, read_further, view_of_queue
+from cmwq._workqueue.report import with_workers
 from cmwq._workqueue.snapshot import (
     MAX_FUNCTIONS,
     MAX_WORDS,
@@ -129,7 +130,8 @@ class Photographer:
             worker.thread for part in parts for worker, seen in zip(part.busy, part.seen, strict=True)
             if stacks and seen.row and is_lock(seen.row["waits_for"])
         ]  # fmt: skip
-        locks = host.awaited(on_locks) if on_locks else {}
+        busy = [worker for part in parts for worker in part.busy]
+        locks = with_workers(host.awaited(on_locks), busy) if on_locks else {}
         (rows, since, found), left_out = self._rows(parts, locks, stacks=stacks)
         by_queue: dict[WorkQueue, list[Place]] = {}
         for part in parts:
@@ -268,14 +270,14 @@ class Photographer:
         rows: list[dict[str, Any]] = []
         since: list[float] = []
         workers: list[Worker] = []
+        busy = [worker for part in parts for worker in part.busy] if locks else []
+        tids: dict[int, int] = {getattr(worker.thread, "ident", 0): worker.tid for worker in busy}
         room = MAX_WORKERS
         left_out = max(0, sum(len(part.busy) + len(part.resting) for part in parts) - room)
         for part in parts:
             now, seen_ones = part.now, part.seen[:room]
             told = [seen.row or {} for seen in seen_ones]
-            rows += (
-                [_named(row, worker, locks) for row, worker in zip(told, part.busy, strict=False)] if locks else told
-            )
+            rows += [_named(*each, locks, tids) for each in zip(told, part.busy, strict=False)] if locks else told
             since += [now - seen.since for seen in seen_ones]
             workers += part.busy[:room]
             room -= len(seen_ones)
@@ -334,14 +336,16 @@ def _row(worker: Worker, state: str, queue: str = "", work: str = "", item: int 
     return {
         "name": worker.name, "pool": name_of_pool(worker.pool), "tid": worker.tid, "state": state,
         "rescuer": worker.is_rescuer, "queue": queue, "work": work, "item": item, "since": 0.0, "cpu_seconds": None,
-        "waits_for": "", "stack": (),
+        "waits_for": "", "stack": (), "held_by": 0,
     }  # fmt: skip
 
 
-def _named(row: dict[str, Any], worker: Worker, locks: dict[int, Awaited]) -> dict[str, Any]:
-    """The row with the name of what is waited for, as far as stacks tell it."""
+def _named(row: dict[str, Any], worker: Worker, locks: dict[int, Awaited], tids: dict[int, int]) -> dict[str, Any]:
+    """The row with the name of what is waited for, as far as stacks tell it. tids: of workers, by `Awaited.holder`."""
     lock = locks.get(id(worker.thread))
-    return {**row, "waits_for": lock.instead_of(row["waits_for"])} if lock is not None and row else row
+    if lock is None or not row or not is_lock(row["waits_for"]):
+        return row
+    return {**row, "waits_for": lock.instead_of(row["waits_for"]), "held_by": tids.get(lock.holder, 0)}
 
 
 def _is_asleep(worker: Worker) -> bool:

@@ -157,6 +157,10 @@ class WorkerView(NamedTuple):
     """What it waits for, in words, as it was last looked at. Empty: nothing, or not known."""
     stack: tuple[str, ...]
     """In the form of `traceback.format_stack`, the innermost calls. Empty, unless stacks were asked for."""
+    held_by: int
+    """The `tid` of the worker that has the lock for which it waits, or probably has it: the words of `waits_for` say
+    so. 0: that is none of the workers, or is not known, or stacks were not asked for.
+    """
 
 
 class FunctionView(NamedTuple):

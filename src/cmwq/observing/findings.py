@@ -32,7 +32,7 @@ OF_LIBRARIES = re.compile(
 )
 VERBS = {"waits": "wait", "sleeps": "sleep", "is": "are", "says that it": "say that each"}
 """How the words begin that tell what a worker waits for, and how of several."""
-HELD = re.compile(r", (?:probably )?held by (?P<name>\S+)$")
+HELD = re.compile(r", (?:probably )?held by ")
 NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
 
@@ -155,11 +155,11 @@ def grouped(picture: Plain) -> list[Group]:
             further.setdefault((frame.file, frame.function), []).append((frame.line, group))
     for there in further.values():
         there.sort(key=lambda each: -each[0])
-    of_name = {word(worker, "name"): group for group in found for worker in group.workers}
+    of_tid = {number(worker, "tid"): (group, worker) for group in found for worker in group.workers}
     for group in found:
-        holder = HELD.search(group.waits_for)
-        if holder:
-            group.holder = _holder(of_name.get(holder["name"]), holder["name"])
+        if HELD.search(group.waits_for):
+            holders = {number(worker, "held_by") for worker in group.workers}
+            group.holder = _holder(*of_tid.get(holders.pop(), (None, {}))) if len(holders) == 1 else ""
         elif group.frame is not None and group.state == "blocked":
             group.passed = _passed(group, group.frame, further)
             group.failed = "" if group.passed else _failed(group, picture)
@@ -194,9 +194,9 @@ def _passed(group: Group, frame: Frame, further: dict[tuple[str, str], list[tupl
     return found
 
 
-def _holder(group: Group | None, name: str) -> str:
-    """What the worker of this name does, which has what others wait for. Empty: that is not known."""
-    return "" if group is None else f"{name} {does(group, 1)}{_at(group)}, {so_long(group)}"
+def _holder(group: Group | None, worker: Plain) -> str:
+    """What this worker does, which has what others wait for. Empty: nobody knows who that is."""
+    return "" if group is None else f"{names([worker])} {does(group, 1)}{_at(group)}, {so_long(group)}"
 
 
 def _failed(group: Group, picture: Plain) -> str:
