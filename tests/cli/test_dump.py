@@ -436,6 +436,7 @@ def test_on_a_terminal_it_is_as_wide_as_that_and_coloured_with_rich(folder: Path
 def test_NO_COLOR_is_respected(folder: Path) -> None:
     pytest.importorskip("rich")
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]", on_terminal(folder, 80, NO_COLOR="1"))
+    assert re.search(r"\x1b\[[0-9;]*3[0-9]", on_terminal(folder, 80, NO_COLOR="")), "empty is as if it were not set"
 
 
 def test_without_rich_the_text_is_the_plain_one(folder: Path) -> None:

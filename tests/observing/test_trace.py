@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ import pytest
 from conftest import HANG, until
 
 import cmwq
+from cmwq._pool.ring import Place, Ring
 from cmwq._workqueue.recording import Recording
 
 Event = dict[str, Any]
+HERE = Place("u0", "mail")
 Python = Callable[..., Any]
 
 
@@ -498,12 +502,16 @@ def test_a_stall_has_the_trace_written_to_a_file_of_its_own(gate: Any, tmp_path:
             until((tmp_path / "t.stall-1.json").exists)
             gate.open.set()
             queue.flush()
+            until(lambda: any(stall.over for stall in runtime.snapshot().stalls))
     events = load(tmp_path / "t.stall-1.json")
     (stall, *_) = of(events, "stall")
     assert stall["name"] == "stall"
     assert "queue 'stuck'" in stall["args"]["report"]
     assert [event["args"].get("unfinished") for event in of(events, "work")] == [True]
-    assert len(of(load(tmp_path / "t.json"), "work")) == 2
+    whole = load(tmp_path / "t.json")
+    assert len(of(whole, "work")) == 2
+    assert [event["name"] for event in of(whole, "stall")] == ["stall", "goes on after a stall"]
+    assert not (tmp_path / "t.stall-2.json").exists(), "its end is no stall"
 
 
 def test_a_trace_is_written_when_its_runtime_ends(tmp_path: Path) -> None:
@@ -621,6 +629,40 @@ def test_the_file_is_where_the_trace_began_wherever_the_program_goes(
         (tmp_path / "further").mkdir()
         monkeypatch.chdir(tmp_path / "further")
     assert load(tmp_path / "t.json")
+
+
+def test_F10_a_read_that_is_interrupted_anywhere_loses_no_record(universe: cmwq.Runtime) -> None:
+    for step in count():
+        ring = Ring(100, int)
+        ring.put_queued((0.0, 1, 2, HERE))
+        ring.put_note("first")
+        lines = 0
+
+        def interrupt(frame: Any, event: str, arg: object) -> Any:
+            nonlocal lines
+            if frame.f_code.co_filename != Ring.read.__code__.co_filename:
+                return None
+            lines += event == "line"
+            if lines > step:  # noqa: B023
+                raise KeyboardInterrupt
+            return interrupt
+
+        before, whole = sys.gettrace(), False
+        sys.settrace(interrupt)
+        try:
+            ring.read()
+            whole = True
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        ring.put_queued((0.5, 2, 2, HERE))
+        ring.put_note("second")
+        queued, ran, notes = ring.read()
+        assert ([each.item for each in queued], ran, notes) == ([1, 2], [], ["first", "second"]), step
+        if whole:
+            break
+    assert step > 10
 
 
 def test_wrong_arguments_are_refused(universe: cmwq.Runtime, tmp_path: Path) -> None:

@@ -68,7 +68,10 @@ def message(picture: Picture, rates: Rates, seen: list[Seen]) -> dict[str, Any]:
     """The picture as a browser gets it, without what only the watch knows (number, state, pid)."""
     words = Words()
     queues = sorted(picture.get("queues", []), key=_activity, reverse=True)
-    kept = ("version", "time", "uptime", "python", "sensor", "sensor_reason", "gil", "cpu_limit", "frozen", "memory")
+    kept = (
+        "version", "time", "uptime", "python", "sensor", "sensor_reason", "gil", "cpu_limit", "frozen", "memory",
+        "stall_after",
+    )  # fmt: skip
     pools = picture.get("pools", [])
     return {
         **{key: picture.get(key) for key in kept},
