@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from itertools import chain
 from threading import get_ident
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
@@ -72,6 +72,10 @@ class Ran(NamedTuple):
     """The name of the type of its exception."""
 
 
+Kept: TypeAlias = tuple[tuple[list[Any], ...], tuple[tuple[deque[Any], ...], ...]]
+"""What a reader has: the records that it took before, and the deques that it has taken away since."""
+
+
 class Ring:
     """The records of one runtime: of its works by `put_queued` and `put_run`, and of its pools by `put_note`."""
 
@@ -84,8 +88,7 @@ class Ring:
         self.limit = limit  # I
         self.looks = False  # ~
         self.begin_to_look = begin_to_look  # I
-        # S: of the one thread that reads: what it took before, and the deques that it has taken away since
-        self._kept: tuple[tuple[list[Any], ...], tuple[tuple[deque[Any], ...], ...]] = (([], [], []), ())
+        self._kept: Kept = (([], [], []), ())  # S: of the one thread that reads
         self._begin()
 
     def _begin(self) -> None:
