@@ -41,14 +41,14 @@ def queue(name: str = "system", **said: Any) -> dict[str, Any]:
         "name": name, "scope": "system", "state": "open", "max_active": 256, "learns": False, "active": 0,
         "inactive": 0, "unfinished": 0, "hogs": 0, "rescuer": False, "maydays": 0, "rescued": 0, "started": 0,
         "completed": 0, "failed": 0, "cpu_seconds": 0.0, "wakeups": 0, "why": "", "waiting": histogram(),
-        "running": histogram(), **said,
+        "running": histogram(), "serial": 1, **said,
     }  # fmt: skip
 
 
 def worker(name: str, **said: Any) -> dict[str, Any]:
     return {
         "name": name, "pool": "u0", "tid": 4000, "state": "idle", "rescuer": False, "queue": "", "work": "", "item": 0,
-        "since": 0.0, "cpu_seconds": None, "waits_for": "", "stack": [], **said,
+        "since": 0.0, "cpu_seconds": None, "waits_for": "", "stack": [], "held_by": 0, **said,
     }  # fmt: skip
 
 

@@ -142,6 +142,7 @@ def test_who_holds_the_lock_that_a_report_names_is_told_with_what_it_does() -> N
     held = pictures.lock_held()
     for each in held["workers"][:3]:
         each["waits_for"] = "waits for the lock ledger (ledger.py:22, in book), held by cmwq/u0:3"
+        each["held_by"] = held["workers"][3]["tid"]
     words = told(held)
     assert (
         "1. 3 workers wait for the lock ledger (ledger.py:22, in book), held by cmwq/u0:3, in these works for up to "
@@ -194,6 +195,17 @@ def test_where_a_worker_waits_is_a_line_of_the_program_also_where_cmwq_is_no_ins
     )
     words = told(picture(workers=[worker(0, *stack, waits_for="waits for the result of call sum")]))
     assert "at load.py:9 in load (future.result())" in words
+
+
+def test_numbers_may_be_longer_than_int_reads() -> None:
+    """In a worker's name, in a line of a stack, and in place of a process."""
+    names = [f"cmwq/u0:{'9' * 5_000}", "cmwq/u0:10", "cmwq/u0:9", "cmwq/R-m²"]
+    shown = text_of(picture(workers=[worker(1, name=name) for name in names]), 200)
+    assert "4 workers, cmwq/R-m², cmwq/u0:9, cmwq/u0:10 and 1 more" in shown
+    stack = [f'  File "a.py", line {"9" * 5_000}, in f\n']
+    assert text_of(picture(workers=[worker(1) | {"stack": stack}]))
+    with pytest.raises(Refusal, match=r"^there is no process 99999999999999999999\.\.\., a number of 5,000 digits$"):
+        dump.take("9" * 5_000, stacks=False)
 
 
 def test_a_frozen_runtime_is_told_of() -> None:
@@ -424,6 +436,7 @@ def test_on_a_terminal_it_is_as_wide_as_that_and_coloured_with_rich(folder: Path
 def test_NO_COLOR_is_respected(folder: Path) -> None:
     pytest.importorskip("rich")
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]", on_terminal(folder, 80, NO_COLOR="1"))
+    assert re.search(r"\x1b\[[0-9;]*3[0-9]", on_terminal(folder, 80, NO_COLOR="")), "empty is as if it were not set"
 
 
 def test_without_rich_the_text_is_the_plain_one(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import threading
 from collections.abc import Callable
@@ -17,7 +18,8 @@ import cmwq
 client = pytest.importorskip("prometheus_client", reason="prometheus_client can't be imported here")
 parser = pytest.importorskip("prometheus_client.parser")
 
-from cmwq.contrib.prometheus import Collector, expose, share  # noqa: E402 (after what it needs is there)
+from cmwq.contrib._measures import QUEUE, TIMES, Kept  # noqa: E402 (after what it needs is there)
+from cmwq.contrib.prometheus import Collector, expose, share  # noqa: E402 (likewise)
 
 
 class Process:
@@ -135,6 +137,29 @@ def test_a_queue_that_goes_leaves_its_counters_and_not_its_gauges() -> None:
     assert process.of(counter, "mail") == 152
 
 
+@pytest.mark.parametrize("name", ["mail", "(others)"])
+def test_a_queue_that_is_made_anew_under_its_name_goes_on_counting(name: str) -> None:
+    """One for each batch: the one before it is gone at the next look, and this one has counted as much."""
+    process = Process(pictures.queue("first")).registered(names=1 if name == "(others)" else 100)
+    process.of("cmwq_queue_works_started_total", "first")
+    for batch in range(1, 6):
+        done = {"started": 100, "active": 1, "running": pictures.histogram_of({0.5: 90})}
+        process.queues = [pictures.queue("mail", serial=batch, **done)]
+        for _ in range(2):
+            assert process.of("cmwq_queue_works_started_total", name) == 100 * batch
+            assert process.of("cmwq_queue_active_works", name) == 1
+            assert process.of("cmwq_queue_running_seconds_count", name) == 90 * batch
+            assert process.of("cmwq_queue_running_seconds_sum", name) == pytest.approx(45 * batch)
+
+
+def test_what_is_kept_of_queues_that_are_gone_is_bounded() -> None:
+    kept = Kept(QUEUE, TIMES)
+    for serial in range(1000):
+        rows = kept.add([("mail", serial, pictures.queue(started=1))])
+    assert rows["mail"].numbers["started"] == 1000
+    assert (len(kept._last), len(kept._gone)) == (1, 1)
+
+
 def test_no_counter_ever_falls_whatever_queues_come_and_go() -> None:
     import random
 
@@ -143,7 +168,8 @@ def test_no_counter_ever_falls_whatever_queues_come_and_go() -> None:
     before: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     for _ in range(200):
         process.queues = [
-            pictures.queue(chance.choice("abc"), started=chance.randrange(100), cpu_seconds=chance.random(),
+            pictures.queue(chance.choice("abc"), serial=chance.choice([None, 1, 2]), started=chance.randrange(100),
+                           cpu_seconds=chance.random(),
                            running=pictures.histogram(*[chance.random() * 9 for _ in range(chance.randrange(9))]))
             for _ in range(chance.randrange(5))
         ]  # fmt: skip
@@ -221,6 +247,19 @@ def test_H1_a_real_runtime_is_said_as_it_is(universe: cmwq.Runtime) -> None:
     assert len([family for family in families if family.name.startswith("cmwq")]) > 30
 
 
+def test_H1_each_batch_of_a_real_queue_that_is_made_anew_is_counted(universe: cmwq.Runtime) -> None:
+    registry = client.CollectorRegistry()
+    expose(registry, runtime=universe)
+    for batch in range(1, 4):
+        with cmwq.WorkQueue("mail", runtime=universe) as queue:
+            for future in [queue.submit(int) for _ in range(100)]:
+                future.result(HANG)
+            queue.flush(HANG)
+            assert registry.get_sample_value("cmwq_queue_works_completed_total", {"queue": "mail"}) == 100 * batch
+        del future, queue
+        gc.collect()
+
+
 def test_G1_a_scrape_starts_nothing(universe: cmwq.Runtime) -> None:
     registry = client.CollectorRegistry()
     before = threading.active_count()
@@ -271,6 +310,36 @@ FORKING = """
 def test_G2_the_child_of_a_fork_counts_from_zero(python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = python(FORKING)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "child\nparent\n")
+
+
+STALLED = """
+    import logging, os, threading, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)
+    logging.disable()
+    import cmwq
+    from cmwq.contrib._measures import Sums, pictures
+    reported, gate = threading.Event(), threading.Event()
+    cmwq.configure(watchdog_thresh=0.1, watch_period=0.05, on_stall=lambda stall: stall.over or reported.set())
+    queue = cmwq.WorkQueue("imports", max_active=1)
+    first, second = queue.submit(gate.wait), queue.submit(int)
+    assert reported.wait(60)
+    stalls = lambda: (Sums(pictures(None, None)).look().process["stalls"], len(cmwq.snapshot().stalls))
+    assert stalls() == (1, 1), stalls()
+    if os.fork() == 0:
+        print("child", *stalls(), flush=True)
+        os._exit(0)
+    os.wait()
+    gate.set()
+    queue.close()
+    while stalls() != (0, 2):
+        cmwq.system.submit(int).result()
+    print("parent")
+"""
+
+
+def test_G2_the_child_of_a_fork_has_no_stalls(python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = python(STALLED)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "child 0 0\nparent\n")
 
 
 # ------------------------------------------------------------------------------------- several processes

@@ -64,13 +64,13 @@ def leak(request: pytest.FixtureRequest) -> str:
     return what
 
 
-@pytest.fixture
-def ordered() -> Any:
-    """Two queues whose works run on one thread, one behind the other."""
+@pytest.fixture(params=["clean", "dirty"])
+def ordered(request: pytest.FixtureRequest) -> Any:
+    """Two queues whose works run on one thread, one behind the other; or two of the same name."""
     with cmwq.Runtime() as runtime:
         yield (
             cmwq.WorkQueue("dirty", ordered=True, runtime=runtime),
-            cmwq.WorkQueue("clean", ordered=True, runtime=runtime),
+            cmwq.WorkQueue(request.param, ordered=True, runtime=runtime),
         )
         runtime.check_invariants()
 

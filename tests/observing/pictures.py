@@ -27,7 +27,7 @@ def queue(name: str = "orders", **more: Any) -> Plain:
     plain: Plain = {
         "name": name, "scope": "system", "state": "open", "max_active": 256, "learns": False, "active": 2,
         "inactive": 0, "unfinished": 2, "hogs": 0, "rescuer": False, "maydays": 0, "rescued": 0, "started": 10,
-        "completed": 8, "failed": 0, "cpu_seconds": 0.5, "wakeups": 3, "why": "",
+        "completed": 8, "failed": 0, "cpu_seconds": 0.5, "wakeups": 3, "why": "", "serial": 1,
         "waiting": {"bounds": [0.001, 1.0], "counts": [6, 2, 0], "sum": 0.4, "sampled": 8},
         "running": {"bounds": [0.001, 1.0], "counts": [0, 7, 1], "sum": 4.0, "sampled": 8},
     }  # fmt: skip
@@ -41,6 +41,7 @@ def worker(number: int, *frames: tuple[str, int, str, str], **more: Any) -> Plai
         "name": f"cmwq/u0:{number}", "pool": "u0", "tid": 100 + number, "state": "blocked", "rescuer": False,
         "queue": "orders", "work": "book", "item": 5000 + number, "since": 30.0 + number, "cpu_seconds": 0.002,
         "waits_for": "waits for a lock (futex)", "stack": OUTER + stack if stack else [],
+        "held_by": 0,
     }  # fmt: skip
     return {**plain, **more}
 

@@ -36,7 +36,7 @@ def queue(name: str = "system", **changes: Any) -> Picture:
     numbers = ("active", "inactive", "unfinished", "hogs", "maydays", "rescued", "started", "completed", "failed")
     plain: Picture = dict.fromkeys((*numbers, "wakeups"), 0)
     plain |= {"name": name, "scope": "system", "state": "open", "max_active": 256, "learns": False, "rescuer": False}
-    plain |= {"cpu_seconds": 0.0, "why": "", "waiting": None, "running": None}
+    plain |= {"cpu_seconds": 0.0, "why": "", "waiting": None, "running": None, "serial": 1}
     return plain | changes
 
 
@@ -45,7 +45,7 @@ def worker(name: str = "cmwq/u0:0", state: str = "running", **changes: Any) -> P
     works = state != "idle"
     plain: Picture = {"name": name, "pool": "u0", "tid": 1000, "state": state, "rescuer": False, "since": 0.5}
     plain |= {"queue": "system" if works else "", "work": "fetch" if works else "", "item": 1 if works else 0}
-    plain |= {"cpu_seconds": 0.1 if works else None, "waits_for": "", "stack": []}
+    plain |= {"cpu_seconds": 0.1 if works else None, "waits_for": "", "stack": [], "held_by": 0}
     return plain | changes
 
 

@@ -6,6 +6,7 @@ Processes are stood in for by `standin`, which has the functions of `cmwq.observ
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -220,6 +221,30 @@ def test_history_tells_a_limited_number_of_pools_apart() -> None:
     assert history.rings[0].read()["pools"][ALL]["running"] == [300.0]
 
 
+def test_where_the_clock_was_set_back_what_was_later_is_dropped() -> None:
+    """By an hour, at a time of which nothing is kept any more, and by some seconds."""
+    history, kept = History(1.0), Timeline()
+    begin = 1.8e9
+    for second in range(100):
+        history.add(begin + second, {ALL: values(1)})
+        kept.add(begin + second, [worker(since=0.5 + second)])
+    for back in (begin - 3600, begin - 3590):
+        for second in range(800 if back < begin - 3595 else 20):
+            history.add(back + second, {ALL: values(9)})
+            kept.add(back + second, [worker(since=0.5 + second, item=2)])
+        for ring in history.rings:
+            read = ring.read()
+            assert read["times"][-1] == (back + second) // ring.seconds * ring.seconds
+            assert len(read["times"]) <= ring.size
+        read = kept.read()
+        times = [time for time, _ in read["sums"]]
+        assert times == sorted(times)
+        assert times[-1] == back + second
+        assert len(times) <= timeline.KEPT + 1
+        assert max(read["segments"]["end"]) == back + second
+    assert set(history.rings[0].read()["pools"][ALL]["running"]) == {9.0}
+
+
 def segments(kept: Timeline) -> list[tuple[Any, ...]]:
     read = kept.read()
     columns, words = read["segments"], read["words"]
@@ -348,6 +373,28 @@ def test_pools_and_queues_of_one_name_are_told_apart() -> None:
     assert [each["name"] for each in shown["queues"]] == ["a", "a (2)", "a (3)"]
 
 
+def test_thousands_of_queues_of_one_name_are_told_apart_in_linear_time() -> None:
+    names = ["a"] * 2_000 + ["a (3)", "b (2)", "b", "b", "b"]
+    steps = 0
+
+    def count_lines(frame: Any, event: str, arg: object) -> Any:
+        nonlocal steps
+        steps += event == "line"
+        return count_lines
+
+    before = sys.gettrace()
+    sys.settrace(count_lines)
+    try:
+        shown = told_apart(picture(queues=[{"name": name} for name in names]))
+    finally:
+        sys.settrace(before)
+    found = [each["name"] for each in shown["queues"]]
+    assert len(set(found)) == len(names)
+    assert found[:3] == ["a", "a (2)", "a (3)"]
+    assert found[-5:] == ["a (3) (2)", "b (2)", "b", "b (3)", "b (4)"]
+    assert steps < 20 * len(names)
+
+
 def test_a_message_is_bounded_whatever_the_picture_holds() -> None:
     huge = picture(
         queues=[queue(f"q{number}") for number in range(5000)],
@@ -366,6 +413,7 @@ def test_what_a_picture_of_another_version_lacks_is_no_error() -> None:
     found = message(told_apart(old), Rates(), [])
     assert found["understood"] is False
     assert found["totals"]["running"] == 0
+    assert message(told_apart(picture(stall_after=7.0)), Rates(), [])["stall_after"] == 7.0
 
 
 def test_rates_and_workers_reach_the_browser(watched: Callable[..., Watches]) -> None:
@@ -403,6 +451,25 @@ def test_what_is_no_recording_is_refused_with_a_sentence(tmp_path: Path, text: s
     path.write_text(text)
     with pytest.raises(sources.NoPicture, match=str(path)):
         list(sources.pictures_in(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a":' * 100_000, '{"pid": null}', '{"pid": "x"}', '{"pid": 1, "command": null}', '{"pid": ' + "9" * 5_000],
+)
+def test_an_odd_file_ends_in_a_sentence_and_in_no_traceback(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "pictures.json"
+    path.write_text(text)
+    with pytest.raises(sources.NoPicture, match=str(path)):
+        sources.Recording(path)
+
+
+def test_a_recording_whose_times_are_none_is_played(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.json"
+    path.write_text('{"pid": 1, "time": null} {"pid": 1, "time": "x"}')
+    recording = sources.Recording(path)
+    player = recording.connect(recording.targets()[0])
+    assert [player.picture(False)["time"] for _ in range(2)] == [None, "x"]
 
 
 def test_a_recording_that_was_cut_off_ends_with_its_last_whole_picture(tmp_path: Path) -> None:

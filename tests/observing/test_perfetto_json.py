@@ -69,6 +69,15 @@ def test_a_blocked_span_whose_work_is_not_kept_any_more_is_left_out() -> None:
     assert spans(written(ran=[ran(2.0, 3.0, item=2)], happened=blocked(2.5, 2.8)), "blocked") == []
 
 
+def test_a_name_with_any_digits_is_a_track() -> None:
+    """A superscript two is a digit, and no number; and a number may be longer than `int` reads."""
+    names = ["cmwq/R-area in m²", "cmwq/u0:9", "cmwq/u0:10", "cmwq/R-٣", "cmwq/R-" + "7" * 5_000]
+    events = written(ran=[ran(2.0, 3.0, worker=name) for name in names])
+    tracks = [event["args"]["name"] for event in events if event["name"] == "thread_name"]
+    assert set(names) < set(tracks)
+    assert tracks.index("cmwq/u0:9") < tracks.index("cmwq/u0:10")
+
+
 def test_a_hog_is_not_blocked() -> None:
     assert spans(written(ran=[ran(2.0, 3.0)], happened=blocked(2.5, 2.8, why="hog")), "blocked") == []
 

@@ -19,7 +19,8 @@ import cmwq
 from cmwq._pool import reasons
 from cmwq._pool.blocking import SEEN_ON_LOCK
 from cmwq._pool.figures import BOUNDS
-from cmwq._workqueue import picture
+from cmwq._workqueue import picture, place_view
+from cmwq._workqueue.place_view import AT_ONCE
 from cmwq.testing import Simulation
 from tests.conftest import HANG, Gate, until
 
@@ -30,6 +31,7 @@ TOP = {
 }  # fmt: skip
 WORKER = {
     "name", "pool", "tid", "state", "rescuer", "queue", "work", "item", "since", "cpu_seconds", "waits_for", "stack",
+    "held_by",
 }  # fmt: skip
 FUNCTION = {"name", "queue", "ended", "failed", "seconds", "cpu_seconds", "running"}
 
@@ -453,6 +455,66 @@ def check_sums(runtime: cmwq.Runtime) -> None:
         assert len(workers) == pool.workers
         assert 0 <= pool.started - pool.completed <= sum(bool(worker.item) for worker in workers)
         assert pool.running + pool.blocked <= pool.workers
+
+
+def test_H4_a_picture_of_thousands_of_queues_holds_up_no_work(
+    universe: cmwq.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its critical sections are short, and works run to their end between any two of them."""
+    queues = [cmwq.WorkQueue(f"tenant {n}", runtime=universe) for n in range(1001)]
+    for queue in queues:
+        queue.submit(int)
+    for queue in queues:
+        queue.flush(HANG)
+    read: list[int] = [0]
+
+    class Counted(place_view.Place):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            read[-1] += 1
+
+    class Pause:
+        def park(self, timeout: float) -> None:
+            assert queues[0].submit(len, "abc").result(HANG) == 3, "the lock is free"
+            read.append(0)
+
+    monkeypatch.setattr(place_view, "Place", Counted)
+    monkeypatch.setattr(picture, "Place", Counted)
+    own, first = universe.host.parker, [Pause()]
+    monkeypatch.setattr(universe.host, "parker", lambda: first.pop() if first else own())
+    seen = universe.snapshot()
+    assert sum(read) == 1001
+    assert max(read) <= 100
+    assert len(seen.queues) == len(queues)
+    assert all(view.completed >= 1 for view in seen.queues)
+    assert all(view.started >= view.completed for view in seen.queues)
+
+
+def test_H4_of_many_queues_those_with_works_are_read_together_with_their_pool() -> None:
+    sim = Simulation(cpus=2)
+
+    def main() -> None:
+        with sim.runtime(check_every=1000) as runtime:
+            queues = [cmwq.WorkQueue(f"q{n}", max_active=1, runtime=runtime) for n in range(3 * AT_ONCE)]
+            for queue in queues:
+                queue.submit(int).result()
+            for queue in (busy := queues[:: 3 * AT_ONCE // 50]):
+                queue.submit(sim.sleep, 1.0)
+                queue.submit(sim.sleep, 1.0)
+            sim.sleep(0.5)
+            seen = runtime.snapshot()
+            (pool,) = seen.pools
+            works = {view.name: (view.started, view.completed, view.active, view.inactive) for view in seen.queues}
+            assert works == {queue.name: (2, 1, 1, 1) if queue in busy else (1, 1, 0, 0) for queue in queues}
+            assert sum(view.started for view in seen.queues) == pool.started
+            assert pool.inactive == len(busy)
+            for queue in queues:
+                queue.submit(sim.sleep, 1.0)
+            sim.sleep(0.01)
+            more = runtime.snapshot().queues
+            assert sum(view.started - view.completed for view in more) == len(queues), "those that are read later, too"
+
+    sim.run(main)
 
 
 @pytest.mark.parametrize("seed", range(12))

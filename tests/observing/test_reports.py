@@ -16,6 +16,7 @@ import cmwq
 from cmwq._core.ports import Awaited
 from cmwq._host.awaited import MAX_LOCKS, awaited
 from cmwq._workqueue.report import FILE
+from cmwq.observing.findings import grouped
 from tests.conftest import HANG, Gate, until
 
 with_gil = pytest.mark.skipif(
@@ -226,6 +227,33 @@ def test_H3_a_pool_whose_workers_wait_for_one_lock_is_told_who_holds_it(things: 
     )
     assert all(Path(FILE.match(worker.stack[0])[1]) == Path(__file__) for worker in stall.workers if worker.stack)  # type: ignore[index]
     assert any(f"held by {holder}" in entry.waits_for for entry in stall.workers), "and so does each entry"
+
+
+def test_H3_a_worker_that_holds_a_lock_is_told_by_its_own_name(universe: cmwq.Runtime, gate: Gate) -> None:
+    """An executor has named its thread, and a dump joins them by the thread."""
+    ledger = threading.Lock()
+
+    def book() -> None:
+        with ledger:
+            gate()
+
+    with cmwq.Executor(thread_name_prefix="all bookings", runtime=universe) as pool:
+        for _ in range(3):
+            pool.submit(book)
+        gate.await_arrivals(1)
+
+        def seen() -> list[cmwq.WorkerView]:
+            workers = universe.snapshot(stacks=True).workers
+            return [worker for worker in workers if "held by" in worker.waits_for]
+
+        until(lambda: len(seen()) == 2)
+        picture = universe.snapshot(stacks=True)
+        (holder,) = {worker.held_by for worker in seen()}
+        name = next(worker.name for worker in picture.workers if worker.tid == holder)
+        assert all(worker.waits_for.endswith(f"held by {name}") for worker in seen())
+        (group,) = [group for group in grouped(picture.to_dict()) if len(group.workers) == 2]
+        assert group.holder.startswith(f"{name} waits for")
+        gate.open.set()
 
 
 def test_H3_a_queue_whose_works_all_wait_for_one_lock_is_told_who_holds_it(things: Things, gate: Gate) -> None:

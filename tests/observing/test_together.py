@@ -49,7 +49,7 @@ def shown() -> tuple[str, str]:
     """The worker that calls this, and the queue that its thread is named after."""
     worker = current_worker()
     assert worker is not None
-    return worker.name, worker.shown
+    return worker.name, worker.shown[0]
 
 
 def slices(path: Path) -> list[dict[str, Any]]:

@@ -329,6 +329,43 @@ def test_details_of_a_stall_have_the_whole_report() -> None:
     run(Given({**story(number=1)[0], "stalls": [stall]}), act)
 
 
+def test_a_stall_that_has_ended_is_not_called_stalled_beside_its_end() -> None:
+    began = {"time": 1_700_000_000.0, "over": False, "text": "pool u0: 3 works wait", "pool": "u0", "queue": ""}
+    over = {**began, "time": 1_700_000_009.0, "over": True, "text": "pool u0 goes on, after 31 s"}
+    other = {**began, "text": "queue 'a': 3 works wait", "queue": "a"}
+
+    async def act(app: Top, pilot: Pilot[None]) -> None:
+        await pilot.press("5")
+        assert line_with(app, " over ", "pool u0 goes on")
+        assert line_with(app, " was ", "pool u0: 3 works wait")
+        assert line_with(app, " stalled ", "queue 'a'")
+
+    run(Given({**story(number=1)[0], "stalls": [began, other, over]}), act)
+
+
+@pytest.mark.parametrize(
+    "name", ["[/]", "[bold]x", "[$error]x[/]", "a\\[b]", "[@click=app.quit]x", "[/x]", "[=", "[[", "]"]
+)
+def test_a_title_is_no_markup(name: str) -> None:
+    async def act(app: Top, pilot: Pilot[None]) -> None:
+        await pilot.press("enter")
+        await pilot.pause(0.1)
+        assert line_with(app, f"─ Queue {name} ─")
+
+    run(Given({**story(number=1)[0], "queues": [pictures.queue(name)]}), act)
+
+
+@pytest.mark.parametrize("size", [(2, 10), (1, 1), (3, 1)])
+def test_no_terminal_is_too_narrow(size: tuple[int, int]) -> None:
+    async def act(app: Top, pilot: Pilot[None]) -> None:
+        for key in ("1", "2", "3", "4", "5", "enter", "escape"):
+            await pilot.press(key)
+            await pilot.pause(0.01)
+
+    pools = [pictures.pool(pending=3, why="as many workers run as may: 2 of 2")]
+    run(Given({**story(number=1)[0], "pools": pools}), act, size)
+
+
 def test_when_the_process_ends_that_is_said_and_the_last_picture_stays() -> None:
     async def act(app: Top, pilot: Pilot[None]) -> None:
         await until(pilot, lambda: app.state == "ended")

@@ -173,6 +173,13 @@ def test_a_recording_that_breaks_off_is_shown_as_far_as_it_goes(tmp_path: Path) 
     replay.close()
 
 
+def test_a_recording_of_objects_within_one_another_is_over(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text('{"pools":' * 100_000)
+    with pytest.raises(Over, match="not a picture in JSON"):
+        Replay(path).picture()
+
+
 def test_a_recording_that_can_not_be_written_says_so(tmp_path: Path) -> None:
     from itertools import repeat
 

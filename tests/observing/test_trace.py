@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ import pytest
 from conftest import HANG, until
 
 import cmwq
+from cmwq._pool.ring import Place, Ring
 from cmwq._workqueue.recording import Recording
 
 Event = dict[str, Any]
+HERE = Place("u0", "mail")
 Python = Callable[..., Any]
 
 
@@ -116,6 +120,26 @@ def test_an_arrow_leads_from_where_a_work_was_queued_to_where_it_began(universe:
         assert target["args"]["waited_us"] == pytest.approx(end["ts"] - begin["ts"], abs=0.01)
     here = threading.current_thread().name
     assert found == {(here, outer.__qualname__): 20, (outer.__qualname__, inner.__qualname__): 20}
+
+
+def test_a_worker_is_known_by_its_thread_whatever_that_is_called(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    """An executor names the threads, and a program may give one the name of a worker."""
+    impostor = threading.Thread(target=lambda: cmwq.WorkQueue("other", runtime=universe).submit(int).result(HANG))
+    impostor.name = "cmwq/u0:0"
+    with cmwq.Executor(thread_name_prefix="mail", runtime=universe) as pool:
+        with cmwq.trace(tmp_path / "t.json", runtime=universe, every=True):
+            for call in [pool.submit(lambda: pool.submit(int).result(HANG)) for _ in range(20)]:
+                call.result(HANG)
+            impostor.start()
+            impostor.join(HANG)
+            events = load(cmwq.trace(runtime=universe).write(tmp_path / "empty.json"))
+    events = load(tmp_path / "t.json")
+    works = of(events, "work")
+    begins = [event for event in events if event["ph"] == "s"]
+    assert sum(any(within(begin, work) for work in works) for begin in begins) == 20
+    assert {track.partition(":")[0] for track in tracks(events).values()} == {
+        "MainThread", "pool u0", "cmwq/u0", *[name for name in tracks(events).values() if "has ended" in name]
+    }  # fmt: skip
 
 
 def test_what_a_work_waits_for_lies_within_its_slice(universe: cmwq.Runtime, tmp_path: Path) -> None:
@@ -371,7 +395,7 @@ def test_a_full_disk_is_said_in_a_line_and_breaks_nothing(python: Python, tmp_pa
     """
     done = python(program, cwd=tmp_path)
     assert (done.stdout, done.returncode) == ("OSError\n3\n", 0)
-    assert done.stderr == "the trace t.json could not be written: File too large\n"
+    assert done.stderr == f"the trace {tmp_path / 't.json'} could not be written: File too large\n"
     assert (tmp_path / "t.json").read_text() == "an older trace"
     assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["t.json"]
 
@@ -478,12 +502,16 @@ def test_a_stall_has_the_trace_written_to_a_file_of_its_own(gate: Any, tmp_path:
             until((tmp_path / "t.stall-1.json").exists)
             gate.open.set()
             queue.flush()
+            until(lambda: any(stall.over for stall in runtime.snapshot().stalls))
     events = load(tmp_path / "t.stall-1.json")
     (stall, *_) = of(events, "stall")
     assert stall["name"] == "stall"
     assert "queue 'stuck'" in stall["args"]["report"]
     assert [event["args"].get("unfinished") for event in of(events, "work")] == [True]
-    assert len(of(load(tmp_path / "t.json"), "work")) == 2
+    whole = load(tmp_path / "t.json")
+    assert len(of(whole, "work")) == 2
+    assert [event["name"] for event in of(whole, "stall")] == ["stall", "goes on after a stall"]
+    assert not (tmp_path / "t.stall-2.json").exists(), "its end is no stall"
 
 
 def test_a_trace_is_written_when_its_runtime_ends(tmp_path: Path) -> None:
@@ -514,6 +542,127 @@ def test_a_close_that_is_interrupted_while_it_writes_may_be_called_again(
     path.unlink()
     trace.close()
     assert not path.exists(), "it is written once"
+
+
+@pytest.mark.parametrize("what", ["write('now.json')", "close()"])
+def test_F10_a_signal_that_comes_while_its_handler_writes_the_trace_gets_Reentered(
+    python: Python, tmp_path: Path, what: str
+) -> None:
+    """The thread would wait for itself. The file that it is writing is written all the same."""
+    program = f"""
+        import cmwq, signal
+        from cmwq.observing import perfetto
+        write, depth = perfetto.write, 0
+        def interrupted(out, records):
+            global depth
+            depth += 1
+            if depth == 1:
+                signal.raise_signal(signal.SIGUSR1)
+            return write(out, records)
+        perfetto.write = interrupted
+        def handle(number, frame):
+            try:
+                trace.{what}
+            except cmwq.Reentered as error:
+                print(type(error).__name__)
+        signal.signal(signal.SIGUSR1, handle)
+        trace = cmwq.trace("t.json", on_stall=True)
+        cmwq.system.submit(int).result()
+        trace.write("now.json")
+        trace.close()
+    """
+    done = python(program, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("Reentered\n", "", 0)
+    assert len(of(load(tmp_path / "t.json"), "work")) == len(of(load(tmp_path / "now.json"), "work")) == 1
+
+
+def test_F10_the_end_of_the_runtime_in_a_handler_waits_for_no_thread_that_waits_for_the_writer(
+    python: Python, tmp_path: Path
+) -> None:
+    """The thread of the trace waits until the one that is interrupted has written."""
+    program = """
+        import cmwq, signal
+        from cmwq.observing import perfetto
+        write = perfetto.write
+        def interrupted(out, records):
+            perfetto.write = write
+            signal.raise_signal(signal.SIGUSR2)
+            runtime.close()
+            return write(out, records)
+        perfetto.write = interrupted
+        runtime = cmwq.Runtime()
+        trace = cmwq.trace("t.json", on_signal=signal.SIGUSR2, runtime=runtime)
+        trace.write("now.json")
+    """
+    done = python(program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load(tmp_path / "now.json")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "sys.argv = []", "sys.argv = None", "del sys.argv", "sys.argv = [Path('app.py'), 3]", "sys.argv = 5",
+        "cmwq.observing.perfetto.write = None",
+    ],
+)  # fmt: skip
+def test_no_program_fails_by_a_trace_that_is_written_at_its_end(python: Python, tmp_path: Path, fault: str) -> None:
+    program = f"""
+        import cmwq, cmwq.observing.perfetto, sys
+        from pathlib import Path
+        with cmwq.trace("t.json"):
+            {fault}
+        print("it goes on")
+    """
+    done = python(program, cwd=tmp_path)
+    assert (done.stdout, done.returncode) == ("it goes on\n", 0)
+    written = (tmp_path / "t.json").exists()
+    assert written == (fault.startswith(("sys.argv = [", "sys.argv = N", "del")))
+    assert written == ("could not be written" not in done.stderr)
+
+
+def test_the_file_is_where_the_trace_began_wherever_the_program_goes(
+    universe: cmwq.Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with cmwq.trace("t.json", runtime=universe):
+        (tmp_path / "further").mkdir()
+        monkeypatch.chdir(tmp_path / "further")
+    assert load(tmp_path / "t.json")
+
+
+def test_F10_a_read_that_is_interrupted_anywhere_loses_no_record(universe: cmwq.Runtime) -> None:
+    for step in count():
+        ring = Ring(100, int)
+        ring.put_queued((0.0, 1, 2, HERE))
+        ring.put_note("first")
+        lines = 0
+
+        def interrupt(frame: Any, event: str, arg: object) -> Any:
+            nonlocal lines
+            if frame.f_code.co_filename != Ring.read.__code__.co_filename:
+                return None
+            lines += event == "line"
+            if lines > step:  # noqa: B023
+                raise KeyboardInterrupt
+            return interrupt
+
+        before, whole = sys.gettrace(), False
+        sys.settrace(interrupt)
+        try:
+            ring.read()
+            whole = True
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        ring.put_queued((0.5, 2, 2, HERE))
+        ring.put_note("second")
+        queued, ran, notes = ring.read()
+        assert ([each.item for each in queued], ran, notes) == ([1, 2], [], ["first", "second"]), step
+        if whole:
+            break
+    assert step > 10
 
 
 def test_wrong_arguments_are_refused(universe: cmwq.Runtime, tmp_path: Path) -> None:

@@ -225,6 +225,21 @@ def test_arguments_of_thread_pool_executor() -> None:
     assert cmwq.Executor(7)._max_workers == 7
     assert cmwq.Executor(max_workers=3, thread_name_prefix="x")._max_workers == 3
     assert cmwq.Executor(thread_name_prefix="x").queue.name == "x"
+
+
+def test_B5_a_thread_is_named_after_its_queue_also_if_another_has_the_same_name(runtime: cmwq.Runtime) -> None:
+    def names(queue: Any) -> set[str]:
+        return {queue.submit(lambda: threading.current_thread().name).result().rpartition("_")[0] for _ in range(30)}
+
+    with (
+        cmwq.WorkQueue("pdf", runtime=runtime) as plain,
+        cmwq.Executor("pdf", thread_name_prefix="a", runtime=runtime) as one,
+        cmwq.Executor("pdf", thread_name_prefix="b", runtime=runtime) as other,
+    ):
+        for _ in range(3):
+            assert names(one) == {"a"}
+            assert names(other) == {"b"}
+            assert names(plain) == {""}
     with pytest.raises(ValueError, match="greater than 0"):
         cmwq.Executor(max_workers=0)
     with pytest.raises(TypeError, match="another word"):

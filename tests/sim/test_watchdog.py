@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import cmwq
+from cmwq._workqueue.snapshot import MAX_STALLS
 from cmwq.testing import SimHost, Simulation
 from cmwq.testing.sim_host import SimTimer
 
@@ -353,6 +354,69 @@ def test_H3_what_an_active_work_waits_for_is_said() -> None:
     sim.run(main)
     assert [stall.over for stall in told] == [False, True]
     assert "waits for the result of call" in told[0].workers[0].waits_for
+
+
+def test_H3_the_stall_of_a_queue_that_is_gone_is_over() -> None:
+    """It goes on and closes between two looks. Another of its name has no stall; nor has the runtime at its end."""
+    sim = Simulation(cpus=2)
+    told: list[tuple[str, bool]] = []
+
+    def main() -> None:
+        with sim.runtime(watchdog=True) as runtime:
+            runtime.on_stall = lambda stall: told.append((stall.queue, stall.over))
+            for _ in range(2):
+                with cmwq.WorkQueue("imports", max_active=1, runtime=runtime) as wq:
+                    wq.submit(sim.sleep, 40.1)
+                    wq.submit(int)
+                del wq
+                for _ in range(3):
+                    cmwq.WorkQueue("imports", max_active=1, runtime=runtime).submit(sim.sleep, 1.0).result()
+                assert [stall.over for stall in runtime.snapshot().stalls[-2:]] == [False, True]
+            last = cmwq.WorkQueue("last", max_active=1, runtime=runtime)
+            last.submit(sim.sleep, 40.1)
+            last.submit(int).result()
+        assert told[-1] == ("last", False)
+        assert all(stall.over for stall in runtime.snapshot().stalls)
+
+    sim.run(main)
+    assert told[:-1] == [("imports", False), ("imports", True)] * 2
+
+
+def test_H3_a_stall_that_goes_on_is_in_the_picture_whatever_came_after_it() -> None:
+    """And if more go on than a picture holds, those that are left are there when others are over."""
+    sim = Simulation(cpus=2)
+
+    def main() -> None:
+        with sim.runtime(watchdog=True) as runtime:
+
+            def standing() -> set[str]:
+                stalls = runtime.snapshot().stalls
+                assert len(stalls) <= MAX_STALLS
+                last = {stall.queue: stall.over for stall in stalls}
+                return {queue for queue, over in last.items() if not over}
+
+            first = cmwq.WorkQueue("first", max_active=1, runtime=runtime)
+            futures = [first.submit(sim.sleep, 2_000.0), first.submit(int)]
+            sim.sleep(1.0)
+            other = cmwq.WorkQueue("other", max_active=1, runtime=runtime)
+            for _ in range(MAX_STALLS):
+                other.submit(sim.sleep, 40.0)
+                other.submit(int).result()
+                sim.sleep(2.0)
+                assert standing() == {"first"}
+            many = [cmwq.WorkQueue(f"q{n}", max_active=1, runtime=runtime) for n in range(MAX_STALLS + 5)]
+            for n, wq in enumerate(many):
+                futures += [wq.submit(sim.sleep, 40.0 if n > 3 else 100.0), wq.submit(int)]
+            sim.sleep(35.0)
+            assert len(standing()) == MAX_STALLS
+            sim.sleep(10.0)
+            assert standing() == {"first", "q0", "q1", "q2", "q3"}
+            for future in futures:
+                future.result()
+            sim.sleep(2.0)
+            assert standing() == set()
+
+    sim.run(main)
 
 
 # ------------------------------------------------------------------------------- short reports

@@ -133,6 +133,7 @@ class Awaited(NamedTuple):
     holder: int
     """The identifier of the thread that holds it; 0: not known."""
     holder_name: str
+    """Of the thread, or of the worker if it is known to be one."""
     sure: bool
     """Whether that is sure; else it is a guess."""
 

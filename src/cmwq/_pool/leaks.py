@@ -69,7 +69,7 @@ def _changed_by_a_work(worker: Worker) -> bool:
 
 
 def _report_leak(worker: Worker, what: str, *, undone: bool) -> None:
-    told, leak = worker.pool.runtime.leaks, (worker.shown, what)
+    told, leak = worker.pool.runtime.leaks, (worker.shown[0], what)
     if leak not in told and len(told) < MAX_LEAKS:
         told.add(leak)
         then = "it was undone" if undone else "to undo it is not permitted here"

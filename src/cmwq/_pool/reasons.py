@@ -34,12 +34,14 @@ def why_no_more(pool: WorkerPool, gil_waiter: str = "") -> str:
     """
     if pool.nr_listed():
         return why_nobody_comes(pool, gil_waiter)
-    reasons = {pwq.name: why for pwq in list(pool.pwqs) if (why := why_inactive(pwq))}
-    if not reasons:
+    waiting = {pwq.name: pwq for pwq in list(pool.pwqs) if pwq.inactive and not all_withdrawn(pwq)}
+    if not waiting:
         return ""
-    name, why = next(iter(sorted(reasons.items())))
-    more = f" (and {counted(len(reasons) - 1, 'queue more', 'queues more')})" if len(reasons) > 1 else ""
-    return f"nothing waits for a worker; works of queue {name!r} wait for their place: {why}{more}"
+    name = min(waiting)  # of thousands of queues only this one's reason is put in words
+    more = f" (and {counted(len(waiting) - 1, 'queue more', 'queues more')})" if len(waiting) > 1 else ""
+    return (
+        f"nothing waits for a worker; works of queue {name!r} wait for their place: {why_inactive(waiting[name])}{more}"
+    )
 
 
 @holding("pool.lock")
@@ -122,11 +124,17 @@ def _why_in_lane(pool: WorkerPool) -> str:
 @holding("pwq.pool.lock")
 def why_inactive(pwq: Source) -> str:
     """Return why works of the queue wait for their place on the pool; empty: none does."""
-    if all(item.withdrawn for item in pwq.inactive):
+    if all_withdrawn(pwq):
         return ""
     if pwq.frozen:
         return "it is frozen"
     return f"{limit_of(pwq)}, and {counted(pwq.nr_active, 'work has', 'works have')} a place"
+
+
+@holding("pwq.pool.lock")
+def all_withdrawn(pwq: Source) -> bool:
+    """Whether all works that wait for their place were cancelled, or none does."""
+    return all(item.withdrawn for item in pwq.inactive)
 
 
 @holding("pwq.pool.lock")

@@ -26,9 +26,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import chain
 from threading import get_ident
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
@@ -71,6 +72,10 @@ class Ran(NamedTuple):
     """The name of the type of its exception."""
 
 
+Kept: TypeAlias = tuple[tuple[list[Any], ...], tuple[tuple[deque[Any], ...], ...]]
+"""What a reader has: the records that it took before, and the deques that it has taken away since."""
+
+
 class Ring:
     """The records of one runtime: of its works by `put_queued` and `put_run`, and of its pools by `put_note`."""
 
@@ -83,7 +88,7 @@ class Ring:
         self.limit = limit  # I
         self.looks = False  # ~
         self.begin_to_look = begin_to_look  # I
-        self._kept: tuple[list[Any], ...] = ([], [], [])  # S: of the one thread that reads: what it took before
+        self._kept: Kept = (([], [], []), ())  # S: of the one thread that reads
         self._begin()
 
     def _begin(self) -> None:
@@ -94,16 +99,22 @@ class Ring:
         self.put_note: Callable[[Any], object] = notes.append
 
     def read(self) -> tuple[list[Queued], list[Ran], list[Any]]:
-        """The records that are kept, in the order in which they were added. Context: one thread at a time."""
-        before = self._now
+        """The records that are kept, in the order in which they were added. Context: one thread at a time.
+
+        If it is interrupted, nothing is lost: deques are remembered before others take their places, and forgotten by
+        the step that keeps what they held.
+        """
+        old, taken = self._kept
+        if not any(each is self._now for each in taken):
+            taken = *taken, self._now
+            self._kept = old, taken
         self._begin()
         parts = []
-        for old, new in zip(self._kept, before, strict=True):
-            part = old + _all_of(new)
-            assert new.maxlen is not None
-            parts.append(part[-new.maxlen :])
-        self._kept = tuple(parts)
-        queued, runs, notes = self._kept
+        for sort, part in enumerate(old):
+            records = [*part, *chain.from_iterable(_all_of(each[sort]) for each in taken)]
+            parts.append(records[-(taken[0][sort].maxlen or 0) :])
+        self._kept = tuple(parts), ()
+        queued, runs, notes = parts
         return list(map(Queued._make, _records(queued, Queued))), list(map(Ran._make, _records(runs, Ran))), notes
 
 

@@ -81,7 +81,7 @@ class Worker(WorkerRecord):
         self.nr_hints = 0  # S: how deep it is in blocking() and waits
         self.traits: tuple[Traits, tuple[int, ...]] | None = None  # S: see `leaks.note_traits` (B4)
         self.look_again = 0.0  # S: next look for what works left behind, on the host's clock
-        self.shown = ""  # S: the queue that the thread is named after
+        self.shown = ("", 0)  # S: the queue that the thread is named after: its name, and its serial number
         self.waiters: tuple[ref[Any], ...] = ()  # S to change, read freely: see `lending.Waiters`
         self.watched: Any = None  # L: belongs to the sensor
 

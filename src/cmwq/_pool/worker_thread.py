@@ -305,13 +305,13 @@ def execute_specially(pool: WorkerPool, worker: Worker) -> None:
     if worker.stray:
         worker.stray = False
         worker.bind()
-    if worker.shown != pwq.name:
-        if worker.shown:
+    if worker.shown[1] != pwq.wq.serial:  # and not its name: another queue of that name may name the thread otherwise
+        if worker.shown[1]:
             undo_leaks(worker)
-        worker.shown = pwq.name
+        worker.shown = pwq.name, pwq.wq.serial
         if worker.thread is not None:
             worker.thread.name = pwq.thread_name(worker)  # before the system's name: since 3.14 this sets that one, too
-        attempt(pool, "be named", partial(pool.host.set_thread_name, f"{worker.name}-{worker.shown}"))
+        attempt(pool, "be named", partial(pool.host.set_thread_name, f"{worker.name}-{pwq.name}"))
     worker.served = phase if worker.record is None and not pwq.exempt else None
     if not pwq.exempt:
         run_item(pool, worker)  # after `served` was set: see `observed`

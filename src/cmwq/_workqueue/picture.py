@@ -2,7 +2,8 @@
 
 Guarantees
 - Of each pool, everything that is told of it and of the queues' places there is read in one critical section (H4). In
-  that section no file is read, and nothing is formatted but a few reasons.
+  that section no file is read, and nothing is formatted but a few reasons. Where a pool has more than `AT_ONCE` places,
+  the others are read in further sections (`place_view`), each place as it is at one moment, later than its pool.
 - `/proc`, stacks and memory are read with no lock held, and afterwards. What was seen there corrects `running` and
   `blocked` of a pool, and their sum stays.
 - A picture without stacks looks at `LOOKS` threads at most, which takes 10 to 30 us each. These are the workers that
@@ -34,18 +35,18 @@ from cmwq._core.held import holding, outside
 from cmwq._core.ports import is_lock
 from cmwq._pool.blocking import CHILD, HOG, SAID, SEEN, SEEN_ON_LOCK
 from cmwq._pool.events import name_of_pool
-from cmwq._pool.figures import BOUNDS, bill, see
-from cmwq._pool.reasons import nr_asleep, why_inactive, why_no_more
+from cmwq._pool.figures import bill, see
+from cmwq._pool.reasons import nr_asleep, why_no_more
+from cmwq._workqueue.place_view import AT_ONCE, Place, in_turn, read_further, view_of_queue
+from cmwq._workqueue.report import with_workers
 from cmwq._workqueue.snapshot import (
     MAX_FUNCTIONS,
     MAX_WORDS,
     MAX_WORKERS,
     VERSION,
     FunctionView,
-    Histogram,
     MemoryView,
     PoolView,
-    QueueView,
     Snapshot,
 )
 
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from cmwq._core.ports import Awaited
     from cmwq._pool.blocking import Blocked
     from cmwq._pool.figures import Figures, Seen, Tally
-    from cmwq._pool.figures import Histogram as Measured
     from cmwq._pool.item import Item
     from cmwq._pool.pool import WorkerPool
     from cmwq._pool.worker import Worker
@@ -82,29 +82,8 @@ Rows: TypeAlias = tuple[list[dict[str, Any]], list[float], list[tuple[str, ...]]
 _number = attrgetter("index")
 
 
-class Place:
-    """A queue's place on one pool, as it was in the critical section."""
-
-    __slots__ = (
-        "active", "completed", "cpu_seconds", "failed", "functions", "inactive", "running", "started", "unfinished",
-        "waiting", "wakeups", "why",
-    )  # fmt: skip
-
-    @holding("pwq.pool.lock")
-    def __init__(self, pwq: PoolWorkQueue, executing: int, announcing: int) -> None:
-        """executing: how many workers execute one of its works. announcing: how many announce the end of one."""
-        figures = pwq.figures
-        self.active, self.inactive, self.unfinished = pwq.nr_active, len(pwq.inactive), pwq.nr_unfinished()  # I
-        self.completed = pwq.nr_ended() + announcing  # I
-        self.started = self.completed + executing  # I
-        self.failed, self.wakeups, self.cpu_seconds = figures.failed, figures.wakeups, figures.cpu_seconds  # I
-        self.why = why_inactive(pwq) if pwq.inactive else ""  # I
-        self.waiting, self.running = _copy(figures.waiting), _copy(figures.running)  # I
-        self.functions = [(t, (t.ended, t.failed, t.seconds, t.cpu_seconds)) for t in figures.functions.values()]  # I
-
-
 class Part(NamedTuple):
-    """One pool, as it was in the critical section."""
+    """One pool, as it was in the critical section, and the places there."""
 
     pool: WorkerPool
     view: PoolView
@@ -138,8 +117,9 @@ class Photographer:
         runtime, host = self._runtime, self._runtime.host
         with runtime._pools.lock:
             pools = list(runtime._pools.values())
-            queues = sorted(runtime.queues(), key=attrgetter("name"))
+            queues = runtime.queues()
             sensor, began_at = runtime._pools.sensor, runtime._pools.began_at
+        queues.sort(key=attrgetter("name"))
         budget, waiting = MAX_WORKERS if stacks else LOOKS, runtime.waits.all()
         parts: list[Part] = []
         for pool in pools:
@@ -150,7 +130,8 @@ class Photographer:
             worker.thread for part in parts for worker, seen in zip(part.busy, part.seen, strict=True)
             if stacks and seen.row and is_lock(seen.row["waits_for"])
         ]  # fmt: skip
-        locks = host.awaited(on_locks) if on_locks else {}
+        busy = [worker for part in parts for worker in part.busy]
+        locks = with_workers(host.awaited(on_locks), busy) if on_locks else {}
         (rows, since, found), left_out = self._rows(parts, locks, stacks=stacks)
         by_queue: dict[WorkQueue, list[Place]] = {}
         for part in parts:
@@ -158,7 +139,7 @@ class Photographer:
                 by_queue.setdefault(pwq.wq, []).append(place)
         return Snapshot(
             pools=views,
-            queues=tuple([_view_of_queue(queue, by_queue.get(queue, [])) for queue in queues]),
+            queues=tuple([view_of_queue(queue, by_queue.get(queue, [])) for queue in queues]),
             sensor=sensor.name if sensor else "",
             sensor_reason=sensor.reason if sensor else "nothing has run yet",
             gil=host.gil_enabled(),
@@ -178,7 +159,7 @@ class Photographer:
             stacks=tuple(found),
             workers_left_out=left_out,
             functions=tuple(_functions(parts)),
-            stalls=tuple(runtime.watchdog.recent),
+            stalls=runtime.watchdog.recent(),
             stall_after=runtime.config.watchdog_thresh if runtime.config.watch_period > 0 else 0.0,
         )
 
@@ -221,9 +202,12 @@ class Photographer:
                 executing[tally.figures] += number
             executing.subtract(announcing)
             executing.subtract(asking)
-            places = {pwq: Place(pwq, executing[pwq.figures], announcing[pwq.figures]) for pwq in list(pool.pwqs)}
+            pwqs = in_turn(pool)
+            places = {pwq: Place(pwq, executing[pwq.figures], announcing[pwq.figures]) for pwq in pwqs[:AT_ONCE]}
             begun = len(busy) - sum(worker.announcing for worker in busy) if announcing or asking else len(busy)
-            return Part(pool, _view_of_pool(pool, begun), places, busy, all_seen, resting, chosen, running, now)
+            view = _view_of_pool(pool, begun)
+        read_further(pool, places, pwqs[AT_ONCE:])
+        return Part(pool, view, places, busy, all_seen, resting, chosen, running, now)
 
     @holding("pool.lock")
     def _ordered(self, pool: WorkerPool) -> list[Worker]:
@@ -286,14 +270,14 @@ class Photographer:
         rows: list[dict[str, Any]] = []
         since: list[float] = []
         workers: list[Worker] = []
+        busy = [worker for part in parts for worker in part.busy] if locks else []
+        tids: dict[int, int] = {getattr(worker.thread, "ident", 0): worker.tid for worker in busy}
         room = MAX_WORKERS
         left_out = max(0, sum(len(part.busy) + len(part.resting) for part in parts) - room)
         for part in parts:
             now, seen_ones = part.now, part.seen[:room]
             told = [seen.row or {} for seen in seen_ones]
-            rows += (
-                [_named(row, worker, locks) for row, worker in zip(told, part.busy, strict=False)] if locks else told
-            )
+            rows += [_named(*each, locks, tids) for each in zip(told, part.busy, strict=False)] if locks else told
             since += [now - seen.since for seen in seen_ones]
             workers += part.busy[:room]
             room -= len(seen_ones)
@@ -318,10 +302,6 @@ class Photographer:
         return replace(kept[1], held=True) if any(pool.memory.held for pool in pools) else kept[1]
 
 
-def _copy(measured: Measured) -> tuple[list[int], float]:
-    return measured.counts.copy(), measured.sum
-
-
 @holding("pool.lock")
 def _view_of_pool(pool: WorkerPool, executing: int) -> PoolView:
     """executing: how many workers execute a work that has not ended."""
@@ -338,7 +318,7 @@ def _view_of_pool(pool: WorkerPool, executing: int) -> PoolView:
         running=pool.nr_running + pool.nr_hogs,
         blocked=nr_asleep(pool),
         pending=pool.nr_listed(),
-        inactive=sum(len(pwq.inactive) for pwq in pool.pwqs),
+        inactive=sum([len(pwq.inactive) for pwq in pool.pwqs if pwq.inactive]),
         created=pool.stats.created,
         culled=pool.stats.culled,
         refused=pool.office.nr_refused,
@@ -356,14 +336,16 @@ def _row(worker: Worker, state: str, queue: str = "", work: str = "", item: int 
     return {
         "name": worker.name, "pool": name_of_pool(worker.pool), "tid": worker.tid, "state": state,
         "rescuer": worker.is_rescuer, "queue": queue, "work": work, "item": item, "since": 0.0, "cpu_seconds": None,
-        "waits_for": "", "stack": (),
+        "waits_for": "", "stack": (), "held_by": 0,
     }  # fmt: skip
 
 
-def _named(row: dict[str, Any], worker: Worker, locks: dict[int, Awaited]) -> dict[str, Any]:
-    """The row with the name of what is waited for, as far as stacks tell it."""
+def _named(row: dict[str, Any], worker: Worker, locks: dict[int, Awaited], tids: dict[int, int]) -> dict[str, Any]:
+    """The row with the name of what is waited for, as far as stacks tell it. tids: of workers, by `Awaited.holder`."""
     lock = locks.get(id(worker.thread))
-    return {**row, "waits_for": lock.instead_of(row["waits_for"])} if lock is not None and row else row
+    if lock is None or not row or not is_lock(row["waits_for"]):
+        return row
+    return {**row, "waits_for": lock.instead_of(row["waits_for"]), "held_by": tids.get(lock.holder, 0)}
 
 
 def _is_asleep(worker: Worker) -> bool:
@@ -383,40 +365,6 @@ def _tell(worker: Worker, item: Item, seen: Seen, asleep: bool, words: str | Non
     if seen.used is not None and worker.billed >= seen.used:
         row["cpu_seconds"] = worker.billed - seen.used
     seen.row = row  # it is replaced and not changed: a picture may have the one before
-
-
-def _view_of_queue(wq: WorkQueue, places: list[Place]) -> QueueView:
-    def total(name: str) -> int:
-        return sum(getattr(place, name) for place in places)
-
-    return QueueView(
-        name=wq.name,
-        scope=wq.scope,
-        state=wq._state.value,
-        max_active=wq.max_active,
-        learns=wq.learns,
-        active=total("active"),
-        inactive=total("inactive"),
-        unfinished=total("unfinished"),
-        hogs=wq.nr_hogs,
-        rescuer=wq.rescuer is not None,
-        maydays=wq.nr_maydays,
-        rescued=wq.nr_rescued,
-        started=total("started"),
-        completed=total("completed"),
-        failed=total("failed"),
-        cpu_seconds=sum((place.cpu_seconds for place in places), 0.0),
-        wakeups=total("wakeups"),
-        why=next((place.why for place in places if place.why), ""),
-        waiting=_histogram([place.waiting for place in places]),
-        running=_histogram([place.running for place in places]),
-    )
-
-
-def _histogram(parts: list[tuple[list[int], float]]) -> Histogram | None:
-    counts = tuple(map(sum, zip(*(part[0] for part in parts), strict=True)))
-    sampled = sum(counts)
-    return Histogram(BOUNDS, counts, sum(part[1] for part in parts), sampled) if sampled else None
 
 
 def _functions(parts: list[Part]) -> list[FunctionView]:

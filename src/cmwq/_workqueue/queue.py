@@ -122,6 +122,7 @@ class WorkQueue(Gate):
         self.cpu_intensive = cpu_intensive  # I
         self.freezable = freezable  # I
         self.runtime = runtime = checked_runtime(runtime)  # I
+        self.serial = next(runtime.serials)  # I: tells it from others of its name
         self.delayed = options.delayed  # I: what happens to delayed works when it closes
         self._on_error = on_error  # I
         self._context = context  # I

@@ -72,7 +72,8 @@ class Recording(Subscription):
     ) -> None:
         """begin_to_look: see `Ring`. It may be called with the lock of a pool held.
 
-        stalled: called after a stall was recorded, with the lock of the pool held. It must not raise.
+        stalled: called after a stall was recorded, and not after its end, with the lock of the pool held. It must not
+            raise.
         """
         super().__init__(runtime.events, None, KINDS, None, limit, False)
         self.ring = Ring(limit, begin_to_look)  # I
@@ -128,7 +129,7 @@ class RingTap(Tap):
     def put(self, note: Note, lock: Lock) -> None:
         what = (*note[:1], *note[3:9], note[12], note[14])
         self.recording.ring.put_note(_numbered(self.pool, what, self.ring is not None, None))
-        if note[0] is Kind.STALL:
+        if note[0] is Kind.STALL and not note[14].over:
             self.recording.stalled()
 
 

@@ -153,6 +153,7 @@ def _grouped(
     that most of them wait for, in words.
     """
     locks = pool.host.awaited([worker.thread for worker, item, _ in found if item is not None])
+    locks = with_workers(locks, [worker for worker, _, _ in found])
     entries: dict[tuple[str, str, tuple[str, ...]], StalledWorker] = {}
     for worker, item, tid in found:
         target = None if item is None else waiting.get(item)
@@ -171,6 +172,12 @@ def _grouped(
         sum(entry.alike for entry in most_first[MAX_ENTRIES:]),
         _culprit(pool, found, waiting, locks),
     )
+
+
+def with_workers(locks: dict[int, Awaited], workers: Iterable[Worker]) -> dict[int, Awaited]:
+    """The same, each holder that is one of these workers by the worker's name: its thread may have any (B5)."""
+    names = {getattr(worker.thread, "ident", None): worker.name for worker in workers}
+    return {key: lock._replace(holder_name=names.get(lock.holder, lock.holder_name)) for key, lock in locks.items()}
 
 
 def _culprit(

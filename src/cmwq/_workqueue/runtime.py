@@ -107,6 +107,7 @@ class Runtime:
         self.watchdog.on_stall = checked_call("on_stall", on_stall)
         self.events.clients[Kind.STALL] = self.watchdog.hear
         self._queues: Weakly[WorkQueue] = Weakly()  # A: those that somebody still references
+        self.serials = itertools.count(1)  # A: the numbers of its queues
         self._photographer = Photographer(self)  # I
         self.freezer = Freezer(self)  # I
         self.waits = waits_of(host)  # I

@@ -20,7 +20,7 @@ MAX_FUNCTIONS = 50
 """So many functions a picture holds at most: those that took the most time."""
 _PARTS = ("rows", "since", "stacks")
 MAX_STALLS = 20
-"""So many reports of stalls a picture holds at most: the last ones."""
+"""So many reports of stalls a picture holds at most: those of stalls that go on, and the last ones of others."""
 
 
 class Histogram(NamedTuple):
@@ -128,6 +128,8 @@ class QueueView:
     """
     running: Histogram | None
     """How long the same works took, from start to end."""
+    serial: int
+    """No other queue of the runtime has this number. Of two queues of one name, the later one has the higher number."""
 
 
 class WorkerView(NamedTuple):
@@ -155,6 +157,10 @@ class WorkerView(NamedTuple):
     """What it waits for, in words, as it was last looked at. Empty: nothing, or not known."""
     stack: tuple[str, ...]
     """In the form of `traceback.format_stack`, the innermost calls. Empty, unless stacks were asked for."""
+    held_by: int
+    """The `tid` of the worker that has the lock for which it waits, or probably has it: the words of `waits_for` say
+    so. 0: that is none of the workers, or is not known, or stacks were not asked for.
+    """
 
 
 class FunctionView(NamedTuple):
@@ -222,7 +228,9 @@ class Snapshot:
     functions: tuple[FunctionView, ...]
     """Those that took the most time, the busiest first."""
     stalls: tuple[StallView, ...]
-    """The last reports, the latest at the end."""
+    """Reports of stalls, the latest at the end: those that go on, and the last that are over. In the child of a fork
+    and after the runtime's end none goes on.
+    """
     stall_after: float
     """Seconds for which none of the works that wait began, after which the watchdog reports that; 0: it never does."""
 

@@ -9,13 +9,17 @@ point make one entry. While everything is quiet the watchdog does not look (G4).
 
 Time for which the process itself was stopped is no stall: a pause between two looks counts for at most two periods.
 
+Every report of a stall is followed by one that it is over, also if the queue's place is gone by then: the watchdog goes
+through the places that it knows, and not through those that the pool still has. It refers to them, so none vanishes
+between two looks; and a look always follows one that saw works wait. In the child of a fork (G2), and after the end of
+the runtime, no stall goes on, and nothing is told of that.
+
 There is no race at the end of work: `on` is cleared before the pools are looked at. A thread that wakes a worker after
 that calls `begin` anew; a worker that was woken before is seen. The letters are those of `pool`; D is `Watchdog._lock`.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -89,8 +93,9 @@ class Watchdog:
         self._lock = runtime.host.lock(Rank.WATCHDOG)  # F
         self._last = float("-inf")  # D: when it looked last
         self._progress: WeakKeyDictionary[WorkerPool, Progress] = WeakKeyDictionary()  # T
-        self.recent: deque[StallView] = deque(maxlen=MAX_STALLS)  # A: the last reports
-        self._rests: WeakKeyDictionary[Source, Rest] = WeakKeyDictionary()  # T
+        self._rests: dict[Source, Rest] = {}  # T
+        self._told: list[StallView] = []  # T: what was reported: all stalls that go on, and the last that are over
+        self._recent: tuple[StallView, ...] = ()  # T to change, read freely: those of them that pictures hold
 
     @property
     def _period(self) -> float:
@@ -116,11 +121,18 @@ class Watchdog:
         """Stop at the end of the runtime. A look in progress begins no other: the timer thread may have ended."""
         with self._lock:
             self.on = self._stopped = True
+            self._rests = {}
 
     def forget(self) -> None:
-        """Begin anew in the child of a fork: no look is due."""
+        """Begin anew in the child of a fork: no look is due, and the parent's stalls are the parent's."""
         self._lock = self._runtime.host.lock(Rank.WATCHDOG)
         self.on = False
+        self._progress, self._rests = WeakKeyDictionary(), {}
+        self._told, self._recent = [], ()
+
+    def recent(self) -> tuple[StallView, ...]:
+        """The last reports. After the end of the runtime only those that something was over."""
+        return tuple([stall for stall in self._recent if stall.over]) if self._stopped else self._recent
 
     def progress(self, pool: WorkerPool) -> Progress:
         """What was last seen of this pool."""
@@ -167,7 +179,7 @@ class Watchdog:
             progress.look(pool.has_work(), pool.nr_started(), elapsed)
             before_them, progress.rescuers = progress.rescuers, _cpu_of_rescuers(pool)
             places = sights(pool) if busy else {}
-            known = [pwq for pwq in pool.pwqs if pwq in self._rests]
+        known = [pwq for pwq in self._rests if pwq.pool is pool]
         resting = {w for w, cpu in progress.rescuers.items() if _rested(before_them.get(w), cpu, elapsed)}
         if progress.reported and not progress.stalled_for:
             progress.reported = False
@@ -177,8 +189,9 @@ class Watchdog:
             self._report(pool, describe(pool, progress.stalled_for, resting))
         for pwq in known:
             if pwq not in places:
-                rest = self._rests.pop(pwq)
-                self._goes_on(pwq, rest, rest.rested_for)
+                rest = self._rests.pop(pwq, None)
+                if rest is not None:  # the runtime may have ended meanwhile
+                    self._goes_on(pwq, rest, rest.rested_for)
         for pwq, sight in places.items():
             self._look_at_place(pwq, sight, elapsed, resting)
         return busy
@@ -208,12 +221,25 @@ class Watchdog:
         assert stall is not None
         text = str(stall)
         log.warning("%s", text)
-        self.recent.append(StallView(self._runtime.host.epoch(), stall.over, text, event.pool, stall.queue))
+        self._told.append(StallView(self._runtime.host.epoch(), stall.over, text, event.pool, stall.queue))
+        self._told, self._recent = _bounded(self._told)
         if self.on_stall is not None:
             try:
                 self.on_stall(stall)
             except BaseException:
                 log.exception("on_stall raised")
+
+
+def _bounded(told: list[StallView]) -> tuple[list[StallView], tuple[StallView, ...]]:
+    """What of these reports is to be kept, and what of that a picture holds; both in order. What is over goes first,
+    the oldest before all others: so the end of a stall never goes before its beginning, which would then seem to last.
+    """
+    last = {(stall.pool, stall.queue): stall for stall in told}
+    standing = {id(stall) for stall in last.values() if not stall.over}
+    over = [id(stall) for stall in told if id(stall) not in standing]
+    dropped, hidden = set(over[:-MAX_STALLS]), set(over[: max(len(told) - MAX_STALLS, 0)])
+    shown = [stall for stall in told if id(stall) not in hidden]
+    return [stall for stall in told if id(stall) not in dropped], tuple(shown[-MAX_STALLS:])
 
 
 @holding("pool.lock")

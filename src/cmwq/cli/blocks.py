@@ -167,7 +167,7 @@ def _show_rich(blocks: Sequence[Block], width: int) -> bool:
     except ImportError:
         return False
     # Its width is one more, so that a full line does not break.
-    print_rich(blocks, width, Console(width=width + 1, no_color="NO_COLOR" in os.environ or None))
+    print_rich(blocks, width, Console(width=width + 1, no_color=bool(os.environ.get("NO_COLOR"))))
     return True
 
 

@@ -19,6 +19,8 @@ from cmwq.cli.sections import page
 from cmwq.observing import remote
 from cmwq.observing.client import LONGEST_ANSWER, NotAnswering, connect
 
+MOST_DIGITS = 20
+"""No process has a number of more."""
 KNOWN = 1
 """The version of pictures that this program knows. A newer one has more, which is left out."""
 
@@ -47,6 +49,8 @@ def take(target: str, *, stacks: bool) -> dict[str, Any]:
     """
     try:
         if target.isascii() and target.isdigit():
+            if len(target) > MOST_DIGITS:  # a longer one `int` refuses in its own words
+                raise Refusal(f"there is no process {target[:MOST_DIGITS]}..., a number of {len(target):,} digits")
             return _of_process(int(target), stacks)
         if target != "-" and _is_socket(target):
             with connect(path=target) as connection:

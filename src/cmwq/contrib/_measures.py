@@ -2,7 +2,9 @@
 
 Guarantees
 - A counter never falls as long as the process lives. Queues of the same name are added up; what one of them had counted
-  when it was last looked at stays in the sum after it is gone. What it counted after that look is lost.
+  when it was last looked at stays in the sum after it is gone, also where another of its name has taken its place
+  (`QueueView.serial` tells them apart). What it counted after that look is lost.
+- What is kept is as much as the names that are told apart, and the queues that there were at the last look.
 - The number of names is bounded. A queue that comes when there are enough of them is counted as "(others)".
 - A look takes a picture, starts nothing and waits for no work. Thread-safe: looks happen one after the other, so that
   an older picture never comes after a newer one.
@@ -148,8 +150,11 @@ class Sums:
             self._begin()  # in the child of a fork, where another thread's lock may have been left taken
         with self._lock:
             picture = self._take()
-            pools = [(pool["name"], pool) for pool in picture.get("pools", ())]
-            queues = [(self._label(queue["name"]), {**queue, "number": 1}) for queue in picture.get("queues", ())]
+            pools = [(pool["name"], None, pool) for pool in picture.get("pools", ())]
+            queues = [
+                (self._label(queue["name"]), queue.get("serial"), {**queue, "number": 1})
+                for queue in picture.get("queues", ())
+            ]
             return Reading(
                 _of_process(picture),
                 self._pools.add(pools),
@@ -168,51 +173,61 @@ class Sums:
         return name
 
 
+Key = tuple[str, int | None]
+"""The name of a pool or a queue, and the queue's serial number. None: an older picture does not tell it."""
+
+
 class Kept:
-    """The rows of pools or of queues, whose counters only grow."""
+    """The rows of pools or of queues, whose counters only grow.
+
+    By how much a sum of several queues has fallen does not tell what has gone: a queue may go and another of its name
+    come between two looks. So the last look is kept for each queue on its own.
+    """
 
     def __init__(self, measures: tuple[Measure, ...], times: tuple[Measure, ...]) -> None:
         self._gauges = [measure.field for measure in measures if not measure.grows]
         self._counters = [measure.field for measure in measures if measure.grows]
         self._times = [measure.field for measure in times]
-        self._last: dict[str, Row] = {}
-        """The sums over what existed at the last look."""
+        self._last: dict[Key, Row] = {}
+        """What existed at the last look."""
         self._gone: dict[str, Row] = {}
-        """What is to be added to them, for what is gone."""
+        """For each name ever seen, what had been counted by what is gone."""
 
-    def add(self, found: Iterable[tuple[str, Picture]]) -> dict[str, Row]:
-        """What existed at this look, by name. Returns the rows of all names ever seen."""
-        now: dict[str, Row] = {name: Row(dict.fromkeys(self._gauges_of(row), 0)) for name, row in self._last.items()}
-        for name, each in found:
-            row = now.setdefault(name, Row())
+    def add(self, found: Iterable[tuple[str, int | None, Picture]]) -> dict[str, Row]:
+        """What existed at this look: name, serial number, and numbers. Returns the rows of all names ever seen."""
+        now: dict[Key, Row] = {}
+        for name, serial, each in found:
+            row = now.setdefault((name, serial), Row())
             for key in (*self._gauges, *self._counters):
                 if each.get(key) is not None:
                     row.numbers[key] = row.numbers.get(key, 0) + each[key]
             for key in self._times:
                 if each.get(key) is not None:
                     _add_times(row.times, key, each[key])
-        for name, last in self._last.items():
-            self._keep(self._gone.setdefault(name, Row()), last, now[name])
+        for (name, serial), last in self._last.items():
+            self._keep(self._gone.setdefault(name, Row()), last, now.get((name, serial), Row()))
         self._last = now
-        return {name: _added(row, self._gone.get(name)) for name, row in now.items()}
-
-    def _gauges_of(self, row: Row) -> list[str]:
-        return [key for key in self._gauges if key in row.numbers]
+        rows = {name: _added(Row(), gone) for name, gone in self._gone.items()}
+        for (name, _), row in now.items():
+            rows[name] = _added(row, rows.get(name))
+        return rows
 
     def _keep(self, gone: Row, last: Row, now: Row) -> None:
-        """Add to `gone` by how much each sum has fallen since the last look: so much is gone with its queue."""
+        """Add to `gone` by how much each counter has fallen since the last look: so much is gone with its queue, or
+        with one of those that an older picture does not tell apart. Gauges are zero for who is gone.
+        """
+        for key in self._gauges:
+            if key in last.numbers:
+                gone.numbers[key] = 0
         for key in self._counters:
             if key in last.numbers:
-                fallen = last.numbers[key] - now.numbers.setdefault(key, 0)
-                if fallen > 0:
-                    gone.numbers[key] = gone.numbers.get(key, 0) + fallen
+                fallen = max(last.numbers[key] - now.numbers.get(key, 0), 0)
+                gone.numbers[key] = gone.numbers.get(key, 0) + fallen
         for key, times in last.times.items():
-            current = now.times.setdefault(key, Times(times.bounds, [0] * len(times.counts), 0))
-            if current.bounds != times.bounds:
-                continue
-            counts = [max(before - after, 0) for before, after in zip(times.counts, current.counts, strict=True)]
-            lost = {"bounds": times.bounds, "counts": counts, "sum": max(times.sum - current.sum, 0)}
-            if lost["sum"] or any(counts):
+            current = now.times.get(key, Times(times.bounds, [0] * len(times.counts), 0))
+            if current.bounds == times.bounds:
+                counts = [max(before - after, 0) for before, after in zip(times.counts, current.counts, strict=True)]
+                lost = {"bounds": times.bounds, "counts": counts, "sum": max(times.sum - current.sum, 0)}
                 _add_times(gone.times, key, lost)
 
 

@@ -22,7 +22,9 @@ Plain = dict[str, Any]
 LONG = 5.0
 """Seconds that a worker waits before that is told, if it is the only one that waits there."""
 MOST_SUSPECTS = 3
-ENTRY = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+), in (?P<function>.+?)(?:\n\s*(?P<code>.*\S))?\s*', re.S)
+ENTRY = re.compile(
+    r'\s*File "(?P<file>.*)", line (?P<line>\d{1,18}), in (?P<function>.+?)(?:\n\s*(?P<code>.*\S))?\s*', re.S
+)
 OF_LIBRARIES = re.compile(
     r"[/\\]lib\d*[/\\]python3[^/\\]*[/\\](?:(?:site|dist)-packages[/\\])?|[/\\](?:site|dist)-packages[/\\]|^<frozen|"
     r"[/\\](?=cmwq[/\\](?:_\w+|executor)[/\\])",
@@ -30,7 +32,7 @@ OF_LIBRARIES = re.compile(
 )
 VERBS = {"waits": "wait", "sleeps": "sleep", "is": "are", "says that it": "say that each"}
 """How the words begin that tell what a worker waits for, and how of several."""
-HELD = re.compile(r", (?:probably )?held by (?P<name>\S+)$")
+HELD = re.compile(r", (?:probably )?held by ")
 NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
 
@@ -145,7 +147,7 @@ def grouped(picture: Plain) -> list[Group]:
         if group.waits_for != waits_for:
             group.waits_for = _common(group.waits_for, waits_for)
     for group in groups.values():
-        group.workers.sort(key=lambda worker: [int(part) for part in _parts(worker)])
+        group.workers.sort(key=_parts)
     found = sorted(groups.values(), key=lambda group: (group.state != "blocked", -len(group.workers), -group.longest))
     further: dict[tuple[str, str], list[tuple[int, Group]]] = {}  # who is in which function, at which line
     for group in found:
@@ -153,20 +155,21 @@ def grouped(picture: Plain) -> list[Group]:
             further.setdefault((frame.file, frame.function), []).append((frame.line, group))
     for there in further.values():
         there.sort(key=lambda each: -each[0])
-    of_name = {word(worker, "name"): group for group in found for worker in group.workers}
+    of_tid = {number(worker, "tid"): (group, worker) for group in found for worker in group.workers}
     for group in found:
-        holder = HELD.search(group.waits_for)
-        if holder:
-            group.holder = _holder(of_name.get(holder["name"]), holder["name"])
+        if HELD.search(group.waits_for):
+            holders = {number(worker, "held_by") for worker in group.workers}
+            group.holder = _holder(*of_tid.get(holders.pop(), (None, {}))) if len(holders) == 1 else ""
         elif group.frame is not None and group.state == "blocked":
             group.passed = _passed(group, group.frame, further)
             group.failed = "" if group.passed else _failed(group, picture)
     return found
 
 
-def _parts(worker: Plain) -> list[str]:
-    """The numbers of its name, so that 10 comes after 9."""
-    return re.findall(r"[0-9]+", word(worker, "name"))
+def _parts(worker: Plain) -> list[tuple[int, str]]:
+    """The numbers of its name, as a key that puts 9 before 10. `int` refuses texts of thousands of digits."""
+    parts = (part.lstrip("0") for part in re.findall(r"[0-9]+", word(worker, "name")))
+    return [(len(part), part) for part in parts]
 
 
 def _common(one: str, other: str) -> str:
@@ -191,9 +194,9 @@ def _passed(group: Group, frame: Frame, further: dict[tuple[str, str], list[tupl
     return found
 
 
-def _holder(group: Group | None, name: str) -> str:
-    """What the worker of this name does, which has what others wait for. Empty: that is not known."""
-    return "" if group is None else f"{name} {does(group, 1)}{_at(group)}, {so_long(group)}"
+def _holder(group: Group | None, worker: Plain) -> str:
+    """What this worker does, which has what others wait for. Empty: nobody knows who that is."""
+    return "" if group is None else f"{names([worker])} {does(group, 1)}{_at(group)}, {so_long(group)}"
 
 
 def _failed(group: Group, picture: Plain) -> str:

@@ -8,9 +8,10 @@ Guarantees
 - Times are microseconds with three decimals, on the clock of `time.monotonic()`. They are made of whole nanoseconds, so
   rounding breaks no nesting.
 
-What becomes what. A worker is a track named like its thread, and so is a thread that queues works; a pool has one for
-what concerns it as a whole. A work that ran is a slice; a span in which it was known to be blocked is a slice within.
-An arrow leads from where a work was queued to where it began. Events are instants, numbers are counters.
+What becomes what. A worker is a track with its name, whatever its thread is called at its works, and so is a thread
+that queues works; a pool has one for what concerns it as a whole. A work that ran is a slice; a span in which it was
+known to be blocked is a slice within. An arrow leads from where a work was queued to where it began. Events are
+instants, numbers are counters.
 """
 
 from __future__ import annotations
@@ -143,12 +144,14 @@ class _Writer:
         records = self._records
         workers = {*self._slices, *records.workers, *(each.worker for each in happened if each.worker)}
         pools = {each.pool for each in happened} | {slices[0].ran.place.pool for slices in self._slices.values()}
-        own = {thread.name for thread in records.threads.values()} & workers
+        # By the system's identifiers: a thread may have any name, that of a worker's or of none.
+        of_tid = {tid: worker for worker, tid in records.workers.items() if tid}
+        own = {ident: of_tid[thread.tid] for ident, thread in records.threads.items() if thread.tid in of_tid}
         idents = sorted({each.thread for each in records.queued})
         order = count()
         for ident in idents:
-            thread = records.threads.get(ident)
-            if thread is None or thread.name not in own:
+            if ident not in own:
+                thread = records.threads.get(ident)
                 name, tid = thread or Thread(f"a thread that has ended ({ident})", next(self._made_up))
                 yield from self._name_track(ident, name, tid, next(order))
         for pool in sorted(pools, key=_natural):
@@ -159,9 +162,8 @@ class _Writer:
         for worker in sorted(workers, key=_natural):
             if worker not in self._tracks:  # a rescuer, which is of no pool
                 yield from self._name_worker(worker, next(order))
-        for ident, thread in records.threads.items():
-            if thread.name in own:
-                self._tracks[ident] = self._tracks[thread.name]
+        for ident, worker in own.items():
+            self._tracks[ident] = self._tracks[worker]
 
     def _name_worker(self, worker: str, order: int) -> Iterator[str]:
         tid = self._records.workers.get(worker) or next(self._made_up)
@@ -420,7 +422,7 @@ def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
     """A key that puts 9 before 10."""
     parts: list[tuple[int, int | str]] = []
     for character in name:
-        if character.isdigit():
+        if character.isdecimal():  # a superscript two is a digit, and no number
             before = parts.pop()[1] if parts and parts[-1][0] == 0 else 0
             parts.append((0, int(before) * 10 + int(character)))
         else:

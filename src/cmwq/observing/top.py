@@ -221,7 +221,8 @@ class Top(App[None]):
     def _write_why(self) -> None:
         pools = self.history.picture.get("pools", ())
         why = "; ".join([f"{plain(pool['name'])}: {plain(pool['why'])}" for pool in pools if pool.get("why")][:3])
-        words = textwrap.wrap(f"why no more workers  {why}", self.size.width - 2, max_lines=WHY_LINES, placeholder=" …")
+        width = max(1, self.size.width - 2)  # a terminal may be as narrow as one likes
+        words = textwrap.wrap(f"why no more workers  {why}", width, max_lines=WHY_LINES, placeholder=" …")
         for base in self.screen_stack[:1]:  # there is none before the first and at the end
             for line in base.query("#why").results(Static):
                 line.update(Text("\n".join(words)))

@@ -63,7 +63,7 @@ class Over(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll() as sheet:
-            sheet.border_title = Text(self._said).markup
+            sheet.border_title = Text(self._said)  # as a text it would be markup, of Textual's and not of Rich's kind
             sheet.border_subtitle = "↑ ↓ pgup pgdn scroll · esc closes"
             yield Static(self.text())
 
@@ -232,11 +232,17 @@ def _of_pool(row: Row) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+_STATES = {
+    "over": "it is over: works begin again", "stalled": "works wait, and none began",
+    "was": "works waited, and none began; it is over",
+}  # fmt: skip
+
+
 def _of_stall(row: Row) -> list[tuple[str, str]]:
     return [
         ("where", f"pool {plain(row['pool'])}{', queue ' + plain(row['queue']) if row['queue'] else ''}"),
         ("reported", f"{duration(row['age'])} ago"),
-        ("state", "it is over: works begin again" if row["over"] else "works wait, and none began"),
+        ("state", _STATES[row["state"]]),
     ]
 
 

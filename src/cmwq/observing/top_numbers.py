@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from cmwq.observing import findings
+
 Picture = dict[str, Any]
 Row = dict[str, Any]
 
@@ -272,10 +274,13 @@ def _of_pools(history: History) -> list[Row]:
 
 def _of_stalls(history: History) -> list[Row]:
     now = history.picture.get("time", 0.0)
-    return [
-        {**stall, "key": (stall["time"], stall["pool"], stall["queue"], stall["over"]), "age": now - stall["time"]}
-        for stall in reversed(history.picture.get("stalls", ()))
-    ]
+    standing = [(stall["time"], stall["pool"], stall["queue"], False) for stall in findings.standing(history.picture)]
+    rows: list[Row] = []
+    for stall in reversed(history.picture.get("stalls", ())):
+        key = stall["time"], stall["pool"], stall["queue"], stall["over"]
+        state = "over" if stall["over"] else "stalled" if key in standing else "was"
+        rows.append({**stall, "key": key, "age": now - stall["time"], "state": state})
+    return rows
 
 
 def _style_of_state(row: Row) -> str:
@@ -375,13 +380,14 @@ POOLS = View(
     ),
     _of_pools, "name", "no pools yet: nothing has been queued",
 )  # fmt: skip
+_STALLED = {"stalled": "bad", "over": "running"}
 STALLS = View(
     "stalls",
     "Stalls",
     (
         _number("age", "ago", 6, "how long ago it was reported", duration),
-        Column("over", "state", 7, lambda row: "over" if row["over"] else "stalled", "does it go on", True, 0,
-               lambda row: "running" if row["over"] else "bad"),
+        Column("state", "state", 7, lambda row: row["state"], "stalled: it goes on; over: works begin again; was: so "
+               "it was, and is over", True, 0, lambda row: _STALLED.get(row["state"], "idle")),
         _text("pool", "pool", 6, "the pool"),
         _text("queue", "queue", 12, "the queue, if works wait for their place in it"),
         Column("text", "report", 0, lambda row: plain(row["text"].partition("\n")[0]), "what the watchdog said", True),

@@ -109,7 +109,7 @@ class Replay:
             if not line:
                 raise Over("the recording has ended" if self._line > 1 else "the recording is empty")
             found = json.loads(line)
-        except ValueError:  # a file that was closed, too
+        except (ValueError, RecursionError):  # a file that was closed, too
             raise Over(f"line {self._line} of the recording is not a picture in JSON") from None
         if not isinstance(found, dict) or "pools" not in found:
             raise Over(f"line {self._line} of the recording is not a picture")

@@ -7,6 +7,7 @@ Guarantees
   `write` raises OSError, and whoever writes by itself (the end of a `with` or of the process, a stall, a signal) logs
   one line as an error.
 - A signal's handler only notes that the signal came. A thread of ours writes, once for all signals that came meanwhile.
+  A handler of the program's that writes, and comes while its own thread writes, gets Reentered and waits for nothing.
 - The child of a fork does not touch its parent's file. With `CMWQ_TRACE` it records anew, into a file of its own.
 
 Floods. To record a no-op takes half as long as the no-op. Where a pool ends more than `FLOOD` works a second, and only
@@ -31,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from cmwq._core import checks, log
 from cmwq._core.naming import name_of
-from cmwq._errors import CmwqError, ForeignProcess, ThreadLimit
+from cmwq._core.surely import surely
+from cmwq._errors import CmwqError, ForeignProcess, Reentered, ThreadLimit
 from cmwq._pool.events import name_of_pool
 from cmwq._pool.ring import Place, Ran
 from cmwq._workqueue.recording import Happened, Recording
@@ -72,7 +74,10 @@ class Trace:
         self.path = path  # I
         self._runtime = runtime  # I
         self._pid = os.getpid()  # I
-        self._lock = threading.Lock()  # W: one thread reads the ring at a time
+        # W: one thread reads the ring at a time. A handler that comes when the lock is taken and the reader is not yet
+        # noted takes it once more, and is done before its thread reads.
+        self._lock = threading.RLock()
+        self._reader = 0  # W to change, read freely: which thread that is
         self._wanted: SimpleQueue[Path | None] = SimpleQueue()  # A: which files the thread is to write
         self._stalls = count(1)  # A
         self._asked = False  # ~: by a signal, and the file is not begun yet
@@ -111,15 +116,18 @@ class Trace:
             raise ValueError("this trace has no path; give one: trace.write('out.json')")
         if self._pid != os.getpid():
             raise ForeignProcess("the trace is one of the process that forked this one; begin another here")
-        with self._lock:
+        self._refuse_reentry()
+        with self._lock, surely(self._leave), surely(self._leave):
+            self._reader = threading.get_ident()
             _write(where, self._runtime, self._recording, self._begin)
         return where
 
     def close(self) -> None:
         """End the recording, and write the trace if it has a path. If that fails, it is logged. Harmless if it is over,
         or in the child of a fork. If it is interrupted, by Ctrl-C for example, it may be called again, and writes then.
-        What was recorded can still be written by `write`.
+        What was recorded can still be written by `write`. Raises Reentered as `write` does; then it goes on.
         """
+        self._refuse_reentry()
         self._recording.at_end = None
         self._end()
 
@@ -132,6 +140,13 @@ class Trace:
         self.close()
 
     # ------------------------------------------------------------------------------- inside
+
+    def _refuse_reentry(self) -> None:
+        if self._reader == threading.get_ident():
+            raise Reentered("a finaliser or a signal handler writes a trace while its own thread is writing it")
+
+    def _leave(self) -> None:
+        self._reader = 0
 
     def _end(self) -> None:
         """Record nothing more, and write what was recorded, once."""
@@ -150,7 +165,7 @@ class Trace:
             self._over = True
         if self._writer is not None:
             self._wanted.put(None)
-            if self._writer is not threading.current_thread():
+            if self._writer is not threading.current_thread() and self._reader != threading.get_ident():
                 self._writer.join()
         return True
 
@@ -159,6 +174,8 @@ class Trace:
             self.write(path)
         except (OSError, MemoryError, CmwqError) as error:
             log.error("the trace %s could not be written: %s", path, _reason(error))
+        except Exception:  # nothing of the program fails by a fault of ours either
+            log.exception("the trace %s could not be written", path)
 
     def _start_writer(self) -> None:
         """Start the thread that writes. Raises ThreadLimit."""
@@ -173,10 +190,7 @@ class Trace:
         while (path := self._wanted.get()) is not None:
             if path == self.path:
                 self._asked = False
-            try:
-                self._write_quietly(path)
-            except Exception:
-                log.exception("the trace %s could not be written", path)
+            self._write_quietly(path)
 
     def _stalled(self) -> None:
         number = next(self._stalls)
@@ -225,6 +239,7 @@ def trace(
             ...
 
     path: the file that is written at the end; compressed if its name ends in `.gz`. Without one, call `Trace.write`.
+        It is looked for in the directory of this moment.
     limit: how many records of each sort are kept: works that were queued, works that ran, everything else. The newest
         stay. At most 2,000,000.
     on_signal: write also when this signal comes. Begin the trace in the main thread for that. A handler that was there
@@ -233,12 +248,13 @@ def trace(
     every: record each work even in floods of more than 20,000 works a second, which then take half as long again.
 
     Raises ThreadLimit if `on_signal` or `on_stall` need a thread and none can be had; ValueError or TypeError for an
-    argument of the wrong value or type. It starts no pool. Thread-safe.
+    argument of the wrong value or type; OSError for a relative path where the current directory is gone. It starts no
+    pool. Thread-safe.
     """
     limit = checks.integer("limit", limit, 1, MAX_LIMIT)
     checks.flag("on_stall", on_stall)
     checks.flag("every", every)
-    where = None if path is None else Path(os.fsdecode(path))
+    where = None if path is None else Path(os.fsdecode(path)).absolute()  # the program may change its directory
     if where is None and (on_signal is not None or on_stall):
         raise ValueError("a trace that is written on a signal or a stall needs a path")
     number = None if on_signal is None else int(on_signal)
@@ -341,7 +357,7 @@ def _collect(runtime: Runtime, recording: Recording, begin: float) -> Any:
     kept = {"works queued": len(queued), "works": len(ran), "events": len(happened)}
     return perfetto.Records(
         pid=os.getpid(),
-        process=" ".join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])[:MAX_NAME],
+        process=_name_of_process(),
         begin=begin,
         now=now,
         epoch=time.time(),
@@ -357,6 +373,12 @@ def _collect(runtime: Runtime, recording: Recording, begin: float) -> Any:
         },
         overwritten=[sort for sort, number in kept.items() if number >= limit],
     )
+
+
+def _name_of_process() -> str:
+    """Its command. A program may have made anything of `sys.argv`."""
+    words = [str(word)[:MAX_NAME] for word in getattr(sys, "argv", None) or ("",)]
+    return " ".join([Path(words[0]).name or "python", *words[1:]])[:MAX_NAME]
 
 
 def _live(handler: Any) -> Any:
@@ -407,7 +429,7 @@ def begin_from_environment() -> None:
 
 
 def _begin(path: Path) -> None:
-    _of_process[:] = [trace(path.absolute())]  # absolute: the program may change its directory
+    _of_process[:] = [trace(path)]
 
 
 def _begin_in_child() -> None:

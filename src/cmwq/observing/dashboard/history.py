@@ -1,7 +1,8 @@
 """What the pools of a process did over time, at three resolutions: ten minutes, two hours, two days.
 
 Guarantees: memory is fixed once the pools are known: per pool and resolution, so many points, each a few floats. Beyond
-`POOLS` pools, further ones count only in the sum of all. Time without pictures is kept as a gap, not as zeros.
+`POOLS` pools, further ones count only in the sum of all. Time without pictures is kept as a gap, not as zeros. Where
+the clock was set back, what was seen at later times is dropped: the points are in order, and the last is the newest.
 
 A point is the mean of what was seen within it, except that of works that wait, of which it is the most: a short queue
 that nobody would see in a mean is what one looks for. Not thread-safe: the owner's lock guards it.
@@ -40,15 +41,17 @@ class Ring:
     def add(self, time: float, values: dict[str, Values]) -> None:
         point = int(time // self.seconds)
         place = point % self.size
+        if point < self._last:
+            for at, later in enumerate(self._ids):
+                if later > point:
+                    self._ids[at] = -1
         if self._ids[place] != point:
-            if point < self._last - self.size:
-                return  # the clock was set back by more than all that is kept
             self._ids[place] = point
             self._seen[place] = 0
             for columns in self._columns.values():
                 for column in columns:
                     column[place] = nan
-        self._last = max(self._last, point)
+        self._last = point
         self._seen[place] += 1
         for name, numbers in values.items():
             for title, column, number in zip(COLUMNS, self._of(name), numbers, strict=True):
@@ -68,7 +71,7 @@ class Ring:
 
     def read(self) -> dict[str, Any]:
         """The points from the first that is kept, ready for JSON: a gap is None."""
-        points = sorted(point for point in self._ids if point > self._last - self.size)
+        points = sorted(point for point in self._ids if point > max(self._last - self.size, -1))
         first = points[0] if points else self._last + 1
         span = range(first, self._last + 1)
         known = set(points)

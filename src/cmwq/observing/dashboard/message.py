@@ -6,7 +6,8 @@ is absent or zero here, and never an error. Strings that occur often are sent on
 
 from __future__ import annotations
 
-from itertools import chain, count
+from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 from cmwq.observing.dashboard.history import ALL, COLUMNS, Values
@@ -25,16 +26,15 @@ def told_apart(picture: Picture) -> Picture:
     """The picture with names that occur once: of queues of one name, the second and those after it get a number."""
     found: dict[str, list[Picture]] = {"pools": [], "queues": []}
     for part, views in found.items():
+        taken: set[str] = set()
+        numbers: dict[str, Iterator[int]] = {}  # by name, those that were not tried: no name is ever free again
         for view in picture.get(part, []):
-            views.append({**view, "name": _unused(str(view["name"]), views)})
+            name = unused = str(view["name"])
+            while unused in taken:
+                unused = f"{name} ({next(numbers.setdefault(name, count(2)))})"
+            taken.add(unused)
+            views.append({**view, "name": unused})
     return {**picture, **found}
-
-
-def _unused(name: str, views: list[Picture]) -> str:
-    """A name that none of the views has."""
-    taken = {view["name"] for view in views}
-    names = chain([name], (f"{name} ({number})" for number in count(2)))
-    return next(each for each in names if each not in taken)
 
 
 def counters(picture: Picture) -> Counters:
@@ -68,7 +68,10 @@ def message(picture: Picture, rates: Rates, seen: list[Seen]) -> dict[str, Any]:
     """The picture as a browser gets it, without what only the watch knows (number, state, pid)."""
     words = Words()
     queues = sorted(picture.get("queues", []), key=_activity, reverse=True)
-    kept = ("version", "time", "uptime", "python", "sensor", "sensor_reason", "gil", "cpu_limit", "frozen", "memory")
+    kept = (
+        "version", "time", "uptime", "python", "sensor", "sensor_reason", "gil", "cpu_limit", "frozen", "memory",
+        "stall_after",
+    )  # fmt: skip
     pools = picture.get("pools", [])
     return {
         **{key: picture.get(key) for key in kept},

@@ -150,7 +150,10 @@ class Recording:
         first = next(pictures_in(path), None)
         if first is None:
             raise NoPicture(f"there is no picture in {path}")
-        self._target = Target(int(first.get("pid", 0)), _command(first.get("command", [])), source=self)
+        pid, command = first.get("pid", 0), first.get("command", [])
+        if type(pid) is not int or not isinstance(command, str | list):
+            raise NoPicture(f"{path} is no recording: its first picture has no process that can be shown")
+        self._target = Target(pid, _command(command), source=self)
 
     def targets(self) -> list[Target]:
         return [self._target]
@@ -174,7 +177,7 @@ class _Player:
             raise Over(f"{error}. This is the last picture before it.") from error
         if picture is None:
             raise Over("The recording has ended. This is its last picture.")
-        time = float(picture.get("time", 0.0))
+        time = _epoch(picture.get("time"))
         if self._before is not None:
             self._closed.wait(min(max(time - self._before, 0.0), LONGEST_PAUSE))
         self._before = time
@@ -215,4 +218,6 @@ def _complete(decoder: json.JSONDecoder, text: str, path: Path) -> Generator[Pic
             picture, begin = decoder.raw_decode(text, begin)
         except ValueError:
             return text[begin:]
+        except RecursionError:
+            raise NoPicture(f"{path} is no recording: there are too many objects within one another") from None
         yield picture

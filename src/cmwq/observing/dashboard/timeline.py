@@ -1,7 +1,8 @@
 """What each worker did when, as far as it was seen: segments of one worker, one work and one state.
 
 Guarantees: at most `SEGMENTS` of them, none older than `KEPT` seconds, and `KEPT` seconds of how many workers each
-queue had. Rows that nobody can see any more are forgotten.
+queue had. Rows that nobody can see any more are forgotten. Where the clock was set back, what was seen at later times
+is dropped, and a segment that began before ends there.
 
 A picture says since when a worker executes its work, so the beginning of a work that was seen is exact. Its end is when
 it was seen last, so it is at most one interval early; and a work that began and ended between two pictures was not
@@ -65,6 +66,8 @@ class Timeline:
 
     def add(self, time: float, workers: list[dict[str, Any]]) -> list[Seen]:
         """Add what the workers of a picture do; returns what that adds, in the same order."""
+        if self._sums and time < self._sums[-1][0]:
+            self._go_back(time)
         seen = [self._add(time, worker) for worker in workers]
         self._sums.append((time, sums(workers)))
         self._forget(time)
@@ -92,6 +95,16 @@ class Timeline:
         row.segment, row.item, row.began = segment, item, began
         self._segments.append(segment)
         return Seen(row.number, begin, True)
+
+    def _go_back(self, time: float) -> None:
+        """The clock was set back to this time: all times after it are yet to come."""
+        while self._sums and self._sums[-1][0] > time:
+            self._sums.pop()
+        self._segments = deque(segment for segment in self._segments if segment.begin < time)
+        for segment in self._segments:
+            segment.end = min(segment.end, time)
+        for row in self._rows.values():
+            row.seen, row.segment = min(row.seen, time), None
 
     def _forget(self, time: float) -> None:
         while self._sums and self._sums[0][0] < time - KEPT:

@@ -60,11 +60,13 @@ export class Occupancy {
   }
 
   add(view) {
+    const { times, pools, seconds } = this.data;
     if (this.range !== "0") {
-      if (view.time >= this.due) this.load(this.process);
+      if (view.time >= this.due || view.time < (times.at(-1) ?? 0)) this.load(this.process);
       return;
     }
-    const { times, pools } = this.data;
+    if (view.time === times.at(-1)) return;
+    if (view.time < (times.at(-1) ?? 0) - seconds) this.#back(view.time); // the clock was set back
     const last = times.at(-1) ?? 0;
     if (view.time <= last) return;
     if (last && view.time - last > 3 * Math.max(this.data.seconds, view.interval)) this.#push((last + view.time) / 2, {});
@@ -75,6 +77,13 @@ export class Occupancy {
     }
     this.#push(view.time, now);
     this.#offer();
+  }
+
+  #back(time) {
+    const { times, pools } = this.data;
+    const kept = times.findIndex((each) => each >= time);
+    times.length = kept;
+    for (const columns of Object.values(pools)) for (const key of COLUMNS) columns[key].length = kept;
   }
 
   #push(time, now) {

@@ -148,6 +148,11 @@ function fillPool(card, pool) {
 
 let told = "";
 
+function stallsAre(seconds) {
+  if (!seconds) return "None. The process reports no stalls: its watchdog is off.";
+  return `None. A stall is reported when works wait and none has begun for ${seconds} ${seconds === 1 ? "second" : "seconds"}.`;
+}
+
 export function showStalls(view) {
   const box = $("stalls");
   const now = JSON.stringify(view.stalls);
@@ -156,7 +161,7 @@ export function showStalls(view) {
   const before = told;
   told = now;
   box.replaceChildren();
-  if (!view.stalls.length) box.append(el("p", { class: "none" }, "None. A stall is reported when works wait and none has begun for 30 seconds."));
+  if (!view.stalls.length) box.append(el("p", { class: "none" }, stallsAre(view.stall_after ?? 30)));
   for (const stall of view.stalls) {
     const [first, ...rest] = stall.text.split("\n");
     const key = `${stall.time} ${stall.pool} ${stall.queue}`;

@@ -103,7 +103,13 @@ export class Timeline {
 
   #apply(view) {
     const { workers, words, time } = view;
+    const back = time < this.now - 1; // the clock was set back: what is kept now is asked for anew
     this.now = time;
+    if (back) {
+      this.trimmed = time;
+      this.load(this.process);
+      return;
+    }
     this.interval = Math.max(0.2, view.interval);
     workers.row.forEach((number, i) => {
       let row = this.rows.get(number);
