@@ -171,7 +171,7 @@ def test_a_program_is_found_as_a_shell_finds_it(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("make", [ByPython, WithoutGil])
 def test_both_ways_to_start_a_process_do_the_same(make: Callable[[], Spawner], tmp_path: Path) -> None:
-    """A group of its own, the mask of this process, and no signal that only Python ignores."""
+    """A session of its own, the mask of this process, and no signal that only Python ignores."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
     try:
         spawner = make()
@@ -191,7 +191,7 @@ def test_both_ways_to_start_a_process_do_the_same(make: Callable[[], Spawner], t
             os.close(out)
             os.close(err)
         with os.fdopen(reading, "rb") as printed, os.fdopen(errors, "rb") as said:
-            assert os.getpgid(pid) == pid
+            assert os.getsid(pid) == os.getpgid(pid) == pid
             return printed.read(), said.read(), os.waitpid(pid, 0)[1]
 
     blocked, ignored = run(grep, "-E", "SigBlk|SigIgn", "/proc/self/status")[0].splitlines()

@@ -304,7 +304,10 @@ class Executing(Run):
     def pause(self) -> None:
         self.children.stop()
         self.shown.clear()
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # Not SIGSTOP: the kernel ignores this where no shell could say `fg` (`ssh -t`, a terminal's first process).
+        before = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, before)
         self.children.go_on()
 
 
@@ -351,9 +354,5 @@ def _show(command: Template, source: Source, log: Log | None) -> int:
 
 
 def _arrange_signals() -> None:
-    """Have a command that reads the terminal get an error. Otherwise it would be stopped, as any background job is. And
-    have the kernel keep how a command ended, even if whoever started cmwq ignored that.
-    """
+    """Have the kernel keep how a command ended, even if whoever started cmwq ignored that."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number in (signal.SIGTTIN, signal.SIGTTOU):
-        signal.signal(number, signal.SIG_IGN)
