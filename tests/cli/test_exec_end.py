@@ -260,3 +260,16 @@ sys.exit(main())
     done = cli("exec", "a", "--", "true", code=("-c", code))
     assert done.returncode == 2
     assert done.stderr == b"cmwq exec: error: ChildProcessError: [Errno 10] No child processes\n"
+
+
+def test_an_item_without_an_outcome_ends_the_run(cli: Cli) -> None:
+    """Nothing would ever end the wait for its turn."""
+    code = """
+import sys
+from cmwq.cli import exec, main
+exec.Executing.outcome = lambda self, index, item: None
+sys.exit(main())
+"""
+    done = cli("exec", "a", "--", "true", code=("-c", code))
+    assert done.returncode == 2
+    assert done.stderr == b"cmwq exec: error: item 1 ended without an outcome, which is a fault of cmwq\n"

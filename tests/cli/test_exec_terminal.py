@@ -163,13 +163,63 @@ def test_ctrl_z_stops_nothing_where_nobody_could_go_on_with_it(terminal: Callabl
 def test_in_the_background_it_stops_when_it_reads_the_terminal(terminal: Callable[..., Terminal], folder: Path) -> None:
     """As every job does, so that `fg` goes on with it; the user's next line is not its."""
     command = shlex.join([*CMWQ, "--quiet", "--", "echo", "got"])
-    shown = terminal("bash", "-m", "-c", f"{command} & echo $! > pid; until [ -e go ]; do sleep 0.05; done; fg")
+    # fg again: it may read once more before bash has given it the terminal.
+    script = f"{command} & echo $! > pid; until [ -e go ]; do sleep 0.05; done; until fg; [ $? != 149 ]; do :; done"
+    shown = terminal("bash", "-m", "-c", script)
     shown.read_until(lambda: bool(lines(folder / "pid")))
     (pid,) = lines(folder / "pid")
     shown.read_until(lambda: not alive(pid) or state_of(pid) == "T")
     assert alive(pid)
     (folder / "go").touch()
-    shown.read_until(lambda: state_of(pid) != "T")
     shown.type(b"one\n\x04")
     assert shown.ended() == 0
     assert b"got one" in shown.seen
+
+
+# The display
+
+WITHOUT_RICH = "import sys; sys.modules['rich'] = None; from cmwq.cli import main; sys.exit(main())"
+DISPLAYS = pytest.mark.parametrize("how", [("-m", "cmwq"), ("-c", WITHOUT_RICH)], ids=["rich", "text"])
+
+
+@DISPLAYS
+def test_nothing_is_drawn_over_a_line_that_has_not_ended(
+    terminal: Callable[..., Terminal], how: tuple[str, str]
+) -> None:
+    script = "sleep 0.4; printf '{%s}' \"$1\"; [ $1 != 3 ]"
+    shown = terminal(sys.executable, *how, "exec", "--max-active", "1", *"123", "--", "sh", "-c", script, "sh")
+    assert shown.ended() == 1
+    drawn, _, rest = shown.seen.partition(b"{1}")
+    assert b"0 of 3 items" in drawn
+    assert rest.startswith(b"{2}{3}")
+    assert b"cmwq exec: item 3 '3': exit status 1" in rest
+    assert b"cmwq exec: 3 of 3 items, 1 failed" in rest.splitlines()[-1]
+
+
+@DISPLAYS
+def test_the_cursor_is_never_hidden(terminal: Callable[..., Terminal], how: tuple[str, str]) -> None:
+    """After a second Ctrl-C, or SIGKILL, nobody would show it again."""
+    script = "trap '' INT; echo $$ >> pids; while :; do sleep 1; done"
+    shown = terminal(sys.executable, *how, "exec", "--kill-after", "1d", "a", "--", "sh", "-c", script)
+    shown.read_until(lambda: b"0 of 1 items" in shown.seen)
+    shown.type(b"\x03")
+    time.sleep(0.3)
+    shown.type(b"\x03")
+    assert shown.ended() == -signal.SIGINT
+    assert b"\x1b[?25l" not in shown.seen
+
+
+@DISPLAYS
+def test_nothing_is_drawn_in_the_background(terminal: Callable[..., Terminal], how: tuple[str, str]) -> None:
+    command = shlex.join([sys.executable, *how, "exec", "1", "1", "--", "sleep"])
+    shown = terminal("bash", "-m", "-c", f"{command} & wait")
+    assert shown.ended() == 0
+    assert shown.seen.count(b" items") == 1, shown.seen  # the summary
+
+
+def test_a_terminal_that_cannot_draw_gets_whole_lines(terminal: Callable[..., Terminal]) -> None:
+    shown = terminal(*CMWQ, "1", "1", "--", "sleep", TERM="dumb")
+    assert shown.ended() == 0
+    assert shown.seen.count(b" of 2 items") >= 2
+    assert shown.seen.count(b"\r") == shown.seen.count(b"\r\n")
+    assert b"\x1b" not in shown.seen

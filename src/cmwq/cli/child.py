@@ -58,12 +58,16 @@ class Closing(Exception):
 
 
 class Ended:
-    """How a command ended: by `status` or `signal`. late: it ran for too long. given_up: the run's end came first."""
+    """How a command ended: by `status` or `signal`. late: it ran for too long. given_up: the run's end came first.
 
-    __slots__ = ("given_up", "late", "signal", "status")
+    measured: when it began, in seconds since 1970, and for how long it ran, where only another machine can tell.
+    """
+
+    __slots__ = ("given_up", "late", "measured", "signal", "status")
 
     def __init__(self, status: int | None, signal: int | None, late: bool = False, given_up: bool = False) -> None:
         self.status, self.signal, self.late, self.given_up = status, signal, late, given_up
+        self.measured: tuple[float, float] | None = None
 
     @property
     def error(self) -> str | None:

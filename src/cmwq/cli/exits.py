@@ -20,9 +20,7 @@ LONGEST_POLL = 1e6  # seconds: the kernel's limit is near 2 million, and who wai
 def check() -> None:
     """Raises Refusal where the end of a process can't be seen."""
     if not hasattr(os, "waitid"):
-        raise Refusal(
-            "commands need os.waitid, which this Python lacks (on macOS, 3.13 is the first to have it)"
-        )
+        raise Refusal("commands need os.waitid, which this Python lacks (on macOS, 3.13 is the first to have it)")
 
 
 def looked_at(pid: int) -> bool:
