@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmwq.cli import child as module
+from cmwq.cli import spawn
 from cmwq.cli.child import Children, Closing, Ended, Unstartable, find
 from cmwq.cli.command import template
 from cmwq.cli.output import Refusal
@@ -167,6 +168,16 @@ def test_a_program_is_found_as_a_shell_finds_it(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", "")
     monkeypatch.chdir(tmp_path / "two")
     assert find("./tool") == "./tool"
+
+
+def test_no_command_takes_the_last_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are for what its output needs. It is as if there were none, and what was opened is closed again."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(spawn, "_most_descriptors", lambda: spawn.RESERVED + 3)
+    with pytest.raises(OSError, match="Too many open files") as raised:
+        spawn.start(spawn.best(), "/bin/true", ["true"])
+    assert raised.value.errno == errno.EMFILE
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("make", [ByPython, WithoutGil])
