@@ -302,17 +302,24 @@ def test_a_cluster_without_cmwq_is_said_in_one_line(cli: Cli, folder: Path) -> N
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     host, _, port = address.partition(":")
-    how = {"env": environment(PYTHONPATH=str(folder / "without")), "cwd": folder, "stderr": subprocess.DEVNULL}
-    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", host, "--port", port, "--no-dashboard"]
-    with subprocess.Popen(command, **how) as scheduler:  # type: ignore[call-overload]
-        try:
-            until(lambda: _answers(host, int(port)))
-            for args in (("exec", "a", "--", "echo"), ("map", "targets:same", "a")):
-                done = cli(args[0], "--cluster", f"tcp://{address}", *args[1:])
-                assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1), done.stderr
-                assert b"cmwq is to be installed at the scheduler and the workers" in done.stderr
-        finally:
-            scheduler.terminate()
+    without = environment(PYTHONPATH=str(folder / "without"))
+    scheduler = ["-m", "distributed.cli.dask_scheduler", "--host", host, "--port", port, "--no-dashboard"]
+    worker = ["-m", "distributed.cli.dask_worker", f"tcp://{address}", "--no-nanny", "--no-dashboard"]
+    running = [subprocess.Popen([sys.executable, *scheduler], cwd=folder, env=environment(), stderr=subprocess.DEVNULL)]
+    try:
+        until(lambda: _answers(host, int(port)))
+        with open(folder / "said", "wb") as said:
+            running.append(subprocess.Popen([sys.executable, *worker], cwd=folder, env=without, stderr=said))
+        until(lambda: b"Registered to" in (folder / "said").read_bytes())
+        for args in (("exec", "a", "--", "echo"), ("map", "targets:same", "a")):  # and the worker lives on
+            done = cli(args[0], "--cluster", f"tcp://{address}", *args[1:])
+            assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1), done.stderr
+            assert b"cmwq is to be installed at the scheduler and the workers" in done.stderr
+        assert running[-1].poll() is None
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait(HANG)
 
 
 def _answers(host: str, port: int) -> bool:

@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import logging
 import os
+import pkgutil
 import signal
 import sys
 import threading
@@ -63,6 +64,7 @@ class Cluster:
             if self.is_local:
                 where = stack.enter_context(_local(distributed, _number_of(address)))
             self.client = stack.enter_context(distributed.Client(where, timeout=PATIENCE, set_as_default=False))
+            _check_cmwq(self.client)
             self.client.register_plugin(dask.CmwqPlugin())
             if self.is_local:
                 self.client.register_plugin(_quiet(distributed))
@@ -73,7 +75,7 @@ class Cluster:
         except (OSError, TimeoutError, ValueError) as error:
             raise Refusal(f"cluster {address!r}: {one_line(str(error) or type(error).__name__)}") from error
         except Exception as error:  # what became of the plugins there
-            raise Refusal(f"cluster {address!r}: {_lacking(error)}") from error
+            raise Refusal(f"cluster {address!r}: {describe(error)}") from error
         stack.callback(self.queue.close, abandon=True)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -90,10 +92,20 @@ class Cluster:
             )  # fmt: skip
 
 
-def _lacking(error: Exception) -> str:
-    if "No module named 'cmwq" in str(error):  # as a text: the exception itself may not travel
-        return f"cmwq is to be installed at the scheduler and the workers, too: version {cmwq.__version__}"
-    return describe(error)
+def _check_cmwq(client: Any) -> None:
+    """Raises ValueError if the scheduler or a worker lacks cmwq. A worker that gets one of its tasks would die of that.
+
+    What is sent for this must not need cmwq. It is a function of the standard library, which imports it and says which
+    version it is.
+    """
+    asked = (pkgutil.resolve_name, "cmwq:__version__")
+    told = list(client.run(*asked, on_error="return").values())
+    try:
+        told.append(client.run_on_scheduler(*asked))
+    except Exception as error:
+        told.append(error)
+    if any(isinstance(version, Exception) for version in told):
+        raise ValueError(f"cmwq is to be installed at the scheduler and the workers, too: version {cmwq.__version__}")
 
 
 def _number_of(address: str) -> int:
