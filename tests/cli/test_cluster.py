@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,3 +194,137 @@ def test_a_scheduler_that_is_not_there_is_said_in_one_line(cli: Cli) -> None:
     assert (done.returncode, done.stderr.count(b"\n"), done.stdout) == (2, 1, b""), done.stderr
     assert b"cluster 'tcp://127.0.0.1:1'" in done.stderr
     assert time.monotonic() - begun < HANG
+
+
+# What the cluster does to commands
+
+
+def test_a_connection_that_breaks_loses_no_item(folder: Path) -> None:
+    """The scheduler forgets the tasks of a client that is gone, and their commands are ended. The client comes back."""
+    import distributed
+
+    script = f'echo "$$" >> {folder}/pids; until [ -e {folder}/go ]; do sleep 0.05; done; echo "out $1"'
+    items = [str(number) for number in range(8)]
+    options = ["--max-active", "2", "--retries", "1", "--job-log", "jobs"]
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0") as cluster:
+        command = ["exec", "--cluster", cluster.scheduler_address, *options, *items, "--", "sh", "-c", script, "sh"]
+        with subprocess.Popen(
+            [sys.executable, "-m", "cmwq", *command], cwd=folder, env=environment(), stdout=-1, stderr=-1
+        ) as run:
+            try:
+                until(lambda: (folder / "pids").exists() and len((folder / "pids").read_text().split()) == 2)
+                first = (folder / "pids").read_text().split()
+                for comm in list(cluster.scheduler.client_comms.values()):
+                    cluster.loop.add_callback(comm.comm.abort)
+                until(lambda: not any(map(_lives, first)))
+                (folder / "go").touch()
+                out, err = run.communicate(timeout=HANG)
+            finally:
+                (folder / "go").touch()
+                run.kill()
+    assert (run.returncode, out.decode().split()) == (0, [word for item in items for word in ("out", item)]), err
+    jobs = list(map(json.loads, (folder / "jobs").read_text().splitlines()))
+    assert sorted(job["item"] for job in jobs) == items
+    assert {job["tries"] for job in jobs} == {1, 2}
+
+
+def test_a_command_that_the_cluster_ends_has_failed(cli: Cli, address: str) -> None:
+    """It is not taken for one that this run gave up, which would be waited for."""
+    code = """
+import sys
+import threading
+from cmwq.cli import cluster, main
+from cmwq.cli.child import Closing
+def call(self, function, *args): raise Closing
+cluster.Cluster.call = call
+sys.exit(main())
+"""
+    done = cli("exec", "--cluster", address, "a", "b", "--", "echo", code=("-c", code))
+    assert done.returncode == 1
+    assert done.stderr.count(b": ended by the cluster\n") == 2
+
+
+def test_one_task_that_nobody_wants_is_ended_alone() -> None:
+    from cmwq.cli.child import Closing, Ended
+    from cmwq.cli.cluster import Commands, _end_soon
+
+    commands = Commands(5.0)
+    ended: dict[str, Ended] = {}
+
+    def run(seconds: str) -> None:
+        with commands.one_more() as children:
+            running[seconds] = children
+            ended[seconds] = children.run("/bin/sleep", ["sleep", seconds], (len, len), None)
+
+    running: dict[str, object] = {}
+    threads = [threading.Thread(target=run, args=(seconds,)) for seconds in ("1000", "1001")]
+    for thread in threads:
+        thread.start()
+    until(lambda: all(seconds in running and running[seconds]._running for seconds in ("1000", "1001")))  # type: ignore[attr-defined]
+    _end_soon(running["1000"])  # type: ignore[arg-type]
+    threads[0].join(HANG)
+    assert ended["1000"].given_up
+    assert "1001" not in ended
+    run("0")
+    assert not ended["0"].given_up
+    commands.end(signal.SIGKILL)
+    threads[1].join(HANG)
+    assert ended["1001"].given_up
+    with pytest.raises(Closing), commands.one_more():
+        pass
+
+
+def test_times_are_those_of_the_command_and_not_of_its_wait_for_a_worker(cli: Cli, folder: Path, address: str) -> None:
+    code = """
+import sys, time
+from cmwq.cli import cluster, main
+call = cluster.Cluster.call
+def late(self, *args):
+    time.sleep(3)  # the scheduler's
+    printed = call(self, *args)
+    time.sleep(1)
+    return printed
+cluster.Cluster.call = late
+sys.exit(main())
+"""
+    args = ("exec", "--cluster", address, "--job-log", "jobs", "--retries", "1", "--quiet")
+    began = time.time()
+    assert cli(*args, "0.2", "x", "--", "sleep", code=("-c", code)).returncode == 1
+    jobs = {job["item"]: job for job in map(json.loads, (folder / "jobs").read_text().splitlines())}
+    assert 0.2 <= jobs["0.2"]["seconds"] < 3
+    assert jobs["x"]["seconds"] < 3  # of two tries
+    assert all(job["start"] > began + 3 for job in jobs.values())
+
+
+def test_a_cluster_without_cmwq_is_said_in_one_line(cli: Cli, folder: Path) -> None:
+    (folder / "without").mkdir()
+    (folder / "without" / "sitecustomize.py").write_text("import sys\nsys.modules['cmwq'] = None\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    host, _, port = address.partition(":")
+    without = environment(PYTHONPATH=str(folder / "without"))
+    scheduler = ["-m", "distributed.cli.dask_scheduler", "--host", host, "--port", port, "--no-dashboard"]
+    worker = ["-m", "distributed.cli.dask_worker", f"tcp://{address}", "--no-nanny", "--no-dashboard"]
+    running = [subprocess.Popen([sys.executable, *scheduler], cwd=folder, env=environment(), stderr=subprocess.DEVNULL)]
+    try:
+        until(lambda: _answers(host, int(port)))
+        with open(folder / "said", "wb") as said:
+            running.append(subprocess.Popen([sys.executable, *worker], cwd=folder, env=without, stderr=said))
+        until(lambda: b"Registered to" in (folder / "said").read_bytes())
+        for args in (("exec", "a", "--", "echo"), ("map", "targets:same", "a")):  # and the worker lives on
+            done = cli(args[0], "--cluster", f"tcp://{address}", *args[1:])
+            assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1), done.stderr
+            assert b"cmwq is to be installed at the scheduler and the workers" in done.stderr
+        assert running[-1].poll() is None
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait(HANG)
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port)).close()
+    except OSError:
+        return False
+    return True

@@ -315,3 +315,18 @@ def test_the_help_is_complete(cli: Cli) -> None:
     for word in ("--retries", "{/.}", "127", "--resume", "SIGHUP", "--shell"):
         assert word in text
     assert b"exec " in cli("--help").stdout
+
+
+@pytest.mark.parametrize("name", ["--trace=keep.txt", "--dry-run", "--help", "-0", "--"])
+@pytest.mark.parametrize("command", ["exec", "map"])
+def test_a_file_does_not_become_an_option(cli: Cli, folder: Path, command: str, name: str) -> None:
+    """A pattern puts it among the options; nobody can tell it from one that was meant."""
+    (folder / "keep.txt").write_text("precious")
+    (folder / name).touch()
+    words = ("--", "echo") if command == "exec" else ("--", "targets:same")
+    done = cli(command, name, "keep.txt", *words)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    assert f"{name!r} is an option, and a file here has just that name: write ./*".encode() in done.stderr
+    assert (folder / "keep.txt").read_text() == "precious"
+    words = ("echo", f"./{name}") if command == "exec" else ("targets:size", f"./{name}")
+    assert cli(command, *(("a", "--") if command == "exec" else ()), *words).returncode == 0

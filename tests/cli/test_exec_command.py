@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmwq.cli import child as module
+from cmwq.cli import spawn
 from cmwq.cli.child import Children, Closing, Ended, Unstartable, find
 from cmwq.cli.command import template
 from cmwq.cli.output import Refusal
@@ -169,9 +170,19 @@ def test_a_program_is_found_as_a_shell_finds_it(tmp_path: Path, monkeypatch: pyt
     assert find("./tool") == "./tool"
 
 
+def test_no_command_takes_the_last_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are for what its output needs. It is as if there were none, and what was opened is closed again."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(spawn, "_most_descriptors", lambda: spawn.RESERVED + 3)
+    with pytest.raises(OSError, match="Too many open files") as raised:
+        spawn.start(spawn.best(), "/bin/true", ["true"])
+    assert raised.value.errno == errno.EMFILE
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
 @pytest.mark.parametrize("make", [ByPython, WithoutGil])
 def test_both_ways_to_start_a_process_do_the_same(make: Callable[[], Spawner], tmp_path: Path) -> None:
-    """A group of its own, the mask of this process, and no signal that only Python ignores."""
+    """A session of its own, the mask of this process, and no signal that only Python ignores."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
     try:
         spawner = make()
@@ -191,7 +202,7 @@ def test_both_ways_to_start_a_process_do_the_same(make: Callable[[], Spawner], t
             os.close(out)
             os.close(err)
         with os.fdopen(reading, "rb") as printed, os.fdopen(errors, "rb") as said:
-            assert os.getpgid(pid) == pid
+            assert os.getsid(pid) == os.getpgid(pid) == pid
             return printed.read(), said.read(), os.waitpid(pid, 0)[1]
 
     blocked, ignored = run(grep, "-E", "SigBlk|SigIgn", "/proc/self/status")[0].splitlines()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cmwq.cli import capture
 from cmwq.cli.capture import SLOT, Spill, SpillError, Stream
 from cmwq.cli.lines import Lines, Tagged, tag_of
 
@@ -214,3 +217,29 @@ def test_lines_that_never_end_are_cut() -> None:
     (everything,) = got
     assert everything.replace(b"a\t", b"").replace(b"\n", b"") == b"x" * 40 * SLOT
     assert everything.count(b"\n") == 3
+
+
+def test_descriptors_that_run_out_do_not_end_the_run(folder: Path) -> None:
+    """Commands leave some: for the file of what waits, and for the import of what makes it."""
+    script = "ulimit -n 40; exec $CMWQ exec $(seq 40) -- sh -c 'sleep 0.2; head -c 100000 /dev/zero; sleep 0.2' sh"
+    env = environment(CMWQ=f"{sys.executable} -m cmwq")
+    done = ran(["bash", "-c", script], cwd=folder, capture_output=True, env=env, timeout=100)
+    assert (done.returncode, done.stderr, len(done.stdout)) == (0, b"", 4_000_000)
+
+
+def test_a_system_without_descriptors_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, tries = tempfile.TemporaryFile, []
+
+    def scarce(**how: int) -> object:
+        tries.append(how)
+        if len(tries) < 3:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+        return made(**how)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", scarce)
+    spill = Spill()
+    assert spill.get(spill.put(b"kept"), 4) == b"kept"
+    monkeypatch.setattr(capture, "TRIES", 2)
+    tries.clear()
+    with pytest.raises(SpillError):
+        Spill().put(b"x")

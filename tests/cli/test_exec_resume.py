@@ -185,3 +185,18 @@ def test_line_buffer_keeps_no_output_in_the_log(cli: Cli, folder: Path) -> None:
     assert cli("exec", "--line-buffer", "--resume", "log", "a", "b", "--", *NOTE).stdout == b"out b\n"
     assert effects(folder) == {"a": 1, "b": 1}
     assert all("stdout" not in entry for entry in logged(folder / "log"))
+
+
+@pytest.mark.parametrize("tag", [(), ("--tag",)])
+@pytest.mark.parametrize("streams", ["1", "2", "1 2", "2 1"])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_what_is_printed_again_is_what_was_printed_first(
+    cli: Cli, tag: tuple[str, ...], streams: str, end: str
+) -> None:
+    """Long output stands in pieces in the log, those of one stream after those of the other."""
+    script = f"""for fd in {streams}; do seq 100000 | head -c 200000 >&$fd; printf '{end}' >&$fd; done"""
+    args = ("exec", *tag, "--resume", "log", "a", "b", "--", "sh", "-c", script, "sh")
+    first, again = cli(*args), cli(*args)
+    assert (first.returncode, again.returncode) == (0, 0)
+    assert (first.stdout, first.stderr) == (again.stdout, again.stderr)
+    assert len(first.stdout + first.stderr) >= 400_000

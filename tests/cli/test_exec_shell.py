@@ -22,7 +22,7 @@ TOKENS = [
     *("printf '<%s>' ", 'printf "<%s>" ', "{}", "{}", "{}", "{#}", "{/}", "'", '"', "`", "$(", ")", "(", "$((", "))"),
     *("${x:-", '"${x%', "}", " ", ";", "#", "\n", "\\", "$", "$x", "x=", "=", "~", "|", "a", "1", "[", "]", ",", "$'"),
     *("case a in a*) ", "case {} in ", "esac", ";; esac", "if true; then ", " fi ", " >&2 ", " b) ", "<<E", "&& "),
-    *("f() { ", "; }; f ", "set -- k; ", "for i in ", ";do ", ";done "),
+    *("f() { ", "; }; f ", "x=(", "x+=( [", "set -- k; ", "for i in ", ";do ", ";done "),
 ]
 EVIL = "q\"'$(touch${IFS}pwned)`touch${IFS}pwned`}\\#)Q;&|<!~(["
 
@@ -86,6 +86,10 @@ def test_what_a_placeholder_means(shell: tuple[str, ...], line: str, printed: st
         ("echo $(( ${x:-{}} ))", "in arithmetic"),
         ("(( {} ))", "in arithmetic"),
         ("a[{}]=1", "in arithmetic"),
+        ("a=([{}]=1)", "in the list of an array"),
+        ("a=(x [{}]=1)", "in the list of an array"),
+        ("declare -a a+=(x\n# )\n[{}]=y)", "in the list of an array"),
+        ('a=("[{}]=1")', "in the list of an array"),
         ("echo ${x:{}}", "expansion"),
         ("echo ${}", "expansion"),
         ('echo "$[ {} ]"', "$["),
@@ -109,6 +113,21 @@ def test_where_an_item_would_be_read_once_more_it_is_refused(line: str, why: str
     assert why in str(raised.value)
     assert "\n" not in str(raised.value)
     assert raised.value.status == 2
+
+
+@pytest.mark.skipif(("bash", "--posix") not in SHELLS, reason="no bash here: others have no arrays")
+def test_after_the_list_of_an_array_and_in_a_command_within_it(tmp_path: Path) -> None:
+    line = 'a=(case in [0]="x )" $(printf %s {}) [{#}]=k); printf "<%s>" "${a[@]}" {}'
+    assert ran(("bash", "--posix"), template([line], True, None).argv("a *", 3), tmp_path)[0] == 0
+
+
+def test_an_item_that_begins_with_a_dash_is_a_line_for_the_shell(cli: Cli) -> None:
+    done = cli("exec", "--shell", input=b"-e\n+x\necho fine\n")
+    assert (done.returncode, done.stdout) == (1, b"fine\n")
+    assert [line for line in done.stderr.splitlines() if b"cmwq exec: item" in line] == [
+        b"cmwq exec: item 1 '-e': exit status 127",
+        b"cmwq exec: item 2 '+x': exit status 127",
+    ]
 
 
 def test_arithmetic_is_one_line_and_status_2(cli: Cli, folder: Path) -> None:

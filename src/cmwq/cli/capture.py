@@ -7,13 +7,17 @@ waits at one time, because the room of what was printed is used again.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 
 from cmwq.cli.output import one_line
 
 SLOT = 1 << 16  # bytes
+PAUSE = 0.1  # seconds until a descriptor that could not be had is asked for again
+TRIES = 50
 
 
 class SpillError(Exception):
@@ -131,20 +135,28 @@ class Stream:
 
 
 def _nameless() -> int:
-    """A file that no folder lists."""
-    import tempfile  # takes a while, and is rarely needed
+    """A file that no folder lists.
 
-    try:
-        with tempfile.TemporaryFile(buffering=0) as file:
-            return os.dup(file.fileno())
-    except OSError as error:
-        raise SpillError(_why(error)) from error
+    Commands leave the process some descriptors (`spawn.RESERVED`). That the whole system has none is waited out, for a
+    while: what holds them may wait for this.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            import tempfile  # takes a while, and a descriptor, and is rarely needed
+
+            with tempfile.TemporaryFile(buffering=0) as file:
+                return os.dup(file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not left:
+                raise SpillError(_why(error)) from error
+            time.sleep(PAUSE)
+    raise AssertionError
 
 
 def _why(error: OSError) -> str:
-    import tempfile
-
     try:
+        import tempfile
+
         folder = tempfile.gettempdir()
     except OSError:
         folder = "any folder for temporary files"

@@ -1,8 +1,9 @@
 """Child processes: how a command is started, waited for, and ended with all that it started.
 
-Each command leads a process group of its own, so that a signal can be sent to it and to what it started. The thread
-that starts it waits for it, in system calls only: `poll` until its stdout and stderr are closed, then `waitid`. So the
-pool's sensor sees that the thread is blocked, and the kernel lists the process as a child of that thread.
+Each command leads a process group of its own, so that a signal can be sent to it and to what it started, in a session
+of its own, so that it has no terminal. The thread that starts it waits for it, in system calls only: `poll` until its
+stdout and stderr are closed, then `waitid` (`exits`). So the pool's sensor sees that the thread is blocked, and the
+kernel lists the process as a child of that thread.
 
 Guarantees: a group is signalled only while its leader is not reaped, so a signal never reaches a stranger that got the
 number. A command that ends by itself has ended when its leader has and nobody has its stdout or stderr open any more;
@@ -28,18 +29,17 @@ import weakref
 from collections.abc import Callable, Sequence
 
 from cmwq.cli.command import SHELL
+from cmwq.cli.exits import await_exit, check, has_exited, looked_at, milliseconds, reaped
 from cmwq.cli.groups import Groups
 from cmwq.cli.output import Refusal, one_line
-from cmwq.cli.spawn import spawner
+from cmwq.cli.spawn import Spawner, best, pipe, start
 
 CHUNK = 1 << 16
 DRAINED = 1 << 20  # bytes of output that are taken after a kill: a pipe has no more
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 PAUSE = 0.1  # seconds until a process that could not be had is asked for again
 STARTS_WITHIN = 5.0  # seconds for which Ctrl-Z waits for a command that is just being started
-LONGEST_POLL = 1e6  # seconds: the kernel's limit is near 2 million, and who waits looks again anyway
 _TRIES = 20  # of that, while no other command runs whose end could help
-_LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT if os.name == "posix" else 0
 _FULL = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTBSY))
 
 Sink = Callable[[bytes], object]
@@ -58,12 +58,16 @@ class Closing(Exception):
 
 
 class Ended:
-    """How a command ended: by `status` or `signal`. late: it ran for too long. given_up: the run's end came first."""
+    """How a command ended: by `status` or `signal`. late: it ran for too long. given_up: the run's end came first.
 
-    __slots__ = ("given_up", "late", "signal", "status")
+    measured: when it began, in seconds since 1970, and for how long it ran, where only another machine can tell.
+    """
+
+    __slots__ = ("given_up", "late", "measured", "signal", "status")
 
     def __init__(self, status: int | None, signal: int | None, late: bool = False, given_up: bool = False) -> None:
         self.status, self.signal, self.late, self.given_up = status, signal, late, given_up
+        self.measured: tuple[float, float] | None = None
 
     @property
     def error(self) -> str | None:
@@ -118,18 +122,20 @@ class Clock:
 class Children:
     """The commands that run. Thread-safe; C: guarded by `_changed`."""
 
-    def __init__(self, kill_after: float) -> None:
+    def __init__(self, kill_after: float, spawner: Spawner | None = None, groups: Groups | None = None) -> None:
+        """spawner, groups: to be shared with others. Raises Refusal where no command can be run."""
+        check()
         self.kill_after = kill_after
-        self._spawner = spawner()
+        self._spawner = best() if spawner is None else spawner
         self._changed = threading.Condition(threading.Lock())
         self._running: dict[int, Child] = {}  # C: by process id
         self._starting = 0  # C
         self._paused = False  # C: nothing starts until it goes on
         self._ending: int | None = None  # C: nothing starts; what did nevertheless gets this signal
-        self._groups = Groups()
+        self._groups = Groups() if groups is None else groups
         self._clock = Clock()
         # Becomes readable when the run ends, and stays so: a thread in `poll` would not learn of it otherwise.
-        self._end_told, self._tell_end = os.pipe2(os.O_CLOEXEC)
+        self._end_told, self._tell_end = pipe()
         weakref.finalize(self, _close, self._end_told, self._tell_end).atexit = False
 
     @property
@@ -179,7 +185,7 @@ class Children:
                 self._starting += 1
             started = None
             try:
-                started = self._spawn(path, argv)
+                started = start(self._spawner, path, argv)
                 return started
             except OSError as error:
                 path, argv, hopeless = self._reconsider(error, path, argv)
@@ -194,27 +200,8 @@ class Children:
                     if started is not None:
                         self._running[started[0]] = child = Child(started[0])
                         if self._ending is not None:
-                            self._end(child, self._ending, _has_exited(child.pid))
+                            self._end(child, self._ending, has_exited(child.pid))
                     self._changed.notify_all()
-
-    def _spawn(self, path: str, argv: list[str]) -> tuple[int, int, int]:
-        out, out_end = os.pipe2(os.O_CLOEXEC)
-        try:
-            err, err_end = os.pipe2(os.O_CLOEXEC)
-        except OSError:
-            os.close(out)
-            os.close(out_end)
-            raise
-        try:
-            pid = self._spawner.spawn(path, argv, out_end, err_end)
-        except BaseException:
-            os.close(out)
-            os.close(err)
-            raise
-        finally:
-            os.close(out_end)
-            os.close(err_end)
-        return pid, out, err
 
     def _reconsider(self, error: OSError, path: str, argv: list[str]) -> tuple[str, list[str], bool]:
         """After a failed start: what to start now, and whether that too will hardly succeed. Raises Unstartable."""
@@ -233,7 +220,7 @@ class Children:
         for fd in (self._end_told, *waiting):
             poll.register(fd, select.POLLIN)
         while waiting and not child.killed and not (child.ending and self._is_over(child)):
-            for fd, event in poll.poll(_milliseconds(self._patience(child, deadline))):
+            for fd, event in poll.poll(milliseconds(self._patience(child, deadline))):
                 if fd == self._end_told:
                     poll.unregister(fd)  # `child.ending` was set before
                     continue
@@ -253,30 +240,28 @@ class Children:
         while True:
             with self._changed:
                 if over:
-                    os.waitid(os.P_PID, child.pid, _LOOK)  # raises if something else reaped it
+                    looked_at(child.pid)  # raises if something else reaped it
                     self._kill(child)  # and with it whom the look missed: a signal to a group misses nobody
                 if child.killed or not child.ending:
-                    result = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG)
+                    result = reaped(child.pid)
                     if result is not None:
                         del self._running[child.pid]
                         self._changed.notify_all()
-                        return _ended(child, result)
+                        return Ended(*result, child.late, child.given_up)
             # It stays a zombie until it is reaped above: only then its number may mean another process.
-            if child.ending and not child.killed and _has_exited(child.pid):
+            if child.ending and not child.killed and has_exited(child.pid):
                 over = self._is_over(child)
                 if not over:
                     with self._changed:
                         self._changed.wait_for(lambda: child.killed, self._patience(child, deadline))
-            elif deadline is None:
-                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
             else:
-                _await_exit(child.pid, deadline - self._clock.time())
+                await_exit(child.pid, None if deadline is None else deadline - self._clock.time())
             if deadline is not None and self._clock.time() >= deadline:
                 deadline = self._hurry(child)
 
     def _is_over(self, child: Child) -> bool:
         """Whether its leader has ended, and nobody else is seen in its group."""
-        if not _has_exited(child.pid):
+        if not has_exited(child.pid):
             return False
         now = time.monotonic()
         child.exited = child.exited or now
@@ -309,7 +294,7 @@ class Children:
         """Start nothing more, and send that signal to every group. What had not ended by then is given up."""
         with self._changed:
             told, self._ending = self._ending is not None, number
-            exited = [pid for pid in self._running if _has_exited(pid)]
+            exited = [pid for pid in self._running if has_exited(pid)]
             now = time.monotonic()
             ended = {pid for pid in exited if not self._groups.lives(pid, since=now)}
             for child in self._running.values():
@@ -389,40 +374,6 @@ def _signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
         if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT):
             os.killpg(pid, signal.SIGCONT)  # what is stopped would not notice
-
-
-def _has_exited(pid: int) -> bool:
-    """Of a child that isn't reaped."""
-    try:
-        return os.waitid(os.P_PID, pid, _LOOK) is not None
-    except ChildProcessError:  # something else in this process reaped it
-        return True
-
-
-def _await_exit(pid: int, seconds: float) -> None:
-    """Wait for the end of a process for so long, or less. It is not reaped."""
-    try:
-        fd = os.pidfd_open(pid)
-    except OSError:  # an old kernel, or no descriptor to be had
-        time.sleep(max(0.0, min(seconds, PAUSE)))
-        return
-    try:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        poll.poll(_milliseconds(max(0.0, seconds)))
-    finally:
-        os.close(fd)
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    """For `poll`; less, if that is more than the kernel can count."""
-    return None if seconds is None else min(seconds, LONGEST_POLL) * 1000 + 1
-
-
-def _ended(child: Child, result: os.waitid_result) -> Ended:
-    exited = result.si_code == os.CLD_EXITED
-    status, number = (result.si_status, None) if exited else (None, result.si_status)
-    return Ended(status, number, child.late, child.given_up)
 
 
 def _close(*fds: int) -> None:

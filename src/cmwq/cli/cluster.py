@@ -4,9 +4,10 @@ The run is the same as on one machine: this process reads, logs, orders and prin
 item that is under way. Only what an item *is* happens elsewhere: a call of the target, or a command.
 
 Guarantees: an item is sent once per try, so it is carried out once at most, as far as that can be known. If its worker
-dies, it fails, with a line that says so; --retries or --resume carry it out again. When the run ends early, commands on
-the workers get the signal, and SIGKILL after --kill-after; if this process is killed, they get SIGTERM. `local:N`
-starts N worker processes here, which end with the run, however that ends.
+dies, or the cluster ends its command, it fails, with a line that says so; --retries or --resume carry it out again.
+When the run ends early, commands on the workers get the signal, and SIGKILL after --kill-after; if this process is
+killed, they get SIGTERM. `local:N` starts N worker processes here, which end with the run, however that ends. When a
+command began, and how long it took, is measured on its worker.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ import hashlib
 import importlib
 import logging
 import os
+import pkgutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cmwq
 from cmwq.cli.child import Children, Closing, Ended, Unstartable, find
+from cmwq.cli.groups import Groups
 from cmwq.cli.output import Refusal, describe, one_line
-
-if TYPE_CHECKING:
-    pass
+from cmwq.cli.spawn import best
 
 MISSING = "--cluster needs Dask distributed: pip install 'cmwq[dask]'"
 AT_ONCE = 1000
@@ -63,13 +64,18 @@ class Cluster:
             if self.is_local:
                 where = stack.enter_context(_local(distributed, _number_of(address)))
             self.client = stack.enter_context(distributed.Client(where, timeout=PATIENCE, set_as_default=False))
+            _check_cmwq(self.client)
             self.client.register_plugin(dask.CmwqPlugin())
             if self.is_local:
                 self.client.register_plugin(_quiet(distributed))
                 self.client.register_plugin(dask.AheadPlugin())
             self.queue = dask.ClusterWorkQueue(name, client=self.client, max_active=AT_ONCE)
+        except Refusal:
+            raise
         except (OSError, TimeoutError, ValueError) as error:
             raise Refusal(f"cluster {address!r}: {one_line(str(error) or type(error).__name__)}") from error
+        except Exception as error:  # what became of the plugins there
+            raise Refusal(f"cluster {address!r}: {describe(error)}") from error
         stack.callback(self.queue.close, abandon=True)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -84,6 +90,22 @@ class Cluster:
                 self.client._run, end_commands, self.run, number, kill_after,
                 on_error="ignore", callback_timeout=kill_after + MARGIN,
             )  # fmt: skip
+
+
+def _check_cmwq(client: Any) -> None:
+    """Raises ValueError if the scheduler or a worker lacks cmwq. A worker that gets one of its tasks would die of that.
+
+    What is sent for this must not need cmwq. It is a function of the standard library, which imports it and says which
+    version it is.
+    """
+    asked = (pkgutil.resolve_name, "cmwq:__version__")
+    told = list(client.run(*asked, on_error="return").values())
+    try:
+        told.append(client.run_on_scheduler(*asked))
+    except Exception as error:
+        told.append(error)
+    if any(isinstance(version, Exception) for version in told):
+        raise ValueError(f"cmwq is to be installed at the scheduler and the workers, too: version {cmwq.__version__}")
 
 
 def _number_of(address: str) -> int:
@@ -227,47 +249,84 @@ class Printed:
         self.ended, self.out, self.err, self.unstartable = ended, out, err, unstartable
 
 
-_commands: dict[str, Children] = {}
+class Commands:
+    """The commands of one run on this worker. Thread-safe; B: guarded by `_lock`.
+
+    Each task has `Children` of its own. So a task that nobody wants any more, perhaps because the connection to its
+    client broke, is ended without the others, and without those that come later.
+    """
+
+    def __init__(self, kill_after: float) -> None:
+        self._kill_after = kill_after
+        self._spawner, self._groups = best(), Groups()
+        self._lock = threading.Lock()
+        self._running: set[Children] = set()  # B
+        self._ended = False  # B: nothing starts any more
+
+    @contextlib.contextmanager
+    def one_more(self) -> Iterator[Children]:
+        """For a task. Raises Closing if the run has ended."""
+        children = Children(self._kill_after, self._spawner, self._groups)
+        with self._lock:
+            if self._ended:
+                raise Closing
+            self._running.add(children)
+        try:
+            yield children
+        finally:
+            with self._lock:
+                self._running.discard(children)
+
+    @property
+    def any(self) -> bool:
+        with self._lock:
+            running = list(self._running)
+        return any(children.any for children in running)
+
+    def end(self, number: int) -> None:
+        with self._lock:  # who comes now is told, and who came before is in the set
+            self._ended = True
+            running = list(self._running)
+        for children in running:
+            children.end(number)
+
+
+_commands: dict[str, Commands] = {}
 """Of each run, the oldest first."""
-_dropped: set[str] = set()
-"""Runs that nobody wants any more."""
 _beginning = threading.Lock()
 
 
-def _children_of(run: str, kill_after: float) -> Children:
+def _commands_of(run: str, kill_after: float) -> Commands:
     with _beginning:
-        children = _commands.get(run)
-        if children is None:
-            children = _commands[run] = Children(kill_after)
+        commands = _commands.get(run)
+        if commands is None:
+            commands = _commands[run] = Commands(kill_after)
             if len(_commands) > KEPT:
-                oldest = next(iter(_commands))
-                del _commands[oldest]
-                _dropped.discard(oldest)
-        return children
+                del _commands[next(iter(_commands))]
+        return commands
 
 
 def run_command(run: str, argv: list[str], timeout: float | None, kill_after: float) -> Printed:
-    """Run a command of a run to its end. Context: a task of the cluster. Raises Closing if the run has ended."""
+    """Run a command of a run to its end. Context: a task of the cluster. Raises Closing if it was told to end."""
     from cmwq.contrib.dask import on_cancel
 
-    children = _children_of(run, kill_after)
-    on_cancel(partial(_end_soon, run, children))
     out: list[bytes] = []
     err: list[bytes] = []
-    try:
-        ended = children.run(find(argv[0]), argv, (out.append, err.append), timeout)
-    except Unstartable as error:
-        return Printed(None, b"", b"", (error.status, str(error), error.for_all))
+    with _commands_of(run, kill_after).one_more() as children:
+        on_cancel(partial(_end_soon, children))
+        start, begun = time.time(), time.monotonic()
+        try:
+            ended = children.run(find(argv[0]), argv, (out.append, err.append), timeout)
+        except Unstartable as error:
+            return Printed(None, b"", b"", (error.status, str(error), error.for_all))
     if ended.given_up:
         raise Closing
+    ended.measured = start, time.monotonic() - begun
     return Printed(ended, b"".join(out), b"".join(err), None)
 
 
-def _end_soon(run: str, children: Children) -> None:
-    """Nobody wants them any more: have them end, in the end by force. Context: the worker's event loop."""
-    if run in _dropped:  # each of its commands says so
-        return
-    _dropped.add(run)
+def _end_soon(children: Children) -> None:
+    """Nobody wants it any more: have it end, in the end by force. Context: the worker's event loop."""
     children.end(signal.SIGTERM)
     if children.any:
         later = threading.Timer(children.kill_after, children.end, (signal.SIGKILL,))
@@ -279,9 +338,9 @@ async def end_commands(run: str, number: int, kill_after: float) -> None:
     """End the commands of a run, and return when that is so. Context: the worker's event loop."""
     import asyncio
 
-    children = _children_of(run, kill_after)  # also if it has none yet: what comes late finds that the run is over
-    children.end(number)
+    commands = _commands_of(run, kill_after)  # also if it has none yet: what comes late finds that the run is over
+    commands.end(number)
     last = time.monotonic() + kill_after
-    while children.any and time.monotonic() < last:
+    while commands.any and time.monotonic() < last:
         await asyncio.sleep(0.02)
-    children.end(signal.SIGKILL)
+    commands.end(signal.SIGKILL)

@@ -58,7 +58,7 @@ class Itself:
     word = SHELL
 
     def argv(self, item: str, number: int) -> list[str]:
-        return [SHELL, "-c", item]
+        return [SHELL, "-c", "--", item]  # which may begin with a dash
 
     def shown(self, item: str, number: int) -> str:
         return item

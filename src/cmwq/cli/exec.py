@@ -146,21 +146,24 @@ class Executing(Run):
         return f"{os.path.basename(words[0])} {item}" if words and not self.options.shell else item
 
     def outcome(self, index: int, item: str) -> Outcome | Failed | None:
-        begun, start = time.monotonic(), time.time()
+        start = time.time()
         streams: tuple[Stream, ...] = ()
         try:
-            tries = 0
+            tries, took = 0, 0.0
             while True:
                 tries += 1
                 for stream in streams:
                     stream.drop()
+                begun = time.monotonic()
                 ended, streams = self.attempt(index, item)
                 if ended.given_up:
                     return None
+                there, seconds = ended.measured or (start, time.monotonic() - begun)  # without the wait for its turn
+                start, took = there if tries == 1 else start, took + seconds
                 if ended.error is None or tries > self.options.retries or self.stopped or self.halted:
                     break
-            span = (begun, time.monotonic())
-            self.record(index, item, ended, start, span[1] - begun, tries, streams)
+            now = time.monotonic()
+            self.record(index, item, ended, start, took, tries, streams)
             if self.window.crowded:
                 for stream in streams:
                     stream.pack()
@@ -174,7 +177,7 @@ class Executing(Run):
             return Failed(None, CLOSED)
         except Refusal as refusal:
             return Failed(str(refusal), refusal.status)
-        return Output(index, item, self.said(ended), span, streams)
+        return Output(index, item, self.said(ended), (now - took, now), streams)
 
     def attempt(self, index: int, item: str) -> tuple[Ended, tuple[Stream, ...]]:
         argv = self.command.argv(item, index + 1)
@@ -195,12 +198,12 @@ class Executing(Run):
         streams = (Stream(self.spill), Stream(self.spill))
         try:
             printed = cluster.call(run_command, cluster.run, argv, self.options.timeout, self.options.kill_after)
-        except Closing:
-            raise
         except Exception as error:
+            # Closing comes from the worker, whom not only this run tells to end a command. `stopped` was set before
+            # the run told it to.
             if self.stopped:
                 raise Closing from None
-            return Lost(describe(error)), streams
+            return Lost("ended by the cluster" if isinstance(error, Closing) else describe(error)), streams
         if printed.unstartable is not None:
             raise Unstartable(*printed.unstartable)
         for stream, data in zip(streams, (printed.out, printed.err), strict=True):
@@ -264,7 +267,8 @@ class Executing(Run):
                 for line in self.log.pieces(outcome.index):
                     texts = {line["piece"]: line["text"]} if "piece" in line else line
                     for fd, name in zip((self.out, ERR), NAMES, strict=True):
-                        yield fd, texts.get(name, "").encode("utf-8", "surrogateescape")
+                        if texts.get(name):
+                            yield fd, texts[name].encode("utf-8", "surrogateescape")
             return
         assert isinstance(outcome, Output)
         try:
@@ -304,7 +308,10 @@ class Executing(Run):
     def pause(self) -> None:
         self.children.stop()
         self.shown.clear()
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # Not SIGSTOP: the kernel ignores this where no shell could say `fg` (`ssh -t`, a terminal's first process).
+        before = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, before)
         self.children.go_on()
 
 
@@ -351,9 +358,5 @@ def _show(command: Template, source: Source, log: Log | None) -> int:
 
 
 def _arrange_signals() -> None:
-    """Have a command that reads the terminal get an error. Otherwise it would be stopped, as any background job is. And
-    have the kernel keep how a command ended, even if whoever started cmwq ignored that.
-    """
+    """Have the kernel keep how a command ended, even if whoever started cmwq ignored that."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number in (signal.SIGTTIN, signal.SIGTTOU):
-        signal.signal(number, signal.SIG_IGN)

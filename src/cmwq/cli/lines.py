@@ -31,12 +31,12 @@ class Tagged:
         """These parts of whole streams, one stream after the other, with tags."""
         where, open_line = None, False
         for fd, part in parts:
+            if not part:  # which says nothing, nor that the other stream has ended
+                continue
             if fd != where:
                 if open_line and where is not None:
                     yield where, b"\n"
                 where, open_line = fd, False
-            if not part:
-                continue
             yield fd, self.put(part, open_line)
             open_line = not part.endswith(b"\n")
         if open_line and where is not None:

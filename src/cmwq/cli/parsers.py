@@ -1,12 +1,13 @@
 """The options of the command `cmwq`, their checks and their help.
 
 Guarantees: what is wrong with the arguments is told in one line, with exit status 2. An argument that stands after
-another item or after `--` is never taken for an option unawares.
+another item or after `--` is never taken for an option unawares, nor is any that is the name of a file here.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def parse(args: list[str]) -> argparse.Namespace:
 def _parse_map(parser: Parser, args: list[str]) -> argparse.Namespace:
     # Options may stand between items. argparse supports that for a single command only, and without regard to "--".
     mark = args.index("--") if "--" in args else len(args)
+    _refuse_files(parser, args, mark)
     options = parser.parse_intermixed_args(args[:mark])
     options.command = "map"
     words = [*([] if options.target is None else [options.target]), *options.items, *args[mark + 1 :]]
@@ -63,6 +65,7 @@ def _parse_map(parser: Parser, args: list[str]) -> argparse.Namespace:
 
 def _parse_exec(parser: Parser, args: list[str]) -> argparse.Namespace:
     mark = args.index("--") if "--" in args else len(args)
+    _refuse_files(parser, args, mark)
     options = parser.parse_args(args[:mark])
     options.command = "exec"
     options.words = args[mark + 1 :]
@@ -78,6 +81,19 @@ def _parse_exec(parser: Parser, args: list[str]) -> argparse.Namespace:
     if not options.words and not options.shell:
         parser.error("the command is missing: cmwq exec [OPTION ...] [ITEM ...] -- COMMAND [ARG ...]")
     return options
+
+
+def _refuse_files(parser: Parser, args: list[str], mark: int) -> None:
+    """Refuse what is both an option and the name of a file here: nobody can tell whether a pattern put it there."""
+    names = [arg for arg in args[:mark] if arg.startswith("-") and arg != "-"]
+    if "--" in args[mark + 1 :]:
+        names.append("--")  # the first of them may be a file's
+    for name in names:
+        if os.path.lexists(name):
+            parser.error(
+                f"{name!r} is an option, and a file here has just that name: write ./* for files (and the option in "
+                "another way, such as --trace FILE for --trace=FILE)"
+            )
 
 
 def _parser() -> Parser:
@@ -187,24 +203,26 @@ in COMMAND and its ARGs
   If none of these occurs, the item becomes the last ARG. With -I MARK braces stand for themselves.
 
 examples
-  cmwq exec *.wav -- flac {}
+  cmwq exec ./*.wav -- flac {}
   find . -name '*.log' -print0 | sort -z | cmwq exec -0 --resume done.jsonl -- gzip -9kf
-  cmwq exec --shell *.csv -- 'sort {} | uniq -c > {.}.counts'
+  cmwq exec --shell ./*.csv -- 'sort {} | uniq -c > {.}.counts'
   cmwq exec --timeout 30s --retries 2 --tag -a hosts -- ssh {} uptime
   cmwq exec --shell < commands.txt
 
 items      Arguments, or the lines of FILEs or of standard input, empty lines too, read as they are
-           needed. What isn't UTF-8 is passed on as it is. Options come before items, so that no
-           file name is taken for one; for an item that begins with a dash use a file, or ./-x.
+           needed. What isn't UTF-8 is passed on as it is. Options come before items. Write ./*, and
+           not *, so that no file name is taken for an option, here or by the command; an option
+           that is also the name of a file here is refused.
 how many   As many processes as the CPUs can use: another is begun when one waits, and none while
            enough of them compute. --max-active is for what else can be used up.
 --shell    The words are joined to a line for /bin/sh. Placeholders need no quotes: to the shell
            each is a variable, and it never reads an item as a part of its program. Where it would
            do so, as in arithmetic, or where that can't be told, a placeholder is refused.
 output     stdout and stderr of a command appear when it has ended, each in one piece, in the order
-           of the items. Commands read nothing from standard input. A command has ended when its
-           process has, and nothing that it left behind has its stdout or stderr open. What waits
-           for its turn is in memory, and beyond 64 KiB each in a file without a name in $TMPDIR; at
+           of the items. Commands read nothing from standard input, and have no terminal: what would
+           ask there fails. A command has ended when its process has, and nothing that it left
+           behind has its stdout or stderr open. With --line-buffer, lines of over 1 MiB are broken.
+           What waits for its turn is in memory, and beyond 64 KiB each in a file without a name in $TMPDIR; at
            most 50,000 commands wait.
 failures   One line on stderr each; the others go on. A command fails if its status isn't 0, if a
            signal ends it, or if it runs for longer than --timeout: then it and what it started (its

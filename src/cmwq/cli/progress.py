@@ -1,7 +1,8 @@
 """What `cmwq map` and `cmwq exec` show on stderr while they run: on a terminal with rich, if it is there, else as text.
 
 Guarantees: stdout is never touched. rich is imported only if it will be used. A display that cannot be written causes
-no error.
+no error. On a terminal nothing is drawn over what commands printed there, nor while the run is in the background, where
+it would be drawn into what the user types to others. The cursor is never hidden, so no end of the run leaves it hidden.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ class Display(Protocol):
         """Take away what isn't to stay, because something else is written to the terminal."""
         ...
 
+    def printed(self, fd: int, last: bytes) -> None:
+        """Something else was written there, and ended with these bytes."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -74,14 +79,12 @@ def display(wanted: bool, quiet: bool, total: int | None) -> Display:
     """The best display for this stderr."""
     if not is_shown(wanted, quiet):
         return Silent()
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":  # no line can be drawn again
         return Lines()
-    if os.environ.get("TERM", "dumb") != "dumb":
-        try:
-            return Rich(total)
-        except Exception:  # absent or broken: no reason not to run
-            pass
-    return Redrawn()
+    try:
+        return Rich(total)
+    except Exception:  # absent or broken: no reason not to run
+        return Redrawn()
 
 
 def pool_line() -> str:
@@ -94,27 +97,40 @@ def pool_line() -> str:
 
 class Silent:
     tick: float | None = None
+    _within_line = False  # what was printed last to a terminal has no end of line yet
 
     def update(self, tally: Tally) -> None:
         pass
 
     def say(self, line: str) -> None:
         say(line)
+        self._within_line = False
 
     def clear(self) -> None:
         pass
 
+    def printed(self, fd: int, last: bytes) -> None:
+        if last and self.tick is not None and os.isatty(fd) and sys.stderr.isatty():
+            self._within_line = not last.endswith(b"\n")
+
     def close(self) -> None:
-        pass
+        """End the line that commands left open, because the summary comes next."""
+        if self._within_line:
+            say("")
+            self._within_line = False
+
+    def _may_draw(self) -> bool:
+        return not self._within_line and _in_foreground()
 
 
 class Lines(Silent):
-    """A display for a file or a pipe: a new line every second."""
+    """A display for a file, a pipe, or a terminal that can't draw: a new line every second."""
 
     tick: float | None = 1.0
 
     def update(self, tally: Tally) -> None:
-        say(f"{tally.line()} | {pool_line()}")
+        if self._may_draw():
+            say(f"{tally.line()} | {pool_line()}")
 
 
 class Redrawn(Silent):
@@ -124,11 +140,12 @@ class Redrawn(Silent):
     _drawn = False
 
     def update(self, tally: Tally) -> None:
-        self._draw(f"{tally.line()} | {pool_line()}"[: _columns() - 1])
+        if self._may_draw():
+            self._draw(f"{tally.line()} | {pool_line()}"[: _columns() - 1])
 
     def say(self, line: str) -> None:
         self.clear()
-        say(line)
+        super().say(line)
 
     def clear(self) -> None:
         if self._drawn:
@@ -136,6 +153,7 @@ class Redrawn(Silent):
 
     def close(self) -> None:
         self.clear()
+        super().close()
 
     def _draw(self, text: str) -> None:
         self._drawn = bool(text)
@@ -156,13 +174,20 @@ class Rich(Silent):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+        class Shown(Console):
+            def show_cursor(self, show: bool = True) -> bool:
+                """Leave it as it is: a run that is told twice to end, or is killed, could not show it again."""
+                return False
+
         bar = [BarColumn(bar_width=20)] if total else []
         text = TextColumn("{task.description}", markup=False)
         columns = [SpinnerColumn(), *bar, text]
-        self._rich: Any = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
+        self._rich: Any = Progress(*columns, console=Shown(stderr=True), transient=True, auto_refresh=False)
         self._task = self._rich.add_task("", total=total)
 
     def update(self, tally: Tally) -> None:
+        if not self._may_draw():
+            return
         with contextlib.suppress(OSError, ValueError):
             self._rich.start()
             self._rich.update(
@@ -174,6 +199,7 @@ class Rich(Silent):
         text = line.encode("utf-8", "backslashreplace").decode()
         with contextlib.suppress(OSError, ValueError):
             self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._within_line = False
 
     def clear(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -181,6 +207,15 @@ class Rich(Silent):
 
     def close(self) -> None:
         self.clear()
+        super().close()
+
+
+def _in_foreground() -> bool:
+    """Whether this terminal, if stderr is one, has its keys for this job."""
+    try:
+        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
+    except (OSError, ValueError, AttributeError):  # none, or not the one that starts and stops this job
+        return True
 
 
 def _columns() -> int:

@@ -3,7 +3,8 @@
 Guarantees: where the reader says which quotes, all shells that are POSIX read the line as it does. What it doesn't
 understand (a here-document, quotes within `"${...}"`, what only some shells know) it refuses once a placeholder comes
 after it, and so it does with a line that isn't closed at its end, which a misreading would leave behind. It refuses
-arithmetic as well: bash executes `a[$(...)]` there, whatever quotes are around it.
+arithmetic as well: bash executes `a[$(...)]` there, whatever quotes are around it. So it does in the list of an array,
+`a=([$(...)]=1)`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import NoReturn
 
 from cmwq.cli.output import Refusal
 
-# Where commands are read: at the top, within (...) or $(...), within `...`, within case ... esac
-PLAIN, PARENTHESES, BACKQUOTES, CASE = "", "(", "`", "case"
+# Where words are read: at the top, within (...) or $(...), within `...`, within case ... esac, within a=(...)
+PLAIN, PARENTHESES, BACKQUOTES, CASE, LIST = "", "(", "`", "case", "=("
 SINGLE, DOUBLE, ESCAPES, COMMENT = "'", '"', "$'", "#"
 SUM, GROUP = "((", "(( ("  # arithmetic, and parentheses in it
 BRACES, IN_VALUE, IN_PATTERN, STRANGE = "${", '"${-', '"${%', "${?"  # ${...}; the others but the last: in double quotes
 
-COMMANDS = (PLAIN, PARENTHESES, BACKQUOTES, CASE)
+COMMANDS = (PLAIN, PARENTHESES, BACKQUOTES, CASE, LIST)
 _BRACES = (BRACES, IN_VALUE, IN_PATTERN, STRANGE)
 _QUOTED = (DOUBLE, IN_VALUE, IN_PATTERN, STRANGE, SUM, GROUP)  # a ${...} in these has no quotes of its own
 
@@ -49,7 +50,7 @@ class _Frame:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.word = ""  # what was read of the current word
-        self.first = kind != CASE  # this word, or the next, is where a command begins
+        self.first = kind not in (CASE, LIST)  # this word, or the next, is where a command begins
         self.nr_words = 0
         self.redirected = ""  # by what, if this word, or the next, is where something is redirected
 
@@ -93,6 +94,8 @@ class Reader:
             _refuse("as a part of a parameter's name or expansion: put the item into a variable before (x={})")
         if kind == ESCAPES:
             _refuse("within $'...', which shells read differently: leave the $ out")
+        if not number and self._commands().kind == LIST:
+            _refuse("in the list of an array, where some shells would execute a part of an item ([...]=)")
         if self._commands().redirected == "<<":
             _refuse("as the end of a here-document, which isn't expanded")
         if not number and self._counts():
@@ -204,12 +207,15 @@ class Reader:
         character, frame = text[index], self._stack[-1]
         if character in " \t\n;&|":
             self._end_word(character)
-            self._stack[-1].first = self._stack[-1].first or character not in " \t"
+            if self.within != LIST:
+                self._stack[-1].first = self._stack[-1].first or character not in " \t"
             if character == "\n" and self._document:
                 return self._lose("a here-document (<<)")
         elif character in "<>":
             return self._redirection(text, index, frame)
         elif character == "(":
+            if _ASSIGNMENT.fullmatch(frame.word):
+                return self._open(LIST, 1)
             self._end_word()
             return self._open(SUM, 2) if text.startswith("((", index) else self._open(PARENTHESES, 1)
         elif character == ")":
@@ -242,6 +248,9 @@ class Reader:
             frame.word, frame.first = "", True  # it was the end of a pattern
             return 1
         self._end_word()
+        if frame.kind == LIST:  # the end of the word a=(...)
+            self._stack.pop()
+            return 1
         if frame.kind != PARENTHESES:
             raise Refusal("the line for the shell has a ) that nothing opened, or opened in a way that can't be told")
         self._stack.pop()

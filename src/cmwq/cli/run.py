@@ -195,6 +195,8 @@ class Run:
         try:
             if not self.stopped:
                 event = self.outcome(index, item)
+                if event is None and not self.stopped:  # nobody would ever end the wait for its turn
+                    event = Failed(f"item {index + 1:,} ended without an outcome, which is a fault of cmwq")
                 if isinstance(event, Outcome):
                     self.window.result(event.size)
                     if event.error is not None:
@@ -347,6 +349,7 @@ class Run:
         self.shown.clear()
         try:
             write_all(fd, *parts)
+            self.shown.printed(fd, parts[-1])
         except BrokenPipeError:
             raise Stopped(CLOSED) from None
         except OSError as error:
