@@ -35,7 +35,8 @@ LAYERS = """
     aio, _awaiting, executor, events, testing
     _workqueue: batch, twin, queue, map
     _workqueue: options, submitting, queueing, gate, periodic, serving, asking
-    _workqueue: runtime, end, freezer, drain, settings, picture, place_view, watchdog, report, recording, snapshot, subscriptions
+    _workqueue: runtime, end, freezer, drain, settings
+    _workqueue: picture, place_view, watchdog, report, recording, snapshot, subscriptions
     _workqueue: work, work_future, future, audience, delay, queued, room, item_end, place_end, unfetched
     _workqueue: wait, inserting, pwq, measured, learning, learned, rising, phase
     _pool: pools, hotplug
