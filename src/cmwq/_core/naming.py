@@ -54,10 +54,14 @@ def kind_of(fn: object) -> tuple[tuple[object, ...], str]:
 
     No user code runs, and neither arguments nor the object of a method are kept alive.
     """
+    if type(fn) is MethodType:
+        fn = fn.__func__
     if type(fn) is FunctionType:  # the usual one
         return (fn.__code__,), ""
     inner, given = _taken_apart(fn)
     anchor, name = _anchor_of(inner)
+    if not given:
+        return (anchor,), name
     return (anchor, *[_anchor_of(_innermost(each))[0] for each in given]), name
 
 
@@ -105,9 +109,12 @@ def _taken_apart(fn: object) -> tuple[object, list[object]]:
             inner, args = fn.func, fn.args  # type: ignore[attr-defined]
             if args and _runs_in_context(inner):  # asyncio.to_thread makes such partial calls of Context.run
                 inner, args = args[0], args[1:]
-            # In one step, as another thread may change them.
-            values = (*args, *fn.keywords.copy().values())  # type: ignore[attr-defined]
-            given += [value for value in values[:MAX_GIVEN] if _is_function(value)]
+            if fn.keywords:  # type: ignore[attr-defined]
+                args += tuple(fn.keywords.copy().values())  # type: ignore[attr-defined]  # others may change it
+            for value in args[:MAX_GIVEN]:
+                kind = type(value)
+                if kind is FunctionType or kind is MethodType or kind is partial:  # a builtin tells nothing: `key=len`
+                    given.append(value)
             fn = inner
         elif issubclass(kind, StandIn):
             fn = fn.func  # type: ignore[attr-defined]
@@ -116,12 +123,6 @@ def _taken_apart(fn: object) -> tuple[object, list[object]]:
         else:
             break
     return fn, given[:MAX_GIVEN]
-
-
-def _is_function(value: object) -> bool:
-    """Whether an argument is a function, a method or a partial call. A builtin tells nothing: it is a `key=len`."""
-    kind = type(value)
-    return kind is FunctionType or kind is MethodType or kind is partial
 
 
 def _runs_in_context(fn: object) -> bool:
