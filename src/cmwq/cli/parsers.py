@@ -222,8 +222,8 @@ output     stdout and stderr of a command appear when it has ended, each in one 
            of the items. Commands read nothing from standard input, and have no terminal: what would
            ask there fails. A command has ended when its process has, and nothing that it left
            behind has its stdout or stderr open. With --line-buffer, lines of over 1 MiB are broken.
-           What waits for its turn is in memory, and beyond 64 KiB each in a file without a name in $TMPDIR; at
-           most 50,000 commands wait.
+           What waits for its turn is in memory, and beyond 64 KiB each in a file without a name in
+           $TMPDIR; at most 50,000 commands wait.
 failures   One line on stderr each; the others go on. A command fails if its status isn't 0, if a
            signal ends it, or if it runs for longer than --timeout: then it and what it started (its
            process group) get SIGTERM, and SIGKILL after --kill-after.
