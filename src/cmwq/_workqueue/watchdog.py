@@ -48,11 +48,12 @@ SOON = 0.05
 
 
 class Progress:
-    """What was last seen of a pool. Touched by the timer thread alone."""
+    """What was last seen of a pool, and of its places. Touched by the timer thread alone."""
 
-    __slots__ = ("reported", "rescuers", "stalled_for", "started", "waited")
+    __slots__ = ("reported", "rescuers", "rests", "stalled_for", "started", "waited")
 
     def __init__(self) -> None:
+        self.rests: dict[Source, Rest] = {}  # T
         self.started: int = 0  # T
         self.rescuers: dict[Worker, float | None] = {}  # T: their CPU time
         self.waited = False  # T
@@ -93,7 +94,6 @@ class Watchdog:
         self._lock = runtime.host.lock(Rank.WATCHDOG)  # F
         self._last = float("-inf")  # D: when it looked last
         self._progress: WeakKeyDictionary[WorkerPool, Progress] = WeakKeyDictionary()  # T
-        self._rests: dict[Source, Rest] = {}  # T
         self._told: list[StallView] = []  # T: what was reported: all stalls that go on, and the last that are over
         self._recent: tuple[StallView, ...] = ()  # T to change, read freely: those of them that pictures hold
 
@@ -121,13 +121,13 @@ class Watchdog:
         """Stop at the end of the runtime. A look in progress begins no other: the timer thread may have ended."""
         with self._lock:
             self.on = self._stopped = True
-            self._rests = {}
+            self._progress = WeakKeyDictionary()
 
     def forget(self) -> None:
         """Begin anew in the child of a fork: no look is due, and the parent's stalls are the parent's."""
         self._lock = self._runtime.host.lock(Rank.WATCHDOG)
         self.on = False
-        self._progress, self._rests = WeakKeyDictionary(), {}
+        self._progress = WeakKeyDictionary()
         self._told, self._recent = [], ()
 
     def recent(self) -> tuple[StallView, ...]:
@@ -179,7 +179,6 @@ class Watchdog:
             progress.look(pool.has_work(), pool.nr_started(), elapsed)
             before_them, progress.rescuers = progress.rescuers, _cpu_of_rescuers(pool)
             places = sights(pool) if busy else {}
-        known = [pwq for pwq in self._rests if pwq.pool is pool]
         resting = {w for w, cpu in progress.rescuers.items() if _rested(before_them.get(w), cpu, elapsed)}
         if progress.reported and not progress.stalled_for:
             progress.reported = False
@@ -187,20 +186,18 @@ class Watchdog:
         elif not progress.reported and 0 < threshold <= progress.stalled_for:
             progress.reported = True
             self._report(pool, describe(pool, progress.stalled_for, resting))
-        for pwq in known:
-            if pwq not in places:
-                rest = self._rests.pop(pwq, None)
-                if rest is not None:  # the runtime may have ended meanwhile
-                    self._goes_on(pwq, rest, rest.rested_for)
+        rests = progress.rests
+        for pwq in [pwq for pwq in rests if pwq not in places]:
+            rest = rests.pop(pwq)
+            self._goes_on(pwq, rest, rest.rested_for)
         for pwq, sight in places.items():
-            self._look_at_place(pwq, sight, elapsed, resting)
+            if pwq in rests:
+                self._look_at_place(pwq, rests[pwq], sight, elapsed, resting)
+            else:
+                rests[pwq] = Rest(sight)
         return busy
 
-    def _look_at_place(self, pwq: Source, sight: Sight, elapsed: float, resting: set[Worker]) -> None:
-        rest = self._rests.get(pwq)
-        if rest is None:
-            self._rests[pwq] = Rest(sight)
-            return
+    def _look_at_place(self, pwq: Source, rest: Rest, sight: Sight, elapsed: float, resting: set[Worker]) -> None:
         before, threshold = rest.rested_for, pwq.pool.config.watchdog_thresh
         rest.look(sight, elapsed)
         if not rest.rested_for:
