@@ -71,6 +71,14 @@ def stop(pid: int) -> None:
     until(lambda: set(states()) == {"T"})
 
 
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import one of tools/."""
+    tools = Path(__file__).parents[1] / "tools"
+    monkeypatch.syspath_prepend(str(tools))
+    return lambda name: module_of(tools / f"{name}.py")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _simulations_stay_on_one_cpu() -> Iterator[None]:
     """Simulated threads run one at a time and hand over at each seam: on one CPU that costs a fifth less, and no waking

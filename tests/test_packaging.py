@@ -31,12 +31,6 @@ def setup() -> ModuleType:
     return module_of(ROOT / "setup.py")
 
 
-@pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return lambda name: module_of(ROOT / "tools" / f"{name}.py")
-
-
 # ------------------------------------------------------------------------------------------- what is asked for
 
 

@@ -130,9 +130,10 @@ class Photographer:
             worker.thread for part in parts for worker, seen in zip(part.busy, part.seen, strict=True)
             if stacks and seen.row and is_lock(seen.row["waits_for"])
         ]  # fmt: skip
-        busy = [worker for part in parts for worker in part.busy]
+        busy = [worker for part in parts for worker in part.busy] if on_locks else []
         locks = with_workers(host.awaited(on_locks), busy) if on_locks else {}
-        (rows, since, found), left_out = self._rows(parts, locks, stacks=stacks)
+        tids: dict[int, int] = {getattr(worker.thread, "ident", 0): worker.tid for worker in busy}
+        (rows, since, found), left_out = self._rows(parts, locks, tids, stacks=stacks)
         by_queue: dict[WorkQueue, list[Place]] = {}
         for part in parts:
             for pwq, place in part.places.items():
@@ -265,13 +266,15 @@ class Photographer:
             return False, GIL if self._runtime.host.gil_enabled() else ""
         return bool(words), words
 
-    def _rows(self, parts: list[Part], locks: dict[int, Awaited], *, stacks: bool) -> tuple[Rows, int]:
-        """What is told of the workers, those that execute something first; and of how many nothing is told."""
+    def _rows(
+        self, parts: list[Part], locks: dict[int, Awaited], tids: dict[int, int], *, stacks: bool
+    ) -> tuple[Rows, int]:
+        """What is told of the workers, those that execute something first; and of how many nothing is told. tids: as
+        for `_named`.
+        """
         rows: list[dict[str, Any]] = []
         since: list[float] = []
         workers: list[Worker] = []
-        busy = [worker for part in parts for worker in part.busy] if locks else []
-        tids: dict[int, int] = {getattr(worker.thread, "ident", 0): worker.tid for worker in busy}
         room = MAX_WORKERS
         left_out = max(0, sum(len(part.busy) + len(part.resting) for part in parts) - room)
         for part in parts:

@@ -143,9 +143,8 @@ class _Loop:
         handed.is_back = False
         self._handed.append(handed)
         self._parker.unpark()
-        if (
-            self._over
-        ):  # looked at last: the thread sets it before it looks for calls the last time, so one sees the other
+        # Looked at last: the thread sets it before it looks for calls the last time, so one sees the other.
+        if self._over:
             handed.give_back()
         while not (handed.done or handed.is_back):
             if not handed.parker.park(PATIENCE) and not self.thread.is_alive():
