@@ -248,18 +248,20 @@ build_opener(HTTPCookieProcessor).open(sys.argv[1], timeout=9)
         sleep 0.1
     done
 }
-in_terminal() {  # run a command in a terminal, in which somebody types `q` now and then
+in_terminal() {  # run a command in a terminal, in which somebody types `q` every second, however much it prints
     command python - "$@" <<'END'
-import os, pty, select, sys
+import os, pty, select, sys, time
 pid, terminal = pty.fork()
 if not pid:
     os.execvp(sys.argv[1], sys.argv[1:])
+next_key = time.monotonic() + 1
 try:
     while True:
-        if select.select([terminal], [], [], 1)[0]:
+        if select.select([terminal], [], [], max(0, next_key - time.monotonic()))[0]:
             os.read(terminal, 9999)
-        else:
+        if time.monotonic() >= next_key:
             os.write(terminal, b"q")
+            next_key += 1
 except OSError:  # it is over
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 END
