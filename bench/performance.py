@@ -29,8 +29,10 @@ What cmwq is measured by, and what came out. Every ratio is between medians of r
 seeded order, within one run; *x* above 1 says that cmwq is better unless the line says otherwise. How each is measured
 is in [bench/README.md](../bench/README.md). Made by
 
+<!-- tested: tests/model/test_figures.py -->
 ```sh
-make performance      # every Python >= 3.11 on the machine, and this document; one of them: make bench PYTHON=...
+make performance              # with every Python >= 3.11 on the machine; writes this document
+make bench PYTHON=python3.13  # with one of them
 ```
 """
 
@@ -111,7 +113,7 @@ def section(name: str, documents: dict[str, Document]) -> str:
         first = next(iter(figures.values()))
         wanted = {figure["wanted"] for figure in figures.values()} - {""}
         title = first["title"]
-        rows.append([title, ", ".join(sorted(wanted)) or "", *[cell(figures.get(tag)) for tag in documents]])
+        rows.append([title, ", ".join(sorted(wanted)).replace(" ", "&nbsp;"), *[cell(figures.get(tag)) for tag in documents]])
         said = [f"{tag}: {figure['title'] + ': ' if figure['title'] != first['title'] else ''}{figure['note']}"
                 for tag, figure in figures.items() if figure["note"]]  # fmt: skip
         if said:
