@@ -113,7 +113,8 @@ def section(name: str, documents: dict[str, Document]) -> str:
         first = next(iter(figures.values()))
         wanted = {figure["wanted"] for figure in figures.values()} - {""}
         title = first["title"]
-        rows.append([title, ", ".join(sorted(wanted)).replace(" ", "&nbsp;"), *[cell(figures.get(tag)) for tag in documents]])
+        target = ", ".join(sorted(wanted)).replace(" ", "&nbsp;")
+        rows.append([title, target, *[cell(figures.get(tag)) for tag in documents]])
         said = [f"{tag}: {figure['title'] + ': ' if figure['title'] != first['title'] else ''}{figure['note']}"
                 for tag, figure in figures.items() if figure["note"]]  # fmt: skip
         if said:
