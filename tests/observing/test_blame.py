@@ -1,0 +1,66 @@
+"""H3: which lock a report names, and what it calls a guess, with a GIL and without.
+
+Without one, stacks of other threads can't be read. So here the tests say what is waited for, or read their own stack.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+import cmwq
+from cmwq._core.ports import Awaited
+from cmwq._host.awaited import _holder_of
+from tests.conftest import HANG, Gate, until
+
+CONFIG = cmwq.Config(watch_period=0.02, watchdog_thresh=0.3, create_cooldown=0.05)
+
+
+@pytest.mark.parametrize(("waiting", "others", "blamed"), [(2, 1, True), (2, 3, True), (1, 3, False), (2, 5, False)])
+def test_H3_a_lock_is_named_if_half_of_the_workers_hold_it_or_wait_for_it(
+    waiting: int, others: int, blamed: bool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[cmwq.Stall] = []
+    wanting: list[int] = []
+    holding: list[int] = []
+
+    def said(threads: Iterable[Any]) -> dict[int, Awaited]:
+        words = "the lock ledger", holding[0], "the holder", True
+        return {id(thread): Awaited(*words) for thread in threads if thread.ident in wanting}
+
+    monkeypatch.setattr("cmwq._host.awaited.awaited", said)
+
+    def wait(role: list[int]) -> None:
+        role.append(threading.get_ident())
+        gate()
+
+    total = 1 + waiting + others
+    with cmwq.Runtime(max_workers=total, config=CONFIG) as runtime:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        futures = [wq.submit(wait, role) for role in [holding, *[wanting] * waiting, *[[]] * others]]
+        gate.await_arrivals(total)
+        runtime.on_stall = told.append
+        futures.append(wq.submit(int))  # nobody is left for it
+        until(lambda: any(not stall.over for stall in told))
+        gate.open.set()
+        for future in futures:
+            future.result(HANG)
+    assert ("the lock ledger, held by" in told[0].reason) is blamed, told[0].reason
+
+
+def test_H3_who_called_acquire_seems_to_hold_and_who_called_release_does_not() -> None:
+    lock, me = threading.Lock(), {7: sys._getframe()}
+    take = lock.acquire
+    assert _holder_of(lock, me, {}) == (0, False)
+    lock.acquire()
+    assert _holder_of(lock, me, {}) == (7, False), "a guess"
+    lock.release()
+    take()
+    assert _holder_of(lock, me, {}) == (0, False), "somebody has it, and this function gave it back"
+    lock.release()
+    with lock:
+        assert _holder_of(lock, me, {}) == (7, True)
