@@ -66,10 +66,26 @@ def runtime() -> Iterator[cmwq.Runtime]:
 def at_each_depth(call: Callable[[], object], before: Callable[[], object] = int) -> None:
     """Make the call with ever fewer frames left, until there are none."""
     most = room()
-    for frames in range(most - 50, most):
+    for frames in range(most - surely.ASKED_FRAMES - 20, most):
         before()
         with suppress(RecursionError):
             dig(frames, call)
+
+
+def test_F10_what_undoes_has_room_wherever_something_could_be_begun() -> None:
+    begun, undone = [], []
+
+    def undo() -> None:
+        surely.frames(surely.MORE_FRAMES - 10)
+        undone.append(True)
+
+    def call() -> None:
+        with surely.surely(undo):
+            begun.append(True)
+
+    at_each_depth(call)
+    assert begun
+    assert undone == begun
 
 
 def test_F5_a_cancel_sync_that_fails_at_the_recursion_limit_does_not_block_its_work(runtime: cmwq.Runtime) -> None:
