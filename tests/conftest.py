@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("CMWQ_DEBUG", "1")  # here and in the children; read when cmwq is imported
 
+import gc
 import importlib.util
 import signal
 import subprocess
@@ -41,6 +42,12 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.001)
+
+
+def descriptors() -> list[str]:
+    """The numbers of the open files, without those that an earlier test's garbage would close at any moment."""
+    gc.collect()
+    return sorted(os.listdir("/proc/self/fd"))
 
 
 def module_of(path: Path) -> ModuleType:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import HANG, state_of, until
+from conftest import HANG, descriptors, state_of, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -172,12 +172,12 @@ def test_a_program_is_found_as_a_shell_finds_it(tmp_path: Path, monkeypatch: pyt
 
 def test_no_command_takes_the_last_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are for what its output needs. It is as if there were none, and what was opened is closed again."""
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     monkeypatch.setattr(spawn, "_most_descriptors", lambda: spawn.RESERVED + 3)
     with pytest.raises(OSError, match="Too many open files") as raised:
         spawn.start(spawn.best(), "/bin/true", ["true"])
     assert raised.value.errno == errno.EMFILE
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize("make", [ByPython, WithoutGil])
@@ -210,7 +210,7 @@ def test_both_ways_to_start_a_process_do_the_same(make: Callable[[], Spawner], t
     assert not int(ignored.split()[1], 16) & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
     script = 'printf %s "$1"; printf err >&2; kill -TERM 0'  # to its group, which isn't that of the tests
     assert run("/bin/sh", "-c", script, "sh", "\udcff '") == (b"\xff '", b"err", signal.SIGTERM)
-    fds = len(os.listdir("/proc/self/fd"))
+    fds = descriptors()
     (tmp_path / "plain").touch()
     for path, number in (("/no/such", errno.ENOENT), (str(tmp_path / "plain"), errno.EACCES)):
         with pytest.raises(OSError, match=os.strerror(number)) as raised:
@@ -220,7 +220,7 @@ def test_both_ways_to_start_a_process_do_the_same(make: Callable[[], Spawner], t
         run("/bin/echo", "x" * 3_000_000)
     with pytest.raises(ValueError, match="null"):
         run("/bin/echo", "a\0b")
-    assert len(os.listdir("/proc/self/fd")) == fds
+    assert descriptors() == fds
 
 
 def test_a_process_that_cannot_be_had_now_is_asked_for_again(tmp_path: Path) -> None:
@@ -258,12 +258,12 @@ def test_a_process_that_cannot_be_had_now_is_asked_for_again(tmp_path: Path) -> 
 def test_a_process_that_is_never_to_be_had_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE", 0.001)
     children = Children(5)
-    fds = len(os.listdir("/proc/self/fd"))
+    fds = descriptors()
     Instead(children, refuse)
     with pytest.raises(Refusal, match="no process can be started: Resource temporarily unavailable"):
         children.run("/bin/true", ["true"], (nothing, nothing), None)
     assert not children.any
-    assert len(os.listdir("/proc/self/fd")) == fds
+    assert descriptors() == fds
 
 
 def test_no_descriptor_to_be_had_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,9 +278,9 @@ def test_no_descriptor_to_be_had_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
     children = Children(5)
     monkeypatch.setattr(os, "pipe2", scarce)
     monkeypatch.setattr(module, "PAUSE", 0.001)
-    fds = len(os.listdir("/proc/self/fd"))
+    fds = descriptors()
     assert children.run("/bin/true", ["true"], (nothing, nothing), None).error is None
-    assert len(os.listdir("/proc/self/fd")) == fds
+    assert descriptors() == fds
 
 
 def test_after_the_end_nothing_starts() -> None:
@@ -303,11 +303,11 @@ def test_a_sink_that_fails_ends_the_command() -> None:
     def full(data: bytes) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    fds = len(os.listdir("/proc/self/fd"))
+    fds = descriptors()
     with pytest.raises(OSError, match="full"):
         children.run("/usr/bin/env", ["env", "yes"], (full, full), None)
     assert not children.any
-    assert len(os.listdir("/proc/self/fd")) == fds
+    assert descriptors() == fds
 
 
 def test_without_pidfd_a_timeout_works_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -84,7 +83,3 @@ def read_line(caller: socket.socket) -> dict[str, Any]:
 def ask(caller: socket.socket, question: bytes) -> dict[str, Any]:
     caller.sendall(question)
     return read_line(caller)
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))

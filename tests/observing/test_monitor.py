@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HANG, until
+from conftest import HANG, descriptors, until
 
 import cmwq
 from cmwq.observing import answering, places, server
 from cmwq.observing.client import connect
 
-from .conftest import ask, descriptors, dial, read_line
+from .conftest import ask, dial, read_line
 
 PICTURE = b'{"version":1,"ask":"picture"}\n'
 WHO = b'{"version":1,"ask":"who"}\n'
