@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import module_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOL = ROOT / "tools/run_tests.py"
@@ -18,9 +18,8 @@ pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="no tools here")
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(TOOL.parent))
-    return module_of(TOOL)
+def tool(tool: Callable[[str], ModuleType]) -> ModuleType:
+    return tool(TOOL.stem)
 
 
 def test_a_directory_is_in_one_part_and_the_first_has_what_no_other_has(tool: ModuleType) -> None:

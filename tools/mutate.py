@@ -201,7 +201,8 @@ def verdict(status: int, hung: bool, output: str) -> str:
 
 
 def first_failure(output: str) -> str:
-    found = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(.+)", output, re.MULTILINE)
+    """Of pytest's closing lines. What was logged begins with ERROR, too, and names no test."""
+    found = re.search(r"^(?:FAILED|ERROR) tests/(.+)", output, re.MULTILINE)
     return found[1] if found else ""
 
 
@@ -229,6 +230,13 @@ def file_of(test: str) -> str:
     return test.partition("::")[0]
 
 
+def exists(test: str) -> bool:
+    """Whether there is that test, whatever its parameters, or that file or folder of tests."""
+    file, _, name = test.partition("[")[0].partition("::")
+    path = ROOT / file
+    return path.exists() and (not name or f"def {name.rpartition('::')[2]}(" in path.read_text())
+
+
 class Record:
     """Which test killed each mutant the last time."""
 
@@ -244,9 +252,7 @@ class Record:
         killer = self._killers.get(mutant.name, "")
         name = killer.partition("[")[0]
         named = any(name == test or name.startswith((f"{test}::", f"{test}/")) for test in mutant.tests)
-        path = ROOT / file_of(killer)
-        there = named and path.is_file() and f"def {name.rpartition('::')[2]}(" in path.read_text()
-        return (name,) if there else ()
+        return (name,) if named and exists(name) else ()
 
     def note(self, mutant: Mutant, outcome: Outcome) -> None:
         self._killers[mutant.name] = f"tests/{outcome.by}".partition(" - ")[0] if outcome.by else ""

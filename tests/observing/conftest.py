@@ -1,4 +1,4 @@
-"""A folder for sockets of the test's own, and clients that misbehave."""
+"""A folder for sockets of the test's own, clients that misbehave, and stalls that are soon reported."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HANG
+from conftest import HANG, until
 
+import cmwq
+
+SOON_REPORTED = cmwq.Config(watch_period=0.02, watchdog_thresh=0.3, create_cooldown=0.05)
 Program = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -83,3 +86,9 @@ def read_line(caller: socket.socket) -> dict[str, Any]:
 def ask(caller: socket.socket, question: bytes) -> dict[str, Any]:
     caller.sendall(question)
     return read_line(caller)
+
+
+def stall_of(told: list[cmwq.Stall]) -> cmwq.Stall:
+    """The first report of a stall that goes on, when there is one."""
+    until(lambda: any(not stall.over for stall in told))
+    return next(stall for stall in told if not stall.over)

@@ -15,9 +15,9 @@ import pytest
 import cmwq
 from cmwq._core.ports import Awaited
 from cmwq._host.awaited import _holder_of
-from tests.conftest import HANG, Gate, until
+from tests.conftest import HANG, Gate
 
-CONFIG = cmwq.Config(watch_period=0.02, watchdog_thresh=0.3, create_cooldown=0.05)
+from .conftest import SOON_REPORTED, stall_of
 
 
 @pytest.mark.parametrize(("waiting", "others", "blamed"), [(2, 1, True), (2, 3, True), (1, 3, False), (2, 5, False)])
@@ -29,8 +29,8 @@ def test_H3_a_lock_is_named_if_half_of_the_workers_hold_it_or_wait_for_it(
     holding: list[int] = []
 
     def said(threads: Iterable[Any]) -> dict[int, Awaited]:
-        words = "the lock ledger", holding[0], "the holder", True
-        return {id(thread): Awaited(*words) for thread in threads if thread.ident in wanting}
+        ledger = Awaited("the lock ledger", holding[0], "the holder", True)
+        return {id(thread): ledger for thread in threads if thread.ident in wanting}
 
     monkeypatch.setattr("cmwq._host.awaited.awaited", said)
 
@@ -39,17 +39,17 @@ def test_H3_a_lock_is_named_if_half_of_the_workers_hold_it_or_wait_for_it(
         gate()
 
     total = 1 + waiting + others
-    with cmwq.Runtime(max_workers=total, config=CONFIG) as runtime:
+    with cmwq.Runtime(max_workers=total, config=SOON_REPORTED) as runtime:
         wq = cmwq.WorkQueue("q", runtime=runtime)
         futures = [wq.submit(wait, role) for role in [holding, *[wanting] * waiting, *[[]] * others]]
         gate.await_arrivals(total)
         runtime.on_stall = told.append
         futures.append(wq.submit(int))  # nobody is left for it
-        until(lambda: any(not stall.over for stall in told))
+        stall = stall_of(told)
         gate.open.set()
         for future in futures:
             future.result(HANG)
-    assert ("the lock ledger, held by" in told[0].reason) is blamed, told[0].reason
+    assert ("the lock ledger, held by" in stall.reason) is blamed, stall.reason
 
 
 def test_H3_who_called_acquire_seems_to_hold_and_who_called_release_does_not() -> None:

@@ -19,6 +19,8 @@ from cmwq._workqueue.report import FILE
 from cmwq.observing.findings import grouped
 from tests.conftest import HANG, Gate, until
 
+from .conftest import SOON_REPORTED, stall_of
+
 with_gil = pytest.mark.skipif(
     not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="frames of running threads can't be read without a GIL"
 )
@@ -198,24 +200,16 @@ def test_H3_of_many_locks_the_holders_of_the_most_wanted_ones_are_told(run: Any)
     assert holders == [threading.current_thread().name] * 2
 
 
-def stall_of(runtime: cmwq.Runtime, told: list[cmwq.Stall]) -> cmwq.Stall:
-    until(lambda: any(not stall.over for stall in told))
-    return next(stall for stall in told if not stall.over)
-
-
-CONFIG = cmwq.Config(watch_period=0.02, watchdog_thresh=0.3, create_cooldown=0.05)
-
-
 def test_H3_a_pool_whose_workers_wait_for_one_lock_is_told_who_holds_it(things: Things, gate: Gate) -> None:
     told: list[cmwq.Stall] = []
-    with cmwq.Runtime(max_workers=4, config=CONFIG) as runtime:
+    with cmwq.Runtime(max_workers=4, config=SOON_REPORTED) as runtime:
         runtime.on_stall = told.append
         wq = cmwq.WorkQueue("q", runtime=runtime)
         futures = [wq.submit(things.hold)]
         gate.await_arrivals(1)
         holder = next(worker.name for worker in runtime.snapshot().workers if worker.work == "Things.hold")
         futures += [wq.submit(things.want) for _ in range(6)]
-        stall = stall_of(runtime, told)
+        stall = stall_of(told)
         gate.open.set()
         for future in futures:
             future.result(HANG)
@@ -258,13 +252,13 @@ def test_H3_a_worker_that_holds_a_lock_is_told_by_its_own_name(universe: cmwq.Ru
 
 def test_H3_a_queue_whose_works_all_wait_for_one_lock_is_told_who_holds_it(things: Things, gate: Gate) -> None:
     told: list[cmwq.Stall] = []
-    with cmwq.Runtime(config=CONFIG) as runtime:
+    with cmwq.Runtime(config=SOON_REPORTED) as runtime:
         runtime.on_stall = told.append
         wq = cmwq.WorkQueue("q", max_active=3, runtime=runtime)
         futures = [wq.submit(things.hold)]
         gate.await_arrivals(1)
         futures += [wq.submit(things.want) for _ in range(4)]
-        stall = stall_of(runtime, told)
+        stall = stall_of(told)
         gate.open.set()
         for future in futures:
             future.result(HANG)
@@ -276,7 +270,7 @@ def test_H3_a_queue_whose_works_all_wait_for_one_lock_is_told_who_holds_it(thing
 def test_H3_workers_that_wait_for_each_others_locks_are_told_so(things: Things) -> None:
     told: list[cmwq.Stall] = []
     both = threading.Barrier(2)
-    with cmwq.Runtime(max_workers=2, config=CONFIG) as runtime:
+    with cmwq.Runtime(max_workers=2, config=SOON_REPORTED) as runtime:
         runtime.on_stall = told.append
         wq = cmwq.WorkQueue("q", runtime=runtime)
 
@@ -293,7 +287,7 @@ def test_H3_workers_that_wait_for_each_others_locks_are_told_so(things: Things) 
                     things.lock.release()
 
         futures = [wq.submit(first), wq.submit(second), wq.submit(int)]
-        stall = stall_of(runtime, told)
+        stall = stall_of(told)
         for future in futures:
             future.result(HANG)
     assert "so none of them ever goes on" in stall.reason, stall.reason
