@@ -45,7 +45,7 @@ LAYERS = """
     _pool: observed, events, ring, figures, reasons, policy, item
     _core: config, checks, naming, records
     _host, _sensor
-    _core: ports, held, ranks, here, weakly, surely, log
+    _core: ports, held, ranks, here, weakly, surely, tables, log
     _errors
 """
 """The order of modules, the highest first: a module imports only what stands further on. A package is one entry.
@@ -424,6 +424,54 @@ def test_every_lock_of_the_core_comes_from_the_host() -> None:
     ]
     # Its own is no lock of the core's order: it is held for a few calls of C, and of no simulation.
     assert made == ["_core/surely.py: Lock"]
+
+
+SHARED_BY_ALL = [*CORE, *(path for name in ("_host", "_sensor", "executor") for path in (CODE / name).rglob("*.py"))]
+GOTTEN = {
+    "os.environ": "no dictionary",
+    "self._verdict": "its key is a word of the source, which is nobody's",
+    "_default": "likewise",
+    "self._pools": "no dictionary: `Pools.get`",
+    "_CALLS": "likewise; read once",
+    "_WORDS": "made when the module is imported, for the words of a picture",
+    "_places.by_rank": "each thread's own",
+    "me.deferred": "mostly the thread's own; one entry each, for what was interrupted",
+    "self.used": "one look's, and only its own thread's",
+    "self._progress": "read by the thread of the ticks alone",
+    "frame.f_locals": "a stack that is looked at",
+    "outer.f_locals": "likewise",
+    "frame.f_globals": "likewise",
+}
+"""What is asked with `get` in modules that all threads run, though it is an attribute or a module's; and why it may."""
+
+
+def globals_of(path: Path) -> set[str]:
+    """The names that the module assigns."""
+    targets = [
+        target
+        for node in tree(path).body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    ]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def test_no_dictionary_that_threads_share_is_asked_with_get() -> None:
+    """Without a GIL, `dict.get` may wait for itself, which is long (`_core.tables`). A local name is taken for a
+    dictionary of the function's own.
+    """
+    asked = {
+        ast.unparse(call.func.value)
+        for path in SHARED_BY_ALL
+        for call in ast.walk(tree(path))
+        if isinstance(call, ast.Call) and call.args
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "get"
+        if isinstance(call.func.value, ast.Attribute | ast.Subscript)
+        or (isinstance(call.func.value, ast.Name) and call.func.value.id in globals_of(path))
+        or path.name == "tables.py"
+    }
+    assert sorted(asked - set(GOTTEN)) == [], "look it up with `_core.tables.lookup`"
+    assert sorted(set(GOTTEN) - asked) == [], "these need no exception any more"
 
 
 # ------------------------------------------------------------------------------------------- what users see

@@ -15,6 +15,7 @@ from types import BuiltinFunctionType
 from typing import TYPE_CHECKING
 
 from cmwq._core import ports
+from cmwq._core.tables import lookup
 from cmwq._errors import ThreadLimit
 from cmwq._host import caps, files, interpreters, life, locks, memory, processes, topology, traits, waits
 from cmwq._host.greenlets import refuse_greenlets
@@ -204,7 +205,7 @@ class ThreadHost:
     def cpu_groups(self, scope: str, cpus: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """The CPUs grouped by what they share (`topology.SCOPES`), read from the system once for each set of CPUs."""
         key = scope, cpus
-        groups = self._groups.get(key)
+        groups = lookup(self._groups, key)
         if groups is None:
             groups = self._groups[key] = self._topology.groups(*key)
         return groups

@@ -33,6 +33,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, outside
+from cmwq._core.tables import lookup
 from cmwq._errors import ThreadLimit
 from cmwq._pool import blocking, lane
 from cmwq._pool.alarm import Alarm
@@ -105,7 +106,7 @@ class Children(Alarm):
     def forget_item(self, worker: Worker) -> None:
         """The item of a worker that had children has ended. What is left of them is not the next item's."""
         if worker.below is not None:
-            self.strays[worker] = self.strays.get(worker, NONE).union(worker.below.roots)
+            self.strays[worker] = (lookup(self.strays, worker) or NONE).union(worker.below.roots)
         worker.below = None
         self.parents.discard(worker)
 
@@ -168,7 +169,7 @@ def _look(pool: WorkerPool, sleepers: list[tuple[Worker, Item | None]]) -> bool:
     """Look at the processes below these workers, and note what was seen. Returns whether anything changed."""
     host, seen = pool.host, []
     for worker, item in sleepers:
-        left_behind = pool.children.strays.get(worker, NONE)
+        left_behind = lookup(pool.children.strays, worker) or NONE
         children = host.children_of(worker.tid)
         roots = tuple(child for child in children if child not in left_behind)
         if item is not None and (roots or left_behind or worker.below is not None or worker.record is not None):

@@ -34,6 +34,7 @@ from weakref import ref
 
 from cmwq._core.held import holding
 from cmwq._core.naming import name_of
+from cmwq._core.tables import lookup
 
 if TYPE_CHECKING:
     from cmwq._pool.blocking import Blocked
@@ -136,7 +137,7 @@ class Figures:
     @holding("pool.lock")
     def tally_of(self, pool: WorkerPool, name: str) -> Tally:
         """Return the tally of the function of that name."""
-        tally = self.functions.get(name)
+        tally = lookup(self.functions, name)
         if tally is None:
             if len(self.functions) >= MAX_FUNCTIONS:
                 self.functions.pop(min(self.functions, key=lambda name: self.functions[name].seconds))

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from cmwq._core import checks
 from cmwq._core.held import holding, holding_any, not_holding, outside
 from cmwq._core.ranks import Rank
+from cmwq._core.tables import lookup
 from cmwq._pool import events
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Hotplug:
         """Return the first CPU of the pool that serves this CPU. It stays the same while CPUs come and go."""
         if scope == "cpu":
             return cpu
-        home = self._homes.get((scope, cpu))
+        home = lookup(self._homes, (scope, cpu))
         if home is None:
             with self._pools.lock:
                 self._learn({scope})
@@ -130,7 +131,7 @@ class Hotplug:
             return self.cpus()
         if scope == "cpu":
             return (first,) if self.uses(first) else ()
-        return self._served.get((scope, first), ())
+        return lookup(self._served, (scope, first)) or ()
 
     def target(self, cpus: tuple[int, ...]) -> int:
         """Return how many workers may run on these CPUs (A2). Only this decides the target of a managed pool, but that

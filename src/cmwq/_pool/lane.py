@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding
 from cmwq._core.naming import kind_of, name_of
+from cmwq._core.tables import lookup
 
 if TYPE_CHECKING:
     from cmwq._pool.item import Item
@@ -103,7 +104,7 @@ class Lane:
         """
         function = item.function  # read once: the call may end at any moment
         anchors, name = kind_of(function)
-        record = self.records.get(_key(anchors, name))
+        record = lookup(self.records, _key(anchors, name))
         if record is None:
             record = Record(anchors, name_of(function))
             if function is not None:
@@ -115,7 +116,8 @@ class Lane:
     @holding("item.pwq.pool.lock")
     def record_of(self, item: Item) -> Record | None:
         """Return what is known of the function of this item. None: nothing, as of one taken back or ended."""
-        return self.records.get(_key(*kind_of(item.function)))
+        key = _key(*kind_of(item.function))
+        return self.records[key] if key in self.records else None  # noqa: SIM401 - see `tables`; most have none
 
     @holding("pool.lock")
     def first(self, pool: WorkerPool) -> Item:

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 from cmwq._core.held import holding, outside
+from cmwq._core.tables import lookup
 from cmwq._errors import ThreadLimit
 from cmwq._pool.alarm import Alarm
 from cmwq._pool.blocking import CHILD, at_rest
@@ -78,7 +79,7 @@ class Sight:
 
     def still_holds(self, worker: Worker) -> bool:
         """Return whether the worker executes now what it executed then, and holds a place for that."""
-        then = self.holders.get(worker)
+        then = lookup(self.holders, worker)
         return then is not None and worker.lender is None and worker.item is not None and then[0]() is worker.item
 
     def rested(self, worker: Worker, now: Sight) -> bool:
@@ -157,7 +158,7 @@ def look(pool: WorkerPool) -> None:
         now = {pwq: sight for pwq, sight in sights(pool).items() if pwq.lends}
         lent = changed = False
         for pwq, sight in now.items():
-            before = lending.seen.get(pwq)
+            before = lookup(lending.seen, pwq)
             lending.seen[pwq] = sight
             if before is None or sight.at - before.at > 2 * lending.pause:
                 changed = True
@@ -195,7 +196,7 @@ def _who_lends(lending: Lending, pwq: PoolWorkQueue, before: Sight, now: Sight) 
         return known
     if now.at - lending.rests.setdefault(pwq, before.at) < pwq.rest_to_lend:
         return known
-    step = lending.steps.get(pwq, 1)
+    step = lookup(lending.steps, pwq) or 1
     lending.steps[pwq] = 2 * step
     return lenders[: min(step, len(pwq.inactive))]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
 from cmwq._core.surely import at_any_depth, surely
+from cmwq._core.tables import lookup
 from cmwq._errors import QueueClosed
 from cmwq._pool.closing import abandon
 from cmwq._pool.hotplug import UNMANAGED
@@ -46,7 +47,7 @@ class Pools:
 
     def get(self, key: PoolKey) -> WorkerPool | None:
         """Return the pool of that key, if it was started."""
-        return self._table[0].get(key)
+        return lookup(self._table[0], key)
 
     def values(self) -> tuple[WorkerPool, ...]:
         """Return all pools that were started, the oldest first."""

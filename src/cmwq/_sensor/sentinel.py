@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cmwq._core.held import watched
 from cmwq._core.ranks import Rank
+from cmwq._core.tables import lookup
 from cmwq._errors import ThreadLimit
 
 try:
@@ -150,7 +151,7 @@ class SentinelLookout:
     def detach(self, worker: Worker) -> None:
         with self._pool.lock:
             index = cast("Slot", worker.parker).index
-            if self._workers.get(index) is worker:
+            if lookup(self._workers, index) is worker:
                 del self._workers[index]
             self.take_back(worker.parker)  # once: by then the slot may be another worker's
 
@@ -159,7 +160,7 @@ class SentinelLookout:
 
     def deliver(self) -> None:
         for index, sleeps, on_lock in self._native.deliver():
-            worker = self._workers.get(index)
+            worker = lookup(self._workers, index)
             if worker is None:
                 continue
             if sleeps:

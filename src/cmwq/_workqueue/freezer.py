@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.ranks import Rank
 from cmwq._core.surely import surely
+from cmwq._core.tables import lookup
 from cmwq._errors import QueueClosed, Reentered
 from cmwq._workqueue.place_end import Quiet
 
@@ -63,7 +64,7 @@ class Freezer:
         """Thaw if this call has failed, and no other one wants the queues frozen."""
         try:
             with self._lock:
-                if self._calls.get(mine) is False:
+                if lookup(self._calls, mine) is False:
                     del self._calls[mine]
                     if not self._calls:
                         self._thaw()

@@ -22,6 +22,7 @@ from weakref import ref
 
 from cmwq._core.config import DFL_ACTIVE
 from cmwq._core.held import holding, outside
+from cmwq._core.tables import lookup
 from cmwq._errors import ThreadLimit
 from cmwq._pool.alarm import Alarm
 from cmwq._workqueue.learned import NEVER, Law, Stage
@@ -51,7 +52,7 @@ class Learning:
     __slots__ = ("alarm", "failed", "law", "quota", "seen_failed", "sleepers", "strikes")
 
     def __init__(self, pwq: PoolWorkQueue) -> None:
-        known = pwq.wq.runtime.limits.get(_key(pwq))
+        known = lookup(pwq.wq.runtime.limits, _key(pwq))
         self.law = Law(DFL_ACTIVE, 2 * len(pwq.pool.cpus), known)  # L: replaced as a whole
         self.quota = NEVER  # L: what the place's `left` was to begin with
         self.failed = 0  # L: works that raised
@@ -202,7 +203,7 @@ def mend(pwq: PoolWorkQueue) -> None:
 def remember(pwq: PoolWorkQueue, limit: int) -> None:
     """Note what was learned, for places made later."""
     limits, key = pwq.wq.runtime.limits, _key(pwq)
-    if limits.get(key) == limit:
+    if lookup(limits, key) == limit:
         return
     limits.pop(key, None)
     limits[key] = limit
@@ -216,7 +217,7 @@ def learned_limit(wq: WorkQueue) -> int:
     Takes no lock, so it may be read anywhere.
     """
     found = [pwq.max_active for pwq in wq._pwqs.copy().values()]
-    return max(found) if found else wq.runtime.limits.get((wq.name, wq.scope), FIRST)
+    return max(found) if found else lookup(wq.runtime.limits, (wq.name, wq.scope)) or FIRST
 
 
 def _key(pwq: PoolWorkQueue) -> tuple[str, str]:

@@ -26,13 +26,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from heapq import nlargest
-from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 from cmwq._core.held import holding, outside
 from cmwq._core.ports import is_lock
+from cmwq._core.tables import lookup
 from cmwq._pool.blocking import CHILD, HOG, SAID, SEEN, SEEN_ON_LOCK
 from cmwq._pool.events import name_of_pool
 from cmwq._pool.figures import bill, see
@@ -167,7 +167,7 @@ class Photographer:
     def _part_of(self, pool: WorkerPool, budget: int, waiting: dict[Item, Target]) -> Part:
         """Read one pool. budget: so many workers are looked at. waiting: the works that wait for others."""
         with pool.lock:
-            now, charged = pool.host.monotonic(), self._charged.get(pool, -inf)
+            now, charged = pool.host.monotonic(), lookup(self._charged, pool)
             busy: list[Worker] = []
             all_seen: list[Seen] = []
             resting: list[tuple[Worker, str, float]] = []
@@ -179,7 +179,7 @@ class Photographer:
                 if item is None:
                     state = "idle" if worker.idle else "creating" if pool.office.holder is worker else "waking"
                     resting.append((worker, state, worker.last_active if state == "idle" else now))
-                    if worker.idle and worker.last_active >= charged:
+                    if worker.idle and (charged is None or worker.last_active >= charged):
                         bill(worker, worker.billed_to)  # it worked since the last picture, and may rest for long now
                     continue
                 if seen is None or seen.item() is not item:
@@ -213,7 +213,7 @@ class Photographer:
     @holding("pool.lock")
     def _ordered(self, pool: WorkerPool) -> list[Worker]:
         """The workers by their numbers, rescuers first."""
-        known = self._orders.get(pool)
+        known = lookup(self._orders, pool)
         if known is None or len(known) != len(pool.workers) or not pool.workers.issuperset(known):
             known = self._orders[pool] = sorted(pool.workers, key=_number)
         return known

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 from cmwq._core import checks, log
 from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
+from cmwq._core.tables import lookup
 from cmwq._errors import FlushDeadlock, Reentered, ThreadLimit
 from cmwq._pool.mend import mending
 from cmwq._pool.observed import observe
@@ -449,18 +450,18 @@ class WorkQueue(Gate):
     def place_here(self) -> PoolWorkQueue:
         """The queue's place on the pool that takes a work queued by this thread now."""
         pool = self.runtime.pool_here(self.scope, highpri=self.highpri)
-        return self._pwqs.get(pool) or self._pwq_on(pool)
+        return lookup(self._pwqs, pool) or self._pwq_on(pool)
 
     def place_at(self, cpu: int) -> PoolWorkQueue:
         """The queue's place on the pool that serves this CPU."""
         pool = self.runtime.pool_at(self.scope, cpu, highpri=self.highpri)
-        return self._pwqs.get(pool) or self._pwq_on(pool)
+        return lookup(self._pwqs, pool) or self._pwq_on(pool)
 
     def _pwq_on(self, pool: WorkerPool) -> PoolWorkQueue:
         if self._wants_rescuer and self.rescuer is None:
             self._have_rescuer()  # in the child of a fork it has none yet
         with self._lock:
-            pwq = self._pwqs.get(pool)
+            pwq = lookup(self._pwqs, pool)
             if pwq is None:
                 if self._shut:
                     self._check_admitted(pool)
@@ -502,7 +503,7 @@ class WorkQueue(Gate):
 
     def place_on(self, pool: WorkerPool) -> PoolWorkQueue | None:
         """The queue's place on that pool, or None if the queue has not used it."""
-        return self._pwqs.get(pool)
+        return lookup(self._pwqs, pool)
 
     def places(self) -> list[PoolWorkQueue]:
         """The queue's place on each pool that it has used."""

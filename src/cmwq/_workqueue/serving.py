@@ -40,6 +40,7 @@ from cmwq._core.held import holding, outside
 from cmwq._core.naming import name_of
 from cmwq._core.ranks import Rank
 from cmwq._core.surely import at_any_depth
+from cmwq._core.tables import lookup
 from cmwq._errors import ForeignProcess, QueueClosed, Reentered
 from cmwq._pool.mend import mending
 from cmwq._workqueue.asking import Ask, ServingEnd, accept, call_on_stop, count, stand_first, stand_in_line, waiting
@@ -201,7 +202,7 @@ class Serving:
             if self._asker is not None or not self._may_ask():
                 return  # the worker that asks arranges things afterwards
             for pwq in places:
-                standing = self._asks.get(pwq)
+                standing = lookup(self._asks, pwq)
                 if (standing is None or standing.done()) and len(waiting(self, pwq)) < max(1, pwq.pool.target):
                     ask = Ask(self, pwq)
                     if stand_in_line(pwq, ask):
@@ -249,7 +250,7 @@ class Serving:
         if self._is_foreign():
             return False
         with self._lock:
-            if self._asks.get(ask.pwq) is ask:
+            if lookup(self._asks, ask.pwq) is ask:
                 del self._asks[ask.pwq]
             if self._asker is not None or not self._may_ask():
                 return False
@@ -385,7 +386,7 @@ class Serving:
         elif ask.answers and callable(ask.answers[0]):
             self._hand_on(ask)
         with self._lock:
-            if self._asks.get(ask.pwq) is ask:
+            if lookup(self._asks, ask.pwq) is ask:
                 del self._asks[ask.pwq]
             if self._asker is ask:
                 self._asker = None

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from cmwq._core import checks, log
 from cmwq._core.held import holding, outside
 from cmwq._core.surely import at_any_depth
+from cmwq._core.tables import lookup
 from cmwq._errors import Reentered
 from cmwq._pool.events import Event, Kind, Note, Tap, name_of_pool, note, note_counts
 from cmwq._pool.observed import observe_places
@@ -380,7 +381,7 @@ class Events:
         Context: the timer.
         """
         for one in noted:
-            client = self.clients.get(one[0])
+            client = lookup(self.clients, one[0])
             if client is not None:
                 client(Event(*one[:-1]))
 

@@ -31,6 +31,7 @@ from cmwq._core.held import outside
 from cmwq._core.here import host_here
 from cmwq._core.ranks import Rank
 from cmwq._core.surely import at_any_depth, surely
+from cmwq._core.tables import lookup
 from cmwq._errors import Abandoned, CmwqTimeout, FlushDeadlock, Reentered, ThreadLimit
 from cmwq._pool.blocking import step_aside, step_back
 from cmwq._pool.rescuer import gets_no_threads, hopeless
@@ -141,7 +142,7 @@ class Waits:
         self._awaited.setdefault(item, {})[who] = target
 
     def end_await(self, item: Item, who: object) -> None:
-        awaited = self._awaited.get(item, {})
+        awaited = lookup(self._awaited, item) or {}
         awaited.pop(who, None)
         if not awaited:
             self._awaited.pop(item, None)
@@ -149,7 +150,7 @@ class Waits:
 
     def target_of(self, item: Item) -> Target | None:
         """What the work waits for, as far as it is noted. None: nothing."""
-        return self._waiting.get(item)
+        return lookup(self._waiting, item)
 
     def is_waiting(self, item: Item) -> bool:
         return item in self._waiting
@@ -157,7 +158,7 @@ class Waits:
     def end(self, item: Item) -> None:
         self._waiting.pop(item, None)
         self._limited.discard(item)
-        awaited = self._awaited.get(item)
+        awaited = lookup(self._awaited, item)
         if awaited:  # other tasks of the work's loop still wait
             self._limited.add(item)
             self._waiting[item] = next(reversed(awaited.values()))
@@ -168,7 +169,7 @@ class Waits:
 
     def tell(self, item: Item, reason: str) -> bool:
         """Tell the work that its target will never be done. False: it can't be told, or does not wait any more."""
-        parker = self._parkers.get(item)
+        parker = lookup(self._parkers, item)
         if parker is None:
             return False
         self._vain[item] = reason
@@ -179,7 +180,7 @@ class Waits:
         return True
 
     def in_vain(self, item: Item) -> str | None:
-        return self._vain.get(item)
+        return lookup(self._vain, item)
 
     def end_vain(self, item: Item) -> None:
         self._parkers.pop(item, None)
@@ -207,7 +208,7 @@ class Waits:
             for needed in last.needs(waiting):
                 if needed is item:
                     return path
-                what = waiting.get(needed)  # None: its wait has ended meanwhile
+                what = lookup(waiting, needed)  # None: its wait has ended meanwhile
                 if needed not in seen and what is not None and needed not in self._limited:
                     seen.add(needed)
                     paths.append((what, [*path, (needed, what)]))
@@ -222,7 +223,7 @@ def waits_of(host: Host) -> Waits:
     universe = host.universe
     if universe is None:
         return Waits(host)
-    return _shared.get(universe) or _shared.setdefault(universe, Waits(host))
+    return lookup(_shared, universe) or _shared.setdefault(universe, Waits(host))
 
 
 def needs_of(item: Item, waiting: dict[Item, Target]) -> Iterator[Item]:

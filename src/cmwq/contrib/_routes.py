@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cmwq._core.naming import StandIn
+from cmwq._core.tables import lookup
 
 KEPT = 1024
 """How many routes are told apart. When another one comes, the table is begun anew."""
@@ -75,13 +76,13 @@ class Routes:
     def _kind(self, route: str) -> type[Call]:
         """The class of the calls of this route."""
         key = route[:LONGEST]
-        found = self._kinds.get(key)
-        if found is None:
+        kind = lookup(self._kinds, key)
+        if kind is None:
             if len(self._kinds) >= KEPT:
                 self._kinds.clear()
             name = ascii(key)[1:-1][:LONGEST]  # no class may have a NUL in its name, and no report should
-            found = self._kinds[key] = type(name, (Call,), {"__slots__": ()})
-        return found
+            kind = self._kinds[key] = type(name, (Call,), {"__slots__": ()})
+        return kind
 
 
 def shape(path: str) -> str:
