@@ -22,7 +22,7 @@ from weakref import ref
 from cmwq._core import log
 from cmwq._core.held import holding, outside
 from cmwq._errors import ThreadLimit
-from cmwq._pool import events, lane
+from cmwq._pool import events, lane, memory
 from cmwq._pool.blocking import HOG, let_go, no_hog_any_more
 from cmwq._pool.figures import choose_more, see
 
@@ -92,6 +92,7 @@ def check(pool: WorkerPool) -> None:
         pool.kick()
         pool.settle()
     pool.runtime.events.tell(found)
+    memory.look_if_due(pool)
 
 
 @holding("pool.lock")

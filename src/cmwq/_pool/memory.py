@@ -9,13 +9,17 @@ Guarantees
 - At least one work runs: a pool in which nobody executes anything is not held, nor one in which all that execute wait
   for works with calls of ours. If no work ends in a held pool for `VALVE` seconds, and none runs, one more begins, the
   next after twice as long, and so on: works may wait for one another in ways that nobody sees.
-- The system is asked only while work waits and others run: at most every `OFTEN` seconds, and the more seldom the more
-  is left. With much left it costs a comparison of two numbers for each wake-up.
+- The system is asked only while work waits and others run: by a worker that was woken, when as many run as may before
+  the next look; and otherwise at most every `OFTEN` seconds, the more seldom the more is left, mostly by the timer that
+  looks for hogs. So where works follow one another a wake-up pays for it with two comparisons. (To ask takes 0.1 ms,
+  and the work that is to begin would wait for it.)
 - Where nothing is known of memory, nothing is held.
 
 How much one more work needs is learned: what is used beyond what was used when next to nothing ran, divided by the
-works that ran at the last look. Between two looks at most as many begin as ran at the first of them, or the target: so
-what is not seen yet is never more than what has been seen. The letters are those of `pool`.
+works that ran at the last look. Between two looks at most twice as many run at a time as ran at the first of them, or
+the target more: so those whose need was not seen yet are never more than those of which it was. Who takes the place of
+a work that has ended takes its memory, too, and needs no look. Should it need more: that cannot be allocated any faster
+than `FAST`, so the next look, which the clock decides, comes in time. The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -60,15 +64,17 @@ class Gate(Alarm):
     """What one pool knows of memory. The alarm is set while the pool is held."""
 
     __slots__ = (
-        "_base", "_each", "_valve_at", "_valve_pause", "allowed", "begun", "completed", "due", "held", "passes", "ran",
-        "view",
+        "_base", "_each", "_valve_at", "_valve_pause", "begun", "completed", "due", "held", "most", "passes", "ran",
+        "short", "view",
     )  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
         self.held = False  # L: memory is short
         self.view: Memory | None = None  # L: what was seen at the last look
-        self.allowed = 0  # L: so many more works may begin before the next look
+        self.most = (
+            0  # L: so many works may run before the next look; as many as ran at the last: not one more may begin
+        )
         self.due = 0.0  # L: when the next look is due at the latest, on the host's clock
         self.begun = 0  # L: how many have begun since the last look, and may not have allocated yet
         self.ran = 0  # L: how many works ran at the last look
@@ -85,14 +91,15 @@ class Gate(Alarm):
         now, ran = pool.host.monotonic(), policy.nr_executing(pool)
         self.view = seen
         if seen is None:
-            self.allowed, self.due = 1 << 30, inf
+            self.short, self.most, self.due = False, 1 << 30, inf
             return
         self._base = max(0, seen.used - ran * self._each) if ran <= 1 else min(self._base, seen.used)
         self._each = max((seen.used - self._base) / max(1, self.ran), FORGET * self._each)
-        left = seen.limit - seen.used - min(SPARE * seen.limit, MOST_SPARE) - self.begun * self._each
+        left = seen.limit - seen.used - min(SPARE * seen.limit, MOST_SPARE) - min(self.begun, ran) * self._each
         self.begun = 0
-        most = max(ran, pool.full_target)
-        self.allowed = 0 if left <= 0 else most if left >= self._each * most else int(left / self._each)
+        more = max(ran, pool.full_target)
+        room = 0 if left <= 0 else more if left >= self._each * more else int(left / self._each)
+        self.short, self.most = room <= 0, ran + room
         self.ran, self.due = ran, now + min(max(left / FAST, OFTEN), SELDOM)
 
     @holding("pool.lock")
@@ -128,18 +135,39 @@ def must_rest(pool: WorkerPool) -> bool:
     if gate.passes:
         gate.passes -= 1
         return False
-    if not gate.held and (gate.allowed <= 0 or pool.host.monotonic() >= gate.due):
+    if not gate.held and (policy.nr_executing(pool) >= gate.most or pool.host.monotonic() >= gate.due):
         pool.lock.release()
         seen = pool.host.memory()
         pool.lock.acquire()
-        gate.note(pool, seen)
-        if gate.allowed <= 0:
-            _hold(pool)
+        _take_in(pool, seen)
     if gate.held and policy.nr_executing(pool) > 0:
         return True
-    gate.allowed -= 1
     gate.begun += 1
     return False
+
+
+@outside
+def look_if_due(pool: WorkerPool) -> None:
+    """Look whether memory is short, if that is due: workers that go on from work to work are not woken, and do not ask.
+    Context: the timer, while work waits.
+    """
+    gate = pool.memory
+    with pool.lock:
+        if gate.held or policy.nr_executing(pool) <= 0 or pool.host.monotonic() < gate.due:
+            return
+    seen = pool.host.memory()
+    with pool.lock:
+        if not gate.held:  # by a worker that has looked meanwhile
+            _take_in(pool, seen)
+            pool.settle()
+
+
+@holding("pool.lock")
+def _take_in(pool: WorkerPool, seen: Memory | None) -> None:
+    """Note what was seen of a pool that goes on, and make it rest if that is too little."""
+    pool.memory.note(pool, seen)
+    if pool.memory.short:
+        _hold(pool)
 
 
 @holding("pool.lock")
@@ -176,7 +204,7 @@ def check(pool: WorkerPool) -> None:
         if not gate.held:
             return
         gate.note(pool, seen)
-        if gate.allowed > 0 or not pool.nr_listed():
+        if not gate.short or not pool.nr_listed():
             _let_go(pool)
         else:
             gate.passes = int(gate.open_valve(pool))
