@@ -157,17 +157,19 @@ def look_if_due(pool: WorkerPool) -> None:
             return
     seen = pool.host.memory()
     with pool.lock:
-        if not gate.held:  # by a worker that has looked meanwhile
-            _take_in(pool, seen)
-            pool.settle()
+        _take_in(pool, seen)
+        pool.settle()
 
 
 @holding("pool.lock")
 def _take_in(pool: WorkerPool, seen: Memory | None) -> None:
-    """Note what was seen of a pool that goes on, and make it rest if that is too little."""
-    pool.memory.note(pool, seen)
-    if pool.memory.short:
-        _hold(pool)
+    """Note what was seen, and hold the pool if that is too little. If another look has held it meanwhile, the alarm
+    that it has set looks again.
+    """
+    if not pool.memory.held:
+        pool.memory.note(pool, seen)
+        if pool.memory.short:
+            _hold(pool)
 
 
 @holding("pool.lock")
