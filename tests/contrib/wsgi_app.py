@@ -53,10 +53,10 @@ def about(query: Query) -> Any:
 def wait(query: Query) -> Any:
     """Wait until the folder has a file `go`; note in it that this has begun."""
     folder = Path(query["folder"])
-    (folder / f"begun-{query['number']}").touch()
     with COUNT:
         COUNT.now += 1
         COUNT.most = max(COUNT.most, COUNT.now)
+    (folder / f"begun-{query['number']}").touch()
     try:
         deadline = time.monotonic() + 60
         while not (folder / "go").exists():

@@ -288,18 +288,27 @@ def test_H1_B5_the_CPU_time_of_an_exempt_queue_is_its_own(universe: cmwq.Runtime
             else:
                 burn(0.1)
 
+        def used() -> dict[str, float]:
+            return {view.name: view.cpu_seconds for view in universe.snapshot(stacks=True).queues}
+
         work = cmwq.Work(step)
         plain.submit(int).result(HANG)
-        plain.flush(HANG)
-        rest(place_of(plain))
-        plain.queue(work)
-        until(lambda: len(seen) == 3)
-        plain.flush(HANG)
-        assert len({name for name, _ in seen}) == 1
-        assert [queue for _, queue in seen] == ["plain", "exempt", "plain"]
-        used = {view.name: view.cpu_seconds for view in universe.snapshot(stacks=True).queues}
-        assert used["exempt"] < 0.05
-        assert used["plain"] >= 0.1
+        for _ in range(20):  # another worker may be quicker than the one that has just ended the work
+            plain.flush(HANG)
+            rest(place_of(plain))
+            seen.clear()
+            before = used()
+            plain.queue(work)
+            until(lambda: len(seen) == 3)
+            plain.flush(HANG)
+            assert [queue for _, queue in seen] == ["plain", "exempt", "plain"]
+            if len({name for name, _ in seen}) == 1:
+                break
+        else:
+            pytest.fail("never did one worker execute all three")
+        after = used()
+        assert after["exempt"] - before["exempt"] < 0.05
+        assert after["plain"] - before["plain"] >= 0.1
 
 
 # ----------------------------------------------------------------------------------- the contract
