@@ -30,8 +30,9 @@ NOTES = {
     "long": "cmwq lets about as many compressions run as there are CPUs, and the sleeps pass them, so the median is "
     "lower; a crowd runs all at once, and the sleeps wait with them.",
     "trivial": "the worst case for cmwq: nothing waits, so there is nothing to win, and each request costs it one more "
-    "look at the connection, and a wake-up that a busy pool of few threads saves. With waitress its runs take from 0.5 to "
-    "4 s on a quiet machine, with forty context switches for each request, whichever sensor is used; why is not known.",
+    "look at the connection, and a wake-up that a busy pool of few threads saves. With waitress its runs take from 0.5 "
+    "to 4 s on a quiet machine, with forty context switches for each request, whichever sensor is used; why is not "
+    "known.",
 }
 TITLES = {
     "sleeps": "256 x 100 ms of sleep, 64 clients",
