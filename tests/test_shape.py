@@ -429,9 +429,9 @@ def test_every_lock_of_the_core_comes_from_the_host() -> None:
 SHARED_BY_ALL = [*CORE, *(path for name in ("_host", "_sensor", "executor") for path in (CODE / name).rglob("*.py"))]
 GOTTEN = {
     "os.environ": "no dictionary",
+    "self._pools": "likewise: `Pools.get`",
     "self._verdict": "its key is a word of the source, which is nobody's",
     "_default": "likewise",
-    "self._pools": "no dictionary: `Pools.get`",
     "_CALLS": "likewise; read once",
     "_WORDS": "made when the module is imported, for the words of a picture",
     "_places.by_rank": "each thread's own",

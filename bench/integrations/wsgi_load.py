@@ -34,12 +34,6 @@ NOTES = {
     "to 4 s on a quiet machine, with forty context switches for each request, whichever sensor is used; why is not "
     "known.",
 }
-TITLES = {
-    "sleeps": "256 x 100 ms of sleep, 64 clients",
-    "mixed": "600 requests: half sleep 50 ms, a quarter compress 256 KB, a quarter do nothing; 64 clients",
-    "long": "128 requests: half sleep 100 ms, half compress 1 MB; 64 clients",
-    "trivial": "3,000 requests that do nothing, 64 clients",
-}
 
 
 def gunicorn(setting: str, port: int) -> Sequence[str]:

@@ -65,16 +65,14 @@ class Gate(Alarm):
 
     __slots__ = (
         "_base", "_each", "_valve_at", "_valve_pause", "begun", "completed", "due", "held", "most", "passes", "ran",
-        "short", "view",
+        "view",
     )  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
         self.held = False  # L: memory is short
         self.view: Memory | None = None  # L: what was seen at the last look
-        self.most = (
-            0  # L: so many works may run before the next look; as many as ran at the last: not one more may begin
-        )
+        self.most = 0  # L: when so many works run, the next look is due
         self.due = 0.0  # L: when the next look is due at the latest, on the host's clock
         self.begun = 0  # L: how many have begun since the last look, and may not have allocated yet
         self.ran = 0  # L: how many works ran at the last look
@@ -86,21 +84,23 @@ class Gate(Alarm):
         self._valve_pause = VALVE  # L
 
     @holding("pool.lock")
-    def note(self, pool: WorkerPool, seen: Memory | None) -> None:
-        """Note what was seen, and decide how many may begin until the next look: none, if memory is short."""
+    def note(self, pool: WorkerPool, seen: Memory | None) -> bool:
+        """Note what was seen, and decide how many may run until the next look. Returns whether there is too little for
+        one more work.
+        """
         now, ran = pool.host.monotonic(), policy.nr_executing(pool)
         self.view = seen
         if seen is None:
-            self.short, self.most, self.due = False, 1 << 30, inf
-            return
+            self.most, self.due = 1 << 30, inf
+            return False
         self._base = max(0, seen.used - ran * self._each) if ran <= 1 else min(self._base, seen.used)
         self._each = max((seen.used - self._base) / max(1, self.ran), FORGET * self._each)
         left = seen.limit - seen.used - min(SPARE * seen.limit, MOST_SPARE) - min(self.begun, ran) * self._each
         self.begun = 0
         more = max(ran, pool.full_target)
         room = 0 if left <= 0 else more if left >= self._each * more else int(left / self._each)
-        self.short, self.most = room <= 0, ran + room
-        self.ran, self.due = ran, now + min(max(left / FAST, OFTEN), SELDOM)
+        self.ran, self.most, self.due = ran, ran + room, now + min(max(left / FAST, OFTEN), SELDOM)
+        return room <= 0
 
     @holding("pool.lock")
     def open_valve(self, pool: WorkerPool) -> bool:
@@ -129,13 +129,13 @@ def must_rest(pool: WorkerPool) -> bool:
     """Return whether memory is too short for one more work. The lock may be released and retaken. Context: a worker
     that was woken, and counts as on its way.
     """
-    gate = pool.memory
-    if policy.nr_executing(pool) <= 0:
+    gate, executing = pool.memory, policy.nr_executing(pool)
+    if executing <= 0:
         return False
     if gate.passes:
         gate.passes -= 1
         return False
-    if not gate.held and (policy.nr_executing(pool) >= gate.most or pool.host.monotonic() >= gate.due):
+    if not gate.held and (executing >= gate.most or pool.host.monotonic() >= gate.due):
         pool.lock.release()
         seen = pool.host.memory()
         pool.lock.acquire()
@@ -166,10 +166,8 @@ def _take_in(pool: WorkerPool, seen: Memory | None) -> None:
     """Note what was seen, and hold the pool if that is too little. If another look has held it meanwhile, the alarm
     that it has set looks again.
     """
-    if not pool.memory.held:
-        pool.memory.note(pool, seen)
-        if pool.memory.short:
-            _hold(pool)
+    if not pool.memory.held and pool.memory.note(pool, seen):
+        _hold(pool)
 
 
 @holding("pool.lock")
@@ -205,8 +203,8 @@ def check(pool: WorkerPool) -> None:
         gate.cancel()
         if not gate.held:
             return
-        gate.note(pool, seen)
-        if not gate.short or not pool.nr_listed():
+        is_short = gate.note(pool, seen)
+        if not is_short or not pool.nr_listed():
             _let_go(pool)
         else:
             gate.passes = int(gate.open_valve(pool))
