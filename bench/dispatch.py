@@ -209,6 +209,8 @@ def producers(report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPoolE
         f"{name} {count}": partial(produce, pool, n, count) for name, pool in pools.items() for count in counts
     }
     took = {name: statistics.median(values) for name, values in turns(contenders, rounds, "producers").items()}
+    busy = statistics.median(cpus_busy(partial(produce, ours, n, 1)) for _ in range(rounds))
+    limit = f"; one producer and its worker keep {busy:.2f} CPUs busy, so {CPUS / busy:.2f} is the limit"
     for count in counts[1:]:
         scaled = {name: took[f"{name} 1"] / took[f"{name} {count}"] for name in pools}
         beside = {name: took[f"{name} {count}"] / took[f"cmwq {count}"] for name in theirs}
@@ -217,8 +219,16 @@ def producers(report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPoolE
             target=1.6 if FREE_THREADED else None,
             note="; ".join(f"{name} {scaled[name]:.2f}" for name in theirs)
             + "; with so many, cmwq's throughput is "
-            + ", ".join(f"{ratio:.2f} of {name}'s" for name, ratio in beside.items()),
+            + ", ".join(f"{ratio:.2f} of {name}'s" for name, ratio in beside.items())
+            + (limit if FREE_THREADED else ""),
         )  # fmt: skip
+
+
+def cpus_busy(run: Callable[[], float]) -> float:
+    """How many CPUs this process kept busy in the seconds that it returns."""
+    before = time.process_time()
+    seconds = run()
+    return (time.process_time() - before) / seconds
 
 
 def produce(pool: Executor, number: int, count: int) -> float:

@@ -147,6 +147,45 @@ def test_whatever_the_path_is_its_task_is_done(path: Any) -> None:
     dispatcher.shutdown()
 
 
+def test_a_loop_that_was_woken_waits_until_all_requests_have_begun(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a loop that looks at every connection after each answer finds several answers at a look."""
+    dispatcher = Dispatcher(max_active=1)
+    dispatcher.add_task(Task(gate))
+    gate.await_arrivals(1)
+    assert dispatcher.let_begin(), "it has begun"
+    for _ in range(3):
+        dispatcher.add_task(Task())
+    assert not dispatcher.let_begin(), "none can begin: patience ends"
+    monkeypatch.setattr("cmwq.contrib.waitress.PATIENCE", HANG)
+    gate.open.set()
+    assert dispatcher.let_begin()
+    held = Gate()
+    dispatcher.add_task(Task(held))
+    held.await_arrivals(1)
+    dispatcher.add_task(Task())
+    threading.Timer(0.1, held.open.set).start()
+    dispatcher.shutdown()
+    dispatcher.add_task(Task())
+    assert dispatcher.let_begin(), "what was cancelled does not begin"
+
+
+def test_ctrl_c_ends_a_loop_that_lets_requests_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(dispatcher: Dispatcher) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Dispatcher, "let_begin", interrupted)
+    watched: dict[int, Any] = {}
+    servers = [create_server(Task, listen="127.0.0.1:0", map=watched) for _ in range(2)]
+    try:
+        servers[0].pull_trigger()
+        with pytest.raises(KeyboardInterrupt):
+            servers[0].asyncore.loop(timeout=HANG, map=watched, count=1)
+    finally:
+        for server in servers:
+            server.close()
+            server.task_dispatcher.shutdown()
+
+
 def test_shutdown_cancels_what_has_not_begun_and_waits_for_what_runs(gate: Gate) -> None:
     dispatcher = Dispatcher(max_active=1)
     running, waiting, late = Task(gate), Task(), Task()

@@ -9,23 +9,35 @@ connection has one request at a time.
 
 Guarantees: requests run in a lease on the process's pools. It ends with the server: as with waitress's own threads,
 requests that have not begun are cancelled, and those that run have five seconds, for which shutdown waits.
+
+Each answer wakes waitress's loop, which then looks at every connection: with 64 of them that takes several times as
+long as a request that does nothing, and holds the GIL. A crowd of threads makes that rarer by chance, since all of them
+compete with the loop for the GIL; two threads, which is all that two CPUs need, take turns with it, an answer a look.
+So the loop, once woken, lets the requests that it has handed over begin before it looks: `Dispatcher.let_begin`.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
+from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
 import waitress  # type: ignore[import-untyped,unused-ignore]
 from waitress.adjustments import Adjustments  # type: ignore[import-untyped,unused-ignore]
 from waitress.runner import run  # type: ignore[import-untyped,unused-ignore]
+from waitress.trigger import trigger  # type: ignore[import-untyped,unused-ignore]
 from waitress.utilities import logger  # type: ignore[import-untyped,unused-ignore]
 
 import cmwq
 from cmwq.contrib._routes import Routes, shape
 
 __all__ = ("create_server", "serve")
+
+PATIENCE = 0.002
+"""Seconds for which a loop that was woken lets requests begin, at most: what its clients may lose by it."""
 
 
 class Task(Protocol):
@@ -43,7 +55,16 @@ def serve(app: Any, **options: Any) -> None:
 def create_server(app: Any, **options: Any) -> Any:
     """Return a server that is run by `server.run()`. options: those of `waitress.create_server`."""
     limit = int(options.get("connection_limit", Adjustments.connection_limit))
-    return waitress.create_server(app, _dispatcher=Dispatcher(limit), **options)
+    dispatcher = Dispatcher(limit)
+    watched: dict[int, Any] | None = options.pop("map", None)  # all that the loop looks at, by file descriptor
+    if watched is None:
+        watched = {}
+    others = set(watched)
+    server = waitress.create_server(app, watched, _dispatcher=dispatcher, **options)
+    for descriptor in watched.keys() - others:
+        if isinstance(woken := watched[descriptor], trigger):
+            woken.handle_read = partial(_read_after, dispatcher, woken.handle_read)
+    return server
 
 
 class Dispatcher:
@@ -55,17 +76,44 @@ class Dispatcher:
     def __init__(self, max_active: int | None = None) -> None:
         self._lease = cmwq.Executor("waitress", max_active=max_active)
         self._routes = Routes()
+        self._waiting: deque[Task] = deque()  # one entry for each task that has not begun; which one does not matter
+        self._all_begun = threading.Event()
 
     def set_thread_count(self, count: int) -> None:
         """Do nothing: the pools adjust the number of threads."""
 
     def add_task(self, task: Task) -> None:
         """Have the task done. After `shutdown` it is cancelled."""
-        call = self._routes.call(_do, _route, task)
+        call = self._routes.call(self._do, _route, task)
+        self._waiting.append(task)
         try:
-            self._lease.submit(call, task).add_done_callback(partial(_heed_cancelling, task))
+            self._lease.submit(call, task).add_done_callback(partial(self._heed_cancelling, task))
         except cmwq.QueueClosed:
+            self._no_longer_waiting()
             task.cancel()
+
+    def let_begin(self) -> bool:
+        """Return when no task waits to begin (True), or after `PATIENCE` (False). For one thread: the loop's."""
+        self._all_begun.clear()
+        # The last one has begun before this look, or sets the event after it was cleared.
+        return not self._waiting or self._all_begun.wait(PATIENCE)
+
+    def _do(self, task: Task) -> None:
+        self._no_longer_waiting()
+        try:
+            task.service()
+        except BaseException:  # as waitress: a thread serves others, whatever a request raised
+            logger.exception("Exception when servicing %r", task)
+
+    def _heed_cancelling(self, task: Task, future: Any) -> None:
+        if future.cancelled():
+            self._no_longer_waiting()
+            task.cancel()
+
+    def _no_longer_waiting(self) -> None:
+        self._waiting.pop()
+        if not self._waiting:
+            self._all_begun.set()
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:
         """Accept no more tasks, and wait up to `timeout` seconds for those that run.
@@ -87,16 +135,10 @@ def _route(task: Any) -> str | None:
     return shape(requests[0].path) if requests else None
 
 
-def _do(task: Task) -> None:
-    try:
-        task.service()
-    except BaseException:  # as waitress: a thread serves others, whatever a request raised
-        logger.exception("Exception when servicing %r", task)
-
-
-def _heed_cancelling(task: Task, future: Any) -> None:
-    if future.cancelled():
-        task.cancel()
+def _read_after(dispatcher: Dispatcher, handle_read: Callable[[], None]) -> None:
+    """In place of a trigger's `handle_read`, which the loop calls when an answer has woken it."""
+    dispatcher.let_begin()
+    handle_read()
 
 
 if __name__ == "__main__":
