@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import Future
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,23 @@ def test_a_loop_that_was_woken_waits_until_all_requests_have_begun(gate: Gate, m
     dispatcher.shutdown()
     dispatcher.add_task(Task())
     assert dispatcher.let_begin(), "what was cancelled does not begin"
+
+
+def test_a_task_that_is_refused_or_ends_unbegun_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher = Dispatcher()
+    monkeypatch.setattr("cmwq.contrib.waitress.PATIENCE", HANG)
+
+    def refuse(*args: Any) -> Any:
+        raise MemoryError
+
+    ended: Future[None] = Future()
+    ended.set_exception(MemoryError())
+    for submit in (refuse, lambda *args: ended):
+        with monkeypatch.context() as patch, suppress(MemoryError):
+            patch.setattr(dispatcher._lease, "submit", submit)
+            dispatcher.add_task(Task())
+        assert dispatcher.let_begin()
+    dispatcher.shutdown()
 
 
 def test_ctrl_c_ends_a_loop_that_lets_requests_begin(monkeypatch: pytest.MonkeyPatch) -> None:

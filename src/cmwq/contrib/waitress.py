@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -76,7 +75,7 @@ class Dispatcher:
     def __init__(self, max_active: int | None = None) -> None:
         self._lease = cmwq.Executor("waitress", max_active=max_active)
         self._routes = Routes()
-        self._waiting: deque[Task] = deque()  # one entry for each task that has not begun; which one does not matter
+        self._waiting: set[object] = set()  # a token for each task that has not begun; each change is atomic
         self._all_begun = threading.Event()
 
     def set_thread_count(self, count: int) -> None:
@@ -84,12 +83,15 @@ class Dispatcher:
 
     def add_task(self, task: Task) -> None:
         """Have the task done. After `shutdown` it is cancelled."""
-        call = self._routes.call(self._do, _route, task)
-        self._waiting.append(task)
+        token = object()
+        self._waiting.add(token)
         try:
-            self._lease.submit(call, task).add_done_callback(partial(self._heed_cancelling, task))
-        except cmwq.QueueClosed:
-            self._no_longer_waiting()
+            call = self._routes.call(self._do, _route, task)
+            self._lease.submit(call, task, token).add_done_callback(partial(self._heed_end, task, token))
+        except BaseException as exc:
+            self._no_longer_waits(token)
+            if not isinstance(exc, cmwq.QueueClosed):
+                raise
             task.cancel()
 
     def let_begin(self) -> bool:
@@ -98,20 +100,20 @@ class Dispatcher:
         # The last one has begun before this look, or sets the event after it was cleared.
         return not self._waiting or self._all_begun.wait(PATIENCE)
 
-    def _do(self, task: Task) -> None:
-        self._no_longer_waiting()
+    def _do(self, task: Task, token: object) -> None:
+        self._no_longer_waits(token)
         try:
             task.service()
         except BaseException:  # as waitress: a thread serves others, whatever a request raised
             logger.exception("Exception when servicing %r", task)
 
-    def _heed_cancelling(self, task: Task, future: Any) -> None:
+    def _heed_end(self, task: Task, token: object, future: Any) -> None:
+        self._no_longer_waits(token)  # it may have ended without beginning
         if future.cancelled():
-            self._no_longer_waiting()
             task.cancel()
 
-    def _no_longer_waiting(self) -> None:
-        self._waiting.pop()
+    def _no_longer_waits(self, token: object) -> None:
+        self._waiting.discard(token)
         if not self._waiting:
             self._all_begun.set()
 
