@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from statistics import median
 
-from measure import CPUS, FREE_THREADED, Report, medians, percentile
+from measure import CPUS, FREE_THREADED, Report, medians, percentile, turns
 from workloads import WORKLOADS, Item, in_turn, native, pure, time_all
 
 import cmwq
@@ -104,9 +106,39 @@ def cores(report: Report, quick: bool) -> None:
         for contender in contenders.values():
             contender()
         took = medians(contenders | {"alone": alone}, 3 if quick else 9, "cores")
+    rounds = turns({"one": partial(processes, 1), "all": partial(processes, CPUS)}, 3 if quick else 9, "processes")
+    gave = sorted(CPUS * one / every for one, every in zip(rounds["one"], rounds["all"], strict=True))
+    report.add(
+        "cores.processes", f"this machine: {CPUS} processes that share nothing, their speed, of one's", median(gave),
+        note=f"from {gave[0]:.2f} to {gave[-1]:.2f}; more than that no pool can reach",
+    )  # fmt: skip
     report.add(
         "cores.pure", f"pure-Python work, {number} x 2 ms: speed on {CPUS} CPUs, of one thread's",
         took["alone"] / took["cmwq"], target=0.95 * CPUS if FREE_THREADED else None,
         note=f"ThreadPoolExecutor({CPUS}): {took['alone'] / took['stdlib']:.2f}"
         + ("" if FREE_THREADED else "; with a GIL, 1 is the limit"),
     )  # fmt: skip
+
+
+COMPUTES = """
+import time
+input()
+began = time.perf_counter()
+for _ in range(5_000_000):
+    pass
+print(time.perf_counter() - began)
+"""
+
+
+def processes(count: int) -> float:
+    """Seconds that each of so many processes takes for the same loop, at the same time: the longest."""
+    running = [
+        subprocess.Popen([sys.executable, "-c", COMPUTES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(count)
+    ]
+    time.sleep(0.1)  # until all have started
+    for each in running:
+        assert each.stdin is not None
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    return max(float(each.communicate()[0]) for each in running)
