@@ -287,9 +287,17 @@ def test_F2_a_work_that_moves_is_waited_for(
     mover = threading.Thread(target=wq.mod_delayed, args=(work, 3600 if moves == "to another delay" else 0))
     mover.start()
     assert moving.wait(HANG)
-    timer = threading.Timer(0.05, go_on.set)  # the flush looks before this; if it does not, nothing is tested
-    timer.start()
-    assert work.flush(HANG) if how == "flush" else asyncio.run(cmwq.aio.flush(work, HANG))
+    timer = threading.Timer(0.3, go_on.set)  # the flush looks before this; if it does not, nothing is tested
+
+    async def flush() -> bool:
+        timer.start()
+        return await cmwq.aio.flush(work, HANG)
+
+    if how == "flush":
+        timer.start()
+        assert work.flush(HANG)
+    else:
+        assert asyncio.run(flush())
     assert ran.is_set()
     mover.join(HANG)
     timer.join(HANG)
