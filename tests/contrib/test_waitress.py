@@ -158,6 +158,8 @@ def test_a_loop_that_was_woken_waits_until_all_requests_have_begun(gate: Gate, m
         dispatcher.add_task(Task())
     assert not dispatcher.let_begin(), "none can begin: patience ends"
     monkeypatch.setattr("cmwq.contrib.waitress.PATIENCE", HANG)
+    assert not dispatcher.let_begin(), "it was in vain just now: no second try"
+    monkeypatch.setattr("cmwq.contrib.waitress._rests_until", 0.0)
     gate.open.set()
     assert dispatcher.let_begin()
     held = Gate()
@@ -185,6 +187,32 @@ def test_a_task_that_is_refused_or_ends_unbegun_is_not_waited_for(monkeypatch: p
             dispatcher.add_task(Task())
         assert dispatcher.let_begin()
     dispatcher.shutdown()
+
+
+def test_an_interrupt_in_a_wait_for_requests_to_begin_keeps_nothing_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an Event, which is Python code with a lock, one in three interrupts kept the lock."""
+    dispatcher, gate = Dispatcher(max_active=1), Gate()
+    for _ in range(2):
+        dispatcher.add_task(Task(gate))
+    gate.await_arrivals(1)
+    monkeypatch.setattr("cmwq.contrib.waitress.REST", 0.0)
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for microseconds in range(1, 1000):
+            with suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, microseconds * 1e-6)
+                while True:
+                    dispatcher.let_begin()
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        gate.open.set()
+    monkeypatch.setattr("cmwq.contrib.waitress.PATIENCE", HANG)
+    assert dispatcher.let_begin()
+    assert dispatcher.shutdown()
 
 
 def test_ctrl_c_ends_a_loop_that_lets_requests_begin(monkeypatch: pytest.MonkeyPatch) -> None:

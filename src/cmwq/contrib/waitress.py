@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -37,6 +39,13 @@ __all__ = ("create_server", "serve")
 
 PATIENCE = 0.002
 """Seconds for which a loop that was woken lets requests begin, at most: what its clients may lose by it."""
+REST = 0.02
+"""Seconds in which no loop waits again after a wait in which none began: what keeps them from it takes longer, and each
+socket that a loop listens to has a trigger of its own."""
+
+
+_rests_until = 0.0
+"""Of `time.monotonic()`. One for all servers, since they may share a loop."""
 
 
 class Task(Protocol):
@@ -60,8 +69,8 @@ def create_server(app: Any, **options: Any) -> Any:
         watched = {}
     others = set(watched)
     server = waitress.create_server(app, watched, _dispatcher=dispatcher, **options)
-    for descriptor in watched.keys() - others:
-        if isinstance(woken := watched[descriptor], trigger):
+    for descriptor, woken in list(watched.items()):
+        if descriptor not in others and isinstance(woken, trigger):
             woken.handle_read = partial(_read_after, dispatcher, woken.handle_read)
     return server
 
@@ -76,7 +85,8 @@ class Dispatcher:
         self._lease = cmwq.Executor("waitress", max_active=max_active)
         self._routes = Routes()
         self._waiting: set[object] = set()  # a token for each task that has not begun; each change is atomic
-        self._all_begun = threading.Event()
+        # Held until all have begun: a lock, since an Event that Ctrl-C interrupts may stay locked.
+        self._some_wait = threading.Lock()
 
     def set_thread_count(self, count: int) -> None:
         """Do nothing: the pools adjust the number of threads."""
@@ -96,9 +106,19 @@ class Dispatcher:
 
     def let_begin(self) -> bool:
         """Return when no task waits to begin (True), or after `PATIENCE` (False). For one thread: the loop's."""
-        self._all_begun.clear()
-        # The last one has begun before this look, or sets the event after it was cleared.
-        return not self._waiting or self._all_begun.wait(PATIENCE)
+        global _rests_until
+        self._some_wait.acquire(blocking=False)
+        # The last one has begun before this look, or releases the lock after it was taken.
+        waiting = len(self._waiting)
+        if not waiting:
+            return True
+        if time.monotonic() < _rests_until:
+            return False
+        if self._some_wait.acquire(timeout=PATIENCE):
+            return True
+        if len(self._waiting) >= waiting:
+            _rests_until = time.monotonic() + REST
+        return False
 
     def _do(self, task: Task, token: object) -> None:
         self._no_longer_waits(token)
@@ -115,7 +135,8 @@ class Dispatcher:
     def _no_longer_waits(self, token: object) -> None:
         self._waiting.discard(token)
         if not self._waiting:
-            self._all_begun.set()
+            with suppress(RuntimeError):  # it is not held: nobody waits
+                self._some_wait.release()
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:
         """Accept no more tasks, and wait up to `timeout` seconds for those that run.
