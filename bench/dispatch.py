@@ -209,8 +209,10 @@ def producers(report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPoolE
         f"{name} {count}": partial(produce, pool, n, count) for name, pool in pools.items() for count in counts
     }
     took = {name: statistics.median(values) for name, values in turns(contenders, rounds, "producers").items()}
-    busy = statistics.median(cpus_busy(partial(produce, ours, n, 1)) for _ in range(rounds))
-    limit = f"; one producer and its worker keep {busy:.2f} CPUs busy, so {CPUS / busy:.2f} is the limit"
+    limit = ""
+    if FREE_THREADED:
+        busy = statistics.median(cpus_busy(partial(produce, ours, n, 1)) for _ in range(rounds))
+        limit = f"; one producer and its worker keep {busy:.2f} CPUs busy, so {CPUS / busy:.2f} is the limit"
     for count in counts[1:]:
         scaled = {name: took[f"{name} 1"] / took[f"{name} {count}"] for name in pools}
         beside = {name: took[f"{name} {count}"] / took[f"cmwq {count}"] for name in theirs}
@@ -220,7 +222,7 @@ def producers(report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPoolE
             note="; ".join(f"{name} {scaled[name]:.2f}" for name in theirs)
             + "; with so many, cmwq's throughput is "
             + ", ".join(f"{ratio:.2f} of {name}'s" for name, ratio in beside.items())
-            + (limit if FREE_THREADED else ""),
+            + limit,
         )  # fmt: skip
 
 

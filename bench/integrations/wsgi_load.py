@@ -25,7 +25,7 @@ TITLES = {
 }
 NOTES = {
     "mixed": "here the CPUs bound the whole. A crowd of threads shares them among all requests; cmwq lets about as "
-    "many compressions run as there are CPUs, with fewer threads and less memory.",
+    "many compressions run as there are CPUs.",
     "long": "cmwq lets about as many compressions run as there are CPUs, and the sleeps pass them, so the median is "
     "lower; a crowd runs all at once, and the sleeps wait with them.",
     "trivial": "the worst case for cmwq: nothing waits, so there is nothing to win, and each request costs it one more "

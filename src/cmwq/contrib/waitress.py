@@ -134,8 +134,8 @@ class Dispatcher:
 
     def _no_longer_waits(self, token: object) -> None:
         self._waiting.discard(token)
-        if not self._waiting:
-            with suppress(RuntimeError):  # it is not held: nobody waits
+        if not self._waiting and self._some_wait.locked():  # if it is not, the loop has yet to look at those that wait
+            with suppress(RuntimeError):  # another one has just released it
                 self._some_wait.release()
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:
