@@ -19,6 +19,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import prometheus_client
@@ -39,6 +40,9 @@ _log = logging.getLogger("cmwq")
 _words: Callable[[float], str] = floatToGoString
 """A bound as Prometheus writes it."""
 _KINDS = (("pool", POOL), ("queue", QUEUE))
+
+PATIENCE = 5.0
+"""Seconds after which a fork waits no longer for a writing to end: the disk hangs."""
 
 
 class Collector(_Collector):
@@ -135,29 +139,42 @@ def _name(label: str, measure: Measure) -> str:
 class Shared:
     """Writes the numbers of this process to prometheus_client's folder, again and again. `share` makes it.
 
-    Thread-safe. It goes on in the children of a fork, each with numbers of its own.
+    Thread-safe. It goes on in the children of a fork, each with numbers of its own. A fork waits for a writing to end,
+    for up to PATIENCE: a child could never take prometheus_client's lock if a thread held it at the fork. (Nobody waits
+    for the program's own metrics.)
     """
 
     def __init__(self, sums: Sums, every: float) -> None:
         self._sums = sums
         self._every = every
         self._over = False
+        self._writer = 0  # the ident of the thread that writes
         self._begin()
 
     def write(self) -> None:
         """Write the numbers now. Starts nothing, and waits for no work."""
         if self._pid != os.getpid():
             self._begin()
-        reading = self._sums.look()
+        if self._writer == threading.get_ident():
+            return  # a finaliser or a handler calls this, within a writing
         with self._lock:
-            for key, number in _flat(reading):
-                cell = self._cells.get(key)
-                if cell is None:
-                    value = prometheus_client.values.ValueClass(*key[:-1], multiprocess_mode=key[-1])
-                    # A process that had the same number may have left its counters there: go on from them.
-                    cell = self._cells[key] = (value, value.get() if key[0] != "gauge" else 0.0)
-                value, before = cell
-                value.set(before + number)
+            self._writer = threading.get_ident()
+            try:
+                self._write_all(self._pid)
+            finally:
+                self._writer = 0
+
+    def _write_all(self, pid: int) -> None:
+        for key, number in _flat(self._sums.look()):
+            if self._pid != pid:
+                return  # a handler has forked, and this is the child
+            cell = self._cells.get(key)
+            if cell is None:
+                value = prometheus_client.values.ValueClass(*key[:-1], multiprocess_mode=key[-1])
+                # A process that had the same number may have left its counters there: go on from them.
+                cell = self._cells[key] = (value, value.get() if key[0] != "gauge" else 0.0)
+            value, before = cell
+            value.set(before + number)
 
     def close(self) -> None:
         """Write a last time, and then no more. Does no harm if it is over."""
@@ -170,7 +187,8 @@ class Shared:
     def _begin(self) -> None:
         """Begin in a process: this one, or the child of a fork, where the thread is gone and locks may be taken."""
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finaliser or a handler may fork within a writing
+        self._writer = 0
         self._wake = threading.Event()
         self._cells: dict[tuple[Any, ...], tuple[Any, float]] = {}
         if not self._over:
@@ -184,9 +202,15 @@ class Shared:
             except Exception:
                 _log.exception("the metrics could not be written, and are tried again")
 
+    def _pause(self) -> None:
+        self._lock.acquire(timeout=PATIENCE)
+
+    def _go_on(self) -> None:
+        with suppress(RuntimeError):  # it took too long
+            self._lock.release()
+
     def _go_on_in_child(self) -> None:
-        if not self._over:
-            self._begin()
+        self._begin()
 
 
 def share(
@@ -212,8 +236,18 @@ def share(
         raise ValueError(f"every must be a number of seconds above 0, not {every}")
     shared = Shared(Sums(pictures(runtime, picture), names), every)
     atexit.register(shared.close)
-    there = weakref.WeakMethod(shared._go_on_in_child)
-    os.register_at_fork(after_in_child=lambda: (go_on := there()) and go_on())
+    there = weakref.ref(shared)
+
+    def told(method: Callable[[Shared], None]) -> Callable[[], None]:  # it is kept for ever, and must not keep `shared`
+        def tell() -> None:
+            if (shared := there()) is not None:
+                method(shared)
+
+        return tell
+
+    os.register_at_fork(
+        before=told(Shared._pause), after_in_parent=told(Shared._go_on), after_in_child=told(Shared._go_on_in_child)
+    )
     return shared
 
 
