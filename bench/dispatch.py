@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -31,6 +31,19 @@ def flood(pool: Executor, number: int) -> None:
     futures = [pool.submit(nothing) for _ in range(number)]
     for future in futures:
         future.result()
+
+
+def wait_for_all(pool: Executor, number: int) -> None:
+    wait([pool.submit(nothing) for _ in range(number)])
+
+
+def take_as_completed(pool: Executor, number: int) -> None:
+    deque(as_completed([pool.submit(nothing) for _ in range(number)]), 0)
+
+
+def wait_for_tens(pool: Executor, number: int) -> None:
+    for _ in range(number // 10):
+        wait_for_all(pool, 10)
 
 
 def queue_and_flush(wq: cmwq.WorkQueue, works: list[cmwq.Work]) -> None:
@@ -65,6 +78,7 @@ def dispatch(report: Report, quick: bool) -> None:
         ours = stack.enter_context(cmwq.Executor())
         theirs = stdlib_pools(stack)
         throughput(report, ours, theirs, number, rounds)
+        waits(report, ours, theirs, number // 2, rounds)
         there_and_back(report, ours, theirs, number // 10, rounds)
         producers(report, ours, theirs, number, min(rounds, 5))
 
@@ -101,6 +115,21 @@ def throughput(report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPool
                        target=target, note="" if kind_of(name) == "default" else note)  # fmt: skip
     report.add("dispatch.bare", "the limit: queue.SimpleQueue to one thread, throughput, of cmwq's submit",
                took["cmwq"] / took["bare"])  # fmt: skip
+
+
+def waits(report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPoolExecutor], n: int, rounds: int) -> None:
+    """The standard library's functions that wait for several futures."""
+    kinds = {
+        "wait": (wait_for_all, f"{n:,} no-ops submitted, then concurrent.futures.wait"),
+        "as_completed": (take_as_completed, f"{n:,} no-ops submitted, then concurrent.futures.as_completed"),
+        "tens": (wait_for_tens, "ten no-ops submitted, then wait, again and again"),
+    }
+    for id, (how, title) in kinds.items():
+        pools: dict[str, Executor] = {"cmwq": ours, **theirs}
+        took = medians({name: partial(seconds, partial(how, pool, n)) for name, pool in pools.items()}, rounds, id)
+        for name in theirs:
+            report.add(f"dispatch.{id}.{kind_of(name)}", f"{title}: throughput, of {name}", took[name] / took["cmwq"],
+                       target=1.0)  # fmt: skip
 
 
 def kind_of(name: str) -> str:
@@ -209,10 +238,10 @@ def producers(report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPoolE
         f"{name} {count}": partial(produce, pool, n, count) for name, pool in pools.items() for count in counts
     }
     took = {name: statistics.median(values) for name, values in turns(contenders, rounds, "producers").items()}
-    limit = ""
+    busy_note = ""
     if FREE_THREADED:
         busy = statistics.median(cpus_busy(partial(produce, ours, n, 1)) for _ in range(rounds))
-        limit = f"; one producer and its worker keep {busy:.2f} CPUs busy, so {CPUS / busy:.2f} is the limit"
+        busy_note = f"; one producer and its worker keep {busy:.2f} CPUs busy"
     for count in counts[1:]:
         scaled = {name: took[f"{name} 1"] / took[f"{name} {count}"] for name in pools}
         beside = {name: took[f"{name} {count}"] / took[f"cmwq {count}"] for name in theirs}
@@ -222,7 +251,7 @@ def producers(report: Report, ours: cmwq.Executor, theirs: dict[str, ThreadPoolE
             note="; ".join(f"{name} {scaled[name]:.2f}" for name in theirs)
             + "; with so many, cmwq's throughput is "
             + ", ".join(f"{ratio:.2f} of {name}'s" for name, ratio in beside.items())
-            + limit,
+            + busy_note,
         )  # fmt: skip
 
 

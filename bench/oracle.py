@@ -23,12 +23,13 @@ def oracle(report: Report, quick: bool) -> None:
     finishing, any_size = (suite.single(all_workloads=which) for which in (True, False))
     if finishing is not None:
         report.add(
-            "oracle.single.all", f"one N for all workloads, {finishing[0]}: geometric mean", finishing[1], target=1.5,
-            note="the best of those that finish every workload: with fewer than 201 threads, nested hangs",
+            "oracle.single.all", "one N for all workloads: geometric mean", finishing[1], target=1.5,
+            note=f"N = {finishing[0]}, the best that finishes all: with fewer than 201 threads, nested hangs",
         )  # fmt: skip
     if any_size is not None:
         report.add(
-            "oracle.single.any", f"one N for all but nested, {any_size[0]}: geometric mean", any_size[1], target=1.5
-        )
+            "oracle.single.any", "one N for all but nested: geometric mean", any_size[1], target=1.5,
+            note=f"N = {any_size[0]}",
+        )  # fmt: skip
     if report.chart:
         draw(suite.comparisons, report.chart)

@@ -123,6 +123,10 @@ def section(name: str, documents: dict[str, Document]) -> str:
     if notes:
         text += "\n<details><summary>Details</summary>\n\n" + "".join(notes) + "\n</details>\n"
     if name == "peers":
+        text += (
+            "\nHere a third of the items run, so the beginning, in which a pool grows, weighs more than in the first "
+            "table. Each figure is the other pool's time, of cmwq's.\n"
+        )
         for tag, document in documents.items():
             lost = document["sections"].get(name, {}).get("details", {}).get("cmwq_loses")
             if lost is not None:
@@ -145,7 +149,8 @@ def cycle(documents: dict[str, Document]) -> str:
     ]
     return (
         "\n## Where one cycle's time goes\n\nNanoseconds, on one thread, nothing contended; then, per item, floods of "
-        "real threads.\n\n" + table(["", *documents], rows)
+        "real threads. What is called *whole* is done by the C, where it was built. The steps below it are timed in "
+        "Python, one by one, so together they take longer than the whole.\n\n" + table(["", *documents], rows)
     )
 
 
