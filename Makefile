@@ -120,7 +120,7 @@ model: setup  ## the runtime beside a model of it: 2,000 random programs of 50 s
 
 interrupted: setup  ## an exception, a call of ours, a failing malloc at every bytecode of every call (an hour)
 	PYTHONPATH=tests $(PY) -m interrupted.sweep raise memory $(ARGS)
-	PYTHONPATH=tests $(PY) -m interrupted.sweep raise --sensors procfs --locks python $(ARGS)
+	PYTHONPATH=tests $(PY) -m interrupted.sweep raise let-out --sensors procfs --locks python $(ARGS)
 	PYTHONPATH=tests $(PY) -m interrupted.sweep enter --step 4 $(ARGS)
 
 storms: setup  ## Ctrl-C, handlers, finalisers, exceptions, forks, exits: thousands of each at random moments (an hour)

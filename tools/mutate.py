@@ -43,7 +43,9 @@ EXTENSION = "src/cmwq/_sensor/_sentinel" + str(sysconfig.get_config_var("EXT_SUF
 PYTEST_FAILED = 1  # pytest's other statuses: 2 interrupted (a module did not import), 3 internal, 4 usage, 5 no tests
 NOT_IMPORTED = 99
 LAUNCH = f"""
-import os, pathlib, sys, traceback
+import ctypes, os, pathlib, sys, traceback
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: a mutant that hangs doesn't outlive whoever ran it
 os.environ.setdefault("CMWQ_DEBUG", "1")  # as tests/conftest.py does, which comes too late here
 try:
     import cmwq

@@ -79,7 +79,8 @@ def tests() -> unittest.TestSuite:
 
 
 def name_of(test: unittest.TestCase) -> str:
-    return ".".join(test.id().split(".")[-2:])
+    whole: unittest.TestCase = getattr(test, "test_case", test)  # of a subtest
+    return ".".join(whole.id().split(".")[-2:])
 
 
 def let_go(test: unittest.TestCase) -> None:

@@ -17,7 +17,12 @@ THREADS = 4
 TESTS = ("tests/sim",)
 """Tests that make all they need themselves. In the other folders a test shares its runtime with the fixture that made
 it, or is about the process as a whole."""
-NOT_AT_ONCE: dict[str, str] = {}
+_COUNTS = "it counts what was logged, and caplog has what all threads log"
+NOT_AT_ONCE = {
+    "tests/sim/test_rescuer.py::test_F7_a_rescuers_queue_that_flushes_one_without_is_warned_of_once": _COUNTS,
+    "tests/sim/test_serving.py::test_E12_a_source_that_raises_is_asked_again_later_and_later": _COUNTS,
+    "tests/sim/test_traps.py::test_trap_the_managers_role_is_left_by_one_who_failed": _COUNTS,
+}
 """Tests that can't be run at the same time as themselves, and why."""
 
 

@@ -32,6 +32,8 @@ FLAGS = ["-fsanitize=thread", "-std=gnu11", "-g", "-O1"]
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 INSTRUMENTED = "--with-thread-sanitizer" in str(sysconfig.get_config_var("CONFIG_ARGS"))
 TESTS = ["tests/sensors", "tests/host", "tests/twin/test_twin_cases.py", "tests/model/test_stress.py"]
+LEFT_OUT = ["tests/host/test_timers.py::test_G2_an_fn_that_forks_leaves_no_timer_thread_in_the_child"]
+"""In an instrumented Python the sanitizer dies where a thread forks and ends in the child, without our C as well."""
 SUPPRESSIONS = """
 # The C library frees a dead thread's variables when it uses its stack again, after a join that is not seen as one.
 race:_dl_deallocate_tls
@@ -115,8 +117,9 @@ def run(copy: Path, preload: str | None, tests: list[str]) -> int:
         "PYTHONDONTWRITEBYTECODE": "1",
         "CMWQ_DEBUG": "0",  # else the hot path is in Python
     }
+    without = [f"--deselect={test}" for test in LEFT_OUT] if INSTRUMENTED else []
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], cwd=copy, env=environment
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *without, *tests], cwd=copy, env=environment
     )
     every = [
         report
