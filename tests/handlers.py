@@ -1,9 +1,11 @@
-"""Tests that raise from a signal's handler: `handler_raises`."""
+"""Handlers of signals in tests: one that raises (`handler_raises`), a flood of calls (`handled_again_and_again`)."""
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -40,6 +42,30 @@ class handler_raises:
             self.lost += 1
         else:
             self._hook(report)
+
+
+@contextmanager
+def handled_again_and_again(handler: Callable[[], object], pause: Callable[[], float]) -> Iterator[None]:
+    """Meanwhile the main thread calls this in a signal's handler, `pause()` seconds after the last time (0: not again),
+    wherever it is.
+
+    Not at intervals: where a call takes longer than one of them, one handler would interrupt the other, and so on.
+    """
+    over = False
+
+    def handle(*_: object) -> None:
+        handler()
+        if not over:
+            signal.setitimer(signal.ITIMER_REAL, pause())
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, pause())
+        yield
+    finally:
+        over = True  # first: a signal that has just come must not set the timer for the handler that was there before
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _is_ours(function: object) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import signal
 import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from handlers import handler_raises
@@ -71,3 +73,24 @@ def test_other_reports_and_those_of_cmwqs_finalisers_are_let_through(reports: li
         Dies(interrupt)
     Finalised(lambda: [][0])
     assert (interrupted.lost, reports) == (0, [ZeroDivisionError, Interrupted, IndexError])
+
+
+def test_no_other_handler_in_the_tests_raises() -> None:
+    """One that does fails by the moment, where it hits a finaliser or a callback of the collector."""
+    tests = Path(__file__).parent
+    raising = []
+    for path in tests.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        handlers = {
+            call.args[1].id
+            for call in nodes
+            if isinstance(call, ast.Call) and len(call.args) == 2 and isinstance(call.args[1], ast.Name)
+            if ast.unparse(call.func) == "signal.signal"
+        }
+        raising += [
+            f"{path.relative_to(tests)}: {node.name}"
+            for node in nodes
+            if isinstance(node, ast.FunctionDef) and node.name in handlers
+            if any(isinstance(each, ast.Raise) for each in ast.walk(node))
+        ]
+    assert raising == []

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from cmwq._core.naming import called, kind_of
+from cmwq._core.naming import called, kind_of, name_of
 
 
 class Thing:
@@ -78,6 +78,13 @@ def test_A9_a_call_of_run_of_a_context_is_one_of_what_it_is_given(run: object) -
     assert called((function, 4)) is called((function,)) is function
     assert called((run,)) is run, "and raises"
     assert called((copy_context().get, function)) is not function
+
+
+def test_A9_a_partial_call_is_named_with_the_function_that_it_is_given() -> None:
+    """Else all endpoints of FastAPI, which hands over `partial(run_it, function=users)`, have one name in a report."""
+    assert name_of(partial(handler, function=function)) == "handler(function)"
+    assert name_of(partial(handler, None, partial(Thing().method, 1))) == "handler(Thing.method)"
+    assert name_of(partial(handler, key=len)) == "handler"
 
 
 def test_A9_a_partial_call_that_contains_itself_is_no_endless_loop() -> None:

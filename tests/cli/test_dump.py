@@ -69,7 +69,7 @@ def test_where_nobody_is_past_the_line_and_works_failed_these_are_suspected() ->
 
 def test_a_stall_of_a_queue_comes_first_with_those_who_have_its_places() -> None:
     words = told(pictures.at_max_active())
-    assert words.startswith("IS WRONG 1. Stalled for 60 s and more: queue 'orders' on pool u0: 7 works wait")
+    assert words.startswith("IS WRONG 1. Stalled, as was reported 60 s ago: queue 'orders' on pool u0: 7 works wait")
     assert "max_active is 2, and 2 works have a place" in words
     assert "- cmwq/u0:0 and cmwq/u0:1 have places and wait for a lock (futex), at load.py:9 in load" in words
     assert "2. " not in words, "they are not told of twice"
@@ -150,6 +150,60 @@ def test_who_holds_the_lock_that_a_report_names_is_told_with_what_it_does() -> N
         "card.py:7 in charge (answer = connection.recv(1000)), in this work for 33 s"
     ) in words
     assert "probably" not in words
+
+
+def waiting(number: int, holder: int, *, guess: bool = False, since: float = 30.0) -> dict[str, Any]:
+    """A worker in `with fork:` that waits for another, by their numbers."""
+    held = f"{'probably ' * guess}held by cmwq/u0:{holder}"
+    words = f"waits for the lock fork (table.py:8, in eat), {held}"
+    here = ("/srv/table.py", 8, "eat", "with fork:")
+    return worker(number, here, work="eat", waits_for=words, held_by=100 + holder, since=since)
+
+
+def test_workers_that_wait_for_each_others_locks_are_a_deadlock_with_its_ring() -> None:
+    """Also where all wait in the same line, for locks of the same name."""
+    words = told(picture(workers=[waiting(1, 2), waiting(2, 3), waiting(3, 1), waiting(4, 1)]))
+    assert words.startswith("IS WRONG 1. Deadlock: cmwq/u0:1, cmwq/u0:2 and cmwq/u0:3 wait for each other - ")
+    for number, holder in ((1, 2), (2, 3), (3, 1)):
+        line = (
+            f"- cmwq/u0:{number} waits for the lock fork (table.py:8, in eat), held by cmwq/u0:{holder}, in this work"
+        )
+        assert line in words
+    assert "2. cmwq/u0:3 and cmwq/u0:4 wait for the lock fork" in words, "one is not in the ring, but waits for it"
+
+
+def test_two_rings_are_two_deadlocks() -> None:
+    found = findings(picture(workers=[waiting(1, 2), waiting(2, 1), waiting(3, 4), waiting(4, 3)]))
+    assert [finding.text for finding in found] == [
+        "Deadlock: cmwq/u0:1 and cmwq/u0:2 wait for each other",
+        "Deadlock: cmwq/u0:3 and cmwq/u0:4 wait for each other",
+    ]
+
+
+def test_a_worker_that_waits_for_its_own_lock_waits_for_itself() -> None:
+    found = findings(picture(workers=[waiting(1, 1)]))
+    assert [finding.text for finding in found] == ["Deadlock: cmwq/u0:1 waits for itself"]
+
+
+def test_a_ring_in_which_something_is_guessed_is_a_guess() -> None:
+    found = findings(picture(workers=[waiting(1, 2), waiting(2, 1, guess=True)]))
+    assert found[0].text == "Probably a deadlock: cmwq/u0:1 and cmwq/u0:2 wait for each other"
+    assert found[0].level is Level.LONG
+
+
+def test_a_ring_of_works_that_just_began_is_not_called_wrong_yet() -> None:
+    assert findings(picture(workers=[waiting(1, 2), waiting(2, 1, since=0.2)]))[0].level is Level.LONG
+
+
+def test_a_chain_without_a_ring_is_no_deadlock() -> None:
+    text = told(picture(workers=[waiting(1, 2), waiting(2, 3), worker(3, ("/srv/t.py", 9, "eat", "f()"))]))
+    assert "eadlock" not in text
+
+
+def test_a_work_that_is_a_function_in_C_is_named_and_nothing_of_cmwq_is_shown() -> None:
+    outer = ("/usr/lib/python3.11/site-packages/cmwq/_pool/worker_thread.py", 66, "run", "worker.item.run()")
+    words = told(picture(workers=[worker(1, outer, work="sleep", waits_for="sleeps (clock_nanosleep)")]))
+    assert "cmwq/u0:1 sleeps (clock_nanosleep), in sleep, in this work" in words
 
 
 def test_a_queue_without_a_limit_shows_none() -> None:

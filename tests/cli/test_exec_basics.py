@@ -127,6 +127,8 @@ def test_each_item_may_be_a_command_line(cli: Cli) -> None:
         (["a", "-x", "--", "echo"], 2, "'-x' after an item: options come first"),
         (["a", "--dry-run", "--", "echo"], 2, "'--dry-run' after an item"),
         (["-x", "--", "echo"], 2, "unrecognized arguments: -x"),
+        (["-j4", "--", "echo"], 2, "how many run at a time is found out; --max-active is a limit"),
+        (["-P", "4", "--", "echo"], 2, "--max-active is a limit"),
         (["-a", "missing", "--", "echo"], 2, "missing: No such file or directory"),
         (["-a", "plain", "a", "--", "echo"], 2, "one of them, please"),
         (["--halt", "later", "a", "--", "echo"], 2, "'later' is not now, soon, now=N or soon=N"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -74,7 +75,8 @@ def test_a_signal_reaches_the_groups_and_nothing_is_left(start: Started, folder:
     wait_until(lambda: len(lines(folder / "begun")) == 3)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (-number, b"", b"")
+    assert (process.returncode, out) == (-number, b"")
+    assert not err or b"some commands do not end" in err  # on a machine with much to do
     nothing_is_left(folder)
     assert (folder / "log").read_bytes().count(b"\n") == 1  # none of them ended by itself
 
@@ -94,6 +96,20 @@ def test_no_full_pipe_makes_it_deaf(start: Started, folder: Path, unread: tuple[
 def test_what_ignores_the_signal_is_killed_after_a_while(start: Started, folder: Path) -> None:
     process = start("--kill-after", "0.2", "a", "--", "sh", "-c", STUBBORN, "sh")
     wait_until(lambda: bool(lines(folder / "begun")))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == -signal.SIGTERM
+    nothing_is_left(folder)
+
+
+def test_who_waits_for_what_ignores_the_signal_is_told_why(start: Started, folder: Path) -> None:
+    process = start("--kill-after", "1d", "a", "--", "sh", "-c", STUBBORN, "sh")
+    wait_until(lambda: bool(lines(folder / "begun")))
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    told = process.stderr.readline().decode()
+    assert re.fullmatch(
+        r"cmwq exec: some commands do not end; they are killed in .+, or at once by another signal\n", told
+    )
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == -signal.SIGTERM
     nothing_is_left(folder)
@@ -132,9 +148,9 @@ def test_what_ended_before_the_signal_is_logged_and_printed(start: Started, fold
 
 
 def test_timeout_ends_the_whole_group(cli: Cli, folder: Path) -> None:
-    done = cli("exec", "--timeout", "1", "--job-log", "jobs", "a", "--", "sh", "-c", f"echo early; {STUCK}", "sh")
+    done = cli("exec", "--timeout", "3", "--job-log", "jobs", "a", "--", "sh", "-c", f"echo early; {STUCK}", "sh")
     assert (done.returncode, done.stdout) == (1, b"early\n")
-    assert done.stderr.splitlines()[0] == b"cmwq exec: item 1 'a': timed out after 1 s"
+    assert done.stderr.splitlines()[0] == b"cmwq exec: item 1 'a': timed out after 3 s"
     nothing_is_left(folder)
     (job,) = map(json.loads, lines(folder / "jobs"))
     assert (job["ok"], job["signal"], job["timed_out"]) == (False, signal.SIGTERM, True)
@@ -143,9 +159,9 @@ def test_timeout_ends_the_whole_group(cli: Cli, folder: Path) -> None:
 @pytest.mark.parametrize("closing", ["", "exec 1>&- 2>&-; "])
 def test_timeout_kills_what_ignores_it(cli: Cli, folder: Path, closing: str) -> None:
     script = f"{closing}{STUBBORN}"
-    done = cli("exec", "--timeout", "0.3", "--kill-after", "0.2", "a", "--", "sh", "-c", script, "sh")
+    done = cli("exec", "--timeout", "3", "--kill-after", "0.2", "a", "--", "sh", "-c", script, "sh")
     assert done.returncode == 1
-    assert b"timed out after 0.3 s" in done.stderr
+    assert b"timed out after 3 s" in done.stderr
     nothing_is_left(folder)
 
 
@@ -153,7 +169,7 @@ def test_timeout_does_not_wait_for_who_left_the_group(cli: Cli, folder: Path) ->
     """A daemon that keeps stdout open can neither be seen nor ended."""
     daemon = 'setsid sh -c "echo \\$\\$ > daemon; exec sleep 1000"'
     script = f"{daemon} & while [ ! -s daemon ]; do sleep 0.1; done; echo on; wait"
-    done = cli("exec", "--timeout", "2", "--kill-after", "0.1", "a", "--", "sh", "-c", script, "sh")
+    done = cli("exec", "--timeout", "5", "--kill-after", "0.1", "a", "--", "sh", "-c", script, "sh")
     try:
         assert (done.returncode, done.stdout) == (1, b"on\n")
         assert b"timed out" in done.stderr
@@ -163,9 +179,10 @@ def test_timeout_does_not_wait_for_who_left_the_group(cli: Cli, folder: Path) ->
 
 def test_timeouts_are_retried_and_others_have_time(cli: Cli, folder: Path) -> None:
     script = 'echo "$1" >> begun; [ "$1" = quick ] || exec sleep 1000'
-    done = cli("exec", "--timeout", "0.5", "--retries", "1", "quick", "slow", "--", "sh", "-c", script, "sh")
+    done = cli("exec", "--timeout", "3", "--retries", "1", "quick", "slow", "--", "sh", "-c", script, "sh")
     assert done.returncode == 1
     assert sorted(lines(folder / "begun")) == ["quick", "slow", "slow"]
+    assert b"timed out after 3 s, the last of 2 tries" in done.stderr
 
 
 def test_a_command_has_ended_when_its_output_is_closed(cli: Cli) -> None:
@@ -236,7 +253,7 @@ def test_the_end_of_the_reader_ends_the_commands(folder: Path) -> None:
     )
     done = ran(["bash", "-c", command], cwd=folder, capture_output=True, env=environment(), timeout=100)
     assert done.stdout.splitlines()[-1] == b"141"
-    assert done.stderr == b""
+    assert not done.stderr or b"some commands do not end" in done.stderr  # on a machine with much to do
     if (folder / "pids").exists():
         wait_until(lambda: not any(map(alive, lines(folder / "pids"))))
 
@@ -245,7 +262,7 @@ def test_a_full_log_ends_the_commands(cli: Cli, folder: Path) -> None:
     script = f'if [ "$1" = a ]; then {STUCK}; fi; while [ ! -s begun ]; do sleep 0.05; done'
     done = cli("exec", "--job-log", "/dev/full", "a", "b", "--", "sh", "-c", script, "sh")
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr == b"cmwq exec: error: job log '/dev/full': No space left on device\n"
+    assert done.stderr.endswith(b"cmwq exec: error: job log '/dev/full': No space left on device\n")
     nothing_is_left(folder)
 
 

@@ -35,8 +35,8 @@ def nothing(data: bytes) -> None:
 
 def test_timeout_ends_who_has_no_output_open(cli: Cli, folder: Path) -> None:
     """The leader heeds SIGTERM; the other one doesn't, and is killed."""
-    done = cli("exec", "--timeout", "1", "--kill-after", "0.5", "a", "--", "sh", "-c", HEEDS, "sh")
-    assert (done.returncode, b"timed out after 1 s" in done.stderr) == (1, True)
+    done = cli("exec", "--timeout", "3", "--kill-after", "0.5", "a", "--", "sh", "-c", HEEDS, "sh")
+    assert (done.returncode, b"timed out after 3 s" in done.stderr) == (1, True)
     nothing_is_left(folder)
 
 
@@ -74,7 +74,7 @@ def test_all_of_the_group_may_clean_up(cli: Cli, folder: Path) -> None:
     (folder / "member").write_text(member)
     script = "sh member > /dev/null 2>&1 & while [ ! -s ready ]; do sleep 0.05; done; exec sleep 1000"
     begun = time.monotonic()
-    done = cli("exec", "--timeout", "2", "--kill-after", "1d", "a", "--", "sh", "-c", script)
+    done = cli("exec", "--timeout", "5", "--kill-after", "1d", "a", "--", "sh", "-c", script)
     assert (done.returncode, lines(folder / "cleaned")) == (1, ["clean"])
     assert time.monotonic() - begun < HANG
 
@@ -83,7 +83,7 @@ def test_who_is_missed_by_a_look_is_killed(monkeypatch: pytest.MonkeyPatch, fold
     """Processes that come and go can't be listed at once; a signal to the group misses none."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr("cmwq.cli.groups.living", lambda: frozenset[int]())
-    ended = Children(1000.0).run("/bin/sh", ["sh", "-c", HEEDS, "sh", "a"], (nothing, nothing), 1.0)
+    ended = Children(1000.0).run("/bin/sh", ["sh", "-c", HEEDS, "sh", "a"], (nothing, nothing), 3.0)
     assert ended.late
     nothing_is_left(folder)
 
@@ -175,12 +175,12 @@ def test_a_wait_that_the_kernel_cuts_short_is_taken_up_again(monkeypatch: pytest
 @pytest.mark.parametrize("closing", ["", "exec 1>&- 2>&-; "])
 def test_time_that_ctrl_z_took_is_not_the_commands(start: Started, folder: Path, closing: str) -> None:
     script = f'{closing}echo "$$" >> pids; until [ -e go ]; do sleep 0.05; done'
-    process = start("--timeout", "3", "--job-log", "jobs", "a", "--", "sh", "-c", script)
+    process = start("--timeout", "6", "--job-log", "jobs", "a", "--", "sh", "-c", script)
     wait_until(lambda: bool(lines(folder / "pids")))
     (pid,) = lines(folder / "pids")
     process.send_signal(signal.SIGTSTP)
     wait_until(lambda: state_of(process.pid) == "T" and state_of(pid) in "TD")  # D: its child is, before exec
-    time.sleep(3.2)
+    time.sleep(6.2)
     (folder / "go").touch()
     process.send_signal(signal.SIGCONT)
     _, err = process.communicate(timeout=60)

@@ -43,16 +43,17 @@ def test_where_both_streams_are_one_a_command_is_in_one_piece(folder: Path) -> N
 
 @pytest.mark.parametrize("tag", [False, True])
 def test_a_flood_needs_no_memory(cli: Cli, folder: Path, tag: bool) -> None:
-    """Ten times 20 MB, in lines of a hundred, kept back by a first command that waits for the others."""
+    """Ten times 30 MB, in lines of a hundred, kept back by a first command that waits for the others."""
     script = 'if [ "$1" = 0 ]; then while [ $(ls ended-* 2>/dev/null | wc -l) -lt 9 ]; do sleep 0.1; done; fi; '
-    script += 'yes "$(printf %099d "$1")" | head -c 20000000; touch "ended-$1"'
+    script += 'yes "$(printf %099d "$1")" | head -c 30000000; touch "ended-$1"'
     option = ["--tag"] if tag else []
     measured = """
 import re, sys
 from cmwq.cli import main
 status = main()
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-assert peak < 100_000, peak
+# Without a GIL what is freed is given back later. (Kept in memory, what waits would be 270 MB.)
+assert peak < (100_000 if getattr(sys, "_is_gil_enabled", lambda: True)() else 210_000), peak
 sys.exit(status)
 """
     words = ["exec", *option, *map(str, range(10)), "--", "sh", "-c", script, "sh"]
@@ -62,7 +63,7 @@ sys.exit(status)
     with open(folder / "out", "rb") as file:
         for number in range(10):
             line = b"%d\t%099d\n" % (number, number) if tag else b"%099d\n" % number
-            expected = line * (20_000_000 // 100)
+            expected = line * (30_000_000 // 100)
             assert file.read(len(expected)) == expected
         assert file.read() == b""
 
@@ -108,14 +109,13 @@ def test_line_buffer_to_a_reader_that_goes_away_or_a_full_disk(folder: Path) -> 
         ["bash", "-c", f"{command} | head -n 1 > /dev/null; echo ${{PIPESTATUS[0]}}"],
         cwd=folder, capture_output=True, env=environment(), timeout=100,
     )  # fmt: skip
-    assert (done.stdout, done.stderr) == (b"141\n", b"")
+    assert done.stdout == b"141\n"
+    assert not done.stderr or b"some commands do not end" in done.stderr  # on a machine with much to do
     done = ran(
         ["bash", "-c", f"{command} > /dev/full"], cwd=folder, capture_output=True, env=environment(), timeout=100
     )
-    assert (done.returncode, done.stderr) == (
-        2,
-        b"cmwq exec: error: standard output: No space left on device\n",
-    )
+    assert done.returncode == 2
+    assert done.stderr.endswith(b"cmwq exec: error: standard output: No space left on device\n")
 
 
 def test_closed_and_full_descriptors(folder: Path) -> None:

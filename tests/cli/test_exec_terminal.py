@@ -203,7 +203,7 @@ def test_the_cursor_is_never_hidden(terminal: Callable[..., Terminal], how: tupl
     shown = terminal(sys.executable, *how, "exec", "--kill-after", "1d", "a", "--", "sh", "-c", script)
     shown.read_until(lambda: b"0 of 1 items" in shown.seen)
     shown.type(b"\x03")
-    time.sleep(0.3)
+    shown.read_until(lambda: b"do not end" in shown.seen)  # else the two may come as one
     shown.type(b"\x03")
     assert shown.ended() == -signal.SIGINT
     assert b"\x1b[?25l" not in shown.seen

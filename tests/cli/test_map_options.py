@@ -121,6 +121,7 @@ def test_the_time_that_is_left() -> None:
     assert "left" not in tally.line()
     tally.done, tally.again = 60, 40  # 2 a second; those from the log took no time
     assert tally.line().endswith(", 2/s, 10.0 s, 20 s left")
+    assert tally.line(over=True).endswith(", 2/s, 10.0 s"), "after --halt, say"
     tally.done = 100
     assert "left" not in tally.line()
     assert [duration(seconds) for seconds in (7.4, 99, 125, 11_520)] == ["7 s", "99 s", "2 min 5 s", "3 h 12 min"]

@@ -22,9 +22,13 @@ from .conftest import Cli
 Start = Callable[..., "subprocess.Popen[bytes]"]
 PROGRAM = """
 import cmwq, sys, threading
-event = threading.Event()
+event, begun = threading.Event(), threading.Semaphore(0)
+def wait():
+    begun.release()
+    event.wait()
 queue = cmwq.WorkQueue("q", max_active=2)
-for _ in range(5): queue.submit(event.wait)
+for _ in range(5): queue.submit(wait)
+for _ in range(2): begun.acquire()
 print("here", flush=True)
 sys.stdin.readline()
 event.set()

@@ -111,7 +111,8 @@ def test_equal_tasks_that_compute_run_as_many_at_a_time_as_there_are_threads(clu
     _, client = cluster
     _most.clear()
     assert client.gather(client.map(burn_and_count, range(10), pure=False)) == list(range(10))
-    assert max(_most) <= 2
+    # A task that waits for a lock for a moment as it begins may be seen as blocked: one more begins. (Else it is 10.)
+    assert max(_most) <= 4
 
 
 def compute_until(name: str) -> None:
@@ -230,8 +231,12 @@ def test_a_task_that_is_blocked_is_in_the_profile_and_has_a_call_stack(cluster: 
         gate.await_arrivals(1)
         stacks = client.call_stack(keys=[future.key])
         assert "pass_gate" in str(stacks)
-        worker.trigger_profile()
-        assert "pass_gate" in str(worker.profile_recent)
+
+        def is_in_the_profile() -> bool:  # the worker begins a new one each second
+            worker.trigger_profile()
+            return "pass_gate" in str(worker.profile_recent)
+
+        until(is_in_the_profile)
         gate.open.set()
         future.result(HANG)
 

@@ -49,8 +49,8 @@ def pipe_in(folder: Path) -> Iterator[str]:
 def let_go(pipe: str) -> None:
     with suppress(FileNotFoundError):
         fd = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
-        os.unlink(pipe)
-        Path(pipe).touch()  # who opens it from now on reads an empty file
+        Path(pipe + ".empty").touch()
+        os.replace(pipe + ".empty", pipe)  # who opens it from now on reads an empty file
         os.write(fd, b"x" * 100)
         time.sleep(0.2)  # whoever is about to open the pipe must find this end open
         os.close(fd)

@@ -179,22 +179,27 @@ def test_signals_are_sent_and_a_receiver_that_raises_stops_no_task() -> None:
     seen: list[Any] = []
 
     def receive(sender: Any, task_result: Any, signal: Any, **_: Any) -> None:
-        seen.append((signal, task_result.status, cmwq.current_work() is not None))
+        seen.append((task_result.id, signal, task_result.status, cmwq.current_work() is not None))
         if signal is not task_enqueued:
             raise RuntimeError("as it was asked")
+
+    def ours() -> list[Any]:
+        """A task of an earlier test may tell of its end late."""
+        return [told for identity, *told in seen if identity == result.id]
 
     for signal in (task_enqueued, task_started, task_finished):
         signal.connect(receive)
     try:
-        assert finished(tasks.add.enqueue(1, 1)).return_value == 2
-        until(lambda: len(seen) == 3)
+        result = tasks.add.enqueue(1, 1)
+        assert finished(result).return_value == 2
+        until(lambda: len(ours()) == 3)
     finally:
         for signal in (task_enqueued, task_started, task_finished):
             signal.disconnect(receive)
-    assert seen == [
-        (task_enqueued, TaskResultStatus.READY, False),
-        (task_started, TaskResultStatus.RUNNING, True),
-        (task_finished, TaskResultStatus.SUCCESSFUL, True),
+    assert ours() == [
+        [task_enqueued, TaskResultStatus.READY, False],
+        [task_started, TaskResultStatus.RUNNING, True],
+        [task_finished, TaskResultStatus.SUCCESSFUL, True],
     ]
 
 
@@ -310,8 +315,11 @@ def test_the_child_of_a_fork_begins_with_nothing_and_goes_on(python: Callable[..
         import time, threading
         from django.tasks.exceptions import TaskResultDoesNotExist
         from django.tasks import task_backends
-        tasks.GATES["it"] = (gate := threading.Event()).wait
+        gate, begun = threading.Event(), []
+        tasks.GATES["it"] = lambda: begun.append(1) or gate.wait()
         held = tasks.hold.enqueue("it")
+        while not begun:  # until then a worker may hold the lock of a signal of Django's
+            time.sleep(0.001)
         child = os.fork()
         if child == 0:
             try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import HANG, Gate, until
+from handlers import handler_raises
 
 pytest.importorskip("waitress", reason="waitress is not installed")
 
@@ -150,6 +151,8 @@ def test_whatever_the_path_is_its_task_is_done(path: Any) -> None:
 
 def test_a_loop_that_was_woken_waits_until_all_requests_have_begun(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a loop that looks at every connection after each answer finds several answers at a look."""
+    monkeypatch.setattr("cmwq.contrib.waitress._rests_until", 0.0)
+    monkeypatch.setattr("cmwq.contrib.waitress.REST", HANG)
     dispatcher = Dispatcher(max_active=1)
     dispatcher.add_task(Task(gate))
     gate.await_arrivals(1)
@@ -197,19 +200,14 @@ def test_an_interrupt_in_a_wait_for_requests_to_begin_keeps_nothing_locked(monke
     gate.await_arrivals(1)
     monkeypatch.setattr("cmwq.contrib.waitress.REST", 0.0)
 
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    handler = signal.signal(signal.SIGALRM, interrupt)
-    try:
+    with handler_raises(signal.SIGALRM, KeyboardInterrupt) as interrupted:
         for microseconds in range(1, 1000):
+            before = interrupted.lost
             with suppress(KeyboardInterrupt):
                 signal.setitimer(signal.ITIMER_REAL, microseconds * 1e-6)
-                while True:
+                while interrupted.lost == before:
                     dispatcher.let_begin()
-    finally:
-        signal.signal(signal.SIGALRM, handler)
-        gate.open.set()
+    gate.open.set()
     monkeypatch.setattr("cmwq.contrib.waitress.PATIENCE", HANG)
     assert dispatcher.let_begin()
     assert dispatcher.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -77,6 +78,45 @@ def test_choices_are_literal_types() -> None:
     assert hints["scope"] == "Scope"
     assert "WhenFull" in hints["full"]
     assert get_type_hints(cmwq.snapshot, {"Snapshot": cmwq.Snapshot})["return"] is cmwq.Snapshot
+
+
+# ------------------------------------------------------------------------------------------- methods
+
+
+@pytest.mark.parametrize("kind", [cmwq.Work, cmwq.DelayedWork])
+def test_a_work_is_no_decorator_of_methods(kind: Any) -> None:
+    # Python 3.11 raises a RuntimeError of its own, which is raised from ours.
+    with pytest.raises((TypeError, RuntimeError)) as caught:
+
+        class Cache:
+            @kind
+            def refresh(self, force: bool = False) -> None: ...
+
+    exc = caught.value if isinstance(caught.value, TypeError) else caught.value.__cause__
+    assert re.search(r"Cache\.refresh would be called without its object: .* as cmwq\.Work\(self\.refresh\)", str(exc))
+
+
+def test_a_work_may_be_in_a_class_nevertheless(runtime: cmwq.Runtime) -> None:
+    ran = []
+
+    class Cache:
+        @cmwq.Work
+        def shared(n: int = 1) -> None:  # type: ignore[misc]
+            ran.append(n)
+
+        given = cmwq.Work(ran.append, 2)
+        renamed = cmwq.Work(shared._fn, 3)
+
+        def __init__(self) -> None:
+            self.own = cmwq.Work(self.refresh)
+
+        def refresh(self) -> None:
+            ran.append(4)
+
+    with cmwq.WorkQueue("q", ordered=True, runtime=runtime) as wq:
+        for work in (Cache.shared, Cache.given, Cache.renamed, Cache().own):
+            wq.queue(work)
+    assert ran == [1, 2, 3, 4]
 
 
 # ------------------------------------------------------------------------------------------- coroutine functions

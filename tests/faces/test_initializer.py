@@ -111,15 +111,18 @@ def test_a_failing_one_breaks_the_executor(
 def test_a_failing_one_is_told_to_who_waits_behind_calls_that_go_on(runtime: cmwq.Runtime, gate: Gate) -> None:
     """All places are taken by calls that run; the pending ones hear of it all the same, as in the standard library."""
     first = threading.Lock()
+    all_queued = threading.Event()
 
     def fail_on_the_second_thread() -> None:
         if not first.acquire(blocking=False):
+            assert all_queued.wait(HANG)
             raise OSError
 
     with cmwq.Executor(max_active=2, initializer=fail_on_the_second_thread, runtime=runtime) as executor:
         running = executor.submit(gate)
         gate.await_arrivals(1)
         broken = [executor.submit(gate) for _ in range(10)]
+        all_queued.set()
         for future in broken:
             with pytest.raises(BrokenThreadPool):
                 future.result(HANG)

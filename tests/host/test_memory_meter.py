@@ -21,7 +21,7 @@ class System:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folders: list[Path] = []
         self._root = root
-        monkeypatch.setattr(memory, "cgroup_folders", lambda controller: iter(self.folders))
+        monkeypatch.setattr(memory, "cgroup_folders", lambda controller: map(str, self.folders))
         monkeypatch.setattr(memory, "_MEMINFO", root / "meminfo")
         self.now = 0.0
         self.meter = Meter(lambda: self.now)

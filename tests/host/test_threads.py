@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -149,9 +150,11 @@ def test_a_thread_that_dies_in_its_bootstrap_is_a_refusal_at_once(
 def late(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Threads come when this is set."""
     come = threading.Event()
+    come.arrived = threading.Event()  # type: ignore[attr-defined]
     bootstrap: Any = HostThread._bootstrap
 
     def wait_first(self: HostThread) -> None:
+        come.arrived.set()  # type: ignore[attr-defined]
         come.wait(HANG)
         bootstrap(self)
         gone.release()
@@ -181,11 +184,17 @@ def test_F8_ctrl_c_while_a_thread_does_not_come_ends_the_wait_for_good(
     ran: list[int] = []
     monkeypatch.setattr(threads, "PATIENCE", HANG)
     with handler_raises(signal.SIGINT, Interrupted):
-        timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
-        timer.start()
+
+        def press() -> None:
+            late.arrived.wait(HANG)
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        presser = threading.Thread(target=press)
+        presser.start()
         with pytest.raises(Interrupted):
             host.spawn("late", lambda: ran.append(1))
-    timer.join()
+    presser.join()
     late.set()
     assert late.gone.acquire(timeout=HANG)
     assert ran == []
@@ -213,14 +222,107 @@ def test_a_thread_given_up_in_the_middle_of_its_bootstrap_ends_quietly(
     monkeypatch.setattr(sys, "unraisablehook", errors.append)
     monkeypatch.setattr(threading.Thread, "_set_ident", pause)
     monkeypatch.setattr(HostThread, "_bootstrap", note_the_end)
-    monkeypatch.setattr(threads, "PATIENCE", 0.01)
+    monkeypatch.setattr(HostThread, "_await_answer", lambda self: there.wait(HANG))  # and then it is given up
     with pytest.raises(ThreadLimit):
         host.spawn("x", lambda: pytest.fail("it runs"))
-    assert there.wait(HANG)
     go.set()
     assert gone.wait(HANG)
     assert errors == []
     assert "x" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize("first", ["the thread", "the handler"])
+def test_F8_an_exception_of_a_handler_once_the_thread_is_created_is_what_comes_out(
+    host: ThreadHost, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """The standard library takes it for a refusal: `start` removes the thread from its table, as the thread does."""
+
+    class Late(Exception):
+        """What a handler raises."""
+
+    name = "_start_joinable_thread" if hasattr(_thread, "start_joinable_thread") else "_start_new_thread"
+    create: Any = getattr(threading, name)
+    set_ident: Any = threading.Thread._set_ident  # type: ignore[attr-defined]
+    left, gone = threading.Event(), threading.Event()
+    errors: list[object] = []
+
+    def create_and_raise(bootstrap: Callable[[], object], *args: object, **kwargs: object) -> None:
+        def begin() -> None:
+            bootstrap()
+            gone.set()
+
+        create(begin, *args, **kwargs)
+        if first == "the thread":
+            assert ran.acquire(timeout=HANG)
+        raise Late
+
+    def pause(self: threading.Thread) -> None:
+        set_ident(self)
+        if first == "the handler":
+            left.wait(HANG)
+
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+    monkeypatch.setattr(threading, name, create_and_raise)
+    monkeypatch.setattr(threading.Thread, "_set_ident", pause)
+    ran = threading.Semaphore(0)
+    thread = HostThread("x", ran.release, None)
+    with pytest.raises(Late) as raised:
+        thread.start()
+    assert getattr(raised.value.__context__, "args", ()) != (thread,)
+    left.set()
+    assert gone.wait(HANG)
+    assert errors == []
+    assert (in_limbo(), thread in threading.enumerate()) == ([], False)
+    assert thread._settle() is (first == "the thread")
+
+
+class Handler:
+    """Raises TimeoutError, as handlers of alarms do: an OSError, which may be a refusal of the system, too."""
+
+    def __call__(self, number: int, frame: object) -> None:
+        raise TimeoutError("of the handler")
+
+    def method(self, number: int, frame: object) -> None:
+        self(number, frame)
+
+
+def function(number: int, frame: object) -> None:
+    raise RuntimeError("of the handler")
+
+
+@pytest.mark.parametrize("created", [False, True])
+@pytest.mark.parametrize(
+    "handler",
+    [Handler(), Handler().method, function, partial(partial(Handler().method))],
+    ids=["object", "method", "function", "partial"],
+)
+def test_F8_what_a_handler_raises_is_not_taken_for_a_refusal(
+    host: ThreadHost, monkeypatch: pytest.MonkeyPatch, handler: Any, created: bool
+) -> None:
+    """Neither when the thread exists, nor when it doesn't yet."""
+    name = "_start_joinable_thread" if hasattr(_thread, "start_joinable_thread") else "_start_new_thread"
+    create: Any = getattr(threading, name)
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        if created:
+            create(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        for _ in range(1000):  # the handler comes
+            pass
+
+    monkeypatch.setattr(threading, name, interrupted)
+    ran: list[int] = []
+    began: list[object] = []
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises((TimeoutError, RuntimeError), match="of the handler"):
+            host.spawn("x", lambda: ran.append(1), began.append)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert in_limbo() == []
+    if began:
+        began[0].join(HANG)  # type: ignore[attr-defined]
+    assert len(ran) == len(began)
 
 
 def raise_at(step: int, body: Callable[[], object]) -> bool:

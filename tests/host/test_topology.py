@@ -27,7 +27,7 @@ class Machine:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.topology = Topology(root)
+        self.topology = Topology(str(root))
 
     def write(self, path: str, text: str) -> None:
         file = self.root / path

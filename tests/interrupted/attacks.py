@@ -17,12 +17,13 @@ import traceback
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType
 from typing import Any, ClassVar
 
-from handlers import handler_raises
+from handlers import handled_again_and_again, handler_raises
 
 import cmwq
+from cmwq._core.ranks import Rank
+from cmwq._errors import REFUSALS, QueueClosed, Refused
 from cmwq._workqueue import twin
 from interrupted.intruders import CALLS, HARMLESS, Intruder
 from interrupted.operations import Operation
@@ -107,19 +108,22 @@ class Bytecodes(Attack):
 class Raise(Bytecodes, name="raise"):
     """KeyboardInterrupt at the k-th bytecode."""
 
+    error: ClassVar[type[BaseException]] = KeyboardInterrupt
+    comes_out: ClassVar[bool] = True  # nobody swallows it
+
     def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
         operation = kind(bench)
         operation.set_up()
 
         def strike() -> None:
             self.note(tracer.place)
-            raise KeyboardInterrupt
+            raise self.error
 
         tracer = Tracer(case, strike, deep=self.deep)
         with tracer:
-            ended = act(operation, KeyboardInterrupt)
-        if ended and tracer.place is not None:
-            raise Broken("the KeyboardInterrupt was swallowed")
+            ended = act(operation, self.error)
+        if self.comes_out and ended and tracer.place is not None:
+            raise Broken(f"the {self.error.__name__} was swallowed")
         operation.settle(ended=ended)
         return tracer.place is not None
 
@@ -128,6 +132,47 @@ class RaiseDeep(Raise, name="raise-deep"):
     """The same, and in the standard library's functions that cmwq calls."""
 
     deep = True
+
+
+class LetOut(Bytecodes, name="let-out"):
+    """One of our own errors at the k-th bytecode, each kind by turns: a signal handler calls cmwq, and lets that out. A
+    lock is refused only where one of ours is held. What was begun may be completed all the same.
+    """
+
+    def round(self, bench: Bench, kind: type[Operation], case: int) -> bool:
+        WITNESS.tolerated = (cmwq.CmwqError,)  # of a callback, or where a worker is created, it is logged
+        operation = kind(bench)
+        operation.set_up()
+        error = self.chance(kind, case).choice([Refused, Refused, QueueClosed, *REFUSALS])
+        first = bench.runtime.host.lock(min(Rank))
+
+        def strike() -> None:
+            if error is not Refused:
+                self.note(f"{tracer.place}, {error.__name__}")
+                raise error("of a call in a handler")
+            if bench.runtime.host.inside():
+                self.note(f"{tracer.place}, by a lock")
+                with first:
+                    raise Broken("it was not refused")
+
+        tracer = Tracer(case, strike)
+        with tracer:
+            ended = act(operation, cmwq.CmwqError)
+        operation.settle(ended=ended and tracer.place is None)  # if it was swallowed, as in a callback that is logged
+        return tracer.place is not None
+
+
+class Ordinary(KeyError, ValueError, IndexError, TypeError, RuntimeError):
+    """Whatever our own code may catch."""
+
+
+class RaiseOrdinary(Raise, name="raise-ordinary"):
+    """An exception of the kinds that code catches, at the k-th bytecode: a signal handler has an error. It may be
+    swallowed, where such an error was expected.
+    """
+
+    error = Ordinary
+    comes_out = False
 
 
 class Enter(Bytecodes, name="enter"):
@@ -324,17 +369,14 @@ class Handler(Attack, name="handler"):
         entered: list[Intruder] = []
         rounds: list[Operation] = []
 
-        def handle(number: int, frame: FrameType | None) -> None:
+        def handle() -> None:
             if operation is not None and names:
                 intruder = Intruder(bench, operation.queue, operation.works)
                 entered.append(intruder)
                 intruder.enter(name if (name := names.pop()) != "close_map" else "submit")
-            signal.setitimer(signal.ITIMER_REAL, chance.uniform(20e-6, 1e-3) if names else 0)
 
         bench.hold_one()
-        before = signal.signal(signal.SIGALRM, handle)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, chance.uniform(20e-6, 1e-3))
+        with handled_again_and_again(handle, lambda: chance.uniform(20e-6, 1e-3) if names else 0):
             while names:
                 operation = None
                 rounds.append(kind(bench))
@@ -342,9 +384,6 @@ class Handler(Attack, name="handler"):
                 operation = rounds[-1]
                 act(operation, cmwq.CmwqError, AssertionError)
                 operation.let_go()
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
         last = rounds.pop()
         for each in rounds:
             bounded(lambda queue=each.queue: queue.close(bench.patience), "close")

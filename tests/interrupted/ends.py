@@ -226,7 +226,10 @@ def end_of(seed: int, case: int, how: str) -> str:
 
 
 def only_interrupts(text: str) -> bool:
-    """Nothing, or tracebacks of a KeyboardInterrupt: the main thread's, and the one that threading tells of at exit."""
+    """Nothing, or tracebacks of a KeyboardInterrupt: the main thread's, and the one that threading tells of at exit. At
+    exit it is said which works are left behind, too.
+    """
+    text = re.sub(r"^KeyboardInterrupt at exit: works are not waited for any more: .*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^Exception ignored (in|on threading shutdown).*\n", "", text, flags=re.MULTILINE)
     # What was handled when it came is told before it.
     text = text.rpartition("During handling of the above exception, another exception occurred:\n\n")[2]

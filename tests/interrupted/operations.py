@@ -811,7 +811,23 @@ class Freeze(Operation, name="freeze, thaw"):
 
     def let_go(self) -> None:
         super().let_go()
-        self.runtime.thaw()
+        if self.runtime.frozen:  # else it is thawed whole, however the thaw was interrupted
+            self.runtime.thaw()
+
+
+class FreezeInVain(Operation, name="freeze in vain"):
+    options: ClassVar = {"freezable": True}
+
+    def arrange(self) -> None:
+        self.close_gate()
+
+    def act(self) -> None:
+        with suppress(cmwq.CmwqTimeout):
+            self.runtime.freeze(0)
+
+    def check_either(self) -> None:
+        if self.runtime.frozen:
+            raise Broken("it is frozen, though no freeze has succeeded")
 
 
 class SetMaxActive(Operation, name="max_active"):

@@ -51,6 +51,11 @@ def test_F10_a_call_of_ours_at_any_bytecode_returns_and_leaves_everything_whole(
     assert done.whole, done.failures()
 
 
+def test_F10_G6_what_a_handler_lets_out_at_any_bytecode_leaves_everything_whole(sensor: str, locks: str) -> None:
+    done = sweep("let-out", sensor, locks, samples=8)
+    assert done.whole, done.failures()
+
+
 @needs_failing_malloc
 def test_F10_memory_that_ends_at_any_allocation_leaves_everything_whole(sensor: str, locks: str) -> None:
     done = sweep("memory", sensor, locks, samples=2, without=OTHERS_FAIL)

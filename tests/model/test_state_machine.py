@@ -129,6 +129,10 @@ class Job:
     def executing(self) -> bool:
         return any(q.begun for q in self.queueings)
 
+    def may_execute(self) -> bool:
+        """It executes, or a cancel_sync on its way is unsure of it: it may have begun, and not said so."""
+        return self.executing() or any(q.state is State.UNSURE for q in self.queueings)
+
     def idle(self) -> bool:
         return not self.queueings and not self.cancellers
 
@@ -178,7 +182,9 @@ class Job:
             waiting = [q for q in self.queueings if q.state in (State.CLAIMED, State.PENDING, State.UNSURE)]
             if not waiting:
                 world.fail(f"{self} runs, and nobody queued it")
-                return Queueing(world.queues[0], self)
+                unknown = Queueing(world.queues[0], self)
+                unknown.mail.put("end")  # nobody else would tell it, and what waits for its end would be told first
+                return unknown
             q = next((q for q in waiting if q.over_for is None), waiting[0])
             if q.state is not State.CLAIMED:
                 if not world.may_begin(q):
@@ -537,8 +543,8 @@ class World:
             self.outcome({False, "closed"} if refused else {False}, call)
             return
         racing = pending is not None and self.may_begin(pending)
-        if racing and shut is not False:
-            return  # should it be refused, nobody could tell what of
+        if racing and (shut is not False or (delay > 0 and queue.closing)):
+            return  # should it be refused, nobody could tell whether it had begun or was taken back
         allowed = {
             pending is not None if each is True else each for each in self.answers(queue, own=own, bounded=False)
         }
@@ -806,7 +812,7 @@ class Machine(RuleBasedStateMachine):
             work = job.work
             assert work is not None
             pending = job.pending()
-            if job.executing() or (pending is not None and world.may_begin(pending)):
+            if job.may_execute() or (pending is not None and world.may_begin(pending)):
                 unsure = pending if pending is not None and world.may_begin(pending) else None
                 if unsure is not None:
                     unsure.state = State.UNSURE
@@ -824,7 +830,7 @@ class Machine(RuleBasedStateMachine):
         world, work = self.world, job.work
         assert work is not None
         answer: list[bool] = []
-        level = [q for q in job.queueings if q.begun or q is unsure]
+        level = [q for q in job.queueings if q.begun or q.state is State.UNSURE]
 
         def steps() -> Steps[None]:
             answer.append((yield from work.cancel_steps()))
@@ -853,7 +859,7 @@ class Machine(RuleBasedStateMachine):
             work = job.work
             assert work is not None
             pending = job.pending()
-            if not job.executing() and not (pending is not None and world.may_begin(pending)):
+            if not job.may_execute() and not (pending is not None and world.may_begin(pending)):
                 world.take_back(job, partial(work.disable_sync, PATIENCE))
                 job.disabled += 1
                 return

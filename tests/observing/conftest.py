@@ -88,7 +88,14 @@ def ask(caller: socket.socket, question: bytes) -> dict[str, Any]:
     return read_line(caller)
 
 
-def stall_of(told: list[cmwq.Stall]) -> cmwq.Stall:
-    """The first report of a stall that goes on, when there is one."""
-    until(lambda: any(not stall.over for stall in told))
-    return next(stall for stall in told if not stall.over)
+def stall_of(told: list[cmwq.Stall], words: str = "") -> cmwq.Stall:
+    """The first report with these words of a stall that goes on, when there is one.
+
+    On a slow machine there may be one before, while threads are still being started.
+    """
+
+    def fitting() -> list[cmwq.Stall]:
+        return [stall for stall in told if not stall.over and words in stall.reason]
+
+    until(lambda: bool(fitting()))
+    return fitting()[0]

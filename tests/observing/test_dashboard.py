@@ -146,6 +146,19 @@ def test_a_process_that_starts_again_under_the_same_command_is_found(watched: Ca
     assert first(seen).history(0)["times"][: len(before)] == before, "what was kept goes on"
 
 
+def test_a_process_that_ended_while_others_were_looked_for_has_not_started_again(
+    watched: Callable[..., Watches],
+) -> None:
+    program = Program(2**22 + 1)
+    seen = watched(program)
+    until(lambda: first(seen).state is watch.State.LIVE)
+    target = first(seen).target
+    program.gone = True
+    until(lambda: first(seen).state is watch.State.ENDED)
+    seen._find([target])
+    assert told(first(seen))["restarts"] == 0
+
+
 def test_processes_that_have_ended_are_forgotten_in_the_end(
     watched: Callable[..., Watches], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -283,6 +283,7 @@ def test_a_browser_that_reads_slowly_is_skipped_and_not_queued_for(watched: Call
         news = apps.News()
         news.open()
         seen = watched(Program(1), look=0, announce=news.ring)
+        await asyncio.to_thread(until, lambda: first(seen).state is watch.State.LIVE)  # what changes comes first
         stream = apps._Views(seen, news)._stream(0)
         async with asyncio.timeout(HANG):
             before = dict(await events(stream, 2))["view"]["sequence"]

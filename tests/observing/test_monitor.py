@@ -238,7 +238,10 @@ def test_1000_connects_and_disconnects_leave_nothing_behind(monitor: server.Moni
 
     def answers() -> bool:
         with dial(monitor.path) as caller:
-            return "who" in ask(caller, WHO)
+            try:
+                return "who" in ask(caller, WHO)
+            except (BrokenPipeError, ConnectionResetError):  # it was hung up on before it had asked
+                return False
 
     until(answers)  # those that wait to be accepted come first, and with them this one may be one too many
     until(lambda: clients() == 0)
@@ -286,7 +289,8 @@ def test_whoever_does_not_ask_in_time_is_hung_up_on(
 ) -> None:
     monkeypatch.setattr(answering, "QUESTION_TIME", 0.2)
     with dial(monitor.path) as caller:
-        caller.sendall(begun)
+        with suppress(BrokenPipeError):  # it was late already
+            caller.sendall(begun)
         assert hung_up(caller)
 
 
@@ -375,7 +379,7 @@ def test_without_descriptors_nobody_is_accepted_and_the_thread_does_not_spin(
     listener = mine._listener
     monkeypatch.setattr(mine, "_listener", Refusing())
     with dial(monitor.path) as caller:
-        until(lambda: len(calls) == 2)
+        until(lambda: len(calls) >= 2)
         assert calls[1] - calls[0] > answering.RESPITE / 2
         monkeypatch.setattr(mine, "_listener", listener)
         assert "who" in ask(caller, WHO)
@@ -420,7 +424,8 @@ def hung_up(caller: socket.socket) -> bool:
 
 
 def test_many_who_ask_at_once_get_one_picture(monitor: server.Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "FRESH", 0.5)
+    monkeypatch.setattr(answering, "FRESH", 10.0)
+    monkeypatch.setattr(answering, "OLDEST", 10.0)
     taken: list[bool] = []
     assert server._state.server is not None
     assert server._state.server.answering is not None
@@ -438,7 +443,7 @@ def test_many_who_ask_at_once_get_one_picture(monitor: server.Monitor, monkeypat
     answers = [read_line(caller)["picture"]["number"] for caller in callers]
     for caller in callers:
         caller.close()
-    assert max(answers) <= 1, "unless it took half a second to come to the last one"
+    assert max(answers) <= 1, "unless it took ten seconds to come to the last one"
     assert len(taken) <= 2
 
 

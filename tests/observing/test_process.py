@@ -284,6 +284,8 @@ def test_a_child_that_executes_another_program_has_none_and_leaves_none(program:
     process = program(
         FORKS,
         """
+        from cmwq.observing import server
+        server.CHILD_REST = 60  # a child that comes to exec late begins no monitor before
         monitor = cmwq.monitor()
         for number in range(20):
             if os.fork() == 0:
@@ -380,13 +382,13 @@ def test_a_number_that_is_used_again_is_not_mistaken(program: Program, home: Pat
 def test_exit_waits_for_works_and_not_for_the_monitor_which_answers_meanwhile(program: Program, home: Path) -> None:
     process = program(
         """
-        import cmwq, sys
+        import cmwq, os, sys
         monitor = cmwq.monitor()
         def work():
-            print("works")
+            os.write(1, b"works\\n")  # at once: both write to the same pipe
             sys.stdin.readline()
         cmwq.system.submit(work)
-        print("main ends")
+        os.write(1, b"main ends\\n")
         """
     )
     assert {line(process), line(process)} == {"works", "main ends"}
@@ -452,15 +454,15 @@ def test_a_stopped_process_is_listed_and_said_to_be_stopped(program: Program, mo
 def test_a_process_that_keeps_the_GIL_is_not_waited_for(program: Program) -> None:
     process = program(
         """
-        import cmwq, ctypes, os
+        import cmwq, ctypes, os, sys
         monitor = cmwq.monitor()
-        print("here")
+        print(getattr(sys, "_is_gil_enabled", lambda: True)())
         ctypes.PyDLL(None).sleep(1000)  # a call that keeps it
         """
     )
-    line(process)
+    has_a_gil = line(process) == "True"
     until(lambda: Path(f"/proc/{process.pid}/wchan").read_text().endswith("nanosleep"))
-    if not hasattr(sys, "_is_gil_enabled") or sys._is_gil_enabled():
+    if has_a_gil:
         with connect(process.pid, timeout=0.3) as connection:
             with pytest.raises(NotAnswering, match=r"did not answer within 0\.3 s: native code keeps the GIL"):
                 connection.picture()

@@ -127,6 +127,21 @@ def test_H3_who_holds_a_lock_is_told_and_a_guess_is_called_one(
     assert (seen.holder_name, seen.sure) == (holder, sure)
 
 
+def test_H3_what_a_holder_does_that_is_no_worker_is_told(things: Things, run: Any, gate: Gate) -> None:
+    """Of a worker that is told where it stands itself."""
+
+    def hold_and_wait() -> None:
+        with things.lock:
+            gate()
+
+    run(hold_and_wait)
+    gate.await_arrivals(1)
+    seen = told_of(run(things.want), "the lock self.lock")
+    assert seen.holder_name == "hold_and_wait"
+    assert seen.holder_does.startswith("waits for the Event self.open to be set (conftest.py:")
+    assert seen.instead_of("waits for a lock (futex)").endswith(f", held by hold_and_wait, which {seen.holder_does}")
+
+
 def test_H3_what_has_no_holder_is_named_and_nothing_of_the_program_is_evaluated(
     things: Things, run: Any, gate: Gate
 ) -> None:
@@ -209,7 +224,7 @@ def test_H3_a_pool_whose_workers_wait_for_one_lock_is_told_who_holds_it(things: 
         gate.await_arrivals(1)
         holder = next(worker.name for worker in runtime.snapshot().workers if worker.work == "Things.hold")
         futures += [wq.submit(things.want) for _ in range(6)]
-        stall = stall_of(told)
+        stall = stall_of(told, "every other worker waits for the lock self.lock")
         gate.open.set()
         for future in futures:
             future.result(HANG)
@@ -258,7 +273,7 @@ def test_H3_a_queue_whose_works_all_wait_for_one_lock_is_told_who_holds_it(thing
         futures = [wq.submit(things.hold)]
         gate.await_arrivals(1)
         futures += [wq.submit(things.want) for _ in range(4)]
-        stall = stall_of(told)
+        stall = stall_of(told, "every other worker waits for the lock self.lock")
         gate.open.set()
         for future in futures:
             future.result(HANG)
@@ -287,7 +302,7 @@ def test_H3_workers_that_wait_for_each_others_locks_are_told_so(things: Things) 
                     things.lock.release()
 
         futures = [wq.submit(first), wq.submit(second), wq.submit(int)]
-        stall = stall_of(told)
+        stall = stall_of(told, "so none of them ever goes on")
         for future in futures:
             future.result(HANG)
     assert "so none of them ever goes on" in stall.reason, stall.reason

@@ -64,19 +64,19 @@ def test_a_pool_of_connections_that_is_exhausted() -> None:
 
 
 def test_max_active_is_reached() -> None:
-    shown = dumped("max_active", "WHAT IS WRONG 1. Stalled for", "queue 'imports'", "max_active is 2")
+    shown = dumped("max_active", "WHAT IS WRONG 1. Stalled, as was reported", "queue 'imports'", "max_active is 2")
     assert "have places and wait for" in shown
     assert "schema_is_there.wait()" in shown
 
 
 def test_no_more_threads() -> None:
-    shown = dumped("threads_refused", "WHAT IS WRONG 1. Stalled for", "max_workers is 5")
+    shown = dumped("threads_refused", "WHAT IS WRONG 1. Stalled, as was reported", "max_workers is 5")
     assert "5 workers wait for" in shown
     assert "everybody_is_there.wait()" in shown
 
 
 def test_a_server_that_does_not_answer() -> None:
-    shown = dumped("hung_socket", "WHAT IS WRONG 1. Stalled for", "queue 'prices'")
+    shown = dumped("hung_socket", "WHAT IS WRONG 1. Stalled, as was reported", "queue 'prices'")
     assert "4 workers have places and wait in recvfrom() for the TCP connection 127.0.0.1:… to 127.0.0.1:" in shown
     assert "return connection.recv(1000)" in shown
 

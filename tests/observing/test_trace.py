@@ -143,15 +143,20 @@ def test_a_worker_is_known_by_its_thread_whatever_that_is_called(universe: cmwq.
 
 
 def test_what_a_work_waits_for_lies_within_its_slice(universe: cmwq.Runtime, tmp_path: Path) -> None:
+    waited_for = threading.Event()
+
     def inner() -> None:
-        time.sleep(0.05)  # so that it has not ended before it is waited for
+        waited_for.wait(HANG)
 
     def outer() -> None:
         queue.submit(inner).result()
 
     with cmwq.WorkQueue("nested", runtime=universe) as queue:
         with cmwq.trace(tmp_path / "t.json", runtime=universe, every=True):
-            queue.submit(outer).result()
+            future = queue.submit(outer)
+            until(lambda: any("the result of" in worker.waits_for for worker in universe.snapshot().workers))
+            waited_for.set()
+            future.result()
     events = load(tmp_path / "t.json")
     (blocked,) = [event for event in of(events, "blocked") if event["args"]["why"] == "said"]
     assert blocked["name"] == f"waits for the result of call {inner.__qualname__} of queue 'nested'"
@@ -267,12 +272,14 @@ def test_in_a_flood_some_works_are_recorded_and_the_others_counted(universe: cmw
                     queue.submit(int)
                 number += 1_000
             queue.flush()
-            until(lambda: not rests())
-            queue.submit(complex).result()
+            for _ in range(5):  # the first look after the flood may still see it, and rest once more
+                until(lambda: not rests())
+                queue.submit(complex).result()
+                time.sleep(0.02)
     events = load(tmp_path / "t.json")
     works, floods = of(events, "work"), of(events, "flood")
     assert 0 < len(works) < number
-    missing = number + 1 - len(works)
+    missing = number + 5 - len(works)
     told = sum(event["args"]["works"] for event in floods)
     assert abs(told - missing) <= 20 * len(floods), "works at the ends of a span may be counted on both sides or none"
     assert "complex" in {event["name"] for event in works}, "it is recorded again when the flood is over"
@@ -325,7 +332,7 @@ def test_two_traces_at_once_are_both_complete(universe: cmwq.Runtime, tmp_path: 
             queue.submit(int).result()
             with cmwq.trace(tmp_path / "short.json", runtime=universe, every=True):
                 queue.submit(float).result()
-                queue.submit(time.sleep, 0.1).result()
+                queue.submit(time.sleep, 0.5).result()  # of which three ticks of 10 ms are looked for
             queue.submit(str).result()
     for name in ("short.json", "long.json"):
         looks = [event for event in load(tmp_path / name) if event["name"] == "CPUs"]
@@ -494,7 +501,7 @@ def test_a_signal_has_the_trace_written_by_another_thread(universe: cmwq.Runtime
 
 
 def test_a_stall_has_the_trace_written_to_a_file_of_its_own(gate: Any, tmp_path: Path) -> None:
-    runtime = cmwq.Runtime(config=cmwq.Config(watch_period=0.02, watchdog_thresh=0.1))
+    runtime = cmwq.Runtime(config=cmwq.Config(watch_period=0.02, watchdog_thresh=1.0))
     with runtime, cmwq.WorkQueue("stuck", runtime=runtime, max_active=1) as queue:
         with cmwq.trace(tmp_path / "t.json", runtime=runtime, on_stall=True):
             queue.submit(gate.open.wait, HANG)

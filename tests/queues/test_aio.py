@@ -358,7 +358,10 @@ def test_a_work_that_waits_for_a_coroutine_of_a_loop_that_is_closed_is_told(
     monkeypatch.setattr(cmwq.aio, "PAUSE", 0.02)
     loop, begun = asyncio.new_event_loop(), threading.Event()
 
+    tasks: list[Any] = []
+
     async def for_ever() -> None:
+        tasks.append(weakref.ref(asyncio.current_task()))  # type: ignore[arg-type]
         begun.set()
         await asyncio.Event().wait()
 
@@ -378,3 +381,6 @@ def test_a_work_that_waits_for_a_coroutine_of_a_loop_that_is_closed_is_told(
     with pytest.raises(RuntimeError, match=r"was closed before this had ended.*for_ever"):
         future.result(HANG)
     assert wq.submit(int).result(HANG) == 0
+    del future
+    # What asyncio logs of a task that is destroyed is logged here, and not in a test that looks at the log.
+    until(lambda: (gc.collect(), all(task() is None for task in tasks))[1])

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from conftest import HANG, Gate
+from conftest import HANG, Gate, until
 from simulated import simulate, simulate_each
 
 import cmwq
@@ -46,7 +46,10 @@ def test_F7_a_callback_of_a_future_that_waits_for_its_own_queue(runtime: cmwq.Ru
     wq.submit(gate).add_done_callback(culprit)
     gate.open.set()
     wq.flush(HANG)
-    assert told == ["a call that has ended of queue 'mine' flushes its own queue 'mine': it would wait for itself"]
+    (words,) = told
+    assert words.startswith(
+        "a call that has ended of queue 'mine' flushes its own queue 'mine': it would wait for itself. "
+    )
 
 
 @pytest.mark.parametrize("verb", ["flush", "cancel_sync", "disable_sync"])
@@ -321,7 +324,7 @@ def test_F7_a_chain_through_two_runtimes_is_seen(universe: cmwq.Runtime) -> None
         with pytest.raises(cmwq.FlushDeadlock, match=r"'other'.*'ledger'|'ledger'.*'other'"):
             ledger.submit(a).result(HANG)
         assert universe.waits is second.waits
-        assert universe.waits.all() == {}
+        until(lambda: universe.waits.all() == {})  # the other one may still wait for what is behind
 
 
 def test_F7_runtimes_of_two_simulations_have_nothing_to_do_with_each_other() -> None:

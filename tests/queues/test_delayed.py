@@ -71,7 +71,7 @@ def test_E4_it_is_pending_also_on_the_way_from_its_delay_to_its_queue_and_back(
     looks(Queued, "hand_over")
     looks(Delay, "start")
     assert wq.queue_delayed(work, 0.001)
-    while not found[1:]:
+    while not begun:
         time.sleep(0.001)
     wq.flush(HANG)
     monkeypatch.undo()

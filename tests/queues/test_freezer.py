@@ -11,6 +11,7 @@ from conftest import HANG, Gate
 from simulated import simulate, simulate_each
 
 import cmwq
+from cmwq._workqueue.pwq import PoolWorkQueue
 from cmwq.testing import Simulation
 
 
@@ -146,6 +147,58 @@ def test_E8_a_colliding_work_waits_for_thaw_too() -> None:
         wq.flush()
 
     assert simulate(scenario, cpus=2).log == [(0, "begins"), (1010, "begins")]
+
+
+def test_E8_F10_a_freeze_that_was_interrupted_is_completed_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever freezes next must not take a place for frozen because half of that was done."""
+    began: list[int] = []
+    sim = Simulation(cpus=1)
+
+    def interrupted(_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    def main() -> None:
+        with sim.runtime() as runtime:
+            queue = cmwq.WorkQueue("q", freezable=True, runtime=runtime)
+            queue.submit(sim.burn, 0.001)
+            futures = queue.submit_many(began.append, [1, 2])
+            (place,) = queue.places()
+            monkeypatch.setattr("cmwq._pool.lane.merge", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                place.freeze()
+            runtime.freeze()
+            sim.sleep(1.0)
+            assert began == []
+            runtime.thaw()
+            for future in futures:
+                future.result(HANG)
+
+    sim.run(main)
+    assert began == [1, 2]
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_E8_F10_a_thaw_that_is_interrupted_is_completed(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """step: how many places are thawed before the interruption."""
+    with cmwq.Runtime() as runtime:
+        queues = [cmwq.WorkQueue(f"q{number}", freezable=True, runtime=runtime) for number in range(3)]
+        runtime.freeze()
+        futures = [queue.submit(int) for queue in queues]
+        thaw, left = PoolWorkQueue.thaw, [step]
+
+        def interrupted(place: PoolWorkQueue) -> None:
+            if not left[0]:
+                monkeypatch.undo()
+                raise KeyboardInterrupt
+            left[0] -= 1
+            thaw(place)
+
+        monkeypatch.setattr(PoolWorkQueue, "thaw", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runtime.thaw()
+        assert not runtime.frozen
+        assert [future.result(HANG) for future in futures] == [0, 0, 0]
 
 
 def test_E8_a_runtime_that_closes_thaws() -> None:

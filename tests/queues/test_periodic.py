@@ -516,24 +516,24 @@ def test_E13_G3_exit_ends_it(python: Callable[..., Any]) -> None:
 def test_E13_G2_a_forked_child_has_none(python: Callable[..., Any]) -> None:
     done = python(
         """
-        import cmwq, os, threading, time, warnings
+        import cmwq, os, time, warnings
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads
         pids = set()
-        ran = threading.Semaphore(0)
         def body():
-            pids.add(os.getpid())
-            ran.release()
+            pids.add(os.getpid())  # and no lock of the program, which a worker might hold at a fork
+        def wait_for_it():
+            while not pids:
+                time.sleep(0.001)
         work = cmwq.PeriodicWork(body)
         cmwq.system.queue_periodic(work, 0.002)
-        assert ran.acquire(timeout=60)
+        wait_for_it()
         for _ in range(5):
             pid = os.fork()
             if not pid:
                 assert not work.pending and not work.missed
                 pids.clear()
                 assert cmwq.system.queue_periodic(work, 0.002)
-                while not pids:
-                    time.sleep(0.001)
+                wait_for_it()
                 assert work.cancel_sync()
                 cmwq.system.flush()
                 os._exit(7)
@@ -561,7 +561,7 @@ def test_E13_a_process_that_was_stopped_makes_nothing_up_for(python: Callable[..
         helper = subprocess.Popen([sys.executable, "-c", '''
         import os, signal, time
         os.kill(PID, signal.SIGSTOP)
-        time.sleep(1.5)
+        time.sleep(3)
         os.kill(PID, signal.SIGCONT)
         '''.replace("PID", str(os.getpid())).replace("\\n        ", "\\n")])
         helper.wait()
@@ -574,7 +574,7 @@ def test_E13_a_process_that_was_stopped_makes_nothing_up_for(python: Callable[..
         gap = max(range(1, len(begun)), key=lambda n: begun[n] - begun[n - 1])
         assert begun[gap] - begun[gap - 1] > 1
         after = begun[gap:]
-        assert len(after) <= (after[-1] - after[0]) / 0.005 + 50, after  # 300 were missed; a few may come late
+        assert len(after) <= (after[-1] - after[0]) / 0.005 + 50, after  # 600 were missed; a few may come late
         print("done")
         """
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import subprocess
@@ -141,6 +142,27 @@ def test_A3_sentinels_have_idle_priority(watch: Watch) -> None:
     deadline = time.monotonic() + HANG
     while {os.sched_getscheduler(tid) for tid in sentinels(before)} != {os.SCHED_IDLE}:  # it sets its own as it begins
         assert time.monotonic() < deadline
+
+
+def turn(tid: int) -> int | None:
+    """How long a turn the thread asks for, ns (sched_getattr(2)); None: this kernel doesn't say (before Linux 6.12)."""
+    libc, attr = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint64 * 6)()
+    number = {"x86_64": 315, "aarch64": 275}.get(os.uname().machine)
+    if number is None or libc.syscall(number, tid, attr, ctypes.sizeof(attr), 0):
+        return None
+    return attr[3] or None
+
+
+@pytest.mark.skipif(turn(0) is None, reason="the kernel has no turns of a length of one's own (Linux 6.12)")
+def test_G3_sentinels_ask_for_the_shortest_turns(watch: Watch) -> None:
+    """The longer a turn is, the later it comes to a thread of idle priority on a busy CPU, and it needs one to end.
+    With the kernel's usual 3 ms a process ends a second or two after it has finished."""
+    before = set(Path("/proc/self/task").iterdir())
+    watch.start(topology.cpus()[0])
+    deadline = time.monotonic() + HANG
+    while {turn(tid) for tid in sentinels(before)} != {100_000}:
+        assert time.monotonic() < deadline
+    assert turn(0) != 100_000
 
 
 def test_G4_a_sentinel_on_a_busy_cpu_sleeps_once_no_work_waits(watch: Watch) -> None:

@@ -30,9 +30,10 @@ class Peak:
 
 
 @pytest.fixture(params=[(seed, marks) for seed in SEEDS for marks in (False, True)], ids=str)
-def sim(request: pytest.FixtureRequest) -> Simulation:
+def simulation(request: pytest.FixtureRequest) -> Callable[[], Simulation]:
+    """Makes one: a test that runs on several threads at once needs as many."""
     seed, marks = request.param
-    return Simulation(cpus=2, seed=seed, late=0.003 if seed and seed > 3 else 0.0, marks=marks)
+    return partial(Simulation, cpus=2, seed=seed, late=0.003 if seed and seed > 3 else 0.0, marks=marks)
 
 
 def flood(sim: Simulation, *bodies: Callable[[], object]) -> float:
@@ -51,15 +52,19 @@ def flood(sim: Simulation, *bodies: Callable[[], object]) -> float:
     return sim.run(main)
 
 
-def test_A10_a_flood_of_children_that_compute_runs_as_many_as_there_are_cpus(sim: Simulation) -> None:
+def test_A10_a_flood_of_children_that_compute_runs_as_many_as_there_are_cpus(
+    simulation: Callable[[], Simulation],
+) -> None:
+    sim = simulation()
     peak = Peak(sim)
     took = flood(sim, *[lambda: sim.run_child(BURN)] * 20)
     assert peak.most <= (4 if sim.host._random else 2)  # one more per CPU, where a look may come too early
     assert took < 1.1
 
 
-def test_A10_E12_so_does_a_flood_that_is_pulled_from_a_source(sim: Simulation) -> None:
+def test_A10_E12_so_does_a_flood_that_is_pulled_from_a_source(simulation: Callable[[], Simulation]) -> None:
     """As few wait with their calls, too; the others stay in the source."""
+    sim = simulation()
     peak, runtime, begun = Peak(sim), sim.runtime(), list[int]()
 
     def child(number: int) -> None:
@@ -85,38 +90,44 @@ def test_A10_E12_so_does_a_flood_that_is_pulled_from_a_source(sim: Simulation) -
     assert took < 1.1
 
 
-def test_A10_a_flood_of_children_that_sleep_runs_all_at_once(sim: Simulation) -> None:
+def test_A10_a_flood_of_children_that_sleep_runs_all_at_once(simulation: Callable[[], Simulation]) -> None:
+    sim = simulation()
     assert flood(sim, *[lambda: sim.run_child(SLEEP)] * 40) < 0.3
 
 
-def test_A10_children_that_begin_with_a_computation_and_sleep_then(sim: Simulation) -> None:
+def test_A10_children_that_begin_with_a_computation_and_sleep_then(simulation: Callable[[], Simulation]) -> None:
+    sim = simulation()
     peak = Peak(sim)
     took = flood(sim, *[lambda: sim.run_child(("burn", 0.001), ("sleep", 1.0))] * 20)
     assert peak.most <= 4
     assert took < 1.2
 
 
-def test_A10_a_mixture_keeps_the_cpus_busy(sim: Simulation) -> None:
+def test_A10_a_mixture_keeps_the_cpus_busy(simulation: Callable[[], Simulation]) -> None:
+    sim = simulation()
     peak = Peak(sim)
     took = flood(sim, *[lambda: sim.run_child(BURN), lambda: sim.run_child(SLEEP)] * 10)
     assert peak.most <= 4
     assert took < 0.75  # half a second of computation for each CPU
 
 
-def test_A10_children_that_wake_up_and_compute(sim: Simulation) -> None:
+def test_A10_children_that_wake_up_and_compute(simulation: Callable[[], Simulation]) -> None:
     """Nothing can be done about those, but no more are started meanwhile."""
+    sim = simulation()
     peak = Peak(sim)
     flood(sim, *[lambda: sim.run_child(("sleep", 0.05), BURN)] * 8, *[lambda: sim.run_child(BURN)] * 8)
     assert peak.most <= 12
 
 
-def test_A10_works_whose_children_have_slept_do_not_all_compute_at_once(sim: Simulation) -> None:
+def test_A10_works_whose_children_have_slept_do_not_all_compute_at_once(simulation: Callable[[], Simulation]) -> None:
+    sim = simulation()
     peak = Peak(sim)
     flood(sim, *[lambda: sim.run_child(SLEEP)] * 20, *[lambda: sim.run_child(BURN)] * 40)
     assert peak.most <= 4
 
 
-def test_A9_A10_other_works_pass_children_that_compute_for_long(sim: Simulation) -> None:
+def test_A9_A10_other_works_pass_children_that_compute_for_long(simulation: Callable[[], Simulation]) -> None:
+    sim = simulation()
     runtime = sim.runtime()
     waits: list[float] = []
 
@@ -138,7 +149,8 @@ def test_A9_A10_other_works_pass_children_that_compute_for_long(sim: Simulation)
     assert max(waits) < 0.05
 
 
-def test_A10_works_of_one_function_begin_in_order(sim: Simulation) -> None:
+def test_A10_works_of_one_function_begin_in_order(simulation: Callable[[], Simulation]) -> None:
+    sim = simulation()
     begun: list[int] = []
 
     def body(n: int) -> None:
@@ -151,7 +163,8 @@ def test_A10_works_of_one_function_begin_in_order(sim: Simulation) -> None:
     assert sorted(begun) == list(range(20))
 
 
-def test_A10_what_a_child_starts_counts_too(sim: Simulation) -> None:
+def test_A10_what_a_child_starts_counts_too(simulation: Callable[[], Simulation]) -> None:
+    sim = simulation()
     peak = Peak(sim)
 
     def shell() -> None:
@@ -161,7 +174,9 @@ def test_A10_what_a_child_starts_counts_too(sim: Simulation) -> None:
     assert peak.most <= 4
 
 
-def test_A10_a_work_that_sleeps_when_its_child_is_gone_is_blocked(sim: Simulation) -> None:
+def test_A10_a_work_that_sleeps_when_its_child_is_gone_is_blocked(simulation: Callable[[], Simulation]) -> None:
+    sim = simulation()
+
     def body() -> None:
         sim.run_child(BURN)
         sim.sleep(1.0)
@@ -169,8 +184,9 @@ def test_A10_a_work_that_sleeps_when_its_child_is_gone_is_blocked(sim: Simulatio
     assert flood(sim, *[body] * 10) < 1.7
 
 
-def test_A10_a_child_left_behind_is_not_the_next_works(sim: Simulation) -> None:
+def test_A10_a_child_left_behind_is_not_the_next_works(simulation: Callable[[], Simulation]) -> None:
     """It computes for long, while later works of the same worker sleep."""
+    sim = simulation()
 
     def leave() -> None:
         sim.start_child(("sleep", 0.01), ("burn", 5.0))
@@ -179,7 +195,8 @@ def test_A10_a_child_left_behind_is_not_the_next_works(sim: Simulation) -> None:
     assert flood(sim, leave, leave, *[lambda: sim.sleep(0.1)] * 40) < 0.7
 
 
-def test_A10_works_that_wait_for_works_are_never_held_up_by_children(sim: Simulation) -> None:
+def test_A10_works_that_wait_for_works_are_never_held_up_by_children(simulation: Callable[[], Simulation]) -> None:
+    sim = simulation()
     runtime = sim.runtime()
 
     def main() -> int:

@@ -220,6 +220,26 @@ def test_F10_a_pool_that_was_about_to_close_closes() -> None:
     simulate(scenario)
 
 
+def test_F10_a_worker_that_is_on_its_way_as_its_pool_closes_is_counted_until_it_ends() -> None:
+    def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
+        wq = cmwq.WorkQueue("q", runtime=runtime)
+        pool = used_pool(runtime, wq)
+
+        def steps() -> None:
+            pool.closing = True
+            worker = pool.idle_list[-1]
+            worker.kicked = worker.dying = True
+
+        interrupted(pool, steps)
+        runtime.check_invariants()
+        sim.sleep(0.001)
+        assert not pool.workers
+        runtime.check_invariants()
+        assert (pool.nr_running, pool.nr_waking) == (0, 0)
+
+    simulate(scenario)
+
+
 def test_F10_wrong_counts_are_counted_anew() -> None:
     def scenario(sim: Simulation, runtime: cmwq.Runtime) -> None:
         wq = cmwq.WorkQueue("q", runtime=runtime, max_active=2)

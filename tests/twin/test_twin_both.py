@@ -21,7 +21,14 @@ from cmwq._sensor import why_not
 
 TESTS = Path(__file__).resolve().parent.parent
 CASES = "twin/test_twin_cases.py"
-NEAR = ("queues/test_submit.py", "queues/test_pending.py", "queues/test_cancel.py", "queues/test_flush.py", "model")
+NEAR = (
+    "queues/test_submit.py",
+    "queues/test_pending.py",
+    "queues/test_cancel.py",
+    "queues/test_flush.py",
+    "door/test_surface.py",
+    "model",
+)
 BUILT = why_not("sentinel") is None
 
 needs_c = pytest.mark.skipif(not BUILT, reason="no C extension")

@@ -18,10 +18,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from conftest import HANG, Gate, until
+from handlers import handled_again_and_again, handler_raises
 
 import cmwq
 from cmwq._workqueue import twin
@@ -423,6 +425,21 @@ def test_submit_many_of_an_iterable_that_raises_submits_nothing(wq: cmwq.WorkQue
     assert ran == []
 
 
+async def coroutine(_: object) -> None: ...
+
+
+def test_a_coroutine_function_is_refused_by_a_queue_and_not_by_an_executor(wq: cmwq.WorkQueue) -> None:
+    for submit in (wq.submit_many, wq.map):
+        with pytest.raises(TypeError, match="coroutine function"):
+            submit(coroutine, [1])
+    with cmwq.Executor(runtime=wq.runtime) as executor:
+        made = [*executor.map(coroutine, [1]), *executor.map(coroutine, [1], buffersize=1)]
+        made += [future.result(HANG) for future in executor.queue.submit_many(coroutine, [1])]
+    assert len(made) == 3
+    for each in made:
+        each.close()  # type: ignore[union-attr]
+
+
 def test_submit_many_more_than_are_active(wq: cmwq.WorkQueue) -> None:
     futures = wq.submit_many(given, range(3000))
     assert [future.result(HANG)[0][0] for future in futures] == list(range(3000))
@@ -754,7 +771,7 @@ def test_a_flood_of_functions_in_c_lets_other_threads_run(wq: cmwq.WorkQueue) ->
     numbers = list(range(20_000))
     ticker = threading.Thread(target=tick)
     ticker.start()
-    futures = wq.submit_many(sorted, [numbers] * 3000)
+    futures = wq.submit_many(sorted, [numbers] * 30_000)
     assert futures[0].result(HANG) == numbers
     assert not futures[-1].done(), "all were executed before another thread had the GIL"
     before = ticks[0]
@@ -875,52 +892,31 @@ def test_nested_calls_wait_for_one_another(universe: cmwq.Runtime) -> None:
 def test_F10_handlers_that_call_us_in_a_flood_lose_nothing(wq: cmwq.WorkQueue, universe: cmwq.Runtime) -> None:
     made: list[cmwq.Future[Any]] = []
     wq.submit(given).result(HANG)  # to start a pool is no call that can be deferred
-    old = signal.signal(signal.SIGALRM, lambda *_: made.append(wq.submit(given, "from the handler")))
-    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-    try:
+    with handled_again_and_again(lambda: made.append(wq.submit(given, "from the handler")), lambda: 0.001):
         futures = [wq.submit(given, n) for n in range(5000)]
         for n, future in enumerate(futures):
             assert future.result(HANG) == ((n,), {})
         until(lambda: len(made) > 3)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
     assert [future.result(HANG) for future in made] == [(("from the handler",), {})] * len(made)
     wq.flush(HANG)
     universe.check_invariants()
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what it hits may be a finaliser
 def test_F10_ctrl_c_in_a_flood_leaves_everything_whole(wq: cmwq.WorkQueue, universe: cmwq.Runtime) -> None:
     class Stop(Exception):
         pass
 
-    armed = False
-
-    def stop(*_: object) -> None:
-        nonlocal armed
-        if armed:
-            armed = False
-            raise Stop
-
-    old = signal.signal(signal.SIGALRM, stop)
-    interrupted = 0
-    try:
+    with handler_raises(signal.SIGALRM, Stop):
         for n in range(60):
-            try:
-                armed = True
-                signal.setitimer(signal.ITIMER_REAL, 0.0005 + n * 0.00005)
-                futures = [wq.submit(given, n) for n in range(2000)] + wq.submit_many(given, range(200))
-                for future in futures:
-                    future.result(HANG)
-                armed = False
-            except Stop:
-                interrupted += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-    finally:
-        signal.signal(signal.SIGALRM, old)
+            with suppress(Stop):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0005 + n * 0.00005)
+                    futures = [wq.submit(given, n) for n in range(2000)] + wq.submit_many(given, range(200))
+                    for future in futures:
+                        future.result(HANG)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
     wq.flush(HANG)
     universe.check_invariants()
     assert wq.submit(given).result(HANG) == ((), {})

@@ -182,7 +182,7 @@ def test_E11_between_two_results_a_work_may_use_what_the_limit_protects(quick: c
 
     future = wq.submit(parent)
     gate.await_arrivals(1)
-    (worker,) = (worker for worker in only_pool(quick).workers if worker.item is future)
+    (worker,) = (worker for worker in list(only_pool(quick).workers) if worker.item is future)
     assert worker.waiters, "it was seen to begin"
     assert not lending.waits_for_works(worker)
     gate.open.set()

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from math import inf
 from operator import index
+from types import FunctionType
 from typing import TypeVar
 
 from cmwq._core.naming import MAX_NAME, is_coroutine_function, name_of
@@ -141,6 +142,20 @@ def no_coroutine_function(what: str, value: object) -> None:
         raise TypeError(
             f"{what} is {name_of(value)}, a coroutine function: to call it on a worker would do nothing. Await it in "
             "an event loop, or give a function that runs it, by asyncio.run() or cmwq.aio.run_coroutine()"
+        )
+
+
+def no_method_of(owner: type, name: str, value: object, *, given: int) -> None:
+    """Refuse a function of the class's body that needs more arguments than are given: it was meant to be a method, and
+    nobody would give it its object. Raises TypeError.
+    """
+    if not isinstance(value, FunctionType) or value.__qualname__.rpartition(".")[0] != owner.__qualname__:
+        return
+    needed = value.__code__.co_argcount - len(value.__defaults__ or ())
+    if needed > given:
+        raise TypeError(
+            f"{value.__qualname__} would be called without its object: give each {owner.__qualname__} a work of its "
+            f"own, made of the bound method, as cmwq.Work(self.{name})"
         )
 
 

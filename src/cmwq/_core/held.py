@@ -34,10 +34,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import wraps
 from operator import attrgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core.ranks import Rank
+from cmwq._errors import PACKAGE
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
@@ -56,8 +56,6 @@ accounts: list[Callable[[], int]] = []
 """Each returns the ranks of the locks that the calling thread holds, one bit per rank: one for the real locks, one for
 those of a simulation.
 """
-
-_PACKAGE = str(Path(__file__).parent.parent) + os.sep
 
 
 class LockOrder(AssertionError):
@@ -112,7 +110,7 @@ def _interrupted(frame: FrameType | None, place: _Place | None) -> bool:
     if isinstance(sys.exc_info()[1], GeneratorExit):
         return True  # a generator that nobody wants any more is ended wherever its last reference goes
     while frame is not None:
-        if not frame.f_code.co_filename.startswith(_PACKAGE) or frame.f_code.co_name == "__del__":
+        if not frame.f_code.co_filename.startswith(PACKAGE) or frame.f_code.co_name == "__del__":
             return True
         if id(frame) == place.frame_id:
             return False

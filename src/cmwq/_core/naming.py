@@ -30,18 +30,27 @@ def name_of(fn: object) -> str:
     No user code runs, because this may be called with a lock held, and a `repr()` may call cmwq, take long, or contain
     an address. A property, a metaclass, `__class__` and the object of a bound method may be user code as well, so only
     what `type` and functions store themselves is read.
+
+    A partial call that is given a function is named with it, as `run_it(users)`: they are told apart by it (`kind_of`).
     """
-    fn = _innermost(fn)
+    fn, given = _taken_apart(fn)
+    name = _own_name(fn)
+    if given:
+        name += f"({_own_name(_innermost(given[0]))})"
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
+
+
+def _own_name(fn: object) -> str:
+    """The name of a callable that calls no other."""
     kind = type(fn)
     if kind is FunctionType:
         name: str = fn.__qualname__  # type: ignore[attr-defined]
-    elif kind is BuiltinFunctionType:
-        name = _name_of_builtin(fn)
-    elif issubclass(kind, type):
-        name = _qualname_of(fn)
-    else:
-        name = f"{_qualname_of(kind)} object"
-    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
+        return name
+    if kind is BuiltinFunctionType:
+        return _name_of_builtin(fn)
+    if issubclass(kind, type):
+        return _qualname_of(fn)  # type: ignore[no-any-return]
+    return f"{_qualname_of(kind)} object"
 
 
 def kind_of(fn: object) -> tuple[tuple[object, ...], str]:

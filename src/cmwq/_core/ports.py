@@ -23,9 +23,9 @@ class Lock(Protocol):
     """A lock that no exception leaves locked, and that a thread never waits for twice. See `cmwq._host.locks`.
 
     `with lock:` raises `Reentered` if the thread already holds a lock of the same or a higher rank, be it in this code
-    or in code that it interrupted as a finaliser or a signal handler. After a section that ended by an exception other
-    than a `CmwqError`, `mend` is called with the lock held. If that raises, the next thread that takes the lock mends
-    first.
+    or in code that it interrupted as a finaliser or a signal handler. After a section that ended by an exception, and
+    refused nothing (`REFUSALS`), `mend` is called with the lock held. If that raises, the next thread that takes
+    the lock mends first.
     """
 
     mend: Callable[[], object] | None  # L, or while no other thread knows the lock
@@ -136,13 +136,16 @@ class Awaited(NamedTuple):
     """Of the thread, or of the worker if it is known to be one."""
     sure: bool
     """Whether that is sure; else it is a guess."""
+    holder_does: str = ""
+    """What the holder does, as words that follow a "which"; empty if it is a worker, or not known."""
 
     def instead_of(self, words: str) -> str:
         """What the thread waits for, where the system says these words: of a lock it knows neither name nor kind."""
         if not is_lock(words):
             return words
         held = f", {'held' if self.sure else 'probably held'} by {self.holder_name}" if self.holder else ""
-        return f"waits for {self.words}{held}"
+        does = f", which {self.holder_does}" if held and self.holder_does else ""
+        return f"waits for {self.words}{held}{does}"
 
 
 class Process(NamedTuple):

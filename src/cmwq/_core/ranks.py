@@ -28,6 +28,7 @@ class Rank(IntEnum):
     - SENSOR: what a sensor knows. Pools arm it under their lock.
     - TIMERS_STARTING: a timer thread is being started. Any of the above may need a timer.
     - TIMERS: the heap of timers.
+    - WAITER: what one call of `concurrent.futures.wait` or `as_completed` waits for, in the place of its own lock.
     """
 
     HOTPLUG = 0
@@ -42,3 +43,4 @@ class Rank(IntEnum):
     SENSOR = 9
     TIMERS_STARTING = 10
     TIMERS = 11
+    WAITER = 12

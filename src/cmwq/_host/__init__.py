@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import ports
 from cmwq._core.tables import lookup
-from cmwq._errors import ThreadLimit
+from cmwq._errors import CmwqError, ThreadLimit
 from cmwq._host import caps, files, interpreters, life, locks, memory, processes, topology, traits, waits
 from cmwq._host.greenlets import refuse_greenlets
 from cmwq._host.parker import LockParker
-from cmwq._host.threads import HostThread
+from cmwq._host.threads import HostThread, is_of_a_handler
 from cmwq._host.timers import Timer, Timers
 
 if TYPE_CHECKING:
@@ -91,12 +91,16 @@ class ThreadHost:
         self, name: str, body: Callable[[], None], began: Callable[[ports.Thread], object] | None = None
     ) -> ports.Thread:
         refuse_greenlets()
+        thread: HostThread | None = None
         try:
             thread = HostThread(name, body, began)
             thread.launch()
-        except RecursionError:  # of the caller: the system has refused nothing
+        except (RecursionError, CmwqError):  # of the caller, or of a signal handler: the system has refused nothing
             raise
         except (RuntimeError, MemoryError, OSError) as exc:
+            running = thread is not None and thread.runs
+            if running or (not isinstance(exc, MemoryError) and is_of_a_handler(exc)):  # such as a TimeoutError
+                raise
             raise ThreadLimit(f"the system refused thread {name}: {exc}; `cmwq doctor` lists the limits") from exc
         return thread
 

@@ -25,15 +25,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from types import CodeType, FrameType, MemberDescriptorType
 from typing import Any
 
 from cmwq._core.ports import Awaited
+from cmwq._errors import PACKAGE
 
 _RLOCK = type(threading.RLock())
 _LOCK = type(threading.Lock())
-_STANDARD = frozenset((threading.__file__, str(Path(threading.__file__).with_name("queue.py"))))
+_LIBRARY = os.path.dirname(threading.__file__) + os.sep
+_STANDARD = frozenset((threading.__file__, _LIBRARY + "queue.py"))
 """Files whose classes wait for their caller: an Event, a Condition, a Queue, a Semaphore, a Thread."""
 _KINDS = {
     ("Thread", "join"): "the end of {}", ("Event", "wait"): "{} to be set", ("Condition", "wait"): "{} to be notified",
@@ -43,7 +44,6 @@ _KINDS = {
 }  # fmt: skip
 """What a method of a class of the standard library waits for."""
 _WAITS = frozenset(("acquire", "acquire_lock", "__enter__"))
-_PACKAGE = str(Path(__file__).parent.parent) + os.sep
 MAX_DEPTH = 60
 """So many frames of a stack are looked at."""
 MAX_LOCKS = 16
@@ -72,11 +72,27 @@ def awaited(threads: Iterable[Any]) -> dict[int, Awaited]:
     locks = {id(lock): lock for _, _, lock in waits}
     most = Counter(id(lock) for _, _, lock in waits if lock is not MISSING).most_common(MAX_LOCKS)
     holders = {key: _holder_of(locks[key], frames, at) for key, _ in most}
+    does = {holder: _does(frames.get(holder)) for holder, _ in holders.values()}
     found = {}
     for key, words, lock in waits:
         holder, sure = holders.get(id(lock), (0, False))
-        found[key] = Awaited(words, holder, _name_of(holder), sure)
+        found[key] = Awaited(words, holder, _name_of(holder), sure, does.get(holder, ""))
     return found
+
+
+def _does(innermost: FrameType | None) -> str:
+    """What the thread does: what it waits for, or where it is in the program; empty if that is not known."""
+    if innermost is None:
+        return ""
+    with suppress(Exception):  # as above
+        seen = _waits_for(innermost)
+        if seen is not None:
+            return f"waits for {seen[0]}"
+    for frame in _stack(innermost):
+        code = frame.f_code
+        if not code.co_filename.startswith((PACKAGE, _LIBRARY, "<frozen")):
+            return f"is at {os.path.basename(code.co_filename)}:{frame.f_lineno}, in {code.co_name}"
+    return ""
 
 
 def _name_of(ident: int) -> str:
@@ -106,8 +122,10 @@ def _waits_for(frame: FrameType) -> tuple[str, object, FrameType] | None:
             lock = _stored(owner, "_lock")  # a Condition whose lock another thread has
         outer, method = outer.f_back, outer.f_code.co_name
     # Was it called by the code of a work, or is it itself what a work or a thread calls?
-    called = not outer.f_code.co_filename.startswith((_PACKAGE, *_STANDARD))
-    where = f" ({Path(outer.f_code.co_filename).name}:{outer.f_lineno}, in {outer.f_code.co_name})" if called else ""
+    called = not outer.f_code.co_filename.startswith((PACKAGE, *_STANDARD))
+    where = (
+        f" ({os.path.basename(outer.f_code.co_filename)}:{outer.f_lineno}, in {outer.f_code.co_name})" if called else ""
+    )
     expression = _expression_at(outer) if called else None
     text = "" if expression is None else ast.unparse(expression)
     if owner is None:

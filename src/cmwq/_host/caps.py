@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from cmwq._host import files
 from cmwq._host.topology import cgroup_folders
@@ -39,10 +38,10 @@ def thread_caps() -> list[Cap]:
     """Every cap that applies to this process, in no particular order."""
     caps = [_nproc(), _threads_max()]
     for folder in cgroup_folders("pids"):
-        limit = files.number(folder / "pids.max")
+        limit = files.number(f"{folder}/pids.max")
         if limit is not None:
             source = os.fsencode(folder).decode("utf-8", "replace")  # for display
-            caps.append(Cap("pids.max", limit, files.number(folder / "pids.current"), source))
+            caps.append(Cap("pids.max", limit, files.number(f"{folder}/pids.current"), source))
     return caps
 
 
@@ -66,12 +65,12 @@ def _nproc() -> Cap:
 
 
 def _threads_max() -> Cap:
-    path = Path("/proc/sys/kernel/threads-max")
+    path = "/proc/sys/kernel/threads-max"
     used = None
     with contextlib.suppress(OSError, ValueError, IndexError):
         # "0.00 0.01 0.05 2/345 678": runnable / all threads of the machine
         used = int(files.read("/proc/loadavg").split()[3].split(b"/")[1])
-    return Cap("threads-max", files.number(path), used, str(path))
+    return Cap("threads-max", files.number(path), used, path)
 
 
 def _own_threads() -> int | None:

@@ -4,6 +4,10 @@ Guarantee: no thread waits here for another one, nor for itself. A file object w
 closing one takes the object's own lock twice, and for the second time the thread first yields its CPU 40 times. Linux
 charges a thread for that, and lets others run for as long (`_sensor/README.md`, "How a thread parks"). Workers and the
 timer thread read such files while works wait.
+
+Who reads often also names the files by plain strings, and takes the contents apart by the methods of bytes: `pathlib`
+and `re` look things up in sets and dicts that all threads share. Without a GIL each of those has a lock, and if several
+threads want it as the process forks, it can stay locked in the child for ever.
 """
 
 from __future__ import annotations

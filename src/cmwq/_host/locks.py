@@ -7,10 +7,10 @@ thread holds, so a process uses only one of them. A section is the time from tak
 Guarantees
 1. *No frame leaves a lock held.* An exception may come at any bytecode: from Ctrl-C, `PyThreadState_SetAsyncExc`, a
    trace function, or lack of memory. It finds the lock free, or held by a section that will still end.
-2. *A section that ends by an exception mends.* Unless the exception is a `CmwqError` (those are raised before anything
-   is changed), `mend` is called with the lock still held, to recount what may be half done. If `mend` raises, the lock
-   is stained: the next thread that takes it mends first. If that fails again, that thread gets the exception of `mend`
-   and not the lock.
+2. *A section that ends by an exception mends.* Unless it has refused something, as it does before it changes anything
+   (`REFUSALS`, raised by our own code, and not let out by a signal handler), `mend` is called with the lock still held,
+   to recount what may be half done. If `mend` raises, the lock is stained: the next thread that takes it mends first.
+   If that fails again, that thread gets the exception of `mend` and not the lock.
 3. *No deadlock.* A thread waits only for locks of a higher rank than all that it holds, including those held by frames
    that a finaliser or a signal handler interrupted. So among the threads that wait, the one that holds the highest rank
    waits for a thread that doesn't wait. Any other request is refused (`Reentered`) before it changes anything.
@@ -49,7 +49,7 @@ from typing import TYPE_CHECKING, Any
 from cmwq._core import log
 from cmwq._core.held import accounts, watched
 from cmwq._core.surely import at_any_depth, frames
-from cmwq._errors import CmwqError, Reentered
+from cmwq._errors import REFUSALS, Refused, refused_by_us
 
 if TYPE_CHECKING:
     from cmwq._core import ports
@@ -193,9 +193,9 @@ class _Entry:
         self.thread = thread  # I
         self.by_hand = by_hand  # I
 
-    def end(self, exc_type: type[BaseException] | None = None, *_: object) -> None:
+    def end(self, _: object = None, exc: BaseException | None = None, *__: object) -> None:
         """End the section: `with` calls this through the `_Hold`."""
-        if exc_type is not None and not issubclass(exc_type, CmwqError) and _is_within(self):
+        if exc is not None and not refused_by_us(exc, REFUSALS) and _is_within(self):
             _mend_if_it_can(self)
         _end(self)
         self.abandon = _nothing_in_c  # type: ignore[assignment,method-assign]
@@ -224,7 +224,7 @@ class _Hold(partial[None]):
 
 def _refuse_to_wait_for_myself(me: _Thread, lock: PyLock) -> None:
     if me.holds() >> lock.rank:
-        raise Reentered(_REENTERED)
+        raise Refused(_REENTERED)
 
 
 def _begin(entry: _Entry) -> object:
@@ -269,7 +269,9 @@ def _end(entry: _Entry) -> None:
     if _is_within(entry):
         if holder is me:
             entry.raw.release()
-        else:  # its frame died on another thread, as a generator's can; this doesn't check the owner
+        else:
+            # Its frame died on another thread, as a generator's can. Up to Python 3.13 this doesn't check the owner;
+            # later it raises RuntimeError. Nothing in cmwq holds a lock over a `yield`.
             entry.raw._release_save()
     holder.entered.pop(entry, None)
     holder.forget(entry.raw)

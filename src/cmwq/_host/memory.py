@@ -9,17 +9,15 @@ What limits there are is found out at most once a second, because that takes lon
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 from cmwq._core.ports import Memory
 from cmwq._host import files
 from cmwq._host.topology import cgroup_folders
 
-_MEMINFO = Path("/proc/meminfo")
+_MEMINFO = "/proc/meminfo"
 _HUGE = 1 << 60
 """Bytes: a limit above this is none; v1 says so by a number near 2^63."""
 _TTL = 1.0
@@ -35,7 +33,7 @@ _TRIM = 0.1
 class Limit(NamedTuple):
     """The memory limit of a cgroup: its folder, the names of its files, and bytes."""
 
-    folder: Path
+    folder: str
     used: str
     cache: tuple[str, ...]
     """The names of the fields of `memory.stat` that are page cache."""
@@ -43,13 +41,13 @@ class Limit(NamedTuple):
 
     def look(self) -> Memory | None:
         """What counts against it now. None: it can't be read."""
-        used = files.number(self.folder / self.used)
+        used = files.number(f"{self.folder}/{self.used}")
         if used is None:
             return None
         if self.bytes - used < _AMPLE * self.bytes:
-            cache = sum(size or 0 for size in _fields(self.folder / "memory.stat", *self.cache))
+            cache = sum(size or 0 for size in _fields(f"{self.folder}/memory.stat", *self.cache))
             used = max(0, used - cache)
-        return Memory(used, self.bytes, str(self.folder))
+        return Memory(used, self.bytes, self.folder)
 
 
 class Meter:
@@ -103,7 +101,7 @@ def _left(memory: Memory) -> int:
 def _limits() -> Iterator[Limit]:
     """Those of the process's cgroup, v2 or v1, and of all above it."""
     for folder in cgroup_folders("memory"):
-        limits = [files.number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+        limits = [files.number(f"{folder}/{name}") for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
         limit = min((each for each in limits if each is not None and each < _HUGE), default=None)
         if limit is None:
             continue
@@ -120,11 +118,11 @@ def _machine() -> Memory | None:
     return Memory((total - available) * 1024, total * 1024, "the machine")
 
 
-def _fields(file: Path, *names: str) -> list[int | None]:
+def _fields(file: str, *names: str) -> list[int | None]:
     """The numbers behind these names, each at the beginning of a line; None for one that can't be read."""
     try:
-        text = files.read(file)
+        text = b"\n" + files.read(file)
     except OSError:
         return [None] * len(names)
-    found = [re.search(rb"^%b\s+(\d+)" % name.encode(), text, re.MULTILINE) for name in names]
-    return [None if each is None else int(each[1]) for each in found]
+    behind = [text.partition(b"\n%b " % name.encode())[2].split(None, 1) for name in names]
+    return [int(words[0]) if words and words[0].isdigit() else None for words in behind]

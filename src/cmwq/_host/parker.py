@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from threading import Lock
 
+from cmwq._core import asleep
+
 
 class LockParker:
     """One thread parks here until another unparks it. An early unpark is kept, once. Ctrl-C interrupts park() in the
@@ -24,12 +26,14 @@ class LockParker:
 
         It never spins, because Python code can't spin without the GIL.
         """
-        return self._lock.acquire(True, timeout)
+        return asleep.acquire(self._lock, timeout)
 
     def unpark(self, *_: object) -> None:
         """Let park() return, now or next time. It ignores its arguments, so it can be the callback of a weak
         reference."""
-        try:  # noqa: SIM105  # hot path
+        try:
             self._lock.release()
-        except RuntimeError:
-            pass
+        except RuntimeError as exc:
+            if asleep.is_a_handlers(exc):
+                self.unpark()  # it came perhaps before the lock was released
+                raise

@@ -17,21 +17,41 @@
 
 All else is the standard library's: `threading.enumerate`, names in debuggers, hooks of `settrace` and `setprofile`
 (G6), `join`, `excepthook`. It relies on these undocumented facts: `start` waits for `_started`, the thread begins with
-`_bootstrap` and is in `_limbo` until then, and `_daemonic` is read when it begins. Where one of them is missing, the
-respective point above is as weak as in the standard library, and nothing breaks.
+`_bootstrap` and is in `_limbo` until then, from which `del` removes it, and `_daemonic` is read when it begins. Where
+one of them is missing, the respective point above is as weak as in the standard library, and nothing breaks.
 """
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 from contextvars import Context
+from functools import partial
+from traceback import walk_tb
+from types import CodeType
 from typing import Any
 
 from cmwq._core.surely import at_any_depth
 
 PATIENCE = 5.0
 """Seconds after which a created thread that has not reported is given up; it may have died silently."""
+
+
+def is_of_a_handler(exc: BaseException) -> bool:
+    """Whether a signal handler that is installed was on the way from here to where the exception was raised."""
+    if threading.current_thread() is not threading.main_thread():  # handlers run there, and nowhere else
+        return False
+    codes = [_code(signal.getsignal(number)) for number in signal.valid_signals()]
+    return any(frame.f_code in codes for frame, _ in walk_tb(exc.__traceback__))
+
+
+def _code(handler: Any) -> CodeType | None:
+    while isinstance(handler, partial):
+        handler = handler.func
+    if callable(handler) and not hasattr(handler, "__code__"):  # nor is it a method
+        handler = type(handler).__call__
+    return getattr(handler, "__code__", None)
 
 
 class _Unawaited(threading.Event):
@@ -54,7 +74,30 @@ class HostThread(threading.Thread):
         self._answered.acquire()
 
     def start(self) -> None:
-        Context().run(super().start)  # what is copied, if anything is, is this one
+        handlers: BaseException | None = None
+        try:
+            Context().run(super().start)  # what is copied, if anything is, is this one
+        except KeyError as exc:
+            if not self._was_removed(exc):
+                raise
+            handlers = exc.__context__
+        if handlers is not None:
+            try:
+                raise handlers
+            finally:
+                del handlers  # its traceback leads here
+
+    def _was_removed(self, exc: KeyError) -> bool:
+        """Whether the standard library did not find this thread in its `_limbo`, to remove it there.
+
+        The thread removes itself as it begins. `start` removes it if it fails, and takes for its failure any Exception
+        that a signal handler raises when the thread exists already. `_settle` removes a thread that is given up.
+        Whoever comes second does not find it.
+        """
+        within = exc.__traceback__
+        while within is not None and within.tb_next is not None:
+            within = within.tb_next
+        return within is not None and within.tb_frame.f_globals is vars(threading) and exc.args[0] is self
 
     def launch(self) -> None:
         """Start the thread. Once this has ended, by an exception too, it is decided whether the body runs: it does if
@@ -71,6 +114,11 @@ class HostThread(threading.Thread):
             runs = at_any_depth(self._settle)
         if not runs:
             raise RuntimeError(f"it was created, and then ended, or did not come within {PATIENCE:g} s")
+
+    @property
+    def runs(self) -> bool:
+        """Whether the body runs, or has run, once `launch` has ended."""
+        return self._underway
 
     def _settle(self) -> bool:
         """Decide whether the body runs, and return it. If the thread has not reported yet, the body never runs."""
@@ -106,8 +154,8 @@ class HostThread(threading.Thread):
         bootstrap: Any = super()
         try:
             bootstrap._bootstrap()
-        except BaseException:
-            if self._verdict.get("runs") is not False:  # else it failed because it was no longer in `_limbo`
+        except KeyError as exc:
+            if self._verdict.get("runs") or not self._was_removed(exc):
                 raise
         finally:
             if not self._underway:

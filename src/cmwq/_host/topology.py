@@ -11,7 +11,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from cmwq._host import files
 
@@ -22,6 +21,7 @@ machine."""
 _INSTEAD = {"smt": "cpu", "cache": "numa", "numa": "system"}
 """The scope to use for CPUs of which a scope is not known."""
 
+_LEVELS = frozenset("123456789")
 _RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5})(?::(\d{1,5})/(\d{1,5}))?)?", re.ASCII)
 """Five digits are more CPUs than any kernel has, and keep the list short if the text is wrong."""
 
@@ -50,7 +50,7 @@ def cpu_quota() -> float | None:
     return min(quotas, default=None)
 
 
-def cgroup_folders(controller: str) -> Iterator[Path]:
+def cgroup_folders(controller: str) -> Iterator[str]:
     """The folders of the process's cgroup for that controller, the innermost first, up to the mount."""
     try:
         own = os.fsdecode(files.read("/proc/self/cgroup"))  # a path need not be UTF-8
@@ -62,31 +62,29 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
         if not found:
             continue
         if not controllers:
-            roots = [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")]
+            roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
         elif controller in controllers.split(","):
-            roots = [Path("/sys/fs/cgroup", controllers), Path("/sys/fs/cgroup", controller)]
+            roots = [f"/sys/fs/cgroup/{controllers}", f"/sys/fs/cgroup/{controller}"]
         else:
             continue
-        root = next((root for root in roots if root.is_dir()), None)
+        root = next((root for root in roots if os.path.isdir(root)), None)
         if root is None:
             continue
         # In a container the path may be the host's, while only the mount's root is visible.
-        folder = root / path.lstrip("/")
-        while True:
-            if folder.is_dir():
+        names = [name for name in path.split("/") if name not in ("", ".")]
+        for depth in range(len(names), -1, -1):
+            folder = "/".join([root, *names[:depth]])
+            if os.path.isdir(folder):
                 yield folder
-            if folder == root:
-                break
-            folder = folder.parent
 
 
-def _quota_of(folder: Path) -> float | None:
+def _quota_of(folder: str) -> float | None:
     try:
-        quota, period = files.read(folder / "cpu.max").split()
+        quota, period = files.read(f"{folder}/cpu.max").split()
     except (OSError, ValueError):
         try:
-            quota = files.read(folder / "cpu.cfs_quota_us").strip()
-            period = files.read(folder / "cpu.cfs_period_us").strip()
+            quota = files.read(f"{folder}/cpu.cfs_quota_us").strip()
+            period = files.read(f"{folder}/cpu.cfs_period_us").strip()
         except (OSError, ValueError):
             return None
     try:
@@ -102,7 +100,7 @@ class Topology:
     system's devices. Thread-safe.
     """
 
-    def __init__(self, root: Path = Path("/sys/devices/system")) -> None:
+    def __init__(self, root: str = "/sys/devices/system") -> None:
         self._root = root
 
     def groups(self, scope: str, cpus: Iterable[int]) -> tuple[tuple[int, ...], ...]:
@@ -132,24 +130,24 @@ class Topology:
         return known + self._split(_INSTEAD[scope], cpus.difference(*known))
 
     def _core_mates(self, cpu: int) -> frozenset[int]:
-        folder = self._root / f"cpu/cpu{cpu}/topology"
+        folder = f"{self._root}/cpu/cpu{cpu}/topology"
         # The second is the older name, before Linux 5.3.
-        return _cpu_list(folder / "core_cpus_list") or _cpu_list(folder / "thread_siblings_list")
+        return _cpu_list(f"{folder}/core_cpus_list") or _cpu_list(f"{folder}/thread_siblings_list")
 
     def _cache_mates(self, cpu: int) -> frozenset[int]:
         """The CPUs that share this CPU's last-level data or unified cache."""
         best, mates = 0, frozenset[int]()
-        for folder in _folders(self._root / f"cpu/cpu{cpu}/cache", "index"):
-            level = _text(folder / "level")
-            if _text(folder / "type") not in ("Data", "Unified") or not re.fullmatch("[0-9]", level):
+        for folder in _folders(f"{self._root}/cpu/cpu{cpu}/cache", "index"):
+            level = _text(f"{folder}/level")
+            if _text(f"{folder}/type") not in ("Data", "Unified") or level not in _LEVELS:
                 continue
-            if int(level) > best and (sharing := _cpu_list(folder / "shared_cpu_list")):
+            if int(level) > best and (sharing := _cpu_list(f"{folder}/shared_cpu_list")):
                 best, mates = int(level), sharing
         return mates
 
     def _nodes(self) -> dict[int, frozenset[int]]:
         """For each CPU the CPUs of its NUMA node. A CPU that two nodes claim is left out."""
-        nodes = [_cpu_list(folder / "cpulist") for folder in _folders(self._root / "node", "node")]
+        nodes = [_cpu_list(f"{folder}/cpulist") for folder in _folders(f"{self._root}/node", "node")]
         claims = Counter(cpu for node in nodes for cpu in node)
         return {cpu: node for node in nodes for cpu in node if claims[cpu] == 1}
 
@@ -178,21 +176,21 @@ def parse_cpu_list(text: str) -> frozenset[int]:
     return frozenset(cpus)
 
 
-def _cpu_list(path: Path) -> frozenset[int]:
+def _cpu_list(path: str) -> frozenset[int]:
     return parse_cpu_list(_text(path))
 
 
-def _text(path: Path) -> str:
+def _text(path: str) -> str:
     try:
         return files.read(path).decode().strip()
     except (OSError, ValueError):  # ValueError: bytes that don't decode
         return ""
 
 
-def _folders(parent: Path, prefix: str) -> list[Path]:
+def _folders(parent: str, prefix: str) -> list[str]:
     """The folders in `parent` that are named `prefix` and a number."""
     try:
         names = sorted(os.listdir(parent))
     except OSError:
         return []
-    return [parent / name for name in names if name.startswith(prefix) and name[len(prefix) :].isdecimal()]
+    return [f"{parent}/{name}" for name in names if name.startswith(prefix) and name[len(prefix) :].isdecimal()]

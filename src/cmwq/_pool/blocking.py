@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, not_holding
 from cmwq._core.surely import at_any_depth
-from cmwq._errors import Reentered
+from cmwq._errors import Refused, own
 from cmwq._pool import events, lane
 from cmwq._pool.figures import see, woken_for_a_blocked_one
 from cmwq._pool.worker import Worker, current_worker
@@ -224,7 +224,8 @@ class blocking:
         if not worker.nr_hints and worker.counted:
             try:
                 at_any_depth(_begin_to_block, worker)
-            except Reentered:
+            except Refused as exc:
+                own(exc)
                 return  # a hint that was never given must not be counted: the next ones would have no effect
         worker.nr_hints += 1
         self._depth += 1

@@ -41,7 +41,7 @@ from cmwq._core.tables import lookup
 from cmwq._errors import ThreadLimit
 from cmwq._pool.alarm import Alarm
 from cmwq._pool.blocking import CHILD, at_rest
-from cmwq._pool.worker import Worker, current_worker
+from cmwq._pool.worker import Worker
 
 if TYPE_CHECKING:
     from cmwq._pool.item import Item
@@ -220,19 +220,6 @@ def _lend(pool: WorkerPool, pwq: PoolWorkQueue, worker: Worker) -> None:
 # ----------------------------------------------------------------------------------- waits that can be seen
 
 
-class Waiters(list[Any]):
-    """The list to which `concurrent.futures.wait` and `as_completed`, on the waiting thread, append their waiter."""
-
-    def append(self, waiter: Any) -> None:
-        super().append(waiter)
-        worker = current_worker()
-        if worker is None:
-            return
-        known = worker.waiters
-        if not known or known[-1]() is not waiter:  # weak: a waiter lives as long as the wait
-            worker.waiters = (*(other for other in known if other() is not None), ref(waiter))
-
-
 def waits_for_works(worker: Worker) -> bool:
     """Return whether the work is in `concurrent.futures.wait` or `as_completed`, or awaits a work in an event loop."""
     item: Item | None = worker.item
@@ -247,6 +234,6 @@ def _is_asleep_in(waiter: Any) -> bool:
     Between two results of `as_completed` the work may do anything.
     """
     try:
-        return bool(waiter.event._cond._waiters)
+        return bool(waiter.event.sleepers)
     except AttributeError:  # the waiter is gone, or of an unknown type
         return False

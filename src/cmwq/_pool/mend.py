@@ -94,8 +94,8 @@ def _mend_workers(pool: WorkerPool) -> None:
         if worker.kicked or worker.dying:
             worker.idle = False
             pool.lock.wake(worker.parker)  # once too often does no harm
-        if worker.dying and not worker.item and worker.listed:
-            pool.workers.discard(worker)
+        if worker.dying and not worker.item and worker.listed and not worker.kicked:
+            pool.workers.discard(worker)  # on its way it is counted, until it is buried
     pool.nr_waking = sum(worker.kicked for worker in pool.workers)
     pool.nr_running, pool.nr_blocked, pool.nr_hogs = blocking.recount(pool)
     pool.children.parents = {worker for worker in pool.workers if worker.below is not None}

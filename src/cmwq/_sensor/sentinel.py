@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cmwq._core.held import watched
 from cmwq._core.ranks import Rank
 from cmwq._core.tables import lookup
-from cmwq._errors import ThreadLimit
+from cmwq._errors import CmwqError, ThreadLimit
 
 try:
     from cmwq._sensor import _sentinel
@@ -76,6 +76,8 @@ class SentinelSensor:
         with self._lock:
             try:
                 native = self._watch.lookout(pool.cpus, pool.target, pool.office.max_workers + 1, Rank.POOL)
+            except CmwqError:  # a signal handler let it out
+                raise
             except RuntimeError as exc:
                 raise ThreadLimit(f"pool {pool.name}: it can't be watched: {exc}") from exc
         self._want(pool.cpus[: pool.target])
@@ -135,6 +137,8 @@ class SentinelLookout:
         self._sensor.post()
         try:
             slot: Parker = self._native.slot()
+        except CmwqError:  # a signal handler let it out
+            raise
         except RuntimeError as exc:
             raise ThreadLimit(f"pool {self._pool.name}: {exc}") from exc
         return slot

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cmwq._core import log
 from cmwq._core.held import holding, outside
 from cmwq._core.surely import ask_for_depth, at_any_depth
-from cmwq._errors import CmwqError
+from cmwq._errors import REFUSALS, own
 from cmwq._workqueue.queued import Queued
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ class Delay:
         work._delay = None
         try:
             item = self.insert()
-        except CmwqError:
+        except REFUSALS as exc:
+            own(exc)
             work._moving = None
             self.stop()
             raise
@@ -88,12 +89,14 @@ class Delay:
     def start(self) -> None:
         """Set the timer. Raises ThreadLimit and QueueClosed: then it is not set."""
         self.wq.check_takes_delays()
+        self.wq.runtime.adopt(self.wq)
         self._timer = self.wq.runtime.host.call_later(self._seconds, self.fire)
         self.wq._delays.add(self)
         self.work._delay = self
         try:
             self.wq.check_takes_delays()  # `close` may have gone through the delays already
-        except CmwqError:
+        except REFUSALS as exc:
+            own(exc)
             self.work._delay = None
             self.stop()
             raise
@@ -122,7 +125,8 @@ class Delay:
         """
         try:
             return self.come()
-        except CmwqError:
+        except REFUSALS as exc:
+            own(exc)
             self.work._taken.append(self)
             raise
 
@@ -176,7 +180,7 @@ class Delay:
         pool.
         """
         if self._pwq.pool.disassociated and self.work._delay is self:
-            with suppress(CmwqError):  # keep the old place if there is no other, e.g. while the queue drains
+            with suppress(*REFUSALS):  # keep the old place if there is no other, e.g. while the queue drains
                 self._pwq = self.wq.place_here()
 
     @outside
@@ -197,7 +201,8 @@ class Delay:
                 return  # it was taken back or moved at this very moment
             try:
                 self.come()
-            except CmwqError as exc:
+            except REFUSALS as exc:
+                own(exc)
                 refusal = exc
         if refusal is not None:
             log.warning("%r is not run: %s", work, refusal)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from cmwq._core import log
 from cmwq._core.naming import name_of
 from cmwq._core.surely import surely
-from cmwq._errors import CmwqError
+from cmwq._errors import REFUSALS, FlushDeadlock, own
 from cmwq._workqueue.place_end import PhaseEnd
+from cmwq._workqueue.wait import own_item
 
 if TYPE_CHECKING:
     from cmwq._workqueue.queue import WorkQueue
@@ -27,7 +28,7 @@ DRAIN_ROUNDS = 10
 
 def flush_steps(queue: WorkQueue) -> Steps[None]:
     """Flush: seal the queue's places on all pools, and only then wait for the first."""
-    queue.refuse_own_work("flushes")
+    _refuse_own_work(queue, "flushes")
     phases = []
     for pwq in queue.places():
         queue.runtime.check_alive(pwq.pool, queue)
@@ -40,7 +41,7 @@ def flush_steps(queue: WorkQueue) -> Steps[None]:
 
 
 def drain_steps(queue: WorkQueue) -> Steps[None]:
-    queue.refuse_own_work("drains")
+    _refuse_own_work(queue, "drains")
     drain = object()
     end = partial(queue.end_drain, drain)
     with surely(end), surely(end):
@@ -49,7 +50,7 @@ def drain_steps(queue: WorkQueue) -> Steps[None]:
 
 
 def close_steps(queue: WorkQueue, delayed: str | None = None) -> Steps[None]:
-    queue.refuse_own_work("closes")
+    _refuse_own_work(queue, "closes")
     queue.refuse()
     end_delays(queue, delayed)
     while True:
@@ -74,7 +75,8 @@ def end_delays(queue: WorkQueue, delayed: str | None = None) -> None:
         if delayed == "run" and not delay.repeats:
             try:
                 delay.hasten()
-            except CmwqError:
+            except REFUSALS as exc:
+                own(exc)
                 lost.append(name_of(delay.work._fn))
         elif delay.cancel() and not delay.repeats:  # what a periodic work has queued already runs
             lost.append(name_of(delay.work._fn))
@@ -84,6 +86,16 @@ def end_delays(queue: WorkQueue, delayed: str | None = None) -> None:
             queue.name,
             few(lost),
             "" if delayed else '; a queue made with delayed="run" runs them, with delayed="cancel" it is silent',
+        )
+
+
+def _refuse_own_work(queue: WorkQueue, verb: str) -> None:
+    """Raise FlushDeadlock if the caller is one of the queue's own works (F7)."""
+    item = own_item(queue)
+    if item is not None:
+        raise FlushDeadlock(
+            f"{item.describe()} {verb} its own queue {queue.name!r}: it would wait for itself. Do this outside of "
+            "the queue's works, or wait for the futures of those that are meant"
         )
 
 

@@ -81,8 +81,33 @@ def close_at_exit(runtime: Runtime) -> None:
     now, timeout = runtime.host.monotonic(), runtime.exit_timeout
     deadline = None if timeout is None else now + timeout
     with _ending(runtime):
-        if not (runtime.abandoned or _finish(runtime, deadline, now + runtime.config.exit_grace)):
+        try:
+            finished = runtime.abandoned or _finish(runtime, deadline, now + runtime.config.exit_grace)
+        except BaseException as exc:  # Ctrl-C: the process ends, whatever still runs
+            _tell_left(runtime, exc)
+            raise
+        if not finished:
             _abandon(runtime, timeout or 0.0)
+
+
+def _tell_left(runtime: Runtime, exc: BaseException) -> None:
+    """Log what is not waited for any more, because of this exception."""
+    names: list[str] = []
+    for pool in runtime.pools():
+        with pool.lock:
+            names += [name_of(worker.item.function) for worker in pool.workers if worker.item is not None]
+        names += [name_of(item.function) for item in _waiting(pool)]
+    if names:
+        log.warning("%s at exit: works are not waited for any more: %s", type(exc).__name__, few(names))
+
+
+def _waiting(pool: WorkerPool) -> list[Item]:
+    """What has not begun."""
+    with pool.lock:
+        behind = [worker.item.follower for worker in pool.workers if worker.item is not None]
+        inactive = [item for pwq in list(pool.pwqs) for item in pwq.inactive]
+        waiting = [*pool.listed(), *pool.detained, *inactive, *(item for item in behind if item is not None)]
+        return [item for item in waiting if not item.withdrawn]
 
 
 @contextmanager
@@ -244,12 +269,7 @@ def _take_back(pools: list[WorkerPool], after: str, report: dict[Item | str, str
     """Cancel what has not begun. A work that begins at this very moment is found running afterwards."""
     dropped: dict[str, list[str]] = {}
     for pool in pools:
-        with pool.lock:
-            behind = [worker.item.follower for worker in pool.workers if worker.item is not None]
-            inactive = [item for pwq in list(pool.pwqs) for item in pwq.inactive]
-            waiting = [*pool.listed(), *pool.detained, *inactive, *(item for item in behind if item is not None)]
-            waiting = [item for item in waiting if not item.withdrawn]
-        for item in waiting:
+        for item in _waiting(pool):
             name = name_of(item.function)
             if isinstance(item, Future):
                 taken = item.cancel()

@@ -4,7 +4,11 @@ Guarantees: the queues are frozen from the first `freeze` to the next `thaw`. A 
 back what it wanted, and thaws only if no other call of it succeeded or still waits: what one thread gives up leaves
 the others what they have. A runtime that ends (G3) is thawed, and refuses to be frozen until that is over. Otherwise
 works that were accepted could stay behind in a place where nothing is listed, and the pools, which look at what is
-listed, would be closed over them. The letters are those of `pool`.
+listed, would be closed over them. A thaw that is interrupted is completed before anybody else freezes or thaws (F10).
+
+No work is lost because its user has dropped the queue: elsewhere a work that waits for room is kept by one that is
+listed or runs, through their place. In a frozen place no work is listed, and so the freezer keeps the place itself, as
+long as works wait there. The letters are those of `pool`.
 """
 
 from __future__ import annotations
@@ -12,10 +16,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
 from cmwq._core.surely import surely
 from cmwq._core.tables import lookup
-from cmwq._errors import QueueClosed, Reentered
+from cmwq._errors import QueueClosed, Refused, own
+from cmwq._pool.mend import mending
 from cmwq._workqueue.place_end import Quiet
 
 if TYPE_CHECKING:
@@ -34,10 +40,13 @@ class Freezer:
 
     def forget(self) -> None:
         """Begin anew in the child of a fork (G2)."""
-        self._lock: Lock = self._runtime.host.lock(Rank.FREEZER)  # F: freezing and thawing exclude each other
+        host = self._runtime.host
+        self._lock: Lock = host.lock(Rank.FREEZER, mending(self))  # F: freezing and thawing exclude each other
+        self._thawing = False  # E: a thaw has begun, and is not complete
         self.frozen = False  # E to change; a queue's new place looks at it with Q held
         self._calls: dict[object, bool] = {}  # E: calls of `freeze` since the last thaw: has it succeeded?
         self._endings: set[object] = set()  # E to add: one for each call that ends the runtime
+        self._kept: set[PoolWorkQueue] = set()  # A: frozen places in which works wait; E to clear
 
     def steps(self) -> Steps[None]:
         """The steps of `Runtime.freeze`. If they are closed early, this call wants nothing frozen any more."""
@@ -60,15 +69,37 @@ class Freezer:
                     wait = {call: False for call, succeeded in self._calls.items() if not succeeded}
                     self._calls = {**wait, mine: True}  # one step (F10), and one that succeeded stands for all
 
+    @holding("pwq.pool.lock")
+    def keep(self, pwq: PoolWorkQueue) -> None:
+        """Keep a frozen place if works wait there, else let go of it. (All that was withdrawn is in its own list.)"""
+        if len(pwq.inactive) <= pwq.nr_withdrawn:
+            self._kept.discard(pwq)
+        elif pwq not in self._kept:
+            # A finaliser may have queued here, and before it ran, the collector cleared all weak references to this.
+            pwq.pool.pwqs.add(pwq)
+            self._runtime.adopt(pwq.wq)
+            self._kept.add(pwq)
+            if not self.frozen:  # so the thaw may have missed it
+                self._runtime.host.defer(partial(self._thaw_too, pwq))
+
+    @outside
+    def _thaw_too(self, pwq: PoolWorkQueue) -> None:
+        with self._lock:
+            if not self.frozen:
+                pwq.thaw()
+                self._kept.discard(pwq)
+
     def _give_up(self, mine: object) -> None:
         """Thaw if this call has failed, and no other one wants the queues frozen."""
         try:
             with self._lock:
                 if lookup(self._calls, mine) is False:
-                    del self._calls[mine]
-                    if not self._calls:
+                    if len(self._calls) > 1:
+                        del self._calls[mine]
+                    else:
                         self._thaw()
-        except Reentered:
+        except Refused as exc:
+            own(exc)
             self._runtime.host.defer(partial(self._give_up, mine))
 
     def thaw(self) -> None:
@@ -76,7 +107,8 @@ class Freezer:
         try:
             with self._lock:
                 self._thaw()
-        except Reentered:
+        except Refused as exc:
+            own(exc)
             self._runtime.host.defer(self.thaw)
 
     def begin_to_end(self, ending: object) -> None:
@@ -89,11 +121,21 @@ class Freezer:
         """Undo `begin_to_end`. Harmless if there is nothing to undo. What was frozen before stays thawed."""
         self._endings.discard(ending)
 
+    @holding("self._lock")
+    def mend(self) -> None:
+        """Called after something was raised while E was held: complete a thaw. (A freeze is given up by its call.)"""
+        if self._thawing:
+            self._thaw()
+
+    @holding("self._lock")
     def _thaw(self) -> None:
+        self._thawing = True
         self._calls = {}
         self.frozen = False
         for pwq in self._places():
             pwq.thaw()
+            self._kept.discard(pwq)  # not before: until its works are listed, perhaps nobody else knows a place
+        self._thawing = False
 
     def _places(self) -> list[PoolWorkQueue]:
         return [pwq for queue in self._runtime.queues() if queue.freezable for pwq in queue.places()]

@@ -10,10 +10,16 @@ from __future__ import annotations
 
 import concurrent.futures as cf
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from concurrent.futures._base import (
+    _STATE_TO_DESCRIPTION_MAP,
+    CANCELLED,
+    CANCELLED_AND_NOTIFIED,
+    FINISHED,
+    PENDING,
+    RUNNING,
+)
 from contextvars import Context
 from functools import partial
-from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmwq._core import checks
@@ -21,12 +27,12 @@ from cmwq._core.held import holding, outside
 from cmwq._core.naming import called, name_of
 from cmwq._core.records import FutureRecord
 from cmwq._core.surely import ask_for_depth, at_any_depth
-from cmwq._errors import CmwqTimeout, Reentered
+from cmwq._errors import CmwqTimeout, Refused, own, refused_by_us
 from cmwq._pool import events
 from cmwq._pool.item import lay_out
-from cmwq._pool.lending import Waiters
 from cmwq._pool.worker import current_worker
 from cmwq._workqueue.audience import Audience, is_to_be_raised
+from cmwq._workqueue.readers import Over, Readers, readers_of
 from cmwq._workqueue.unfetched import Unfetched
 from cmwq._workqueue.wait import check_may_wait, needs_of, park_until, wait_for
 
@@ -145,7 +151,7 @@ class Future(cf.Future[T], FutureRecord):
     def end(self) -> Audience | None:
         audience = self._audience
         if audience is not None:
-            if audience.callbacks or audience.condition is not None:
+            if audience.callbacks or audience.readers is not None:
                 return audience
             self._state = FINISHED  # first: `wake` may unpark at once, and that thread reads it without the lock
             lock = self.phase.pwq.pool.lock
@@ -260,20 +266,13 @@ class Future(cf.Future[T], FutureRecord):
         return self._audience
 
     @property
-    def _condition(self) -> Condition:  # type: ignore[override]  # an attribute in typeshed; here made when needed
-        with self.phase.pwq.pool.lock:
-            audience = self._listeners()
-            if audience.condition is None:
-                audience.condition = Condition()
-            return audience.condition
+    def _condition(self) -> Readers | Over:  # type: ignore[override]  # an attribute in typeshed; here made when needed
+        audience = self._audience
+        return readers_of(self) if audience is None or audience.readers is None else audience.readers
 
     @property
-    def _waiters(self) -> list[Any]:  # type: ignore[override]  # likewise
-        with self.phase.pwq.pool.lock:
-            audience = self._listeners()
-            if audience.waiters is None:
-                audience.waiters = Waiters()
-            return audience.waiters
+    def _waiters(self) -> Readers | Over:  # type: ignore[override]  # likewise
+        return self._condition
 
     def cancel(self) -> bool:
         """Take the call back if it has not begun. True: it will not run. False: it runs, or has ended. Does not wait.
@@ -286,13 +285,13 @@ class Future(cf.Future[T], FutureRecord):
         try:
             cancelled = self._decide_to_cancel(me)
             self._announce_cancelled(me)
-        except Reentered:
+        except BaseException as exc:
+            if not refused_by_us(exc):
+                at_any_depth(self._announce_cancelled, me)  # if this call decided, it finishes the job
+                raise
             if self._state == PENDING:
                 self.phase.pwq.pool.host.defer(self.cancel)
             return self._state not in (RUNNING, FINISHED)
-        except BaseException:
-            at_any_depth(self._announce_cancelled, me)  # if this call decided, it finishes the job
-            raise
         return cancelled
 
     def _decide_to_cancel(self, canceller: object) -> bool:
@@ -340,7 +339,8 @@ class Future(cf.Future[T], FutureRecord):
                     audience.callbacks.append(fn)
                     self._be_fetched()
                     return
-        except Reentered:
+        except Refused as exc:
+            own(exc)
             self.phase.pwq.pool.host.defer(partial(self.add_done_callback, fn))
             return
         self._be_fetched()
@@ -410,7 +410,7 @@ class Future(cf.Future[T], FutureRecord):
             raise CmwqTimeout(f"no result within {timeout} s: {self!r}")
 
     def __repr__(self) -> str:
-        return f"<cmwq.Future {self._state.lower()} of queue {self.queue.name!r}>"
+        return f"<cmwq.Future {_STATE_TO_DESCRIPTION_MAP[self._state]} of queue {self.queue.name!r}>"
 
 
 ATTRIBUTES = "phase", "_call", "_context", "_state", "_result", "_kwargs", "_exception", "_audience"

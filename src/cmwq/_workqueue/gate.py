@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core.held import holding, outside
 from cmwq._core.records import QueueRecord
-from cmwq._errors import QueueClosed, Reentered
+from cmwq._errors import QueueClosed, Refused, own
 from cmwq._workqueue.wait import own_item
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ class Gate(QueueRecord):
                 self._closing = True
                 self._change_state()
             self._tell_servings()
-        except Reentered:
+        except Refused as exc:
+            own(exc)
             self.runtime.host.defer(self.refuse)
 
     @outside
@@ -115,7 +116,8 @@ class Gate(QueueRecord):
                 news, self._sealed = not self._sealed, True
                 places = list(self._pwqs.values())
             return news and any(pwq.nr_admitted for pwq in places)
-        except Reentered:
+        except Refused as exc:
+            own(exc)
             self.runtime.host.defer(self.seal)
             return False
 
@@ -175,7 +177,7 @@ class Gate(QueueRecord):
         after = "interpreter shutdown" if runtime.exiting else "shutdown"
         words = "" if self._chains else f"cannot schedule new futures after {after}: "
         if runtime.exiting or runtime.closed or (pool is not None and pool.closing):
-            return f"{words}queue {self.name!r}: its runtime {runtime.why_closed()}"
+            return f"{words}queue {self.name!r}: its runtime {runtime.why_closed(words=not words)}"
         if self.drains:
             return f"queue {self.name!r} is draining and takes no work from outside; queue again after drain()"
         return f"{words}queue {self.name!r} is closed and takes no more work; make a new one"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from cmwq._errors import CmwqError
+from cmwq._errors import REFUSALS, own
 
 if TYPE_CHECKING:
     from cmwq._workqueue.future import Future
@@ -80,7 +80,8 @@ def insert_later(pwq: PoolWorkQueue, item: Future[Any]) -> None:
             return  # it was inserted by a call that was interrupted, or taken back meanwhile
         try:
             insert(pwq, item)
-        except CmwqError as exc:
+        except REFUSALS as exc:
+            own(exc)
             item.refuse(exc)
 
     pwq.pool.host.defer(insert_now)

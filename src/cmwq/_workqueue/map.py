@@ -52,15 +52,14 @@ def map_calls(
     else:
         ahead = deque(submit(fn, *args) for args in islice(calls, buffersize))
     rest = None if buffersize is None else Rest(calls, fn, submit)
-    results = _results(ahead, rest, limit)
-    next(results)  # to within its `try`: leaving it cancels from now on, also before the first result is taken
-    return results
+    return _results(ahead, rest, limit)
 
 
-# A generator of its own, so that submitting begins at the call of `map_calls` and not at the first result.
+# A generator of its own, so that submitting begins at the call of `map_calls` and not at the first result. If nobody
+# asks for the first it never gets into its `try`, so nothing is cancelled: `executor.map(send, letters)` as a statement
+# sends them all, as with the standard library (bpo-11777; CPython's tests hold it).
 def _results(ahead: deque[cf.Future[T]], rest: Rest[T] | None, limit: _Limit | None) -> Iterator[T]:
     try:
-        yield None  # type: ignore[misc]  # to `map_calls`
         while ahead:
             if rest is None:
                 yield take(ahead, _result_of, limit)  # in no variable: it lives as long as the caller wants

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cmwq._core import checks
 from cmwq._core.held import holding, outside
 from cmwq._core.here import host_here
-from cmwq._errors import CmwqError, Reentered
+from cmwq._errors import REFUSALS, Refused, own
 from cmwq._workqueue.delay import Delay
 from cmwq._workqueue.queued import Queued
 from cmwq._workqueue.work import Work
@@ -108,10 +108,12 @@ class FixedRate(Delay):
         """Queue the work. False: its queue is being closed. A queue that drains refuses it, but only for now."""
         try:
             self.insert(accepted=False)
-        except CmwqError:
+        except REFUSALS as exc:
+            own(exc)
             try:
                 self.wq.check_takes_delays()
-            except CmwqError:
+            except REFUSALS as exc:
+                own(exc)
                 return False
         else:
             self._queued += 1
@@ -162,6 +164,7 @@ def _begin(wq: WorkQueue, work: PeriodicWork, period: float, first: float) -> bo
             wq._check_open()
             work._missed = 0
             FixedRate(wq, pwq, work, first, period).start()
-    except Reentered:
+    except Refused as exc:
+        own(exc)
         wq.runtime.host.defer(partial(_begin, wq, work, period, first))
     return True

@@ -114,6 +114,8 @@ class Phase(PhaseRecord):
             pwq.nr_withdrawn += 1
             if pwq.nr_withdrawn > PURGE:
                 pwq.purge()
+            if pwq.frozen:
+                pwq.wq.runtime.freezer.keep(pwq)
         self.leave()
 
 

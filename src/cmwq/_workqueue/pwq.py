@@ -182,6 +182,8 @@ class PoolWorkQueue(PlaceRecord):
     def _attend_to_inactive(self) -> None:
         """Update `attends`, and have the pool look for works that wait for inactive ones (`lending.watch`)."""
         self.attends = self.careful or bool(self.inactive)
+        if self.frozen:
+            self.wq.runtime.freezer.keep(self)
         if self.inactive and self.lends and self.pool.lending.timer is None:
             lending.watch(self.pool)
         self.tell_learning()
@@ -236,7 +238,7 @@ class PoolWorkQueue(PlaceRecord):
         """An active item may not start, because the queue was frozen meanwhile. It is the next to be activated."""
         self.nr_active -= 1
         self.inactive.appendleft(item)
-        self.attends = True
+        self._attend_to_inactive()
         if self.observed:
             events.deactivated(self, (item,))
 
@@ -395,11 +397,8 @@ class PoolWorkQueue(PlaceRecord):
     def freeze(self) -> None:
         """Start no work of the queue here until `thaw`. Listed works become inactive again, in order."""
         with self.pool.lock:
-            if self.frozen:
-                return
-            self.frozen = self.careful = self.attends = True
+            self.frozen = self.careful = True  # all of it again where it is frozen: that may have been interrupted
             lane.merge(self.pool)
-            self.tell_learning()
             worklist = self.pool.worklist
             listed = [item for item in worklist if item.pwq is self]
             if listed:
@@ -409,6 +408,7 @@ class PoolWorkQueue(PlaceRecord):
                 if self.observed:
                     events.deactivated(self, listed)
                 self.pool.settle()
+            self._attend_to_inactive()
 
     def thaw(self) -> None:
         """Undo `freeze`: list inactive items again, and wake the threads that wait for the freezing."""

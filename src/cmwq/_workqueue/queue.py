@@ -16,7 +16,7 @@ from cmwq._core import checks, log
 from cmwq._core.held import holding, outside
 from cmwq._core.ranks import Rank
 from cmwq._core.tables import lookup
-from cmwq._errors import FlushDeadlock, Reentered, ThreadLimit
+from cmwq._errors import Refused, ThreadLimit, own
 from cmwq._pool.mend import mending
 from cmwq._pool.observed import observe
 from cmwq._pool.rescuer import Rescuer
@@ -36,7 +36,7 @@ from cmwq._workqueue.room import Room, WhenFull
 from cmwq._workqueue.serving import Serving
 from cmwq._workqueue.serving import begin as begin_serving
 from cmwq._workqueue.submitting import submit_specially
-from cmwq._workqueue.wait import own_item, run_steps
+from cmwq._workqueue.wait import run_steps
 from cmwq._workqueue.work import DelayedWork, Work
 
 if TYPE_CHECKING:
@@ -175,7 +175,8 @@ class WorkQueue(Gate):
         future: Future[Any] = Future(pwq.outside, (fn, *args), kwargs, copy_context())
         try:
             insert(pwq, future)
-        except Reentered:
+        except Refused as exc:
+            own(exc)
             insert_later(pwq, future)
         return future
 
@@ -187,7 +188,8 @@ class WorkQueue(Gate):
         future: Future[Any] = Future(pwq.outside, (fn, *args), kwargs, copy_context())
         try:
             insert(pwq, future)
-        except Reentered:
+        except Refused as exc:
+            own(exc)
             insert_later(pwq, future)
         return future
 
@@ -204,7 +206,8 @@ class WorkQueue(Gate):
         futures: list[Future[T]] = [Future(pwq.outside, (fn, *args), {}, copy_context()) for args in calls]
         try:
             insert_many(pwq, futures)
-        except Reentered:
+        except Refused as exc:
+            own(exc)
             for future in futures:
                 insert_later(pwq, future)
         return futures
@@ -220,8 +223,8 @@ class WorkQueue(Gate):
 
         timeout: seconds from this call until each result must be there, else TimeoutError. buffersize: at most this
         many calls are submitted ahead of the results taken, and the iterables are read only that far; None: all at
-        once. A call's exception is raised when its result is taken. Leaving the iterator cancels calls that have not
-        begun.
+        once. A call's exception is raised when its result is taken. An iterator that is left after some results cancels
+        calls that have not begun; one that is never asked for a result cancels nothing.
         """
         self.refuse_coroutine_function(fn)
         ours = type(self).submit in OWN_SUBMITS and "submit" not in self.__dict__ and not isinstance(fn, Work)
@@ -441,12 +444,6 @@ class WorkQueue(Gate):
         """Raise TypeError if nobody would await what the function returns."""
         checks.no_coroutine_function(f"what is submitted to queue {self.name!r}", fn)
 
-    def refuse_own_work(self, verb: str) -> None:
-        """Raise FlushDeadlock if the caller is one of the queue's own works (F7)."""
-        item = own_item(self)
-        if item is not None:
-            raise FlushDeadlock(f"{item.describe()} {verb} its own queue {self.name!r}: it would wait for itself")
-
     def place_here(self) -> PoolWorkQueue:
         """The queue's place on the pool that takes a work queued by this thread now."""
         pool = self.runtime.pool_here(self.scope, highpri=self.highpri)
@@ -465,6 +462,7 @@ class WorkQueue(Gate):
             if pwq is None:
                 if self._shut:
                     self._check_admitted(pool)
+                self.runtime.adopt(self)
                 frozen = self.freezable and self.runtime.frozen
                 pwq = PoolWorkQueue(self, pool, frozen=frozen)
                 with pool.lock:
@@ -490,6 +488,7 @@ class WorkQueue(Gate):
                     rescuer.start()
                     self.rescuer = rescuer
         except ThreadLimit as exc:
+            own(exc)
             raise ThreadLimit(f"queue {self.name!r} was to have a rescuer: {exc}") from exc
 
     def end_rescuer(self) -> Thread | None:

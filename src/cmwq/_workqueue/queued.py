@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from cmwq._core.held import holding, not_holding, outside
 from cmwq._core.naming import called, name_of
 from cmwq._core.records import QueuedRecord
-from cmwq._errors import CmwqError
+from cmwq._errors import REFUSALS, own
 from cmwq._pool import events
 from cmwq._pool.item import lay_out
 from cmwq._pool.worker import current_worker
@@ -159,7 +159,8 @@ class Queued(QueuedRecord):
         work._item = self
         try:
             insert(pwq, self)
-        except CmwqError:  # after any other exception `Work.mend` finds out whether it was listed
+        except REFUSALS as exc:  # after any other exception `Work.mend` finds out whether it was listed
+            own(exc)
             work._item = None
             raise
 

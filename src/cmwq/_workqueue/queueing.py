@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cmwq._core import checks
 from cmwq._core.surely import ask_for_depth, at_any_depth
-from cmwq._errors import CmwqError, Reentered, WorkDisabled
+from cmwq._errors import REFUSALS, Refused, WorkDisabled, own, refused_by_us
 from cmwq._workqueue.delay import Delay
 from cmwq._workqueue.queued import Queued
 from cmwq._workqueue.work import DelayedWork, Work
@@ -47,7 +47,8 @@ def queue(wq: WorkQueue, /, work: Work) -> bool:
             if work._item is not None or work._delay is not None or work._disables or work._cancels:
                 return False
             Queued(work, pwq.outside, copy_context()).hand_over(pwq)
-    except Reentered:
+    except Refused as exc:
+        own(exc)
         wq.runtime.host.defer(partial(queue_specially, wq, work, accepted=True))
     return True
 
@@ -106,7 +107,8 @@ def queue_specially(
                 if future is not None:
                     item.add_future(future)
                 item.hand_over(pwq)
-    except Reentered:
+    except Refused as exc:
+        own(exc)
         if future is not None:
             raise
         wq.runtime.host.defer(partial(queue_specially, wq, work, cpu, delay=delay, accepted=True))
@@ -128,7 +130,8 @@ def queue_or_join(wq: WorkQueue, work: Work, future: WorkFuture, *, accepted: bo
         while not (queue_specially(wq, work, future=future, accepted=accepted) or work.add_future(future)):
             if work.is_blocked:
                 raise WorkDisabled(f"{work!r} can't be submitted to queue {wq.name!r} until it is enabled")
-    except Reentered:
+    except Refused as exc:
+        own(exc)
         wq.runtime.host.defer(partial(_join_later, wq, work, future))
 
 
@@ -136,7 +139,8 @@ def _join_later(wq: WorkQueue, work: Work, future: WorkFuture) -> None:
     """`queue_or_join`, deferred: if it fails, only the future can tell."""
     try:
         queue_or_join(wq, work, future, accepted=True)
-    except CmwqError as exc:
+    except REFUSALS as exc:
+        own(exc)
         future.settle(None, exc)
 
 
@@ -152,12 +156,12 @@ def mod_delayed(wq: WorkQueue, work: DelayedWork, delay: float) -> bool:
         with work._here():
             moved = not work.is_blocked and work.move_to(new)
         work._drop_taken()
-    except Reentered:
+    except BaseException as exc:
+        if not refused_by_us(exc):
+            at_any_depth(work._drop_taken)
+            raise
         wq.runtime.host.defer(partial(mod_delayed, wq, work, delay))
         return work.pending
-    except BaseException:
-        at_any_depth(work._drop_taken)
-        raise
     return moved
 
 

@@ -175,9 +175,14 @@ def _grouped(
 
 
 def with_workers(locks: dict[int, Awaited], workers: Iterable[Worker]) -> dict[int, Awaited]:
-    """The same, each holder that is one of these workers by the worker's name: its thread may have any (B5)."""
+    """The same, each holder that is one of these workers by the worker's name: its thread may have any (B5). What a
+    worker does is told of itself.
+    """
     names = {getattr(worker.thread, "ident", None): worker.name for worker in workers}
-    return {key: lock._replace(holder_name=names.get(lock.holder, lock.holder_name)) for key, lock in locks.items()}
+    return {
+        key: lock._replace(holder_name=names[lock.holder], holder_does="") if lock.holder in names else lock
+        for key, lock in locks.items()
+    }
 
 
 def _culprit(
@@ -235,7 +240,7 @@ def _chain(
             break
         seen.add(lock.holder)
         if worker is None:
-            links.append(f"{link}, which is no worker of this pool")
+            links.append(f"{link}, which {lock.holder_does or 'is no worker of this pool'}")
             break
         further = locks.get(id(worker.thread))
         if item is not None and item in waiting:

@@ -212,7 +212,11 @@ class Runtime:
         self.watchdog.on_stall = call
 
     def adopt(self, queue: WorkQueue) -> None:
-        """Count the queue among this runtime's, as long as somebody references it."""
+        """Count the queue among this runtime's, as long as somebody references it. May be repeated.
+
+        It is repeated where a work is accepted to which only `queues` leads: a finaliser may use a queue whose weak
+        references the collector has cleared, as it does before it calls finalisers.
+        """
         self._queues.add(queue)
 
     def pool_here(self, scope: str, *, highpri: bool = False) -> WorkerPool:
@@ -361,10 +365,12 @@ class Runtime:
         close_at_exit(self)
         self.events.end()
 
-    def why_closed(self) -> str:
-        """Why it accepts no work, in words that follow its name."""
-        if self.exiting:  # the standard library's words, which programs look for
-            return "ended with the interpreter: cannot schedule new futures after interpreter shutdown"
+    def why_closed(self, *, words: bool = True) -> str:
+        """Why it accepts no work, in words that follow its name. words: with the standard library's, which programs
+        look for; False: the caller has said them.
+        """
+        if self.exiting:
+            return "ended with the interpreter" + ": cannot schedule new futures after interpreter shutdown" * words
         return "is closed and takes no more work"
 
     def process_forked(self) -> None:

@@ -41,7 +41,7 @@ from cmwq._core.naming import name_of
 from cmwq._core.ranks import Rank
 from cmwq._core.surely import at_any_depth
 from cmwq._core.tables import lookup
-from cmwq._errors import ForeignProcess, QueueClosed, Reentered
+from cmwq._errors import ForeignProcess, QueueClosed, Refused, own
 from cmwq._pool.mend import mending
 from cmwq._workqueue.asking import Ask, ServingEnd, accept, call_on_stop, count, stand_first, stand_in_line, waiting
 from cmwq._workqueue.wait import run_steps
@@ -129,7 +129,8 @@ class Serving:
             with self._lock:
                 self._dry = False
             self.arrange()
-        except Reentered:
+        except Refused as exc:
+            own(exc)
             self._wq.runtime.host.defer(self.notify)
 
     def stop(self) -> None:
@@ -146,7 +147,8 @@ class Serving:
             with self._lock:
                 self._stopped = True
             self.heed()
-        except Reentered:
+        except Refused as exc:
+            own(exc)
             self._wq.runtime.host.defer(self.stop)
             return
         call_on_stop(self)
@@ -196,7 +198,8 @@ class Serving:
             return
         try:
             places = self._places()
-        except QueueClosed:
+        except QueueClosed as exc:
+            own(exc)
             return
         with self._lock:
             if self._asker is not None or not self._may_ask():

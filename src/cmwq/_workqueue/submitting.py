@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cmwq._core.surely import ask_for_depth, at_any_depth
-from cmwq._errors import Reentered
+from cmwq._errors import Refused, own, refused_by_us
 from cmwq._workqueue.future import BoundedFuture, Future
 from cmwq._workqueue.inserting import insert, insert_later
 from cmwq._workqueue.queueing import queue_or_join
@@ -33,7 +33,8 @@ def submit_specially(wq: WorkQueue, fn: Any, args: tuple[Any, ...], kwargs: dict
     future: Future[Any] = Future(pwq.outside, (fn, *args), kwargs, context)
     try:
         insert(pwq, future)
-    except Reentered:
+    except Refused as exc:
+        own(exc)
         insert_later(pwq, future)
     return future
 
@@ -50,13 +51,13 @@ def _submit_bounded(
     try:
         room.take(future)
         insert(pwq, future)
-    except Reentered:
+    except BaseException as exc:
+        if not refused_by_us(exc):
+            at_any_depth(_give_back, room, pwq, future)
+            raise
         # It is let in later, even if the queue is full: by then no caller can wait or get an exception.
         room.give_later(future)
         insert_later(pwq, future)
-    except BaseException:
-        at_any_depth(_give_back, room, pwq, future)
-        raise
     return future
 
 

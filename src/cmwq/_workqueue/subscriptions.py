@@ -22,7 +22,7 @@ from cmwq._core import checks, log
 from cmwq._core.held import holding, outside
 from cmwq._core.surely import at_any_depth
 from cmwq._core.tables import lookup
-from cmwq._errors import Reentered
+from cmwq._errors import Refused, refused_by_us
 from cmwq._pool.events import Event, Kind, Note, Tap, name_of_pool, note, note_counts
 from cmwq._pool.observed import observe_places
 
@@ -108,7 +108,7 @@ class Subscription:
         found = self._pop()
         if found is None:
             if self._host.inside():
-                raise Reentered("an event is waited for in the middle of cmwq's own code on this thread")
+                raise Refused("an event is waited for in the middle of cmwq's own code on this thread")
             found = self._await(self._host.parker(), deadline)
         return found
 
@@ -328,12 +328,12 @@ class Events:
         """
         try:
             self._detach(subscription)
-        except Reentered:
+        except BaseException as exc:
+            if not refused_by_us(exc):
+                # From the beginning: detaching from a pool twice does no harm.
+                at_any_depth(self._detach, subscription)
+                raise
             self.runtime.host.defer(partial(self.drop, subscription))
-        except BaseException:
-            # From the beginning: detaching from a pool twice does no harm.
-            at_any_depth(self._detach, subscription)
-            raise
 
     def _detach(self, subscription: Subscription) -> None:
         runtime = self.runtime

@@ -109,7 +109,6 @@ def install() -> bool:
         execute_specially=execute_specially,
         breathe=breathe,
         be_watched=be_watched,
-        refuse_coroutine_function=WorkQueue.refuse_coroutine_function,
     )
     for module in (inserting, queue, queued, submitting):
         module.insert = _sentinel.insert  # type: ignore[attr-defined]

@@ -32,7 +32,7 @@ from cmwq._core.here import host_here
 from cmwq._core.ranks import Rank
 from cmwq._core.surely import at_any_depth, surely
 from cmwq._core.tables import lookup
-from cmwq._errors import Abandoned, CmwqTimeout, FlushDeadlock, Reentered, ThreadLimit
+from cmwq._errors import Abandoned, CmwqTimeout, FlushDeadlock, Refused, ThreadLimit
 from cmwq._pool.blocking import step_aside, step_back
 from cmwq._pool.rescuer import gets_no_threads, hopeless
 from cmwq._pool.worker import current_worker
@@ -264,7 +264,7 @@ def check_may_wait(host: Host) -> None:
     there, and what it would wait for may need the very lock that this thread holds (F10).
     """
     if host.inside():
-        raise Reentered(
+        raise Refused(
             "called by a finaliser or a signal handler in the middle of cmwq's own code on this thread: "
             "to wait here could be to wait for this thread itself"
         )

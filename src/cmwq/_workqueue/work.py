@@ -49,7 +49,7 @@ from cmwq._core.naming import name_of
 from cmwq._core.ranks import Rank
 from cmwq._core.records import WorkRecord
 from cmwq._core.surely import ask_for_depth, at_any_depth, surely
-from cmwq._errors import CmwqError, Reentered
+from cmwq._errors import REFUSALS, Refused, own, refused_by_us
 from cmwq._pool.mend import mending
 from cmwq._pool.worker import current_worker
 from cmwq._workqueue.item_end import ItemEnd
@@ -74,7 +74,8 @@ class Work(WorkRecord):
     From queueing until just before the call the work is pending, and queueing it again does nothing (E4). It never runs
     twice at the same time, wherever it is queued (E3). Its own function may queue, cancel or drop it (E5). `fn(*args,
     **kwargs)` runs in a copy of the context of the thread that queued it; its exception is logged, or handed to the
-    queue's `on_error`. A coroutine function is refused (TypeError): nobody would await it.
+    queue's `on_error`. A coroutine function is refused (TypeError): nobody would await it. So is a method within the
+    body of its class: each object needs a work of its own, `cmwq.Work(self.refresh)`.
 
     Thread-safe. In the child of a fork it is idle, and disabled as often as it was in the parent (G2). Methods that
     wait take a timeout in seconds and then raise CmwqTimeout; they raise FlushDeadlock where a work would wait for
@@ -93,6 +94,10 @@ class Work(WorkRecord):
         self._kwargs = kwargs  # I
         self._disables = 0  # W
         self._begin()
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Refuse to be the decorator of a method, which would be called without its object. Raises TypeError."""
+        checks.no_method_of(owner, name, self._fn, given=len(self._args) + len(self._kwargs))
 
     def _begin(self) -> None:
         self._cancels: tuple[object, ...] = ()  # W: calls of cancel_sync in progress
@@ -143,7 +148,7 @@ class Work(WorkRecord):
         before a look at the work without W.
         """
         if self._lock.stained:
-            with suppress(Reentered), self._here():
+            with suppress(Refused), self._here():
                 pass
 
     def _is_on_its_way(self) -> bool:
@@ -194,7 +199,8 @@ class Work(WorkRecord):
         try:
             with pool.lock:
                 return self._execution
-        except Reentered:  # the lock is not needed to read it
+        except Refused as exc:  # the lock is not needed to read it
+            own(exc)
             return self._execution
 
     def __repr__(self) -> str:
@@ -210,17 +216,22 @@ class Work(WorkRecord):
         until that code is done, and True means that the work was pending when asked. The same holds for `disable` and
         `enable`.
         """
+        return self._take_away(0, self.cancel)
+
+    def _take_away(self, disables: int, again: Callable[[], object]) -> bool:
+        """Take the work back, and disable it so often more. again: what is deferred in cmwq's own code."""
         ask_for_depth()
         try:
             with self._here():
+                self._disables += disables
                 was = self._take_back() is not None
             self._drop_taken()
-        except Reentered:
-            host_here().defer(self.cancel)
+        except BaseException as exc:
+            if not refused_by_us(exc):
+                at_any_depth(self._drop_taken)
+                raise
+            host_here().defer(again)
             return self.pending
-        except BaseException:
-            at_any_depth(self._drop_taken)
-            raise
         return was
 
     def cancel_sync(self, timeout: float | None = None) -> bool:
@@ -238,19 +249,7 @@ class Work(WorkRecord):
         """
         if self._disables >= MAX_DISABLED:
             raise OverflowError(f"{self!r} is disabled {MAX_DISABLED} times already")
-        ask_for_depth()
-        try:
-            with self._here():
-                self._disables += 1
-                was = self._take_back() is not None
-            self._drop_taken()
-        except Reentered:
-            host_here().defer(self.disable)
-            return self.pending
-        except BaseException:
-            at_any_depth(self._drop_taken)
-            raise
-        return was
+        return self._take_away(1, self.disable)
 
     def disable_sync(self, timeout: float | None = None) -> bool:
         """`disable`, then wait until it does not run. After a CmwqTimeout it stays disabled. timeout: seconds."""
@@ -266,7 +265,8 @@ class Work(WorkRecord):
                 disables = self._disables
                 if disables:
                     self._disables = disables - 1
-        except Reentered:
+        except Refused as exc:
+            own(exc)
             host_here().defer(self.enable)
             return self._disables <= 1
         if not disables:
@@ -395,7 +395,8 @@ class Work(WorkRecord):
             new.futures = taken.take_futures()
         try:
             new.go()
-        except CmwqError:
+        except REFUSALS as exc:
+            own(exc)
             self._moving = None
             self._taken.append(new)
             raise
@@ -419,13 +420,16 @@ class Work(WorkRecord):
         if item is not None and not item.is_pending():
             self._item = item = None
         if delay is not None:
-            with suppress(CmwqError):
+            try:
                 delay.settle(item)
+            except REFUSALS as exc:
+                own(exc)
         if moving is not None:
             if item is None and delay is None:  # it was taken back already
                 try:
                     moving.go()
-                except CmwqError:
+                except REFUSALS as exc:
+                    own(exc)
                     self._taken.append(moving)
             self._moving = None
         if self.is_blocked:

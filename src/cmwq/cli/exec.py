@@ -32,7 +32,7 @@ from cmwq.cli.lines import Lines, Tagged, tag_of
 from cmwq.cli.log import Log
 from cmwq.cli.news import Failed, Finished, Outcome
 from cmwq.cli.output import CLOSED, Refusal, describe, reason, say, write_all
-from cmwq.cli.progress import Display, Tally, display, is_shown
+from cmwq.cli.progress import Display, Tally, display, duration, is_shown
 from cmwq.cli.run import GRACE, Run
 from cmwq.cli.tracing import status_of, tracing
 from cmwq.cli.window import Window
@@ -44,6 +44,7 @@ COUNT = 50_000  # commands that may wait for their turn
 OVERHEAD = 1000  # bytes of memory for each of them, its item and output aside
 ERR = 2  # descriptor of standard error
 NAMES = ("stdout", "stderr")  # in the log
+QUIET = 1.0  # seconds of waiting for commands that are to end, before it is said that they are waited for
 
 
 class Output(Outcome):
@@ -177,7 +178,7 @@ class Executing(Run):
             return Failed(None, CLOSED)
         except Refusal as refusal:
             return Failed(str(refusal), refusal.status)
-        return Output(index, item, self.said(ended), (now - took, now), streams)
+        return Output(index, item, self.said(ended, tries), (now - took, now), streams)
 
     def attempt(self, index: int, item: str) -> tuple[Ended, tuple[Stream, ...]]:
         argv = self.command.argv(item, index + 1)
@@ -246,10 +247,10 @@ class Executing(Run):
             return Failed(str(refusal))
         return Output(index, item, str(error), (now, now), ())
 
-    def said(self, ended: Ended) -> str | None:
-        if ended.late:
-            return f"timed out after {self.options.timeout:g} s"
-        return ended.error
+    def said(self, ended: Ended, tries: int) -> str | None:
+        """What is said of its failure; None: it is none."""
+        said = f"timed out after {self.options.timeout:g} s" if ended.late else ended.error
+        return f"{said}, the last of {tries} tries" if said is not None and tries > 1 else said
 
     # The writer
 
@@ -285,17 +286,30 @@ class Executing(Run):
         if self.cluster is not None:
             return self.wind_up_elsewhere(self.cluster, signal.SIGTERM if number is None else number)
         self.children.end(signal.SIGTERM if number is None else number)
-        last = time.monotonic() + self.options.kill_after
+        now = time.monotonic()
+        last, told = now + self.options.kill_after, now + QUIET
         while True:
             left = last - time.monotonic()
             came = self.asked_again(Finished, max(0.0, min(left, GRACE)))
             if came or came is None or left <= 0 or not self.children.any:
                 break
+            if time.monotonic() >= told:
+                told = float("inf")
+                self.say_who_is_waited_for(last)
         self.children.end(signal.SIGKILL)
         self.children.settle(GRACE)
         if came is None:
             return True
         return not came and self.asked_again(Finished, GRACE) is None
+
+    def say_who_is_waited_for(self, last: float) -> None:
+        """Say why the run does not end. On a thread: the main thread never waits for who reads stderr."""
+        left = max(0.0, last - time.monotonic())
+        words = (
+            f"{self.name}: some commands do not end; they are killed in {duration(left)}, or at once by another signal"
+        )
+        with contextlib.suppress(RuntimeError):  # no thread can be had
+            threading.Thread(target=self.shown.say, args=(words,), daemon=True).start()
 
     def wind_up_elsewhere(self, cluster: Cluster, number: int) -> bool:
         kill_after = self.options.kill_after

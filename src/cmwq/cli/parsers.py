@@ -30,6 +30,9 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
+        like_make_or_xargs = re.match(r"unrecognized arguments: -[jP]\d*\b", message)
+        if like_make_or_xargs and "--max-active" in self.format_help():
+            message += ": how many run at a time is found out; --max-active is a limit"
         say(f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)")
         raise SystemExit(FAILED)
 

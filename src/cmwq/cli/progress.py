@@ -25,13 +25,16 @@ class Tally:
         self.done = self.failed = self.again = 0
         self.begun = time.monotonic()
 
-    def line(self) -> str:
+    def line(self, *, over: bool = False) -> str:
+        """over: nothing is to come any more, even if not all items were done."""
         seconds = max(time.monotonic() - self.begun, 1e-6)
         of = "" if self.total is None else f" of {self.total:,}"
         failed = f", {self.failed:,} failed" if self.failed else ""
         again = f", {self.again:,} from the log" if self.again else ""
         rate = (self.done - self.again) / seconds
-        return f"{self.done:,}{of} items{failed}{again}, {rate:,.0f}/s, {seconds:,.1f} s{self._left(rate)}"
+        return (
+            f"{self.done:,}{of} items{failed}{again}, {rate:,.0f}/s, {seconds:,.1f} s{'' if over else self._left(rate)}"
+        )
 
     def _left(self, rate: float) -> str:
         """How long the rest will take at this rate, if that can be told."""

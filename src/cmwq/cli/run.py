@@ -259,7 +259,7 @@ class Run:
 
     def sum_up(self) -> None:
         if (self.tally.failed and not self.options.quiet) or self.shown.tick is not None:
-            say(f"{self.name}: {self.tally.line()}")
+            say(f"{self.name}: {self.tally.line(over=True)}")
         if self.picture is not None:
             for line in self.picture.lines():
                 say(line)

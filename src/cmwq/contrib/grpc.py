@@ -6,7 +6,7 @@
         server.stop(grace=5).wait()
 
 A stream keeps its thread from its beginning to its end. Here it keeps up nobody else: calls run beside any number of
-streams, up to the runtime's cap on threads (1,024 by default). `maximum_concurrent_rpcs` stays the bound on calls, and
+streams, up to the pool's cap on threads (1,024 by default). `maximum_concurrent_rpcs` stays the bound on calls, and
 gRPC refuses what comes beyond it.
 
 `grpc.server(cmwq.Executor())` works too. This class adds that the pool tells the methods of a service apart, so that

@@ -47,7 +47,7 @@ def register(name: str = "cmwq", *, make_default: bool = False) -> None:
 
 
 class JoblibBackend(ParallelBackendBase):  # type: ignore[misc,unused-ignore]
-    """What joblib's context holds. Each `Parallel` gets a `_Call` from it, so that nothing is shared among them.
+    """What joblib's context holds. Each `Parallel` gets a `CmwqBackend` from it, so that nothing is shared among them.
 
     n_jobs=-1: as many tasks run as pays, at most 256 at a time. Also the default, except within a task, where nothing
         is parallel unless it is asked for. Other numbers mean what they mean with joblib's threads: n is a bound, 1 is
@@ -79,14 +79,14 @@ class JoblibBackend(ParallelBackendBase):  # type: ignore[misc,unused-ignore]
         """Send each `Parallel` to a backend of its own, as joblib wants it: by raising FallbackToBackend."""
         if n_jobs != -1 and self.effective_n_jobs(n_jobs) == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
-        raise FallbackToBackend(_Call(nesting_level=self.nesting_level))
+        raise FallbackToBackend(CmwqBackend(nesting_level=self.nesting_level))
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Any:
         """Raise RuntimeError: only the backend of a `Parallel` takes tasks."""
         raise RuntimeError("joblib.Parallel asks for this only after `configure`")
 
 
-class _Call(JoblibBackend):
+class CmwqBackend(JoblibBackend):
     """The backend of one `Parallel`: a lease, to which its tasks are submitted."""
 
     def __init__(self, nesting_level: int | None = None) -> None:

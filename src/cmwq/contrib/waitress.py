@@ -43,7 +43,6 @@ REST = 0.02
 """Seconds in which no loop waits again after a wait in which none began: what keeps them from it takes longer, and each
 socket that a loop listens to has a trigger of its own."""
 
-
 _rests_until = 0.0
 """Of `time.monotonic()`. One for all servers, since they may share a loop."""
 

@@ -36,7 +36,7 @@ _numbers = itertools.count()
 class Executor(cf.ThreadPoolExecutor):
     """Run calls with as much concurrency as pays. There is no number to choose.
 
-    name: shown in snapshots and thread names.
+    name: shown in snapshots and thread names. A number is `max_workers`, as in `ThreadPoolExecutor(8)`.
     thread_name_prefix: while a call runs, `threading.current_thread().name` begins with it. It is also the executor's
         name if none is given.
     initializer, initargs: `initializer(*initargs)` is called once on each thread that serves this executor, before the
@@ -145,13 +145,14 @@ class Executor(cf.ThreadPoolExecutor):
             further. None submits all at once.
         chunksize has no effect, as with threads; below 1 it raises ValueError.
 
-        The exception of a call is raised when its result is taken. Leaving the iterator early cancels the calls that
-        have not begun.
+        The exception of a call is raised when its result is taken. Leaving the iterator after some results cancels the
+        calls that have not begun. If it is never asked for a result, all that were submitted run.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
-        if type(self).submit is _OWN_SUBMIT and "submit" not in self.__dict__:
-            return self._queue.map(fn, *iterables, timeout=timeout, buffersize=buffersize)
+        # An iterator that has calls left to submit does so by this executor: it keeps it, and a thread that is its own.
+        if buffersize is None and type(self).submit is _OWN_SUBMIT and "submit" not in self.__dict__:
+            return self._queue.map(fn, *iterables, timeout=timeout)
         return map_calls(self._queue, fn, iterables, timeout, buffersize, submit=self.submit)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

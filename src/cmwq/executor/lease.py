@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import ref
 
 from cmwq._core.naming import StandIn
-from cmwq._errors import QueueClosed
+from cmwq._errors import QueueClosed, own
 from cmwq._workqueue.future import Future
 from cmwq._workqueue.place_end import PhaseEnd
 from cmwq._workqueue.queue import WorkQueue
@@ -74,6 +74,7 @@ class LeaseQueue(WorkQueue):
                 raise QueueClosed(f"queue {self.name!r} had no work before, and none can be begun now")
             return super().place_here()
         except QueueClosed as exc:
+            own(exc)
             self._refuse(exc)
 
     def _refuse(self, exc: QueueClosed) -> NoReturn:

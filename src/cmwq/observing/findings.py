@@ -8,7 +8,7 @@ seen, is called so.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from math import isfinite
 from typing import Any, NamedTuple
@@ -21,7 +21,13 @@ Plain = dict[str, Any]
 
 LONG = 5.0
 """Seconds that a worker waits before that is told, if it is the only one that waits there."""
+SETTLED = 1.0
+"""Seconds for which each work of a ring must have been executed before the ring is called wrong: threads are not all
+looked at in the same moment, and those that move may seem to wait for each other.
+"""
 MOST_SUSPECTS = 3
+MOST_OF_A_RING = 8
+"""So many of its workers are described."""
 ENTRY = re.compile(
     r'\s*File "(?P<file>.*)", line (?P<line>\d{1,18}), in (?P<function>.+?)(?:\n\s*(?P<code>.*\S))?\s*', re.S
 )
@@ -117,7 +123,7 @@ def word(plain: Plain, key: str) -> str:
 
 
 def frames_of(worker: Plain) -> list[Frame]:
-    """The worker's stack without what every worker calls before it comes to a work."""
+    """The worker's stack without what all workers call before they come to a work: empty if that is a function in C."""
     stack = worker.get("stack") or ()
     found = []
     for entry in stack:
@@ -127,7 +133,7 @@ def frames_of(worker: Plain) -> list[Frame]:
     outer = 0
     while outer < len(found) and OF_WORKERS.search(found[outer].file):
         outer += 1
-    return found[outer:] if outer < len(found) else found
+    return found[outer:]
 
 
 def grouped(picture: Plain) -> list[Group]:
@@ -141,7 +147,7 @@ def grouped(picture: Plain) -> list[Group]:
         frames, waits_for = frames_of(worker), word(worker, "waits_for")
         place = tuple((frame.file, frame.line) for frame in frames)
         state, work = word(worker, "state"), word(worker, "work")
-        key = (state, work, word(worker, "queue"), NUMBER.sub("", waits_for), place)
+        key = (state, work, word(worker, "queue"), NUMBER.sub("", waits_for), number(worker, "held_by"), place)
         group = groups.setdefault(key, Group([], state, work, waits_for, frames))
         group.workers.append(worker)
         if group.waits_for != waits_for:
@@ -158,8 +164,8 @@ def grouped(picture: Plain) -> list[Group]:
     of_tid = {number(worker, "tid"): (group, worker) for group in found for worker in group.workers}
     for group in found:
         if HELD.search(group.waits_for):
-            holders = {number(worker, "held_by") for worker in group.workers}
-            group.holder = _holder(*of_tid.get(holders.pop(), (None, {}))) if len(holders) == 1 else ""
+            other, worker = of_tid.get(number(group.workers[0], "held_by"), (None, {}))
+            group.holder = "" if other is group and len(group.workers) == 1 else _holder(other, worker)
         elif group.frame is not None and group.state == "blocked":
             group.passed = _passed(group, group.frame, further)
             group.failed = "" if group.passed else _failed(group, picture)
@@ -240,7 +246,7 @@ def findings(picture: Plain) -> list[Finding]:
     groups = grouped(picture)
     stalls = standing(picture)
     told: set[int] = set()  # groups that were named already
-    found = []
+    found = _deadlocks(groups, told)
     for queue in entries(picture, "queues"):
         found += _of_queue(queue, _stall_of(stalls, queue=word(queue, "name")), groups, told)
     for pool in entries(picture, "pools"):
@@ -250,6 +256,54 @@ def findings(picture: Plain) -> list[Finding]:
         text = "The runtime is frozen: its freezable queues start nothing until thaw() is called."
         found.append(Finding(Level.LONG, text))
     return sorted(found, key=lambda finding: finding.level)
+
+
+def _deadlocks(groups: list[Group], told: set[int]) -> list[Finding]:
+    """Workers each of which waits for a lock that the next one holds, and the last one for one of the first."""
+    waiting = {
+        int(number(worker, "tid")): (group, worker)
+        for group in groups
+        if HELD.search(group.waits_for)
+        for worker in group.workers
+        if number(worker, "held_by")
+    }
+    found: list[Finding] = []
+    over: set[int] = set()  # who was looked at, whether in a ring or on the way to one
+    in_rings: set[int] = set()
+    for tid in waiting:
+        way: list[int] = []
+        while tid in waiting and tid not in over:
+            over.add(tid)
+            way.append(tid)
+            tid = int(number(waiting[tid][1], "held_by"))
+        if tid in way:
+            ring = way[way.index(tid) :]
+            first = ring.index(min(ring, key=lambda each: _parts(waiting[each][1])))
+            ring = ring[first:] + ring[:first]
+            in_rings.update(ring)
+            found.append(_ring([waiting[each] for each in ring]))
+    told.update(id(group) for group in groups if all(number(worker, "tid") in in_rings for worker in group.workers))
+    return found
+
+
+def _ring(those: list[tuple[Group, Plain]]) -> Finding:
+    alone = [replace(group, workers=[worker], waits_for=word(worker, "waits_for")) for group, worker in those]
+    workers = [worker for _, worker in those]
+    who = f"{names(workers)} waits for itself" if len(those) == 1 else f"{_all_of(workers)} wait for each other"
+    sure = all(", held by " in group.waits_for for group in alone)
+    settled = all(number(worker, "since") >= SETTLED for worker in workers)
+    text = f"{'Deadlock' if sure else 'Probably a deadlock'}: {who}"
+    details = [_told(group) for group in alone[:MOST_OF_A_RING]]
+    if len(those) > MOST_OF_A_RING:
+        details.append(f"and so on, {len(those)} workers in all")
+    return Finding(Level.WRONG if sure and settled else Level.LONG, text, details)
+
+
+def _all_of(workers: list[Plain]) -> str:
+    """The names of two or more, as a subject; of many the first ones, and how many there are."""
+    if len(workers) > 3:
+        return names(workers)
+    return f"{names(workers[:-1])} and {names(workers[-1:])}"
 
 
 def standing(picture: Plain) -> list[Plain]:
@@ -274,11 +328,15 @@ def headline(stall: Plain) -> str:
     return word(stall, "text").partition("\n")[0]
 
 
+def _stalled(stall: Plain) -> str:
+    return f"Stalled, as was reported {duration(number(stall, 'ago'))} ago: {headline(stall)}"
+
+
 def _of_pool(pool: Plain, stall: Plain | None) -> list[Finding]:
     """Why works wait for a worker."""
     why, pending = word(pool, "why"), int(number(pool, "pending"))
     if stall is not None:
-        finding = Finding(Level.WRONG, f"Stalled for {duration(number(stall, 'ago'))} and more: {headline(stall)}")
+        finding = Finding(Level.WRONG, _stalled(stall))
         finding.details += [f"now: {why}"] if pending and why and why not in finding.text else []
     elif pending and (why or pool.get("held")):
         busy = number(pool, "running") >= number(pool, "target") > 0 and not pool.get("held")
@@ -310,7 +368,7 @@ def _of_queue(queue: Plain, stall: Plain | None, groups: list[Group], told: set[
     text = f"{_works(inactive)} for a place in queue {name!r}: {why}"
     level = Level.LONG if resting else Level.NORMAL
     if stall is not None:
-        level, text = Level.WRONG, f"Stalled for {duration(number(stall, 'ago'))} and more: {headline(stall)}"
+        level, text = Level.WRONG, _stalled(stall)
     return [Finding(level, text, [line for group in holders for line in _holds(group)])]
 
 
@@ -324,10 +382,13 @@ def _holds(group: Group) -> list[str]:
 
 def _waits(group: Group) -> Finding:
     """That workers wait at the same point."""
-    count = len(group.workers)
     level = Level.LONG if group.longest >= LONG else Level.NORMAL
-    text = f"{_named(group)} {does(group, count)}{_at(group)}, {so_long(group)}"
-    return Finding(level, text, _suspects(group))
+    return Finding(level, _told(group), _suspects(group))
+
+
+def _told(group: Group) -> str:
+    """What they do, where, and for how long."""
+    return f"{_named(group)} {does(group, len(group.workers))}{_at(group)}, {so_long(group)}"
 
 
 def _suspects(group: Group) -> list[str]:
@@ -357,7 +418,7 @@ def _at(group: Group) -> str:
     """Where that is, and the text of the line; unless the words say where already."""
     frame = group.frame
     if frame is None:
-        return ""
+        return f", in {group.work}" if group.work and any(worker.get("stack") for worker in group.workers) else ""
     code = f" ({frame.code.splitlines()[0]})" if frame.code else ""
     if frame.place.partition(" ")[0] not in group.waits_for:
         return f", at {frame.place}{code}"

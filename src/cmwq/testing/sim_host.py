@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cmwq._core.held import about_to_take, accounts, holding
 from cmwq._core.here import be_of
 from cmwq._core.ports import Memory, Process
-from cmwq._errors import CmwqError, Reentered, ThreadLimit
+from cmwq._errors import REFUSALS, Refused, ThreadLimit
 
 if TYPE_CHECKING:
     from cmwq._workqueue.runtime import Runtime
@@ -116,7 +116,7 @@ class SimLock:
             return
         about_to_take(self.rank, self._host.inside(), depth)
         if me.holds and me.holds[-1].rank >= self.rank:
-            raise Reentered(f"rank {self.rank} is taken while rank {me.holds[-1].rank} is held")
+            raise Refused(f"rank {self.rank} is taken while rank {me.holds[-1].rank} is held")
         self._host.seam()
         while self.holder is not None:
             self._queue.append(me)
@@ -170,7 +170,7 @@ class SimLock:
         if exc_type is not None and issubclass(exc_type, SimStopped):
             self.holder = None
             return
-        if exc_type is not None and not issubclass(exc_type, CmwqError) and self.mend is not None:
+        if exc_type is not None and not issubclass(exc_type, REFUSALS) and self.mend is not None:
             self.mend()
         self.release()
 

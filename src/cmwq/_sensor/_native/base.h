@@ -87,7 +87,7 @@ static struct timespec timespec_of(long long ns)
 
 typedef struct {
     PyTypeObject *slot_type, *lookout_type, *watch_type, *parker_type, *lock_type, *hold_type;
-    PyObject *cmwq_error, *reentered;
+    PyObject *refusals, *refused, *package;     /* of `_errors` */
 } State;
 
 /* Convert the argument of a METH_O function to int.  False: an exception is set. */

@@ -191,7 +191,7 @@ static bool guard_lock(Guard *guard, PyObject *whose)
     if (!me)
         return false;
     if (held_by(me) >> guard->rank) {
-        PyErr_SetString(guard->state->reentered,
+        PyErr_SetString(guard->state->refused,
                         "called by a finaliser or a signal handler in the middle of cmwq's own code on the same thread: "
                         "it would have to wait for itself");
         return false;
@@ -229,6 +229,34 @@ static bool guard_end(Guard *guard, const Thread *holder, unsigned epoch, bool e
             return true;
     }
     return guard_unlock(guard);
+}
+
+/* `raised_by_us`.  Context: no exception is set. */
+static bool raised_by_us(const State *state, PyObject *traceback)
+{
+    bool ours = true;
+    Py_XINCREF(traceback);
+    while (ours && traceback && traceback != Py_None) {
+        PyObject *frame = PyObject_GetAttrString(traceback, "tb_frame"), *next = NULL;
+        PyObject *code = frame ? PyObject_GetAttrString(frame, "f_code") : NULL;
+        PyObject *file = code ? PyObject_GetAttrString(code, "co_filename") : NULL;
+        ours = file && PyUnicode_Tailmatch(file, state->package, 0, PY_SSIZE_T_MAX, -1) == 1 &&
+               (next = PyObject_GetAttrString(traceback, "tb_next"));
+        Py_XDECREF(file);
+        Py_XDECREF(code);
+        Py_XDECREF(frame);
+        Py_DECREF(traceback);
+        traceback = next;
+    }
+    Py_XDECREF(traceback);
+    PyErr_Clear();
+    return ours;
+}
+
+/* Has the section refused something, before it changed anything?  Context: no exception is set. */
+static bool is_refusal(const State *state, PyObject *type, PyObject *traceback)
+{
+    return PyErr_GivenExceptionMatches(type, state->refusals) && raised_by_us(state, traceback);
 }
 
 /* Make the lock free and wake nobody. */

@@ -45,10 +45,9 @@ static bool hold_end(HoldObject *hold, bool exceptional)
 }
 
 /* What `with` calls: `type` is the exception's, or None. */
-static PyObject *hold_leave(HoldObject *hold, PyObject *type)
+static PyObject *hold_leave(HoldObject *hold, PyObject *type, PyObject *traceback)
 {
-    bool exceptional = hold->lock && type != Py_None &&
-                       !PyErr_GivenExceptionMatches(type, hold->guard->state->cmwq_error);
+    bool exceptional = hold->lock && type != Py_None && !is_refusal(hold->guard->state, type, traceback);
     if (!hold_end(hold, exceptional))
         return NULL;
     Py_RETURN_NONE;
@@ -56,7 +55,7 @@ static PyObject *hold_leave(HoldObject *hold, PyObject *type)
 
 static PyObject *hold_exit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    return hold_leave((HoldObject *)self, nargs ? args[0] : Py_None);
+    return hold_leave((HoldObject *)self, nargs ? args[0] : Py_None, nargs == 3 ? args[2] : NULL);
 }
 
 #if HAS_VECTORCALL
@@ -77,7 +76,9 @@ static PyMemberDef hold_members[] = {
    as anywhere in it, and what they raise goes no further. */
 static PyObject *hold_call(PyObject *self, PyObject *args, PyObject *Py_UNUSED(names))
 {
-    return hold_leave((HoldObject *)self, PyTuple_Size(args) ? PyTuple_GetItem(args, 0) : Py_None);
+    Py_ssize_t number = PyTuple_Size(args);
+    return hold_leave((HoldObject *)self, number ? PyTuple_GetItem(args, 0) : Py_None,
+                      number == 3 ? PyTuple_GetItem(args, 2) : NULL);
 }
 
 #define HOLD_CALL {Py_tp_call, hold_call}

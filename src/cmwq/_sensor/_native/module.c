@@ -103,10 +103,11 @@ static int exec(PyObject *m)
     PyObject *errors = PyImport_ImportModule("cmwq._errors");
     if (!errors)
         return -1;
-    state->cmwq_error = PyObject_GetAttrString(errors, "CmwqError");
-    state->reentered = PyObject_GetAttrString(errors, "Reentered");
+    state->refusals = PyObject_GetAttrString(errors, "REFUSALS");
+    state->refused = PyObject_GetAttrString(errors, "Refused");
+    state->package = PyObject_GetAttrString(errors, "PACKAGE");
     Py_DECREF(errors);
-    if (!state->cmwq_error || !state->reentered)
+    if (!state->refusals || !state->refused || !state->package)
         return -1;
 #ifndef Py_LIMITED_API
     if (add_records(m))

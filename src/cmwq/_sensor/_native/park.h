@@ -7,7 +7,8 @@
    - An unpark that comes before its park ends that park at once; several such unparks count as one.
    - No unpark is lost: the spinning is followed by the same compare-and-swap as without it.
    - The GIL is released once, for the spinning and the sleep together.
-   - Ctrl-C ends a wait of the main thread (`interruptible`), after FIRST_SLEEP at the latest.
+   - Ctrl-C ends a wait of the main thread (`interruptible`) at once. In the instant before each sleep, in which a signal
+     does not wake the thread, it does so after FIRST_SLEEP, or when the wait has lasted twice as long.
 
    Relies on one thread at a time parking on a Parking, and on the memory outliving all threads that may unpark it.
    README.md, "How a thread parks", argues both the spinning and the sleep.  */
@@ -114,20 +115,24 @@ static bool in_main_thread(void)
 
 /* Wait for an unpark.  1: unparked.  0: `timeout` seconds passed (-1: for ever).  -1: a signal handler raised.  A
    signal that comes after the GIL was released, but before the thread sleeps, does not wake it.  That time may be long,
-   if the thread that got the GIL has the CPU now.  So the first sleep of the main thread is a short one. */
+   if the thread that got the GIL has the CPU now.  So the first sleep of the main thread is a short one, and the next
+   ones are each twice as long (`_core/asleep.py`). */
 static int park(Parking *parking, double timeout, bool spins, bool interruptible)
 {
-    bool first = true;
+    bool first = true, listens = interruptible && in_main_thread();
     long long now = now_ns(CLOCK_MONOTONIC), deadline = timeout < 0 ? -1 : now + (long long)(timeout * 1e9);
+    long long sleep = FIRST_SLEEP;
     while (!is_given(parking) && (deadline < 0 || now < deadline || first)) {
-        bool briefly = first && interruptible && in_main_thread() && (deadline < 0 || now + FIRST_SLEEP < deadline);
-        long long until = briefly ? now + FIRST_SLEEP : deadline;
+        bool briefly = listens && (deadline < 0 || sleep < deadline - now);
+        long long until = briefly ? now + sleep : deadline;
         bool undisturbed = sleep_until_given(parking, until, spins && first);
         if (interruptible && (briefly || !undisturbed) && PyErr_CheckSignals()) {
             unsigned token = 2;
             atomic_compare_exchange_strong(&parking->token, &token, 0);     /* an unpark is kept */
             return -1;
         }
+        if (briefly && undisturbed)
+            sleep *= 2;         /* signals disturb: only time that has passed makes it longer */
         first = false;
         now = now_ns(CLOCK_MONOTONIC);
     }

@@ -30,7 +30,7 @@
     _(Future) _(Queued) _(Work) _(Phase) _(LISTED) _(BEGUN) _(ENDED) _(result) _(insert) _(insert_many)              \
     _(insert_later) _(submit_specially) _(submit_many) _(queue) _(queue_specially) _(queue_later) _(process_works)   \
     _(goes_on) _(set_aside) _(begin_on_record) _(over) _(announce) _(execute_specially) \
-    _(breathe) _(be_watched) _(refuse_coroutine_function)
+    _(breathe) _(be_watched)
 
 typedef struct {
 #define FIELD(name) PyObject *name;
@@ -47,7 +47,7 @@ static Twin twin;               /* I: set once, before anybody calls what needs 
 #define INTERNED(_)                                                                                                   \
     _(place) _(attend) _(complete_phases) _(pass_over) _(kick) _(settle) _(kick_or_settle) _(claim) _(run) _(end)    \
     _(phase) _(retire) _(follower) _(_failed) _(place_here) _(generation) _(lane) _(records) _(uncount) _(children)  \
-    _(parents) _(known) _(hand_over) _(extend) _(activate) _(_attend_to_inactive)
+    _(parents) _(known) _(hand_over) _(extend) _(activate) _(_attend_to_inactive) _(refuse_coroutine_function)
 
 static struct {
 #define FIELD(name) PyObject *name;
@@ -176,15 +176,15 @@ static bool section_begin(Section *section, PyObject *lock, Guard *guard)
     return true;
 }
 
-/* End a section, as `with` does.  `failed`: an exception is set, and unless it is a CmwqError the lock's owner is mended.
-   -1: an exception is set. */
+/* End a section, as `with` does.  `failed`: an exception is set, and unless the section has refused something the lock's
+   owner is mended.  -1: an exception is set. */
 static int section_end(Section *section, int failed)
 {
     if (!failed)
         return guard_end(section->guard, this_thread, section->epoch, false) ? 0 : -1;
     PyObject *type, *exception, *traceback;
     PyErr_Fetch(&type, &exception, &traceback);
-    bool mends = !PyErr_GivenExceptionMatches(type, twin.state->cmwq_error);
+    bool mends = !is_refusal(twin.state, type, traceback);
     if (!guard_end(section->guard, this_thread, section->epoch, mends))
         PyErr_WriteUnraisable(section->lock);
     PyErr_Restore(type, exception, traceback);

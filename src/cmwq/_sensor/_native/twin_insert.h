@@ -148,10 +148,22 @@ static int is_work(PyObject *fn)
     return PyObject_IsInstance(fn, twin.Work);
 }
 
-/* Is `Reentered` set?  Then clear it: what was asked for is to be deferred. */
-static bool is_reentered(void)
+/* Is an exception of these kinds set, which our own code raised? */
+static bool is_own(PyObject *kinds)
 {
-    if (!PyErr_ExceptionMatches(twin.state->reentered))
+    if (!PyErr_ExceptionMatches(kinds))
+        return false;
+    PyObject *type, *exception, *traceback;
+    PyErr_Fetch(&type, &exception, &traceback);
+    bool own = raised_by_us(twin.state, traceback);
+    PyErr_Restore(type, exception, traceback);
+    return own;
+}
+
+/* Was a lock refused?  Then clear that: what was asked for is to be deferred. */
+static bool is_refused(void)
+{
+    if (!is_own(twin.state->refused))
         return false;
     PyErr_Clear();
     return true;
@@ -178,7 +190,7 @@ static PyObject *submit(QueueRecord *wq, PyObject *fn, PyObject *const *args, Py
     if (!pwq)
         return NULL;
     PyObject *future = (PyObject *)new_future(fn, args, number, kwargs, callers_context());
-    if (future && insert(pwq, future) && (!is_reentered() || insert_later(pwq, (FutureRecord *)future)))
+    if (future && insert(pwq, future) && (!is_refused() || insert_later(pwq, (FutureRecord *)future)))
         Py_CLEAR(future);
     Py_DECREF(pwq);
     return future;
@@ -325,14 +337,13 @@ static PyObject *queue_submit_many(PyObject *self, PyObject *const *args, Py_ssi
         return NULL;
     if (special)
         return call_with_self(twin.submit_many, self, args, number);
-    PyObject *looked_at[] = {self, args[0]};
-    if (call_void(twin.refuse_coroutine_function, looked_at, 2))
+    if (method_void_of(self, name_of.refuse_coroutine_function, args[0]))    /* an executor's queue refuses nothing */
         return NULL;
     PyObject *elements = elements_of(args + 1, number - 1);
     PlaceRecord *pwq = elements ? place_of(wq) : NULL;
     PyObject *futures = pwq ? new_futures(args[0], elements, number != 2) : NULL;
     if (futures && PyList_GET_SIZE(futures) && insert_many(pwq, futures)) {
-        bool later = is_reentered();
+        bool later = is_refused();
         for (Py_ssize_t i = 0; later && i < PyList_GET_SIZE(futures); i++)
             later = !insert_later(pwq, (FutureRecord *)PyList_GET_ITEM(futures, i));
         if (!later)
@@ -356,7 +367,7 @@ static int queue_held(PlaceRecord *pwq, WorkRecord *work, PyObject *queued)
     set_field(work, &work->item, give_away(Py_NewRef(queued)));
     if (!insert(pwq, queued))
         return 1;
-    if (PyErr_ExceptionMatches(twin.state->cmwq_error)) {   /* after any other exception `Work.mend` finds out */
+    if (is_own(twin.state->refusals)) {      /* after any other exception `Work.mend` finds out */
         PyObject *type, *exception, *traceback;
         PyErr_Fetch(&type, &exception, &traceback);
         set_field(work, &work->item, NULL);
@@ -414,7 +425,7 @@ static PyObject *queue_queue(PyObject *self, PyObject *const *args, Py_ssize_t n
         int done = queue_now(wq, work, guard, lock);
         if (done >= 0)
             answer = PyBool_FromLong(done);
-        else if (is_reentered())
+        else if (is_refused())
             answer = PyObject_Vectorcall(twin.queue_later, both, 2, NULL);
     }
     Py_XDECREF(lock);

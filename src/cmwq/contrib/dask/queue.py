@@ -158,7 +158,7 @@ class ClusterWorkQueue:
         timeout: seconds from this call until each result must be there, else CmwqTimeout. buffersize: at most this many
         calls are submitted ahead of the results taken; None: all at once. A call's exception is raised when its result
         is taken; what the input or the queue raises later than in this call, after the results of all earlier calls.
-        Leaving the iterator cancels calls that have not been sent.
+        Leaving the iterator after some results cancels calls that have not been sent.
         """
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize is {buffersize}, and must be at least 1")

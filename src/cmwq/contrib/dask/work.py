@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures as cf
 from collections.abc import Callable
+from concurrent.futures._base import _STATE_TO_DESCRIPTION_MAP
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
 
@@ -39,7 +40,9 @@ class ClusterFuture(cf.Future[T], Generic[T]):
 
     def __repr__(self) -> str:
         item = self._item
-        return f"<cmwq cluster future of {item.call.name if item else 'nothing'} {self._state.lower()}>"
+        return (
+            f"<cmwq cluster future of {item.call.name if item else 'nothing'} {_STATE_TO_DESCRIPTION_MAP[self._state]}>"
+        )
 
 
 class Item:

@@ -88,7 +88,8 @@ class Watches:
         with self._lock:
             gone = {number for number, watch in self._watches.items() if _has_ended(watch)}
             known = {_key(watch.target) for number, watch in self._watches.items() if number not in gone}
-            new = [target for target in targets if _key(target) not in known]
+            ended = [self._watches[number].target for number in gone]  # it may have ended since they were looked for
+            new = [target for target in targets if _key(target) not in known and target not in ended]
             watched = len(known)
             started: list[Watch] = []
             self._left_out = 0
