@@ -64,3 +64,71 @@ def test_programs_find_bytecode_though_none_may_be_written(tool: ModuleType, tmp
         [sys.executable, "-B", "-c", "import some"], cwd=package, capture_output=True, text=True, timeout=60, check=True
     )
     assert Path(done.stdout.strip()).exists(), done.stdout
+
+
+NOW_AND_THEN = """
+from pathlib import Path
+import pytest
+@pytest.mark.parametrize("test", {tests})
+def test_it(test):
+    tries = Path(__file__).with_suffix("." + test[0])
+    tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
+    assert test == "good" or len(tries.read_text()) not in {fails}
+"""
+
+
+@pytest.fixture
+def run(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The tool, with a tree of its own: two parts, in one of which tests fail at those tries of theirs."""
+
+    def run(*arguments: str, fails: tuple[int, ...], tests: str = "x", one: str = "", two: str = "") -> int:
+        for part, text in (("one", f"def test_it(): pass\n{one}"), ("two", NOW_AND_THEN + two)):
+            (tmp_path / part).mkdir()
+            named = ["good", *(f"{each} [word] :: more" for each in tests)]
+            (tmp_path / part / f"test_{part}.py").write_text(text.format(tests=named, fails=fails))
+        (tmp_path / "pytest.ini").write_text("[pytest]\n")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take a second to import
+        monkeypatch.setattr(tool, "PARTS", (("one",), ("two",)))
+        monkeypatch.setattr(tool, "compile_tree", lambda: None)
+        status = tool.main(list(arguments))
+        assert isinstance(status, int)
+        return status
+
+    return run
+
+
+@pytest.mark.parametrize("named", [(), ("two", "one")])
+def test_few_that_fail_and_pass_alone_are_named_and_no_failure(
+    run: Callable[..., int], named: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--again", *named, fails=(1,)) == 0
+    *_, told, last = capfd.readouterr().out.splitlines()
+    assert told == "two/test_two.py::test_it[x [word] :: more]"
+    assert last.strip("= ").startswith("2 passed, 1 rerun in ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "there"),
+    [
+        ((), {"fails": (1,)}),
+        (["--again"], {"fails": (1, 4)}),
+        (["--again"], {"fails": (1,), "tests": "abcd"}),
+        (["--again"], {"fails": (1,), "one": "def test_end(): import os; os._exit(1)"}),
+        (["--again"], {"fails": (1,), "one": "def test_end(): import os; os.abort()"}),
+        (["--again"], {"fails": (1,), "two": "def test_end(): raise KeyboardInterrupt"}),
+        (
+            ["--again"],
+            {
+                "fails": (1,),
+                "two": "def test_end(request): request.session.shouldfail = 'late'\ndef test_unseen(): pass",
+            },
+        ),
+    ],
+    ids=["not asked", "fails again", "many", "ends early", "crashes", "is interrupted", "out of time"],
+)
+def test_all_else_that_fails_is_a_failure(
+    run: Callable[..., int], arguments: list[str], there: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments, **there) != 0
+    assert "rerun" not in capfd.readouterr().out.splitlines()[-1]
