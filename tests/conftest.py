@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +43,21 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.001)
+
+
+def recounted() -> bool:
+    """True, for use in `until`. Without a GIL, what one thread made and another dropped lives until the former runs
+    again, which an idle worker may not do for long, or until the collector counts for all threads: here it does. With a
+    GIL nothing is collected, so that what is in a cycle stays.
+    """
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        gc.collect()
+    return True
+
+
+def is_forgotten(there: weakref.ref[Any]) -> bool:
+    """Has it gone, and not to the collector? Without a GIL: see `recounted`."""
+    return recounted() and there() is None
 
 
 def descriptors() -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import HANG, AtOnce, Gate
+from conftest import HANG, AtOnce, Gate, until
 
 import cmwq
 
@@ -208,7 +208,4 @@ def test_two_threads_may_use_it_at_the_same_time() -> None:
 
 def test_nothing_is_left_of_a_parallel_when_it_has_ended() -> None:
     joblib.Parallel()(joblib.delayed(abs)(-n) for n in range(10))
-    import gc
-
-    gc.collect()
-    assert not [queue for queue in cmwq.snapshot().queues if queue.name == "joblib" and queue.active]
+    until(lambda: not [queue for queue in cmwq.snapshot().queues if queue.name == "joblib" and queue.active])

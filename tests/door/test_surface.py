@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, get_type_hints
 
 import pytest
-from conftest import HANG
+from conftest import HANG, recounted, until
 
 import cmwq
 import cmwq.aio
@@ -226,6 +226,7 @@ def test_a_runtime_takes_whom_to_tell() -> None:
         queue = cmwq.WorkQueue("q", runtime=runtime)
         queue.submit(int, "x")
         queue.flush(HANG)
+    until(lambda: recounted() and bool(told))
     assert [name for name, _ in told] == ["call int of queue 'q'"]
     assert cmwq.Runtime().on_stall is None
 

@@ -8,11 +8,12 @@ import gc
 import logging
 import subprocess
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import HANG
+from conftest import HANG, recounted, until
 
 import cmwq
 
@@ -28,11 +29,9 @@ class Heard:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, BaseException]] = []
-        self.rang = threading.Semaphore(0)
 
     def __call__(self, name: str, exception: BaseException) -> None:
         self.told.append((name, exception))
-        self.rang.release()
 
 
 @pytest.fixture
@@ -43,23 +42,26 @@ def heard(universe: cmwq.Runtime) -> Iterator[Heard]:
     universe.on_unfetched = None
 
 
-def settled(universe: cmwq.Runtime) -> None:
-    """Every worker has let go of what it ran."""
+def settled(universe: cmwq.Runtime, *dropped: weakref.ref[Any]) -> None:
+    """Every worker has let go of what it ran, and has ended; and these have died, with what they held."""
     gc.collect()
     for _ in range(2):
         universe.close(HANG)
+    until(lambda: (gc.collect(), all(each() is None for each in dropped))[1])
 
 
 def test_one_that_is_dropped_is_told_once(universe: cmwq.Runtime, heard: Heard) -> None:
     queue = cmwq.WorkQueue("q", runtime=universe)
     queue.submit(fail)  # nobody has it
-    # Without a GIL it dies when the threads that made it and its future go on, or at a collection.
-    assert any(heard.rang.acquire(timeout=0.1) or gc.collect() < 0 for _ in range(int(HANG / 0.1)))
+    until(lambda: recounted() and len(heard.told) == 1)
     future = queue.submit(fail)
     cf.wait([future])  # to know that it failed is not to look why
     settled(universe)
     assert len(heard.told) == 1
+    there = weakref.ref(future)
     del future
+    until(lambda: recounted() and len(heard.told) == 2)
+    settled(universe, there)
     assert [(name, type(exc), str(exc)) for name, exc in heard.told] == [
         ("call fail of queue 'q'", LookupError, "lost")
     ] * 2
@@ -92,8 +94,9 @@ def test_one_that_somebody_looked_at_is_not(universe: cmwq.Runtime, heard: Heard
     future = queue.submit(cmwq.Work(fail) if kind == "work" else fail)
     LOOKS[looks](future)
     cf.wait([future])
+    there = weakref.ref(future)
     del future
-    settled(universe)
+    settled(universe, there)
     assert heard.told == []
 
 
@@ -102,8 +105,10 @@ def test_every_kind_of_future_tells(universe: cmwq.Runtime, heard: Heard, kind: 
     queue = cmwq.WorkQueue("q", max_pending=5 if kind == "bounded" else None, runtime=universe)
     future = queue.submit(cmwq.Work(fail) if kind == "work" else fail)
     cf.wait([future])
+    there = weakref.ref(future)
     del future
-    settled(universe)
+    settled(universe, there)
+    until(lambda: recounted() and len(heard.told) == 1)
     assert [name for name, _ in heard.told] == [f"{'work' if kind == 'work' else 'call'} fail of queue 'q'"]
 
 
@@ -123,8 +128,9 @@ def test_without_a_hook_nothing_is_kept(universe: cmwq.Runtime) -> None:
     heard = Heard()
     universe.on_unfetched = heard  # it is for what fails from now on
     assert future._result is None
+    there = weakref.ref(future)
     del future
-    settled(universe)
+    settled(universe, there)
     assert heard.told == []
 
 
@@ -138,6 +144,7 @@ def test_a_hook_that_raises_is_logged(universe: cmwq.Runtime, caplog: pytest.Log
         queue.submit(fail)
         assert queue.submit(len, "abc").result(HANG) == 3, "and no worker died of it"
         settled(universe)
+        until(lambda: recounted() and bool(caplog.messages))
     assert caplog.messages == ["on_unfetched raised while it dealt with call fail of queue 'q'"]
 
 
@@ -149,8 +156,10 @@ def test_a_future_that_dies_in_the_middle_of_a_section_of_ours(universe: cmwq.Ru
     queue.flush(HANG)
     queue.submit(int).result(HANG)  # no worker has the other any more
     calls: list[cmwq.Future[int]] = []
+    told_on: list[int] = []
 
     def hook(name: str, exception: BaseException) -> None:
+        told_on.append(threading.get_ident())
         calls.append(queue.submit(len, "abc"))
 
     universe.on_unfetched = hook
@@ -158,7 +167,8 @@ def test_a_future_that_dies_in_the_middle_of_a_section_of_ours(universe: cmwq.Ru
     while not calls:
         with pool.lock:
             del future
-            assert calls == []
+            # Of an earlier one a worker may tell at any moment, if it was the last to let go of it.
+            assert threading.get_ident() not in told_on
         future = queue.submit(fail)
         cf.wait([future])
         if not calls:

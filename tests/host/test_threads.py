@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from conftest import HANG
+from conftest import HANG, until
 from handlers import handler_raises
 
 from cmwq import ThreadLimit
@@ -119,8 +119,7 @@ def test_it_keeps_nothing_of_its_body_alive(host: ThreadHost) -> None:
     thread = host.spawn("x", lambda big=big: None)  # type: ignore[misc]
     thread.join(HANG)
     del big
-    gc.collect()
-    assert not Big.alive
+    until(lambda: (gc.collect(), not Big.alive)[1])
 
 
 # ------------------------------------------------------------------------------------- all or nothing

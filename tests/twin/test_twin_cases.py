@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from conftest import HANG, Gate, until
+from conftest import HANG, Gate, is_forgotten, until
 from handlers import handled_again_and_again, handler_raises
 
 import cmwq
@@ -43,15 +43,6 @@ class Thing:
     """Something that can be referred to weakly."""
 
     other: object = None
-
-
-def is_forgotten(there: weakref.ref[Any]) -> bool:
-    """Has it gone? Without a GIL, what one thread made and another dropped lives until the former runs again, which an
-    idle worker may not do for long, or until the collector counts for all threads.
-    """
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
-        gc.collect()
-    return there() is None
 
 
 def given(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -409,6 +409,31 @@ def looks_until_it_is_taken(lock: readers.Readers, monkeypatch: pytest.MonkeyPat
     return looks
 
 
+def test_B4_who_lost_its_hold_to_one_that_reads_is_refused(
+    lock: readers.Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other may be about to change the state that this one has read."""
+    waiter = cf._base._AllCompletedWaiter(1, stop_on_exception=False)  # type: ignore[attr-defined]
+    taken, enough = threading.Event(), threading.Event()
+
+    @readers.reads
+    def read() -> None:
+        with lock:
+            taken.set()
+            enough.wait(HANG)
+
+    with lock:
+        monkeypatch.setattr(readers, "SLICE", 0.005)
+        thread = on_a_thread(read)
+        assert taken.wait(HANG)
+        assert lock._holder is not None
+        with pytest.raises(cmwq.Reentered, match="has to be begun anew"):
+            lock.append(waiter)
+        assert lock.copy() == []
+    enough.set()
+    thread.join(HANG)
+
+
 def test_who_holds_very_many_has_more_time_to_read_them(lock: readers.Readers, monkeypatch: pytest.MonkeyPatch) -> None:
     with lock:
         holder = lock._holder
