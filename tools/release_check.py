@@ -11,6 +11,7 @@ Its one job: `release_check.py [TEST ...]`
 Guarantees: the tree itself is not touched, but for out/release, where the archives are at the end. A copy of what git
 knows of it is built, so what else lies there is neither published nor needed. Every step is reported, also after one
 that failed; the last line is `release-check: passed` or `release-check: FAILED`, and the status says the same.
+`--only pure/3.13t` tests that one wheel with that one Python, and the last line says so.
 
 What it can't do here is what the release workflow does: wheels for the C library musl, and for other machines. The
 wheels for glibc are of this machine's, so their tags say a newer one than those of the workflow do.
@@ -314,7 +315,7 @@ def source_date() -> int:
     return int(given or run(["git", "-C", ROOT, "log", "-1", "--format=%ct"]))
 
 
-def rehearse(report: Report, work: Path, tests: list[str]) -> None:
+def rehearse(report: Report, work: Path, tests: list[str], only: str | None) -> None:
     epoch = source_date()
     os.environ["SOURCE_DATE_EPOCH"] = str(epoch)
     found = interpreters()
@@ -347,16 +348,21 @@ def rehearse(report: Report, work: Path, tests: list[str]) -> None:
     with report.step("the bill of materials") as said:
         said.append(check_bill(archives, epoch))
     unpack(built["sdist"], work)
-    for kind in wanted:
-        for tag in kind.for_pythons:
-            with report.step(f"wheel {kind.name} on Python {tag}") as said:
-                said.append(check_installed(work, kind, tag, found[tag], OUT / published[kind.name].name, tests))
+    pairs = [(kind, tag) for kind in wanted for tag in kind.for_pythons if only in (None, f"{kind.name}/{tag}")]
+    if not pairs:
+        raise Failed(f"no wheel and Python are called {only}")
+    for kind, tag in pairs:
+        with report.step(f"wheel {kind.name} on Python {tag}") as said:
+            said.append(check_installed(work, kind, tag, found[tag], OUT / published[kind.name].name, tests))
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="release_check.py", description="Rehearse a release.")
     parser.add_argument("tests", nargs="*", help="the tests to run with each wheel (default: those that need no extra)")
     parser.add_argument("--quick", action="store_true", help="fewer tests")
+    parser.add_argument(
+        "--only", metavar="WHEEL/PYTHON", help="test that one wheel with that one Python, as pure/3.13t"
+    )
     parser.add_argument("--keep", action="store_true", help="environments stay, in out/release/work")
     options = parser.parse_args(argv)
     report, work = Report(), OUT / "work"
@@ -364,12 +370,13 @@ def main(argv: list[str]) -> int:
     work.mkdir(parents=True)
     try:
         with report.step("rehearse a release"):
-            rehearse(report, work, options.tests or (QUICK if options.quick else TESTS))
+            rehearse(report, work, options.tests or (QUICK if options.quick else TESTS), options.only)
     finally:
         if not options.keep:
             shutil.rmtree(work, ignore_errors=True)
     print("\n" + "\n".join(report.lines))
-    print(f"\nrelease-check: {'FAILED' if report.failures else 'passed'}")
+    part = f", of {options.only} only" if options.only else ""
+    print(f"\nrelease-check: {'FAILED' if report.failures else 'passed'}{part}")
     return 1 if report.failures else 0
 
 

@@ -30,7 +30,15 @@ def scheduler() -> Iterator[Any]:
     scheduler.start()
     yield scheduler
     if scheduler.running:
-        scheduler.shutdown()
+        shut_down(scheduler)
+
+
+def shut_down(scheduler: Any) -> None:
+    """Its thread must have no job in hand: APScheduler removes a job that ran last, and looks for it elsewhere, and
+    fails, if the scheduler was stopped meanwhile.
+    """
+    scheduler.remove_all_jobs()  # waits for that thread
+    scheduler.shutdown()
 
 
 def test_jobs_that_wait_for_each_other_run_at_once_on_however_few_cpus(scheduler: Any) -> None:
@@ -57,7 +65,7 @@ def test_a_bound_is_kept() -> None:
     for _ in range(20):
         scheduler.add_job(job)
     assert all(ended.acquire(timeout=HANG) for _ in range(20))
-    scheduler.shutdown()
+    shut_down(scheduler)
     assert 1 <= at_once.most <= 2
 
 
@@ -105,7 +113,7 @@ def test_shutdown_waits_for_the_runs_and_ends_nothing_else(scheduler: Any, gate:
     scheduler.add_job(job)
     gate.await_arrivals(1)
     threading.Timer(0.05, gate.open.set).start()
-    scheduler.shutdown(wait=True)
+    shut_down(scheduler)  # wait=True, as by default
     assert ended.is_set()
     assert cmwq.system.submit(abs, -1).result(HANG) == 1
 

@@ -9,6 +9,7 @@ from weakref import finalize
 import pytest
 
 import cmwq
+from cmwq._host import ThreadHost
 from cmwq._pool.pool import WorkerPool
 from cmwq.testing import SimHost, Simulation
 from cmwq.testing.sim_host import SimParker
@@ -75,6 +76,9 @@ def test_A4_the_next_starts_at_the_very_moment_the_last_running_one_blocks() -> 
     in_simulation(test)
 
 
+@pytest.mark.skipif(
+    not ThreadHost().gil_enabled(), reason="without a GIL it runs whenever counts of threads are merged"
+)
 def test_A4_a_finaliser_that_takes_its_time_holds_up_nobody() -> None:
     def test(sim: Simulation, runtime: cmwq.Runtime) -> None:
         runtime.pool_here("system").office.create_worker()
