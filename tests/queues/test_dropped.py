@@ -245,6 +245,27 @@ def test_E8_what_a_finaliser_queues_in_a_frozen_queue_runs_after_the_thaw(
     until(lambda: ran == [1])
 
 
+def test_E8_a_queue_that_a_finaliser_used_first_of_all_is_frozen_as_others(
+    universe: cmwq.Runtime, ran: Ran, gate: Gate
+) -> None:
+    def drops() -> None:
+        queue = cmwq.WorkQueue("f", freezable=True, max_active=1, runtime=universe)
+        Finalised(lambda: (queue.submit(gate), queue.submit(ran.append, 1)))
+
+    drops()
+    gc.collect()
+    gate.await_arrivals(1)
+    (queue,) = universe.queues()
+    (place,) = queue.places()
+    freezing = cmwq.WorkQueue("other", runtime=universe).submit(universe.freeze)
+    until(lambda: place.frozen)
+    gate.open.set()
+    freezing.result(HANG)
+    assert ran == []
+    universe.thaw()
+    until(lambda: ran == [1])
+
+
 def test_E8_a_frozen_queue_that_a_finaliser_saved_before_the_thaw_goes_on_after_it(
     universe: cmwq.Runtime, ran: Ran
 ) -> None:
