@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import HANG, state_of
 
-from cmwq.cli import exits
+from cmwq.cli import child, exits
 from cmwq.cli.child import Children, Clock
+from cmwq.cli.exits import has_exited
 from cmwq.cli.groups import living
+from cmwq.cli.spawn import Spawner
 
 from .conftest import Cli
 from .test_exec_end import Started, alive, lines, nothing_is_left, start, wait_until
@@ -150,6 +152,24 @@ def test_a_command_whose_background_was_ended_is_run_again(start: Started, folde
     out, _ = process.communicate(timeout=60)
     assert (process.returncode, out, len(lines(folder / "log"))) == (-signal.SIGTERM, b"", 1)
     nothing_is_left(folder)
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_command_that_is_just_being_started_when_the_run_ends_is_judged_with_its_group(
+    monkeypatch: pytest.MonkeyPatch, *, given_up: bool
+) -> None:
+    """On a busy machine a leader may have ended before its starter goes on."""
+    children, starts = Children(5.0), child.start
+
+    def start_late(spawner: Spawner, path: str, argv: list[str]) -> tuple[int, int, int]:
+        started = starts(spawner, path, argv)
+        wait_until(lambda: has_exited(started[0]))
+        children.end(signal.SIGTERM)
+        return started
+
+    monkeypatch.setattr(child, "start", start_late)
+    script = "sleep 1000 & echo early" if given_up else "echo early"
+    assert children.run("/bin/sh", ["sh", "-c", script], (nothing, nothing), HANG).given_up == given_up
 
 
 # ------------------------------------------------------------------------------------------- limits

@@ -200,7 +200,7 @@ class Children:
                     if started is not None:
                         self._running[started[0]] = child = Child(started[0])
                         if self._ending is not None:
-                            self._end(child, self._ending, has_exited(child.pid))
+                            self._end(self._ending, child)
                     self._changed.notify_all()
 
     def _reconsider(self, error: OSError, path: str, argv: list[str]) -> tuple[str, list[str], bool]:
@@ -294,20 +294,21 @@ class Children:
         """Start nothing more, and send that signal to every group. What had not ended by then is given up."""
         with self._changed:
             told, self._ending = self._ending is not None, number
-            exited = [pid for pid in self._running if has_exited(pid)]
-            now = time.monotonic()
-            ended = {pid for pid in exited if not self._groups.lives(pid, since=now)}
-            for child in self._running.values():
-                self._end(child, number, child.pid in ended)
+            self._end(number, *self._running.values())
             if not told:
                 os.write(self._tell_end, b"!")
             self._changed.notify_all()
 
-    def _end(self, child: Child, number: int, ended: bool) -> None:
-        child.given_up = child.given_up or not ended
-        child.ending = True
-        child.killed = child.killed or number == signal.SIGKILL
-        _signal_group(child.pid, number)
+    def _end(self, number: int, *children: Child) -> None:
+        """Send them that signal. Whose group lives is given up, also if its leader has ended."""
+        exited = [child for child in children if has_exited(child.pid)]
+        now = time.monotonic()
+        ended = {child for child in exited if not self._groups.lives(child.pid, since=now)}
+        for child in children:
+            child.given_up = child.given_up or child not in ended
+            child.ending = True
+            child.killed = child.killed or number == signal.SIGKILL
+            _signal_group(child.pid, number)
 
     def settle(self, timeout: float) -> None:
         """Wait until no process is being started, for at most so many seconds."""
