@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from conftest import stop
 
+from cmwq.observing.places import folders
+
 from .conftest import Cli
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
@@ -40,6 +42,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "runtime"
     home.mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(home))
+    sockets = [name for folder in folders(os.geteuid()) for name in os.listdir(folder)]
+    if any(os.path.exists(f"/proc/{name.partition('-')[0]}") for name in sockets):
+        pytest.skip("another process of this user has a monitor: `cmwq ps` would list it, too")
     return home
 
 

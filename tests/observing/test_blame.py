@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,3 +65,56 @@ def test_H3_who_called_acquire_seems_to_hold_and_who_called_release_does_not() -
     lock.release()
     with lock:
         assert _holder_of(lock, me, {}) == (7, True)
+
+
+def test_H3_who_defines_a_function_that_acquires_a_lock_does_not_seem_to_hold_it() -> None:
+    """As a module does whose work has left its lock held: its main thread was told to have it."""
+    lock = threading.Lock()
+
+    class Other:
+        lock.acquire()
+        lock.release()
+
+    def take() -> dict[int, FrameType]:
+        lock.acquire()
+        return {7: sys._getframe()}
+
+    within = take()
+    assert _holder_of(lock, {7: sys._getframe()}, {}) == (0, False)
+    assert _holder_of(lock, within, {}) == (7, False)
+
+
+class Spy(str):
+    """A key that must not be asked."""
+
+    __hash__ = str.__hash__
+    asked = 0
+
+    def __eq__(self, other: object) -> bool:
+        Spy.asked += 1
+        return False
+
+
+def test_H3_a_lock_with_a_key_or_an_index_is_found() -> None:
+    me = {7: sys._getframe()}
+    lock, other, third = threading.Lock(), threading.Lock(), threading.Lock()
+    locks = {Spy("a"): other, True: third, "a": lock, ("x", 1): lock}
+    kept = SimpleNamespace(locks=locks, rows=[other, lock], pair=(lock, other))
+    name, key, last = "a", ("x", 1), 1
+    with kept.locks[name]:
+        asked = Spy.asked
+        assert _holder_of(lock, me, {}) == (7, True)
+        assert Spy.asked == asked, "what the program's own keys are equal to is not asked"
+    with kept.locks["x", 1]:
+        assert _holder_of(lock, me, {}) == (7, True)
+    with kept.locks[key]:
+        assert _holder_of(lock, me, {}) == (7, True)
+    with kept.rows[last]:
+        assert _holder_of(lock, me, {}) == (7, True)
+    with kept.pair[0]:
+        assert _holder_of(lock, me, {}) == (7, True)
+    assert lock.acquire()
+    with kept.locks[True], kept.rows[0]:
+        assert _holder_of(other, me, {}) == (7, True)
+        assert _holder_of(lock, {7: sys._getframe(0)}, {}) == (7, False), "a guess, by its own name"
+    lock.release()

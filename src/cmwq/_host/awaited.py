@@ -5,8 +5,9 @@ and an `RLock` tells its owner. A thread that is within the body of `with lock:`
 *guess*: a function has called `lock.acquire()` on an earlier line than the one it is at, and no `lock.release()` in
 between. Nothing is said of a lock whose holder has left the function that acquired it.
 
-Nothing of the program's is evaluated: no `repr`, no property, no `__getattr__`. Names are looked up in a frame, and
-attributes where an object, its slots and its class store them. Source is read before frames are looked at, and the
+Nothing of the program's is evaluated: no `repr`, no property, no `__getattr__`, no `__eq__`. Names are looked up in a
+frame, attributes where an object, its slots and its class store them, and what has a key or an index in dictionaries,
+lists and tuples. Source is read before frames are looked at, and the
 other threads run meanwhile. So the answer is of about one moment, good enough for threads that have not moved for
 seconds. Without a GIL nothing is said, since frames of running threads can't be read safely there.
 """
@@ -48,6 +49,10 @@ MAX_DEPTH = 60
 """So many frames of a stack are looked at."""
 MAX_LOCKS = 16
 """Of so many locks the holder is looked for: of those for which most threads wait."""
+MAX_SEARCHED = 10_000
+"""Of so many entries of a dictionary one is looked for."""
+_KEYS = (str, int, bytes, bool, type(None))
+"""Keys of these types, not of ones derived from them, can be compared without calling anything of the program's."""
 MISSING = object()
 
 
@@ -179,7 +184,14 @@ def _expression_in(text: str, first_column: int, last_column: int) -> ast.expr |
 
 
 def _resolve(node: ast.expr, frame: FrameType) -> object:
-    """The object that an expression of names and attributes stands for, without evaluating anything."""
+    """The object that an expression of names, attributes and keys stands for, without evaluating anything."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Tuple):
+        found = tuple(_resolve(each, frame) for each in node.elts)
+        return MISSING if MISSING in found else found
+    if isinstance(node, ast.Subscript):
+        return _item(_resolve(node.value, frame), _resolve(node.slice, frame))
     if isinstance(node, ast.Name):
         found = frame.f_locals.get(node.id, MISSING)
         return frame.f_globals.get(node.id, MISSING) if found is MISSING else found
@@ -190,6 +202,31 @@ def _resolve(node: ast.expr, frame: FrameType) -> object:
             name = f"_{type(frame.f_locals['self']).__name__.lstrip('_')}{name}"
         return MISSING if owner is MISSING else _stored(owner, name)
     return MISSING
+
+
+def _item(container: object, key: object) -> object:
+    """What a dictionary, list or tuple has there."""
+    if isinstance(container, dict) and len(container) <= MAX_SEARCHED:
+        shape = _shape(key)
+        if shape is not None:
+            return next((value for each, value in dict.items(container) if _shape(each) == shape), MISSING)
+    if type(key) is int:
+        with suppress(IndexError):
+            if isinstance(container, list):
+                return list.__getitem__(container, key)
+            if isinstance(container, tuple):
+                return tuple.__getitem__(container, key)
+    return MISSING
+
+
+def _shape(key: object) -> object:
+    """The key, and of what types it is made, so that it can be compared; None: it can't."""
+    if type(key) in _KEYS:
+        return type(key), key
+    if type(key) is tuple:
+        parts = [_shape(each) for each in key]
+        return None if None in parts else parts
+    return None
 
 
 def _stored(owner: object, name: str) -> object:
@@ -255,7 +292,9 @@ def _is_lock(found: object, lock: object) -> bool:
 
 @lru_cache(maxsize=512)
 def _statements(code: CodeType) -> tuple[tuple[str, int, int, ast.expr], ...]:
-    """The statements of a function that take and release something, in order: (kind, first line, last line, what)."""
+    """The statements of a function, or of a module, that take and release something, in order: (kind, first line, last
+    line, what). Those of functions within it are not its own.
+    """
     last_line = max((line for _, _, line in code.co_lines() if line is not None), default=0)
     first_line = code.co_firstlineno
     lines = linecache.getlines(code.co_filename)[first_line - 1 : last_line + 1]
@@ -263,13 +302,33 @@ def _statements(code: CodeType) -> tuple[tuple[str, int, int, ast.expr], ...]:
     tree = _parsed(*("".join(source[: len(source) - cut]) for cut in range(3)))  # it may end within the next statement
     found: list[tuple[str, int, int, ast.expr]] = []
     offset = first_line - 1
-    for node in ast.walk(tree):
+    for node in _own(tree, code.co_name):
         if isinstance(node, ast.With | ast.AsyncWith):
             body = offset + node.body[0].lineno, offset + (node.body[-1].end_lineno or 0)
             found += [("with", *body, item.context_expr) for item in node.items]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             found.append((node.func.attr, offset + node.lineno, offset + node.lineno, node.func.value))
     return tuple(sorted(found, key=lambda each: each[1]))
+
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+
+
+def _own(tree: ast.AST, name: str) -> Iterator[ast.AST]:
+    """The nodes of the module, or of the function of that name with which the tree begins, without the bodies of
+    functions and classes within it. (A lambda's line tells of nothing else.)
+    """
+    if name == "<lambda>":
+        yield from ast.walk(tree)
+        return
+    todo = [tree]
+    if name != "<module>" and isinstance(tree, ast.Module) and tree.body and isinstance(tree.body[0], _SCOPES):
+        todo = [*tree.body[0].body]
+    while todo:
+        node = todo.pop()
+        if not isinstance(node, _SCOPES):
+            yield node
+            todo += ast.iter_child_nodes(node)
 
 
 def _parsed(*sources: str) -> ast.AST:
