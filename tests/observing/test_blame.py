@@ -15,7 +15,7 @@ import pytest
 
 import cmwq
 from cmwq._core.ports import Awaited
-from cmwq._host.awaited import _holder_of
+from cmwq._host.awaited import MISSING, _holder_of, _item
 from tests.conftest import HANG, Gate
 
 from .conftest import SOON_REPORTED, stall_of
@@ -100,11 +100,16 @@ def test_H3_a_lock_with_a_key_or_an_index_is_found() -> None:
     lock, other, third = threading.Lock(), threading.Lock(), threading.Lock()
     locks = {Spy("a"): other, True: third, "a": lock, ("x", 1): lock}
     kept = SimpleNamespace(locks=locks, rows=[other, lock], pair=(lock, other))
-    name, key, last = "a", ("x", 1), 1
+    name, key, last, odd = "a", ("x", 1), 1, Spy("b")
+    locks[odd, 1] = other
     with kept.locks[name]:
         asked = Spy.asked
         assert _holder_of(lock, me, {}) == (7, True)
         assert Spy.asked == asked, "what the program's own keys are equal to is not asked"
+    with kept.locks[odd, 1]:
+        asked = Spy.asked
+        assert _holder_of(other, me, {}) == (0, False)
+        assert Spy.asked == asked, "nor what its objects are equal to"
     with kept.locks["x", 1]:
         assert _holder_of(lock, me, {}) == (7, True)
     with kept.locks[key]:
@@ -118,3 +123,30 @@ def test_H3_a_lock_with_a_key_or_an_index_is_found() -> None:
         assert _holder_of(other, me, {}) == (7, True)
         assert _holder_of(lock, {7: sys._getframe(0)}, {}) == (7, False), "a guess, by its own name"
     lock.release()
+
+
+def test_H3_what_is_looked_into_is_not_asked_for_its_class_or_length() -> None:
+    asked: list[object] = []
+
+    class Masked:
+        __class__ = property(asked.append)  # type: ignore[assignment]
+
+    class Counting(dict[str, int]):
+        def __len__(self) -> int:
+            asked.append(self)
+            return 0
+
+    class Meta(type):
+        __hash__ = type.__hash__
+
+        def __eq__(cls, other: object) -> bool:
+            asked.append(cls)
+            return False
+
+    class Equal(metaclass=Meta):
+        pass
+
+    assert _item({"a": 1}, Equal()) is MISSING
+    assert _item(Masked(), 0) is MISSING
+    assert _item(Counting(a=1), "a") == 1
+    assert asked == []

@@ -34,6 +34,7 @@ from cmwq._errors import PACKAGE
 
 _RLOCK = type(threading.RLock())
 _LOCK = type(threading.Lock())
+_LOCKS = (_LOCK, _RLOCK)
 _LIBRARY = os.path.dirname(threading.__file__) + os.sep
 _STANDARD = frozenset((threading.__file__, _LIBRARY + "queue.py"))
 """Files whose classes wait for their caller: an Event, a Condition, a Queue, a Semaphore, a Thread."""
@@ -137,12 +138,12 @@ def _waits_for(frame: FrameType) -> tuple[str, object, FrameType] | None:
         if expression is None:
             return None
         found = _resolve(expression, outer)
-        if type(found) not in (_LOCK, _RLOCK):
+        if not _is_of(found, _LOCKS):
             return None
         return f"the {'RLock' if type(found) is _RLOCK else 'lock'} {text}{where}", found, outer
     kind = type(owner).__name__
     name = f"the {kind} {text}" if text else _a(kind)
-    if type(lock) in (_LOCK, _RLOCK):
+    if _is_of(lock, _LOCKS):
         return f"the lock of {name}{where}", lock, outer
     bases = (each.__name__ for each in type.__dict__["__mro__"].__get__(type(owner)))
     what = next((_KINDS[base, method] for base in bases if (base, method) in _KINDS), "{}")
@@ -189,7 +190,7 @@ def _resolve(node: ast.expr, frame: FrameType) -> object:
         return node.value
     if isinstance(node, ast.Tuple):
         found = tuple(_resolve(each, frame) for each in node.elts)
-        return MISSING if MISSING in found else found
+        return MISSING if any(each is MISSING for each in found) else found
     if isinstance(node, ast.Subscript):
         return _item(_resolve(node.value, frame), _resolve(node.slice, frame))
     if isinstance(node, ast.Name):
@@ -204,24 +205,31 @@ def _resolve(node: ast.expr, frame: FrameType) -> object:
     return MISSING
 
 
-def _item(container: object, key: object) -> object:
+def _item(container: Any, key: object) -> object:
     """What a dictionary, list or tuple has there."""
-    if isinstance(container, dict) and len(container) <= MAX_SEARCHED:
+    kind = type(container)  # not `isinstance`: it may ask the object for its class
+    if issubclass(kind, dict) and dict.__len__(container) <= MAX_SEARCHED:
         shape = _shape(key)
         if shape is not None:
             return next((value for each, value in dict.items(container) if _shape(each) == shape), MISSING)
     if type(key) is int:
         with suppress(IndexError):
-            if isinstance(container, list):
+            if issubclass(kind, list):
                 return list.__getitem__(container, key)
-            if isinstance(container, tuple):
+            if issubclass(kind, tuple):
                 return tuple.__getitem__(container, key)
     return MISSING
 
 
+def _is_of(thing: object, kinds: tuple[type, ...]) -> bool:
+    """Whether it is of one of these types exactly. Not by `in`, which asks a metaclass what its classes equal."""
+    kind = type(thing)
+    return any(kind is each for each in kinds)
+
+
 def _shape(key: object) -> object:
     """The key, and of what types it is made, so that it can be compared; None: it can't."""
-    if type(key) in _KEYS:
+    if _is_of(key, _KEYS):
         return type(key), key
     if type(key) is tuple:
         parts = [_shape(each) for each in key]
@@ -237,13 +245,13 @@ def _stored(owner: object, name: str) -> object:
             return own[name]
     except AttributeError:
         pass
-    for kind in type.__dict__["__mro__"].__get__(owner if isinstance(owner, type) else type(owner)):
+    for kind in type.__dict__["__mro__"].__get__(owner if issubclass(type(owner), type) else type(owner)):
         found = type.__dict__["__dict__"].__get__(kind).get(name, MISSING)
         if type(found) is MemberDescriptorType:
             with suppress(AttributeError):
                 return found.__get__(owner)
         if found is not MISSING:
-            return found if type(found) in (_LOCK, _RLOCK) else MISSING
+            return found if _is_of(found, _LOCKS) else MISSING
     return MISSING
 
 
@@ -287,7 +295,7 @@ def _holds(frame: FrameType, lock: object) -> bool | None:
 
 def _is_lock(found: object, lock: object) -> bool:
     """Whether this is the lock, or a Condition around it."""
-    return found is lock or (isinstance(found, threading.Condition) and _stored(found, "_lock") is lock)
+    return found is lock or (issubclass(type(found), threading.Condition) and _stored(found, "_lock") is lock)
 
 
 @lru_cache(maxsize=512)
